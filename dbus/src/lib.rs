@@ -1,0 +1,14 @@
+//! The contract between loopd and its clients, used by both sides.
+//!
+//! Beside the Rust types this folder holds what a bus needs of the contract: the bus policy, the
+//! activation file and the introspection XML of each interface.
+
+pub mod error;
+pub mod names;
+pub mod options;
+pub mod properties;
+pub mod proxy;
+
+pub use error::{Error, ErrorKind};
+pub use options::{AttachOptions, DetachOptions, InvalidOption, Lifetime, ListOptions, Overlap};
+pub use properties::{AttachmentProperties, State, VolumeProperties};

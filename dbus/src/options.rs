@@ -1,0 +1,356 @@
+//! The option dictionaries (`a{sv}`) of the methods, as types.
+//!
+//! Decoding is strict: an unknown key and a value of another type are errors, so that a misspelt
+//! option never passes for one that was honoured.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+
+use zbus::{OwnedVariant, Variant};
+
+/// An option dictionary as it arrives.
+pub type ReceivedOptions = HashMap<String, OwnedVariant>;
+/// An option dictionary to be sent.
+pub type SentOptions<'a> = HashMap<&'static str, Variant<'a>>;
+
+/// Why an option dictionary was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidOption {
+    /// No option has this name.
+    #[error("unknown option {name:?}; {method} knows {known}")]
+    Unknown {
+        /// The key that was sent.
+        name: String,
+        /// The method that was called.
+        method: &'static str,
+        /// The keys that it takes.
+        known: &'static str,
+    },
+    /// The value has another type.
+    #[error("option {name:?} takes a value of D-Bus type {expected:?}, not {found:?}")]
+    Type {
+        /// The key.
+        name: String,
+        /// The signature that the contract gives.
+        expected: &'static str,
+        /// The signature that was sent.
+        found: String,
+    },
+    /// The value is none of the words that the option takes.
+    #[error("option {name:?} is {value:?}; it takes {known}")]
+    Word {
+        /// The key.
+        name: &'static str,
+        /// The value that was sent.
+        value: String,
+        /// The words that it takes.
+        known: &'static str,
+    },
+}
+
+macro_rules! words {
+    ($(#[$doc:meta])* $type:ident, $option:literal, $known:literal,
+     { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+        pub enum $type { $($(#[$variant_doc])* $variant,)* }
+
+        impl $type {
+            /// The word for it on the bus and on the command line.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word,)* }
+            }
+        }
+
+        impl std::fmt::Display for $type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+
+        impl std::str::FromStr for $type {
+            type Err = InvalidOption;
+
+            fn from_str(word: &str) -> Result<Self, InvalidOption> {
+                match word {
+                    $($word => Ok(Self::$variant),)*
+                    _ => Err(InvalidOption::Word { name: $option, value: word.to_owned(), known: $known }),
+                }
+            }
+        }
+    };
+}
+
+words! {
+    /// When an attachment ends.
+    Lifetime, "lifetime", "\"client\", \"mount\" or \"persistent\"", {
+        /// With the bus connection that made it.
+        #[default]
+        Client = "client",
+        /// With the last mount of the device or of one of its partitions.
+        Mount = "mount",
+        /// When it is detached.
+        Persistent = "persistent",
+    }
+}
+
+words! {
+    /// What to do when the file is attached already.
+    Overlap, "overlap", "\"allow\", \"refuse\" or \"reuse\"", {
+        /// Attach it once more.
+        #[default]
+        Allow = "allow",
+        /// Fail with `Overlap`.
+        Refuse = "refuse",
+        /// Give back the device with the same file, offset and size limit.
+        Reuse = "reuse",
+    }
+}
+
+/// The options of `SetupLoop`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttachOptions {
+    /// Bytes into the file.
+    pub offset: u64,
+    /// Bytes at most; 0 is up to the end of the file.
+    pub size_limit: u64,
+    /// Make the device read-only, whatever the descriptor allows.
+    pub read_only: bool,
+    /// Make the partitions' nodes.
+    pub partition_scan: bool,
+    /// Bypass the page cache of the backing file.
+    pub direct_io: bool,
+    /// Logical block size in bytes; 0 lets loopd choose.
+    pub block_size: u32,
+    /// When the attachment ends.
+    pub lifetime: Lifetime,
+    /// A name that losetup shows as REF; at most 63 bytes.
+    pub reference: String,
+    /// N of the wanted `/dev/loopN`; any free one where `None`.
+    pub number: Option<u32>,
+    /// What to do when the file is attached already.
+    pub overlap: Overlap,
+    /// Reply only when udev has processed the device.
+    pub wait: bool,
+}
+
+impl Default for AttachOptions {
+    fn default() -> Self {
+        Self {
+            offset: 0,
+            size_limit: 0,
+            read_only: false,
+            partition_scan: true,
+            direct_io: false,
+            block_size: 0,
+            lifetime: Lifetime::default(),
+            reference: String::new(),
+            number: None,
+            overlap: Overlap::default(),
+            wait: true,
+        }
+    }
+}
+
+impl AttachOptions {
+    const KNOWN: &str = "\"offset\", \"size-limit\", \"read-only\", \"partition-scan\", \"direct-io\", \
+        \"block-size\", \"lifetime\", \"reference\", \"number\", \"overlap\" and \"wait\"";
+
+    /// Reads what a caller sent.
+    ///
+    /// # Errors
+    /// An unknown key, or a value of another type.
+    pub fn decode(received: ReceivedOptions) -> Result<Self, InvalidOption> {
+        let mut options = Self::default();
+        for (name, value) in received {
+            match name.as_str() {
+                "offset" => options.offset = take(&name, "t", &value)?,
+                "size-limit" => options.size_limit = take(&name, "t", &value)?,
+                "read-only" => options.read_only = take(&name, "b", &value)?,
+                "partition-scan" => options.partition_scan = take(&name, "b", &value)?,
+                "direct-io" => options.direct_io = take(&name, "b", &value)?,
+                "block-size" => options.block_size = take(&name, "u", &value)?,
+                "lifetime" => options.lifetime = take::<&str>(&name, "s", &value)?.parse()?,
+                "reference" => options.reference = take::<&str>(&name, "s", &value)?.to_owned(),
+                "number" => options.number = Some(take(&name, "u", &value)?),
+                "overlap" => options.overlap = take::<&str>(&name, "s", &value)?.parse()?,
+                "wait" => options.wait = take(&name, "b", &value)?,
+                _ => return Err(unknown(name, "SetupLoop", Self::KNOWN)),
+            }
+        }
+        Ok(options)
+    }
+
+    /// What to send: only what differs from the defaults.
+    #[must_use]
+    pub fn encode(&self) -> SentOptions<'_> {
+        let default = Self::default();
+        let mut sent = SentOptions::new();
+        let mut put = |name, differs: bool, value: Variant<'static>| {
+            if differs {
+                sent.insert(name, value);
+            }
+        };
+        put("offset", self.offset != default.offset, self.offset.into());
+        put("size-limit", self.size_limit != default.size_limit, self.size_limit.into());
+        put("read-only", self.read_only != default.read_only, self.read_only.into());
+        put("partition-scan", self.partition_scan != default.partition_scan, self.partition_scan.into());
+        put("direct-io", self.direct_io != default.direct_io, self.direct_io.into());
+        put("block-size", self.block_size != default.block_size, self.block_size.into());
+        put("lifetime", self.lifetime != default.lifetime, self.lifetime.as_str().into());
+        put("reference", self.reference != default.reference, self.reference.clone().into());
+        put("overlap", self.overlap != default.overlap, self.overlap.as_str().into());
+        put("wait", self.wait != default.wait, self.wait.into());
+        put("number", self.number.is_some(), self.number.unwrap_or_default().into());
+        sent
+    }
+}
+
+/// The options of `Detach`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DetachOptions {
+    /// Let the last user's close detach the device where it is in use.
+    pub lazy: bool,
+}
+
+impl DetachOptions {
+    /// Reads what a caller sent.
+    ///
+    /// # Errors
+    /// An unknown key, or a value of another type.
+    pub fn decode(received: ReceivedOptions) -> Result<Self, InvalidOption> {
+        let mut options = Self::default();
+        for (name, value) in received {
+            match name.as_str() {
+                "lazy" => options.lazy = take(&name, "b", &value)?,
+                _ => return Err(unknown(name, "Detach", "\"lazy\"")),
+            }
+        }
+        Ok(options)
+    }
+
+    /// What to send.
+    #[must_use]
+    pub fn encode(self) -> SentOptions<'static> {
+        if self.lazy { SentOptions::from([("lazy", true.into())]) } else { SentOptions::new() }
+    }
+}
+
+/// The options of `List`.
+#[derive(Debug, Default)]
+pub struct ListOptions {
+    /// Only attachments of this very file, by device and inode.
+    pub file: Option<OwnedFd>,
+    /// Only attachments at this offset, in bytes.
+    pub offset: Option<u64>,
+    /// Also the loop devices that loopd did not attach.
+    pub all: bool,
+}
+
+impl ListOptions {
+    /// Reads what a caller sent.
+    ///
+    /// # Errors
+    /// An unknown key, or a value of another type.
+    pub fn decode(received: ReceivedOptions) -> Result<Self, InvalidOption> {
+        let mut options = Self::default();
+        for (name, value) in received {
+            match name.as_str() {
+                "file" => {
+                    let file = take::<&zbus::Fd<'_>>(&name, "h", &value)?;
+                    options.file = file.as_fd().try_clone_to_owned().ok();
+                }
+                "offset" => options.offset = Some(take(&name, "t", &value)?),
+                "all" => options.all = take(&name, "b", &value)?,
+                _ => return Err(unknown(name, "List", "\"file\", \"offset\" and \"all\"")),
+            }
+        }
+        Ok(options)
+    }
+
+    /// What to send.
+    #[must_use]
+    pub fn encode(&self) -> SentOptions<'_> {
+        let mut sent = SentOptions::new();
+        if let Some(file) = &self.file {
+            sent.insert("file", Variant::Fd(file.as_fd().into()));
+        }
+        if let Some(offset) = self.offset {
+            sent.insert("offset", offset.into());
+        }
+        if self.all {
+            sent.insert("all", true.into());
+        }
+        sent
+    }
+}
+
+fn take<'a, T: TryFrom<&'a OwnedVariant>>(
+    name: &str,
+    expected: &'static str,
+    value: &'a OwnedVariant,
+) -> Result<T, InvalidOption> {
+    T::try_from(value).map_err(|_| InvalidOption::Type {
+        name: name.to_owned(),
+        expected,
+        found: value.value_signature().to_string(),
+    })
+}
+
+fn unknown(name: String, method: &'static str, known: &'static str) -> InvalidOption {
+    InvalidOption::Unknown { name, method, known }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn received(sent: SentOptions<'_>) -> ReceivedOptions {
+        sent.into_iter().map(|(name, value)| (name.to_owned(), value.try_into_owned().unwrap())).collect()
+    }
+
+    #[test]
+    fn what_is_encoded_is_decoded() {
+        let options = AttachOptions {
+            offset: 512,
+            size_limit: 1024,
+            read_only: true,
+            partition_scan: false,
+            direct_io: true,
+            block_size: 4096,
+            lifetime: Lifetime::Persistent,
+            reference: "a reference".to_owned(),
+            number: Some(0),
+            overlap: Overlap::Reuse,
+            wait: false,
+        };
+        assert_eq!(AttachOptions::decode(received(options.encode())), Ok(options.clone()));
+        assert_eq!(options.encode().len(), 11, "a field is missing from the test or from encode()");
+        assert_eq!(
+            AttachOptions::decode(received(AttachOptions::default().encode())),
+            Ok(AttachOptions::default())
+        );
+        let lazy = DetachOptions { lazy: true };
+        assert_eq!(DetachOptions::decode(received(lazy.encode())), Ok(lazy));
+    }
+
+    #[test]
+    fn unknown_keys_wrong_types_and_wrong_words_are_named() {
+        let one = |name: &str, value: Variant<'_>| {
+            let value = value.try_into_owned().unwrap();
+            AttachOptions::decode(ReceivedOptions::from([(name.to_owned(), value)])).unwrap_err().to_string()
+        };
+        assert!(
+            one("ofset", 1u64.into()).starts_with("unknown option \"ofset\"; SetupLoop knows \"offset\"")
+        );
+        assert_eq!(
+            one("offset", 1u32.into()),
+            "option \"offset\" takes a value of D-Bus type \"t\", not \"u\""
+        );
+        assert_eq!(
+            one("lifetime", "ever".into()),
+            "option \"lifetime\" is \"ever\"; it takes \"client\", \"mount\" or \"persistent\""
+        );
+    }
+}

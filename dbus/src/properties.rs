@@ -1,0 +1,184 @@
+//! The properties of the objects, as they travel in `List`, `GetAll` and `PropertiesChanged`.
+
+use std::collections::HashMap;
+
+use zbus::{OwnedVariant, Variant};
+
+macro_rules! properties {
+    ($(#[$doc:meta])* $type:ident { $($(#[$field_doc:meta])* $field:ident: $field_type:ty = $name:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
+        pub struct $type { $($(#[$field_doc])* pub $field: $field_type,)* }
+
+        impl $type {
+            /// Every property by its name on the bus.
+            #[must_use]
+            pub fn to_dict(&self) -> HashMap<&'static str, Variant<'static>> {
+                HashMap::from([$(($name, self.$field.clone().into()),)*])
+            }
+
+            /// The properties that differ from those of `before`.
+            #[must_use]
+            pub fn changes_since(&self, before: &Self) -> HashMap<&'static str, Variant<'static>> {
+                let mut changes = HashMap::new();
+                $(if self.$field != before.$field {
+                    changes.insert($name, self.$field.clone().into());
+                })*
+                changes
+            }
+
+            /// Reads a dictionary; names that are not known here are passed over, so that a newer
+            /// daemon can say more.
+            ///
+            /// # Errors
+            /// A property is missing or has another type.
+            pub fn from_dict(dict: &HashMap<String, OwnedVariant>) -> zbus::Result<Self> {
+                Ok(Self { $($field: property(dict, $name)?,)* })
+            }
+        }
+    };
+}
+
+fn property<T>(dict: &HashMap<String, OwnedVariant>, name: &str) -> zbus::Result<T>
+where
+    T: TryFrom<OwnedVariant>,
+{
+    let wrong = || zbus::Error::Failure(format!("the daemon's reply has no usable property {name:?}"));
+    let value = dict.get(name).ok_or_else(wrong)?.try_clone().map_err(|_| wrong())?;
+    T::try_from(value).map_err(|_| wrong())
+}
+
+properties! {
+    /// `org.loopd1.Attachment`.
+    AttachmentProperties {
+        /// The device node.
+        device: String = "Device",
+        /// N of `/dev/loopN`.
+        number: u32 = "Number",
+        /// The kernel's disk sequence number.
+        disk_sequence: u64 = "DiskSequence",
+        /// The file's path, for display: bytes with a NUL at the end.
+        backing_file: Vec<u8> = "BackingFile",
+        /// `st_dev` of the file.
+        backing_device: u64 = "BackingDevice",
+        /// `st_ino` of the file.
+        backing_inode: u64 = "BackingInode",
+        /// Bytes into the file.
+        offset: u64 = "Offset",
+        /// Bytes at most; 0 is up to the end of the file.
+        size_limit: u64 = "SizeLimit",
+        /// What losetup shows as REF.
+        reference: String = "Reference",
+        /// Whether writing is impossible.
+        read_only: bool = "ReadOnly",
+        /// Whether the page cache of the backing file is bypassed.
+        direct_io: bool = "DirectIo",
+        /// Logical block size in bytes.
+        block_size: u32 = "BlockSize",
+        /// Whether the kernel looks for partitions.
+        partition_scan: bool = "PartitionScan",
+        /// Whether the kernel detaches the device at its last close.
+        autoclear: bool = "Autoclear",
+        /// When it ends; empty where loopd did not attach it.
+        lifetime: String = "Lifetime",
+        /// Whether loopd attached it.
+        managed: bool = "Managed",
+        /// The uid that attached it; `u32::MAX` where that is not known.
+        owner: u32 = "Owner",
+        /// The unique bus name that it is bound to; empty where none.
+        client: String = "Client",
+        /// When it was attached: microseconds of `CLOCK_REALTIME`; 0 where that is not known.
+        since: u64 = "Since",
+        /// `attached` or `detaching`.
+        state: String = "State",
+    }
+}
+
+properties! {
+    /// `org.loopd1.Volume`.
+    VolumeProperties {
+        /// The device node.
+        device: String = "Device",
+        /// Bytes.
+        size: u64 = "Size",
+        /// udev's `ID_FS_USAGE`.
+        usage: String = "Usage",
+        /// udev's `ID_FS_TYPE`.
+        filesystem_type: String = "FilesystemType",
+        /// udev's `ID_FS_VERSION`.
+        filesystem_version: String = "FilesystemVersion",
+        /// udev's `ID_FS_LABEL`, decoded.
+        filesystem_label: String = "FilesystemLabel",
+        /// udev's `ID_FS_UUID`.
+        filesystem_uuid: String = "FilesystemUuid",
+        /// Where it is mounted: paths as bytes, each with a NUL at the end.
+        mount_points: Vec<Vec<u8>> = "MountPoints",
+    }
+}
+
+/// The owner of an attachment that loopd did not make.
+pub const NO_OWNER: u32 = u32::MAX;
+
+/// Where an attachment stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// In use, or ready to be.
+    Attached,
+    /// It goes at the last close.
+    Detaching,
+}
+
+impl State {
+    /// The property's value.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Attached => "attached",
+            Self::Detaching => "detaching",
+        }
+    }
+}
+
+/// A path as the bus carries it: bytes with a NUL at the end.
+#[must_use]
+pub fn to_bus_path(path: &[u8]) -> Vec<u8> {
+    let mut bytes = path.to_vec();
+    bytes.push(0);
+    bytes
+}
+
+/// The bytes of a path that the bus carried.
+#[must_use]
+pub fn from_bus_path(bytes: &[u8]) -> &[u8] {
+    bytes.strip_suffix(&[0]).unwrap_or(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dictionaries_read_back() {
+        let volume = VolumeProperties {
+            device: "/dev/loop1".to_owned(),
+            size: 4096,
+            mount_points: vec![to_bus_path(b"/mnt/\xff")],
+            ..VolumeProperties::default()
+        };
+        let dict = volume
+            .to_dict()
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value.try_into_owned().unwrap()))
+            .collect();
+        assert_eq!(VolumeProperties::from_dict(&dict).unwrap(), volume);
+        assert_eq!(from_bus_path(&volume.mount_points[0]), b"/mnt/\xff");
+        assert!(VolumeProperties::from_dict(&HashMap::new()).is_err());
+    }
+
+    #[test]
+    fn only_changes_are_named() {
+        let before = AttachmentProperties::default();
+        let after = AttachmentProperties { autoclear: true, ..before.clone() };
+        assert_eq!(after.changes_since(&before).into_keys().collect::<Vec<_>>(), ["Autoclear"]);
+    }
+}

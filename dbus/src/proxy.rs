@@ -1,0 +1,141 @@
+//! What a client calls.
+//!
+//! Each call that polkit may want to ask about takes the connection's word whether a prompt may
+//! appear; the generated proxies of zbus fix that for each method once and for all.
+
+use std::collections::HashMap;
+use std::os::fd::BorrowedFd;
+
+use zbus::proxy::MethodFlags;
+use zbus::wire::{DynamicDeserialize, DynamicType, ObjectPath, OwnedObjectPath};
+use zbus::{Connection, Fd, OwnedVariant, Proxy};
+
+use crate::names::{ATTACHMENT, BUS_NAME, MANAGER, ROOT_PATH};
+use crate::options::{AttachOptions, DetachOptions, ListOptions};
+
+/// An attachment's path and its properties: those of `Attachment` and of `Volume`.
+pub type Listed = (OwnedObjectPath, HashMap<String, OwnedVariant>);
+
+/// Whether polkit may ask the user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interaction {
+    /// A prompt may appear; the call may then take as long as the user does.
+    Allowed,
+    /// A call that needs a prompt fails.
+    Forbidden,
+}
+
+impl Interaction {
+    fn flags(self) -> MethodFlags {
+        match self {
+            Self::Allowed => MethodFlags::ALLOW_INTERACTIVE_AUTH,
+            Self::Forbidden => MethodFlags::empty(),
+        }
+    }
+}
+
+async fn call<B, R>(proxy: &Proxy<'_>, method: &str, interaction: Interaction, body: &B) -> zbus::Result<R>
+where
+    B: serde::Serialize + DynamicType,
+    R: for<'d> DynamicDeserialize<'d>,
+{
+    let reply = proxy.call_with_flags(method, interaction.flags(), body).await?;
+    reply.ok_or(zbus::Error::InvalidReply)
+}
+
+/// `org.loopd1.Manager`.
+#[derive(Clone, Debug)]
+pub struct Manager {
+    proxy: Proxy<'static>,
+    interaction: Interaction,
+}
+
+impl Manager {
+    /// The manager on this connection. No call is made yet.
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub async fn new(connection: &Connection, interaction: Interaction) -> zbus::Result<Self> {
+        let proxy = zbus::proxy::Builder::new(connection)
+            .destination(BUS_NAME)
+            .path(ROOT_PATH)
+            .interface(MANAGER)
+            .cache_properties(zbus::proxy::CacheProperties::No)
+            .build()
+            .await?;
+        Ok(Self { proxy, interaction })
+    }
+
+    /// Attaches the file; gives the object and the device node.
+    ///
+    /// # Errors
+    /// Those of the contract ([`crate::Error::from_call`]), or the bus failed.
+    pub async fn setup_loop(
+        &self,
+        file: BorrowedFd<'_>,
+        options: &AttachOptions,
+    ) -> zbus::Result<(OwnedObjectPath, String)> {
+        let body = (Fd::from(file), options.encode());
+        call(&self.proxy, "SetupLoop", self.interaction, &body).await
+    }
+
+    /// Detaches the device node.
+    ///
+    /// # Errors
+    /// Those of the contract, or the bus failed.
+    pub async fn detach(&self, device: &str, options: DetachOptions) -> zbus::Result<()> {
+        call(&self.proxy, "Detach", self.interaction, &(device, options.encode())).await
+    }
+
+    /// The attachments.
+    ///
+    /// # Errors
+    /// Those of the contract, or the bus failed.
+    pub async fn list(&self, options: &ListOptions) -> zbus::Result<Vec<Listed>> {
+        call(&self.proxy, "List", Interaction::Forbidden, &(options.encode(),)).await
+    }
+
+    /// The daemon's version.
+    ///
+    /// # Errors
+    /// The bus failed.
+    pub async fn version(&self) -> zbus::Result<String> {
+        self.proxy.get_property("Version").await
+    }
+}
+
+/// `org.loopd1.Attachment`.
+#[derive(Clone, Debug)]
+pub struct Attachment {
+    proxy: Proxy<'static>,
+    interaction: Interaction,
+}
+
+impl Attachment {
+    /// The attachment with this path. No call is made yet.
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub async fn new(
+        connection: &Connection,
+        path: ObjectPath<'static>,
+        interaction: Interaction,
+    ) -> zbus::Result<Self> {
+        let proxy = zbus::proxy::Builder::new(connection)
+            .destination(BUS_NAME)
+            .path(path)
+            .interface(ATTACHMENT)
+            .cache_properties(zbus::proxy::CacheProperties::No)
+            .build()
+            .await?;
+        Ok(Self { proxy, interaction })
+    }
+
+    /// Detaches it.
+    ///
+    /// # Errors
+    /// Those of the contract, or the bus failed.
+    pub async fn detach(&self, options: DetachOptions) -> zbus::Result<()> {
+        call(&self.proxy, "Detach", self.interaction, &(options.encode(),)).await
+    }
+}
