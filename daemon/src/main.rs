@@ -1,1 +1,198 @@
-fn main() {}
+//! loopd: attaches files to loop devices for those who may not do so themselves.
+//!
+//! Starts and stops the tasks, nothing else. `docs/architecture.md` names each of them and what it
+//! waits for.
+
+mod authority;
+mod bus;
+mod caller;
+mod clients;
+mod config;
+mod engine;
+mod kernel;
+mod log;
+mod mounts;
+mod text;
+mod udev;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_lite::StreamExt;
+use sd_notify::NotifyState;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{error, info, warn};
+use zbus::fdo::DBusProxy;
+use zbus::{Connection, MatchRule, MessageStream};
+
+use authority::Authority;
+use bus::{Publisher, Room};
+use caller::Callers;
+use clients::Clients;
+use engine::{ClientId, Engine, Ledger, Settings};
+use kernel::Linux;
+
+/// How long calls under way may take to end after SIGTERM.
+const DRAIN: Duration = Duration::from_secs(5);
+
+fn main() -> ExitCode {
+    match config::arguments(std::env::args_os().skip(1)) {
+        config::Arguments::Run => {}
+        config::Arguments::Print(text) => {
+            print!("{text}");
+            return ExitCode::SUCCESS;
+        }
+        config::Arguments::Wrong(message) => {
+            eprintln!("loopd: {message}");
+            return ExitCode::from(2);
+        }
+    }
+    log::start();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // Threads for ioctls: small stacks, and gone soon after a burst.
+        .thread_stack_size(256 * 1024)
+        .thread_keep_alive(Duration::from_secs(1))
+        .build();
+    let result = match runtime {
+        Ok(runtime) => {
+            let result = runtime.block_on(run());
+            // A thread may hang in an ioctl on a hung file: do not wait for it.
+            runtime.shutdown_background();
+            result
+        }
+        Err(error) => Err(format!("no runtime: {error}")),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            error!("{message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> Result<(), String> {
+    let settings = config::settings();
+    let terminated = termination().map_err(|error| format!("signals cannot be received: {error}"))?;
+    let kernel = Linux::open().map_err(|error| error.to_string())?;
+    // Events are listened to before anything is looked at, so that none falls in between.
+    let monitor = udev::Monitor::listen().map_err(|error| format!("cannot listen to udev: {error}"))?;
+    let mount_watch = mounts::Watch::open().map_err(|error| format!("cannot watch mounts: {error}"))?;
+    let connection = Connection::system().await.map_err(|error| format!("no system bus: {error}"))?;
+
+    let (engine, events) = Engine::new(kernel, settings.clone());
+    let clients = Clients::default();
+    let room = furnish(&connection, &engine, &clients, &settings)
+        .await
+        .map_err(|error| format!("the system bus failed: {error}"))?;
+    let callers = Arc::clone(&room.callers);
+    tokio::spawn(Publisher::new(connection.clone(), room.clone()).run(events));
+    engine.mounts_changed(kernel::mount_table::read().unwrap_or_default());
+    engine.resync().await;
+    engine.told().await;
+    bus::serve(&connection, &room).await.map_err(|error| format!("the system bus failed: {error}"))?;
+    bus::take_name(&connection).await.map_err(|error| {
+        format!(
+            "cannot take the name org.loopd1 ({error}); does another loopd run, is the bus policy installed?"
+        )
+    })?;
+    notify(&[NotifyState::Ready]);
+    info!(version = env!("CARGO_PKG_VERSION"), "ready");
+
+    let stopped = tokio::select! {
+        () = monitor.run(observer(&engine)) => Err("udev's socket failed".to_owned()),
+        () = mount_watch.run(|table| engine.mounts_changed(table)) => Err("the mount table failed".to_owned()),
+        () = connection.closed() => Err("the system bus is gone".to_owned()),
+        () = drained(terminated, &callers) => Ok(()),
+    };
+    notify(&[NotifyState::Stopping]);
+    info!("stopping");
+    stopped
+}
+
+/// Makes what the objects on the bus need, and watches for clients that vanish.
+async fn furnish(
+    connection: &Connection,
+    engine: &Arc<Engine<Linux>>,
+    clients: &Clients,
+    settings: &Settings,
+) -> zbus::Result<Room> {
+    watch_clients(connection, engine, clients).await?;
+    let bus =
+        DBusProxy::builder(connection).cache_properties(zbus::proxy::CacheProperties::No).build().await?;
+    let calls = Ledger::new("calls under way", "wait for them", settings.calls_of_a_uid);
+    let prompts = Ledger::new("prompts open", "answer them", settings.prompts_of_a_uid);
+    Ok(Room {
+        engine: Arc::clone(engine),
+        authority: Arc::new(Authority::new(connection, prompts).await?),
+        callers: Callers::new(bus, clients.clone(), calls),
+    })
+}
+
+/// A stream that nobody polls hangs the connection: its task does nothing that waits.
+async fn watch_clients(
+    connection: &Connection,
+    engine: &Arc<Engine<Linux>>,
+    clients: &Clients,
+) -> zbus::Result<()> {
+    let rule = MatchRule::builder()
+        .msg_type(zbus::message::Type::Signal)
+        .sender("org.freedesktop.DBus")
+        .interface("org.freedesktop.DBus")
+        .member("NameOwnerChanged")
+        .arg(2, "")
+        .build()?;
+    let mut signals = MessageStream::for_match_rule(rule, connection, None).await?;
+    let (engine, clients) = (Arc::clone(engine), clients.clone());
+    tokio::spawn(async move {
+        while let Some(Ok(signal)) = signals.next().await {
+            let body = signal.body();
+            let Ok((name, _, _)) = body.deserialize::<(&str, &str, &str)>() else { continue };
+            if name.starts_with(':') {
+                let client = ClientId(name.to_owned());
+                // In this order: an attach that does not see the first is found by the second.
+                clients.vanished(&client);
+                engine.client_vanished(&client);
+            }
+        }
+    });
+    Ok(())
+}
+
+fn observer(engine: &Arc<Engine<Linux>>) -> impl FnMut(udev::Notice) {
+    let engine = Arc::clone(engine);
+    move |notice| match notice {
+        udev::Notice::Uevent(uevent) => engine.observe(uevent),
+        udev::Notice::Lost => {
+            warn!("events of udev were lost; everything is looked at again");
+            let engine = Arc::clone(&engine);
+            tokio::spawn(async move { engine.resync().await });
+        }
+    }
+}
+
+fn termination() -> std::io::Result<(Signal, Signal)> {
+    Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
+}
+
+/// Resolves after SIGTERM or SIGINT, when no call is under way any more; at once after a second one.
+async fn drained((mut terminate, mut interrupt): (Signal, Signal), callers: &Callers) {
+    let mut asked = async || {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+    };
+    asked().await;
+    tokio::select! {
+        () = asked() => warn!("asked twice to stop: calls under way are given up"),
+        idle = tokio::time::timeout(DRAIN, callers.idle()) => if idle.is_err() {
+            warn!("calls under way did not end in time and are given up");
+        }
+    }
+}
+
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        warn!("the service manager was not told: {error}");
+    }
+}

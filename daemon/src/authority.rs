@@ -1,0 +1,155 @@
+//! The only place that says yes or no.
+//!
+//! Root passes. Everyone else is asked of polkit by bus name, never by pid. Where polkit cannot be
+//! reached, does not answer or says something that is not understood, the answer is no.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use loopd_dbus::names::{ACTION_ATTACH, ACTION_ATTACH_DEVICE, ACTION_MANAGE_OTHERS};
+use loopd_dbus::{Error, ErrorKind};
+use tracing::{info, warn};
+use zbus::Connection;
+use zbus_polkit::policykit1::{AuthorityProxy, AuthorizationResult, CheckAuthorizationFlags};
+
+use crate::caller::Caller;
+use crate::engine::{Caller as _, Ledger, Snapshot};
+use crate::kernel::{FileFacts, FileKind};
+use crate::text::printable;
+
+/// polkit answers at once where it need not ask anyone; below the 25 s of a D-Bus call.
+const LONGEST_SILENCE: Duration = Duration::from_secs(15);
+
+/// What a caller wants to do.
+#[derive(Clone, Copy, Debug)]
+pub enum Deed<'a> {
+    /// Attach this file.
+    Attach(&'a FileFacts),
+    /// Detach or change this attachment.
+    Change(&'a Snapshot),
+}
+
+/// Asks polkit.
+pub struct Authority {
+    polkit: AuthorityProxy<'static>,
+    prompts_of_a_uid: Ledger,
+    questions: AtomicU64,
+}
+
+impl Authority {
+    /// An authority that asks polkit on this bus. polkit need not be there yet.
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub async fn new(connection: &Connection, prompts_of_a_uid: Ledger) -> zbus::Result<Self> {
+        let polkit = AuthorityProxy::builder(connection)
+            .cache_properties(zbus::proxy::CacheProperties::No)
+            .build()
+            .await?;
+        Ok(Self { polkit, prompts_of_a_uid, questions: AtomicU64::new(0) })
+    }
+
+    /// Lets the caller do it, or not.
+    ///
+    /// # Errors
+    /// `AccessDenied`, `InteractiveAuthorizationRequired`, `LimitExceeded`.
+    pub async fn allow(&self, caller: &Caller, deed: Deed<'_>) -> Result<(), Error> {
+        let Some(action) = deed.action(caller.uid()) else { return Ok(()) };
+        let answer = self.ask(caller, action, deed).await;
+        if let Err(error) = &answer {
+            let (device, file, _) = deed.details();
+            info!(uid = caller.uid(), client = %caller.client(), action, device, file, "refused: {error}");
+        }
+        answer
+    }
+
+    async fn ask(&self, caller: &Caller, action: &'static str, deed: Deed<'_>) -> Result<(), Error> {
+        let prompt =
+            if caller.allows_interaction() { Some(self.prompts_of_a_uid.enter(caller.uid())?) } else { None };
+        let (device, file, owner) = deed.details();
+        let details = HashMap::from([("device", device.as_str()), ("file", &file), ("owner", &owner)]);
+        let question = format!("loopd-{}", self.questions.fetch_add(1, Ordering::Relaxed));
+        let flags = match prompt {
+            Some(_) => CheckAuthorizationFlags::ALLOW_USER_INTERACTION,
+            None => CheckAuthorizationFlags::empty(),
+        };
+        let check = self.polkit.check_authorization(caller.subject(), action, &details, flags, &question);
+        let result = tokio::select! {
+            result = check => result.map_err(|error| unreachable_polkit(&error))?,
+            () = caller.gone() => {
+                self.cancel(&question).await;
+                return Err(denied("the caller vanished while polkit was asked"));
+            }
+            // A prompt may take as long as the user does.
+            () = tokio::time::sleep(LONGEST_SILENCE), if prompt.is_none() => {
+                self.cancel(&question).await;
+                return Err(denied("polkit did not answer in time"));
+            }
+        };
+        judge(&result, caller, action)
+    }
+
+    async fn cancel(&self, question: &str) {
+        if let Err(error) = self.polkit.cancel_check_authorization(question).await {
+            warn!("polkit did not take back a question: {error}");
+        }
+    }
+}
+
+impl Deed<'_> {
+    /// The action to ask for; `None` where nobody need be asked.
+    fn action(self, uid: u32) -> Option<&'static str> {
+        match self {
+            _ if uid == 0 => None,
+            Self::Attach(file) => Some(match file.kind {
+                FileKind::Regular => ACTION_ATTACH,
+                FileKind::BlockDevice => ACTION_ATTACH_DEVICE,
+            }),
+            Self::Change(attachment) => {
+                let owned = attachment.ownership.as_ref().is_some_and(|ownership| ownership.uid == uid);
+                (!owned).then_some(ACTION_MANAGE_OTHERS)
+            }
+        }
+    }
+
+    /// Device, file and owner, as a prompt shows them.
+    fn details(self) -> (String, String, String) {
+        match self {
+            Self::Attach(file) => ("a new loop device".to_owned(), printable(&file.path), String::new()),
+            Self::Change(attachment) => {
+                let owner = attachment.ownership.as_ref().map(|ownership| ownership.uid.to_string());
+                (
+                    attachment.device.node(),
+                    printable(&attachment.device.backing_file),
+                    owner.unwrap_or_default(),
+                )
+            }
+        }
+    }
+}
+
+fn judge(result: &AuthorizationResult, caller: &Caller, action: &str) -> Result<(), Error> {
+    if result.is_authorized {
+        return Ok(());
+    }
+    if result.details.contains_key("polkit.dismissed") {
+        return Err(denied("the prompt was dismissed"));
+    }
+    if result.is_challenge && !caller.allows_interaction() {
+        return Err(Error::new(
+            ErrorKind::InteractiveAuthorizationRequired,
+            format!("{action} needs a password, and the call did not allow a prompt"),
+        ));
+    }
+    Err(denied(&format!("polkit says no to {action}")))
+}
+
+fn denied(message: &str) -> Error {
+    Error::new(ErrorKind::AccessDenied, message)
+}
+
+fn unreachable_polkit(error: &zbus::Error) -> Error {
+    warn!("polkit cannot be asked: {error}");
+    denied("polkit cannot be asked, so the answer is no; is polkit installed and running?")
+}

@@ -1,0 +1,161 @@
+//! `org.loopd1.Manager`.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+
+use loopd_dbus::names::attachment_path;
+use loopd_dbus::options::ReceivedOptions;
+use loopd_dbus::{AttachOptions, DetachOptions, Error, ErrorKind, InvalidOption, ListOptions};
+use tracing::info;
+use zbus::message::Header;
+use zbus::wire::{ObjectPath, OwnedObjectPath};
+use zbus::{Variant, interface};
+
+use super::{Room, wire};
+use crate::authority::Deed;
+use crate::caller::Caller;
+use crate::engine::{AttachRequest, Caller as _, Order, Snapshot};
+use crate::kernel::FileFacts;
+use crate::text::printable;
+
+/// The root object.
+pub struct Manager {
+    room: Room,
+}
+
+type Listed = (OwnedObjectPath, HashMap<&'static str, Variant<'static>>);
+
+#[interface(name = "org.loopd1.Manager", introspection_docs = false)]
+impl Manager {
+    #[zbus(out_args("attachment", "device"))]
+    async fn setup_loop(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        file: zbus::OwnedFd,
+        options: ReceivedOptions,
+    ) -> Result<(ObjectPath<'static>, String), Error> {
+        let caller = self.room.identify(&header).await?;
+        let attached = self.attach(&caller, file.into(), options).await?;
+        Ok((attachment_path(attached.id.0), attached.device.node()))
+    }
+
+    async fn detach(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        device: String,
+        options: ReceivedOptions,
+    ) -> Result<(), Error> {
+        let options = DetachOptions::decode(options).map_err(invalid)?;
+        let number = loop_number(&device)?;
+        let caller = self.room.identify(&header).await?;
+        let attachment = self.room.engine.locate(number).await?;
+        self.room.detach(&caller, &attachment, options.lazy).await
+    }
+
+    #[zbus(out_args("attachments"))]
+    async fn list(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        options: ReceivedOptions,
+    ) -> Result<Vec<Listed>, Error> {
+        let options = ListOptions::decode(options).map_err(invalid)?;
+        // A descriptor may lie on a file system that hangs: bounded for each uid like an attach.
+        let file = match options.file {
+            Some(file) => {
+                let _caller = self.room.identify(&header).await?;
+                Some(self.room.engine.examine(&file).await?)
+            }
+            None => None,
+        };
+        let wanted = |snapshot: &Snapshot| {
+            (options.all || snapshot.ownership.is_some())
+                && options.offset.is_none_or(|offset| offset == snapshot.device.offset)
+                && file.as_ref().is_none_or(|file| is_file_of(file, snapshot))
+        };
+        Ok(self.room.engine.list().iter().filter(|snapshot| wanted(snapshot)).map(listed).collect())
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn version(&self) -> &'static str {
+        env!("CARGO_PKG_VERSION")
+    }
+}
+
+impl Manager {
+    /// The manager of this room.
+    pub fn new(room: Room) -> Self {
+        Self { room }
+    }
+
+    /// Attaches for a caller, once the authority has agreed; returns when the bus was told.
+    async fn attach(
+        &self,
+        caller: &Caller,
+        file: OwnedFd,
+        options: ReceivedOptions,
+    ) -> Result<Snapshot, Error> {
+        let request = AttachRequest::new(AttachOptions::decode(options).map_err(invalid)?)?;
+        let engine = &self.room.engine;
+        let facts = engine.examine(&file).await?;
+        self.room.authority.allow(caller, Deed::Attach(&facts)).await?;
+        let attached = engine.attach(Order { file, request }, caller).await;
+        engine.told().await;
+        attached.inspect_err(|error| {
+            let file = printable(&facts.path);
+            info!(uid = caller.uid(), client = %caller.client(), file, "not attached: {error}");
+        })
+    }
+}
+
+fn is_file_of(file: &FileFacts, snapshot: &Snapshot) -> bool {
+    (file.device, file.inode) == (snapshot.device.backing_device, snapshot.device.backing_inode)
+}
+
+fn listed(snapshot: &Snapshot) -> Listed {
+    let mut properties = wire::attachment(snapshot).to_dict();
+    properties.extend(wire::volume(snapshot).to_dict());
+    (attachment_path(snapshot.id.0).into(), properties)
+}
+
+fn invalid(option: InvalidOption) -> Error {
+    Error::new(ErrorKind::InvalidArgs, option.to_string())
+}
+
+/// N of a `/dev/loopN`, and of nothing else.
+fn loop_number(device: &str) -> Result<u32, Error> {
+    let number = device.strip_prefix("/dev/loop").and_then(|digits| digits.parse::<u32>().ok());
+    number.filter(|number| crate::kernel::node(*number) == device).ok_or_else(|| {
+        let shown = printable(device.as_bytes());
+        Error::new(
+            ErrorKind::InvalidArgs,
+            format!("{shown} is not a loop device; name one such as /dev/loop0"),
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::loop_number;
+
+    #[test]
+    fn only_loop_devices_are_named() {
+        assert_eq!(loop_number("/dev/loop0").unwrap(), 0);
+        assert_eq!(loop_number("/dev/loop1048575").unwrap(), 1_048_575);
+        for other in [
+            "",
+            "loop0",
+            "/dev/loop",
+            "/dev/loop-control",
+            "/dev/loop00",
+            "/dev/loop+1",
+            "/dev/loop4294967296",
+            "/dev/loop0p1",
+            "/dev/sda",
+            "../dev/loop0",
+            "/dev/loop0 ",
+            "/dev/loop0/",
+        ] {
+            assert!(loop_number(other).is_err(), "{other}");
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! The bus room: decodes, asks the authority, calls the engine, encodes. One file an interface.
+
+use std::sync::Arc;
+
+use loopd_dbus::Error;
+use loopd_dbus::names::{BUS_NAME, ROOT_PATH};
+use zbus::Connection;
+use zbus::fdo::{ObjectManager, RequestNameFlags};
+use zbus::message::Header;
+
+use crate::authority::{Authority, Deed};
+use crate::caller::{Caller, Callers};
+use crate::engine::{Engine, Snapshot};
+use crate::kernel::{DiskSequence, Linux};
+
+mod attachment;
+mod manager;
+mod publisher;
+mod volume;
+mod wire;
+
+pub use publisher::Publisher;
+
+/// What every object on the bus needs.
+#[derive(Clone)]
+pub struct Room {
+    /// The attachments.
+    pub engine: Arc<Engine<Linux>>,
+    /// Says yes or no.
+    pub authority: Arc<Authority>,
+    /// Says who calls.
+    pub callers: Arc<Callers>,
+}
+
+impl Room {
+    async fn identify(&self, header: &Header<'_>) -> Result<Caller, Error> {
+        self.callers.identify(header).await
+    }
+
+    /// Detaches for a caller, once the authority has agreed; returns when the bus was told.
+    async fn detach(&self, caller: &Caller, attachment: &Snapshot, lazy: bool) -> Result<(), Error> {
+        self.authority.allow(caller, Deed::Change(attachment)).await?;
+        self.engine.detach(attachment.id, lazy).await?;
+        self.engine.told().await;
+        Ok(())
+    }
+
+    fn find(&self, id: DiskSequence) -> Result<Snapshot, Error> {
+        self.engine.find(id).ok_or_else(|| {
+            Error::new(loopd_dbus::ErrorKind::UnknownObject, format!("the attachment {id} is gone"))
+        })
+    }
+}
+
+/// Puts the root object on the bus.
+///
+/// # Errors
+/// The connection failed.
+pub async fn serve(connection: &Connection, room: &Room) -> zbus::Result<()> {
+    let server = connection.object_server();
+    // First, so that whatever comes below it is announced.
+    server.at(ROOT_PATH, ObjectManager).await?;
+    server.at(ROOT_PATH, manager::Manager::new(room.clone())).await?;
+    Ok(())
+}
+
+/// Takes the well-known name. Calls come from then on, so everything must be served before.
+///
+/// # Errors
+/// Someone else has the name, or the bus policy forbids it.
+pub async fn take_name(connection: &Connection) -> zbus::Result<()> {
+    connection.request_name_with_flags(BUS_NAME, RequestNameFlags::DO_NOT_QUEUE).await.map(drop)
+}

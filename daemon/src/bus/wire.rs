@@ -1,0 +1,56 @@
+//! The engine's words as the contract's.
+
+use std::os::unix::ffi::OsStrExt;
+
+use loopd_dbus::properties::{NO_OWNER, to_bus_path};
+use loopd_dbus::{AttachmentProperties, VolumeProperties};
+
+use crate::engine::Snapshot;
+
+/// The properties of `org.loopd1.Attachment`.
+pub fn attachment(snapshot: &Snapshot) -> AttachmentProperties {
+    let device = &snapshot.device;
+    let ownership = snapshot.ownership.as_ref();
+    let client = ownership.and_then(|ownership| ownership.client.as_ref());
+    AttachmentProperties {
+        device: device.node(),
+        number: device.number,
+        disk_sequence: device.disk_sequence.0,
+        backing_file: to_bus_path(&device.backing_file),
+        backing_device: device.backing_device,
+        backing_inode: device.backing_inode,
+        offset: device.offset,
+        size_limit: device.size_limit,
+        reference: device.reference.clone(),
+        read_only: device.read_only,
+        direct_io: device.direct_io,
+        block_size: device.block_size,
+        partition_scan: device.partition_scan,
+        autoclear: device.autoclear,
+        lifetime: ownership.map(|ownership| ownership.lifetime.as_str().to_owned()).unwrap_or_default(),
+        managed: ownership.is_some(),
+        owner: ownership.map_or(NO_OWNER, |ownership| ownership.uid),
+        client: client.map(|client| client.0.clone()).unwrap_or_default(),
+        since: ownership.map(|ownership| ownership.since).unwrap_or_default(),
+        state: snapshot.state.as_str().to_owned(),
+    }
+}
+
+/// The properties of the `org.loopd1.Volume` of the whole device.
+pub fn volume(snapshot: &Snapshot) -> VolumeProperties {
+    let found = &snapshot.file_system;
+    VolumeProperties {
+        device: snapshot.device.node(),
+        size: snapshot.device.size,
+        usage: found.usage.clone(),
+        filesystem_type: found.kind.clone(),
+        filesystem_version: found.version.clone(),
+        filesystem_label: found.label.clone(),
+        filesystem_uuid: found.uuid.clone(),
+        mount_points: snapshot
+            .mount_points
+            .iter()
+            .map(|path| to_bus_path(path.as_os_str().as_bytes()))
+            .collect(),
+    }
+}

@@ -1,0 +1,99 @@
+//! Who is asking: bus name, uid, and whether a prompt may appear.
+
+use std::sync::Arc;
+
+use loopd_dbus::{Error, ErrorKind};
+use zbus::fdo::DBusProxy;
+use zbus::message::{Flags, Header};
+use zbus::names::BusName;
+use zbus_polkit::policykit1::Subject;
+
+use crate::clients::{Clients, Watch};
+use crate::engine::{self, ClientId, Ledger, Slot};
+
+/// Asks the bus about callers.
+pub struct Callers {
+    bus: DBusProxy<'static>,
+    clients: Clients,
+    calls_of_a_uid: Ledger,
+}
+
+/// One call's caller, watched until the call ends.
+pub struct Caller {
+    watch: Watch,
+    uid: u32,
+    subject: Subject,
+    interactive: bool,
+    callers: Arc<Callers>,
+    _slot: Slot,
+}
+
+impl Callers {
+    /// Asks this bus.
+    #[must_use]
+    pub fn new(bus: DBusProxy<'static>, clients: Clients, calls_of_a_uid: Ledger) -> Arc<Self> {
+        Arc::new(Self { bus, clients, calls_of_a_uid })
+    }
+
+    /// Resolves when no call is under way.
+    pub async fn idle(&self) {
+        self.calls_of_a_uid.empty().await;
+    }
+
+    /// The caller of a message. Its sender is set by the bus and cannot be forged.
+    ///
+    /// # Errors
+    /// The caller is gone, or has too many calls under way.
+    pub async fn identify(self: &Arc<Self>, header: &Header<'_>) -> Result<Caller, Error> {
+        let sender = header.sender().ok_or_else(unknown)?;
+        let watch = self.clients.watch(ClientId(sender.to_string()));
+        let uid =
+            self.bus.get_connection_unix_user(BusName::from(sender.clone())).await.map_err(|_| unknown())?;
+        let slot = self.calls_of_a_uid.enter(uid)?;
+        let subject = Subject::new_for_message_header(header).map_err(|_| unknown())?;
+        let interactive = header.primary().flags().contains(Flags::ALLOW_INTERACTIVE_AUTH);
+        Ok(Caller { watch, uid, subject, interactive, callers: Arc::clone(self), _slot: slot })
+    }
+}
+
+fn unknown() -> Error {
+    Error::new(ErrorKind::AccessDenied, "the bus does not know the caller any more")
+}
+
+impl Caller {
+    /// The caller as polkit knows it: by bus name.
+    #[must_use]
+    pub fn subject(&self) -> &Subject {
+        &self.subject
+    }
+
+    /// Whether a prompt may appear.
+    #[must_use]
+    pub fn allows_interaction(&self) -> bool {
+        self.interactive
+    }
+
+    /// Resolves when the caller vanishes.
+    pub async fn gone(&self) {
+        self.watch.gone().await;
+    }
+}
+
+impl engine::Caller for Caller {
+    fn client(&self) -> &ClientId {
+        self.watch.client()
+    }
+
+    fn uid(&self) -> u32 {
+        self.uid
+    }
+
+    fn vanished(&self) -> bool {
+        self.watch.is_gone()
+    }
+
+    async fn still_there(&self) -> bool {
+        let Ok(name) = BusName::try_from(self.client().0.as_str()) else { return false };
+        !self.vanished() && self.callers.bus.name_has_owner(name).await.unwrap_or(false)
+    }
+}

@@ -1,0 +1,233 @@
+//! From an order to an attachment. Whatever fails on the way undoes the steps before it.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use loopd_dbus::{Error, ErrorKind, Lifetime, State};
+use tokio::time::Instant;
+use tracing::info;
+
+use super::attachment::Record;
+use super::{AttachRequest, ClientId, Engine, Event, Ownership, Snapshot};
+use crate::kernel::{Attached, DiskSequence, Kernel};
+use crate::text::printable;
+
+/// Whoever asked, as far as the engine has to know.
+pub trait Caller: Send + Sync {
+    /// Its connection.
+    fn client(&self) -> &ClientId;
+    /// Its uid.
+    fn uid(&self) -> u32;
+    /// Whether it was seen to vanish.
+    fn vanished(&self) -> bool;
+    /// Asks the bus whether it is still there: catches one that vanished before it was watched.
+    fn still_there(&self) -> impl Future<Output = bool> + Send;
+}
+
+/// A file and what to make of it.
+pub struct Order<F> {
+    /// The open file.
+    pub file: F,
+    /// The checked options.
+    pub request: AttachRequest,
+}
+
+impl<K: Kernel> Engine<K> {
+    /// Attaches the file; returns when the attachment is what the request asks for, and was told
+    /// to the world.
+    ///
+    /// # Errors
+    /// Those of the contract. Nothing is left attached then, but for what is still in use, which
+    /// goes with its last user.
+    pub async fn attach(
+        self: &Arc<Self>,
+        order: Order<K::File>,
+        caller: &impl Caller,
+    ) -> Result<Snapshot, Error> {
+        let slot = self.attachments_of_a_uid.enter(caller.uid())?;
+        if caller.vanished() {
+            return Err(vanished(caller));
+        }
+        let request = order.request;
+        let attached = self.kernel.attach(order.file, &request).await?;
+        let id = self.record(attached, &request, caller, slot);
+        match self.settle(id, &request, caller).await {
+            Ok(()) => self.publish(id).await,
+            Err(error) => {
+                self.discard(id).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Notes the attachment, unseen by the world, as soon as the kernel has made it.
+    fn record(
+        &self,
+        attached: Attached<K>,
+        request: &AttachRequest,
+        caller: &impl Caller,
+        slot: super::Slot,
+    ) -> DiskSequence {
+        let Attached { device, hold, claim, node_made } = attached;
+        let client = (request.lifetime != Lifetime::Persistent).then(|| caller.client().clone());
+        let ownership =
+            Ownership { uid: caller.uid(), client, lifetime: request.lifetime, since: microseconds_now() };
+        let mut state = self.state();
+        let seen =
+            state.processed.get(&device.number).filter(|(sequence, _)| *sequence == device.disk_sequence);
+        let (processed, file_system) =
+            (seen.is_some(), seen.map(|(_, found)| found.clone()).unwrap_or_default());
+        let id = state.insert(Record {
+            device,
+            ownership: Some(ownership),
+            state: State::Attached,
+            file_system,
+            hold,
+            published: false,
+            // Who vanishes from now on is found by `client_vanished`.
+            abandoned: caller.vanished(),
+            processed,
+            node_made,
+            changed: Arc::default(),
+            operation: Arc::default(),
+            _slot: Some(slot),
+        });
+        drop(claim);
+        id
+    }
+
+    /// Waits until the attachment may be shown.
+    async fn settle(
+        self: &Arc<Self>,
+        id: DiskSequence,
+        request: &AttachRequest,
+        caller: &impl Caller,
+    ) -> Result<(), Error> {
+        // Events of a claimed number were passed over: one of them may have been its end.
+        if self.look_whether_gone(id) {
+            return Err(detached_meanwhile(id));
+        }
+        if !caller.still_there().await {
+            return Err(vanished(caller));
+        }
+        if request.wait && self.kernel.udev_runs() {
+            self.await_udev(id, caller).await?;
+        }
+        Ok(())
+    }
+
+    async fn await_udev(&self, id: DiskSequence, caller: &impl Caller) -> Result<(), Error> {
+        let deadline = Instant::now() + self.settings.wait_for_udev;
+        loop {
+            let Some(changed) = self.state().records.get(&id).map(|record| Arc::clone(&record.changed))
+            else {
+                return Err(detached_meanwhile(id));
+            };
+            let woken = changed.notified();
+            tokio::pin!(woken);
+            woken.as_mut().enable();
+            match self.state().records.get(&id) {
+                None => return Err(detached_meanwhile(id)),
+                Some(record) if record.abandoned => return Err(vanished(caller)),
+                Some(record) if record.processed => return Ok(()),
+                Some(_) => {}
+            }
+            if tokio::time::timeout_at(deadline, woken).await.is_err() {
+                return Err(self.udev_is_late(id));
+            }
+        }
+    }
+
+    fn udev_is_late(&self, id: DiskSequence) -> Error {
+        let state = self.state();
+        let node = state.records.get(&id).map(|record| record.device.node()).unwrap_or_default();
+        let waited = self.settings.wait_for_udev.as_secs_f32();
+        Error::new(
+            ErrorKind::Timeout,
+            format!(
+                "udev did not process {node} within {waited} s, so it was detached again; \
+                 look at systemd-udevd, or attach with wait=false (loopctl attach --no-wait)"
+            ),
+        )
+    }
+
+    /// Shows the attachment to the world, unless it ended meanwhile.
+    async fn publish(self: &Arc<Self>, id: DiskSequence) -> Result<Snapshot, Error> {
+        let shown = {
+            let mut state = self.state();
+            let Some(record) = state.records.get_mut(&id) else { return Err(detached_meanwhile(id)) };
+            if record.abandoned {
+                None
+            } else {
+                record.published = true;
+                let snapshot = state.records.get(&id).map(|record| record.snapshot(id, &state.mounts));
+                if let Some(snapshot) = &snapshot {
+                    self.tell(Event::Added(Box::new(snapshot.clone())));
+                }
+                snapshot
+            }
+        };
+        let Some(snapshot) = shown else {
+            self.discard(id).await;
+            return Err(Error::new(
+                ErrorKind::AccessDenied,
+                "the client vanished before its device was ready",
+            ));
+        };
+        audit("attached", &snapshot);
+        Ok(snapshot)
+    }
+
+    /// Undoes an attach that the world was not told of.
+    async fn discard(self: &Arc<Self>, id: DiskSequence) {
+        self.let_go(id).await;
+        let still_used = {
+            let mut state = self.state();
+            let Some(record) = state.records.get_mut(&id) else { return };
+            // Someone else has it open: what remains is shown for as long as it lasts.
+            record.state = State::Detaching;
+            record.published = true;
+            state.records.get(&id).map(|record| record.snapshot(id, &state.mounts))
+        };
+        if let Some(snapshot) = still_used {
+            self.tell(Event::Added(Box::new(snapshot)));
+        }
+    }
+}
+
+fn vanished(caller: &impl Caller) -> Error {
+    Error::new(
+        ErrorKind::AccessDenied,
+        format!(
+            "the client {} vanished before its device was ready, so it was detached again",
+            caller.client()
+        ),
+    )
+}
+
+fn detached_meanwhile(id: DiskSequence) -> Error {
+    Error::new(
+        ErrorKind::NotFound,
+        format!(
+            "the device with disk sequence {id} was detached by another program before it was ready; try again"
+        ),
+    )
+}
+
+fn microseconds_now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// One line for the administrator.
+pub(super) fn audit(what: &str, attachment: &Snapshot) {
+    let ownership = attachment.ownership.as_ref();
+    info!(
+        device = attachment.device.node(),
+        disk_sequence = attachment.id.0,
+        uid = ownership.map(|ownership| ownership.uid),
+        file = printable(&attachment.device.backing_file),
+        lifetime = ownership.map(|ownership| ownership.lifetime.as_str()),
+        "{what}"
+    );
+}

@@ -1,0 +1,113 @@
+//! One attachment: its device, whom it belongs to, and where it stands.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use loopd_dbus::{Lifetime, State};
+use tokio::sync::Notify;
+
+use super::ledger::Slot;
+use crate::kernel::mount_table::MountTable;
+use crate::kernel::{Device, DiskSequence, FileSystem, Kernel};
+
+/// A client: the unique name of its bus connection.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ClientId(pub String);
+
+impl std::fmt::Display for ClientId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What makes an attachment ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ownership {
+    /// The uid that attached it.
+    pub uid: u32,
+    /// The connection that it is bound to.
+    pub client: Option<ClientId>,
+    /// When it ends.
+    pub lifetime: Lifetime,
+    /// When it was attached: microseconds of `CLOCK_REALTIME`.
+    pub since: u64,
+}
+
+/// What the world may know of an attachment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The disk sequence of the attach: what its object is named by.
+    pub id: DiskSequence,
+    /// The device.
+    pub device: Device,
+    /// `None` where loopd did not attach it.
+    pub ownership: Option<Ownership>,
+    /// Where it stands.
+    pub state: State,
+    /// What udev found on the whole device.
+    pub file_system: FileSystem,
+    /// Where the whole device is mounted.
+    pub mount_points: Vec<PathBuf>,
+}
+
+/// An attachment as the engine keeps it.
+pub(super) struct Record<K: Kernel> {
+    pub device: Device,
+    pub ownership: Option<Ownership>,
+    pub state: State,
+    pub file_system: FileSystem,
+    /// Keeps an autoclear device alive.
+    pub hold: Option<K::Hold>,
+    /// Whether the world was told of it.
+    pub published: bool,
+    /// Whether its client vanished before that.
+    pub abandoned: bool,
+    /// Whether udev has processed this disk sequence.
+    pub processed: bool,
+    /// Whether the device node is to be removed with it.
+    pub node_made: bool,
+    /// Wakes whoever waits for a change of this attachment.
+    pub changed: Arc<Notify>,
+    /// One operation on a device at a time.
+    pub operation: Arc<tokio::sync::Mutex<()>>,
+    /// Counts against its owner's limit.
+    pub _slot: Option<Slot>,
+}
+
+impl<K: Kernel> Record<K> {
+    pub fn foreign(device: Device, file_system: FileSystem) -> Self {
+        Self {
+            device,
+            ownership: None,
+            state: State::Attached,
+            file_system,
+            hold: None,
+            published: true,
+            abandoned: false,
+            processed: true,
+            node_made: false,
+            changed: Arc::default(),
+            operation: Arc::default(),
+            _slot: None,
+        }
+    }
+
+    pub fn snapshot(&self, id: DiskSequence, mounts: &MountTable) -> Snapshot {
+        Snapshot {
+            id,
+            device: self.device.clone(),
+            ownership: self.ownership.clone(),
+            state: self.state,
+            file_system: self.file_system.clone(),
+            mount_points: mounts.of(self.device.device_number, &self.device.node()).to_vec(),
+        }
+    }
+
+    /// Whether it ends with this client.
+    pub fn ends_with(&self, client: &ClientId) -> bool {
+        let ended = |ownership: &Ownership| {
+            ownership.lifetime == Lifetime::Client && ownership.client.as_ref() == Some(client)
+        };
+        self.state == State::Attached && self.ownership.as_ref().is_some_and(ended)
+    }
+}

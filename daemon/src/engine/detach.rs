@@ -1,0 +1,222 @@
+//! The ends of attachments: detach on request, and with the client.
+
+use std::sync::Arc;
+
+use loopd_dbus::{Error, ErrorKind, State};
+use tokio::sync::OwnedMutexGuard;
+use tokio::time::Instant;
+
+use super::attach::audit;
+use super::{ClientId, Engine, Event, Snapshot};
+use crate::kernel::{DiskSequence, Glance, Kernel, Users};
+use crate::text::printable;
+
+/// How a non-lazy detach went.
+enum Attempt {
+    Gone,
+    InUse,
+}
+
+impl<K: Kernel> Engine<K> {
+    /// Detaches. Not lazy: returns when the device really is free, or fails with `Busy` and has
+    /// changed nothing. Lazy: returns at once, and the device goes with its last user.
+    ///
+    /// # Errors
+    /// `NotFound`, `Busy`, `Kernel`.
+    pub async fn detach(self: &Arc<Self>, id: DiskSequence, lazy: bool) -> Result<(), Error> {
+        let _alone = self.lock_device(id).await?;
+        let Some(attachment) = self.find(id) else { return Err(gone(id)) };
+        if lazy {
+            self.detach_lazily(&attachment, "detached lazily").await;
+            return Ok(());
+        }
+        let users = self.kernel.users(attachment.device.number).await?;
+        if !users.is_empty() {
+            return Err(busy(&attachment, &users));
+        }
+        match self.try_detach(&attachment).await? {
+            Attempt::Gone => {
+                audit("detached", &attachment);
+                Ok(())
+            }
+            Attempt::InUse => {
+                let users = self.kernel.users(attachment.device.number).await.unwrap_or_default();
+                Err(busy(&attachment, &users))
+            }
+        }
+    }
+
+    /// Ends what ends with this client, in whatever stage it is.
+    pub fn client_vanished(self: &Arc<Self>, client: &ClientId) {
+        let ended: Vec<DiskSequence> = {
+            let mut state = self.state();
+            let of_client = state.records.iter_mut().filter(|(_, record)| record.ends_with(client));
+            of_client
+                .filter_map(|(id, record)| {
+                    if record.published {
+                        return Some(*id);
+                    }
+                    // Its attach is still under way, and will see this.
+                    record.abandoned = true;
+                    record.changed.notify_waiters();
+                    None
+                })
+                .collect()
+        };
+        for id in ended {
+            let engine = Arc::clone(self);
+            tokio::spawn(async move { engine.end_of_lifetime(id).await });
+        }
+    }
+
+    async fn end_of_lifetime(self: &Arc<Self>, id: DiskSequence) {
+        let Ok(_alone) = self.lock_device(id).await else { return };
+        if let Some(attachment) = self.find(id) {
+            self.detach_lazily(&attachment, "detached, since its client is gone").await;
+        }
+    }
+
+    async fn lock_device(&self, id: DiskSequence) -> Result<OwnedMutexGuard<()>, Error> {
+        let operation = self.state().records.get(&id).map(|record| Arc::clone(&record.operation));
+        Ok(operation.ok_or_else(|| gone(id))?.lock_owned().await)
+    }
+
+    async fn detach_lazily(self: &Arc<Self>, attachment: &Snapshot, what: &str) {
+        audit(what, attachment);
+        self.let_go(attachment.id).await;
+        let mut state = self.state();
+        let Some(record) = state.records.get_mut(&attachment.id) else { return };
+        record.state = State::Detaching;
+        if let Some(record) = state.records.get(&attachment.id) {
+            let snapshot = record.snapshot(attachment.id, &state.mounts);
+            self.tell(Event::Changed(Box::new(snapshot)));
+        }
+    }
+
+    /// Gives up what keeps the device, and looks whether it went.
+    pub(super) async fn let_go(self: &Arc<Self>, id: DiskSequence) {
+        let (number, sequence, hold) = {
+            let mut state = self.state();
+            let Some(record) = state.records.get_mut(&id) else { return };
+            (record.device.number, record.device.disk_sequence, record.hold.take())
+        };
+        match hold {
+            Some(hold) => self.kernel.release(hold).await,
+            None => {
+                if let Err(error) = self.kernel.clear(number, sequence).await {
+                    tracing::warn!(number, disk_sequence = id.0, "{error}");
+                }
+            }
+        }
+        self.look_whether_gone(id);
+    }
+
+    /// Lets go, and waits a bounded time for passing users; takes it back where they stay.
+    async fn try_detach(self: &Arc<Self>, attachment: &Snapshot) -> Result<Attempt, Error> {
+        let was_held = self.state().records.get(&attachment.id).is_some_and(|record| record.hold.is_some());
+        self.let_go(attachment.id).await;
+        if self.await_end(attachment.id).await {
+            return Ok(Attempt::Gone);
+        }
+        let (number, sequence) = (attachment.device.number, attachment.device.disk_sequence);
+        if was_held {
+            let hold = self.kernel.hold(number, sequence).await?;
+            if let Some(unclaimed) = self.restore_hold(attachment.id, hold) {
+                self.kernel.release(unclaimed).await;
+            }
+        } else if !attachment.device.autoclear {
+            self.kernel.keep(number, sequence).await?;
+        }
+        self.look_whether_gone(attachment.id);
+        let still_there = self.state().records.contains_key(&attachment.id);
+        Ok(if still_there { Attempt::InUse } else { Attempt::Gone })
+    }
+
+    /// Puts a hold back; gives it to the caller where the attachment ended meanwhile.
+    fn restore_hold(&self, id: DiskSequence, hold: Option<K::Hold>) -> Option<K::Hold> {
+        let mut state = self.state();
+        let Some(record) = state.records.get_mut(&id) else { return hold };
+        record.hold = hold;
+        None
+    }
+
+    /// Waits for the end of an attachment; false where it did not come in time.
+    async fn await_end(&self, id: DiskSequence) -> bool {
+        let deadline = Instant::now() + self.settings.wait_for_users;
+        loop {
+            let Some(changed) = self.state().records.get(&id).map(|record| Arc::clone(&record.changed))
+            else {
+                return true;
+            };
+            let woken = changed.notified();
+            tokio::pin!(woken);
+            woken.as_mut().enable();
+            if !self.state().records.contains_key(&id) {
+                return true;
+            }
+            if tokio::time::timeout_at(deadline, woken).await.is_err() {
+                return self.look_whether_gone(id);
+            }
+        }
+    }
+
+    /// Ends the attachment where the kernel has; says whether it is gone.
+    pub(super) fn look_whether_gone(&self, id: DiskSequence) -> bool {
+        let Some((number, sequence)) =
+            self.state().records.get(&id).map(|record| (record.device.number, record.device.disk_sequence))
+        else {
+            return true;
+        };
+        if self.kernel.glance(number) == Glance::Bound(sequence) {
+            return false;
+        }
+        self.finish(id);
+        true
+    }
+
+    /// Forgets an attachment that the kernel has taken down.
+    pub(super) fn finish(&self, id: DiskSequence) {
+        let Some(record) = self.state().remove(id) else { return };
+        if record.published {
+            self.tell(Event::Removed(id));
+        }
+        let (number, node_made, hold) = (record.device.number, record.node_made, record.hold);
+        if !node_made && hold.is_none() {
+            return;
+        }
+        let kernel = Arc::clone(&self.kernel);
+        tokio::spawn(async move {
+            if let Some(hold) = hold {
+                kernel.release(hold).await;
+            }
+            if node_made {
+                kernel.remove(number).await;
+            }
+        });
+    }
+}
+
+fn gone(id: DiskSequence) -> Error {
+    Error::new(ErrorKind::NotFound, format!("the attachment with disk sequence {id} is gone"))
+}
+
+fn busy(attachment: &Snapshot, users: &Users) -> Error {
+    let mut held_by: Vec<String> = users
+        .mount_points
+        .iter()
+        .map(|path| format!("mounted on {}", printable(path.as_os_str().as_encoded_bytes())))
+        .collect();
+    held_by.extend(users.holders.iter().map(|holder| format!("held by {holder}")));
+    if held_by.is_empty() {
+        held_by.push("opened by a process".to_owned());
+    }
+    Error::new(
+        ErrorKind::Busy,
+        format!(
+            "cannot detach {} ({}): it is {}; end that first, or detach lazily",
+            attachment.device.node(),
+            printable(&attachment.device.backing_file),
+            held_by.join(", ")
+        ),
+    )
+}

@@ -1,0 +1,197 @@
+//! What the daemon is for: attachments, their owners, their lifetimes, their ends.
+//!
+//! Knows no D-Bus, no ioctl, no polkit. The state stands behind one lock that is never held across
+//! an await; operations on one device follow each other behind that device's own lock.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use loopd_dbus::{Error, ErrorKind};
+use tokio::sync::{mpsc, oneshot};
+
+mod attach;
+mod attachment;
+mod detach;
+mod ledger;
+mod observe;
+mod request;
+#[cfg(test)]
+mod simulation;
+
+pub use attach::{Caller, Order};
+pub use attachment::{ClientId, Ownership, Snapshot};
+pub use ledger::{Ledger, Slot};
+pub use observe::Uevent;
+pub use request::AttachRequest;
+
+use crate::kernel::mount_table::MountTable;
+use crate::kernel::{DiskSequence, FileSystem, Glance, Kernel, node};
+use attachment::Record;
+
+/// Times and bounds.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How long `SetupLoop` waits for udev.
+    pub wait_for_udev: Duration,
+    /// How long `Detach` waits for a passing user of the device, such as a probe of udev.
+    pub wait_for_users: Duration,
+    /// Attachments of one uid.
+    pub attachments_of_a_uid: usize,
+    /// Calls of one uid that are under way at once.
+    pub calls_of_a_uid: usize,
+    /// Prompts of one uid that are open at once.
+    pub prompts_of_a_uid: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            // Below the 25 s after which libdbus and sd-bus give a call up.
+            wait_for_udev: Duration::from_secs(20),
+            wait_for_users: Duration::from_secs(1),
+            attachments_of_a_uid: 128,
+            calls_of_a_uid: 32,
+            prompts_of_a_uid: 4,
+        }
+    }
+}
+
+/// What the world is told.
+#[derive(Debug)]
+pub enum Event {
+    /// An attachment is there.
+    Added(Box<Snapshot>),
+    /// Something about it is different.
+    Changed(Box<Snapshot>),
+    /// It is gone.
+    Removed(DiskSequence),
+    /// Everything before this was said: see [`Engine::told`].
+    Checkpoint(oneshot::Sender<()>),
+}
+
+/// The attachments of this machine.
+pub struct Engine<K: Kernel> {
+    kernel: Arc<K>,
+    settings: Settings,
+    state: Mutex<Attachments<K>>,
+    events: mpsc::UnboundedSender<Event>,
+    attachments_of_a_uid: Ledger,
+}
+
+/// The state behind the engine's lock.
+struct Attachments<K: Kernel> {
+    records: HashMap<DiskSequence, Record<K>>,
+    /// The attachment that a number stands for now.
+    by_number: HashMap<u32, DiskSequence>,
+    /// What udev last processed of each number: its event may come before the record is made.
+    processed: HashMap<u32, (DiskSequence, FileSystem)>,
+    mounts: MountTable,
+}
+
+impl<K: Kernel> Engine<K> {
+    /// An engine that knows of no attachment yet, and the events that it will tell.
+    pub fn new(kernel: K, settings: Settings) -> (Arc<Self>, mpsc::UnboundedReceiver<Event>) {
+        let (events, receiver) = mpsc::unbounded_channel();
+        let engine = Self {
+            kernel: Arc::new(kernel),
+            attachments_of_a_uid: Ledger::new(
+                "attachments",
+                "detach one that is not needed (loopctl list)",
+                settings.attachments_of_a_uid,
+            ),
+            settings,
+            state: Mutex::new(Attachments {
+                records: HashMap::new(),
+                by_number: HashMap::new(),
+                processed: HashMap::new(),
+                mounts: MountTable::default(),
+            }),
+            events,
+        };
+        (Arc::new(engine), receiver)
+    }
+
+    fn state(&self) -> MutexGuard<'_, Attachments<K>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, event: Event) {
+        // There is nobody to tell once the daemon stops.
+        let _nobody_listens = self.events.send(event);
+    }
+
+    /// Resolves when every event so far was handled by whoever receives them.
+    pub async fn told(&self) {
+        let (done, handled) = oneshot::channel();
+        self.tell(Event::Checkpoint(done));
+        let _daemon_stops = handled.await;
+    }
+
+    /// Looks at a file. See [`Kernel::examine`].
+    ///
+    /// # Errors
+    /// `InvalidBackingFile`.
+    pub async fn examine(&self, file: &K::File) -> Result<crate::kernel::FileFacts, Error> {
+        self.kernel.examine(file).await
+    }
+
+    /// Every attachment that the world was told of, by number.
+    #[must_use]
+    pub fn list(&self) -> Vec<Snapshot> {
+        let state = self.state();
+        let mut list: Vec<Snapshot> = state
+            .records
+            .iter()
+            .filter(|(_, record)| record.published)
+            .map(|(id, record)| record.snapshot(*id, &state.mounts))
+            .collect();
+        drop(state);
+        list.sort_unstable_by_key(|snapshot| snapshot.device.number);
+        list
+    }
+
+    /// The attachment with this identity.
+    #[must_use]
+    pub fn find(&self, id: DiskSequence) -> Option<Snapshot> {
+        let state = self.state();
+        let record = state.records.get(&id).filter(|record| record.published)?;
+        Some(record.snapshot(id, &state.mounts))
+    }
+
+    /// What is attached to this number, after a look whether that is still so.
+    ///
+    /// # Errors
+    /// `NotFound` where nothing is.
+    pub async fn locate(self: &Arc<Self>, number: u32) -> Result<Snapshot, Error> {
+        let known = self.state().by_number.get(&number).copied();
+        if !known.is_some_and(|id| Glance::Bound(id) == self.kernel.glance(number)) {
+            self.refresh(number).await;
+        }
+        let id = self.state().by_number.get(&number).copied();
+        id.and_then(|id| self.find(id)).ok_or_else(|| {
+            Error::new(
+                ErrorKind::NotFound,
+                format!("nothing is attached to {}; loopctl list --all shows what is attached", node(number)),
+            )
+        })
+    }
+}
+
+impl<K: Kernel> Attachments<K> {
+    fn insert(&mut self, record: Record<K>) -> DiskSequence {
+        let id = record.device.disk_sequence;
+        self.by_number.insert(record.device.number, id);
+        self.records.insert(id, record);
+        id
+    }
+
+    fn remove(&mut self, id: DiskSequence) -> Option<Record<K>> {
+        let record = self.records.remove(&id)?;
+        if self.by_number.get(&record.device.number) == Some(&id) {
+            self.by_number.remove(&record.device.number);
+        }
+        record.changed.notify_waiters();
+        Some(record)
+    }
+}

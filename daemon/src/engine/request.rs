@@ -1,0 +1,152 @@
+//! What a client asks for, checked as far as it can be without the file.
+
+use loopd_dbus::{AttachOptions, Error, ErrorKind, Lifetime, Overlap};
+
+/// The largest number that the loop driver takes: minor numbers have 20 bits.
+const LARGEST_NUMBER: u32 = (1 << 20) - 1;
+/// `lo_file_name` has 64 bytes with its NUL.
+const LONGEST_REFERENCE: usize = 63;
+/// Sizes and offsets of a loop device count in sectors.
+const SECTOR: u64 = 512;
+
+/// A checked order for a loop device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttachRequest {
+    /// Bytes into the file: a multiple of 512.
+    pub offset: u64,
+    /// Bytes at most; 0 is up to the end of the file.
+    pub size_limit: u64,
+    /// Make the device read-only, whatever the descriptor allows.
+    pub read_only: bool,
+    /// Let the kernel look for partitions.
+    pub partition_scan: bool,
+    /// Bypass the page cache of the backing file.
+    pub direct_io: bool,
+    /// Logical block size in bytes: a power of two.
+    pub block_size: u32,
+    /// When the attachment ends.
+    pub lifetime: Lifetime,
+    /// `lo_file_name`: at most 63 bytes.
+    pub reference: String,
+    /// N of the wanted `/dev/loopN`.
+    pub number: Option<u32>,
+    /// Wait for udev.
+    pub wait: bool,
+}
+
+impl AttachRequest {
+    /// Checks the values of the options.
+    ///
+    /// # Errors
+    /// `InvalidArgs` for values out of range, `NotSupported` for what loopd cannot do.
+    pub fn new(options: AttachOptions) -> Result<Self, Error> {
+        check_extent("offset", options.offset)?;
+        check_extent("size-limit", options.size_limit)?;
+        check(options.offset.is_multiple_of(SECTOR), || {
+            format!("the offset {} is not a multiple of 512 bytes", options.offset)
+        })?;
+        check(options.size_limit == 0 || options.size_limit >= SECTOR, || {
+            format!("the size limit {} is less than one sector of 512 bytes", options.size_limit)
+        })?;
+        let block_size = if options.block_size == 0 { 512 } else { options.block_size };
+        check(block_size.is_power_of_two() && (512..=65536).contains(&block_size), || {
+            format!("the block size {block_size} is not a power of two from 512 to 65536 (0 chooses it)")
+        })?;
+        check(options.reference.len() <= LONGEST_REFERENCE, || {
+            format!(
+                "the reference has {} bytes; it takes at most {LONGEST_REFERENCE}",
+                options.reference.len()
+            )
+        })?;
+        check(options.number.is_none_or(|number| number <= LARGEST_NUMBER), || {
+            format!(
+                "there can be no /dev/loop{}; the largest is {LARGEST_NUMBER}",
+                options.number.unwrap_or(0)
+            )
+        })?;
+        check_supported(options.lifetime, options.overlap)?;
+        Ok(Self {
+            offset: options.offset,
+            size_limit: options.size_limit,
+            read_only: options.read_only,
+            partition_scan: options.partition_scan,
+            direct_io: options.direct_io,
+            block_size,
+            lifetime: options.lifetime,
+            reference: options.reference,
+            number: options.number,
+            wait: options.wait,
+        })
+    }
+}
+
+/// The kernel counts in signed 64 bit (`LOOP_CONFIGURE` would say `EOVERFLOW`).
+fn check_extent(name: &str, bytes: u64) -> Result<(), Error> {
+    check(i64::try_from(bytes).is_ok(), || {
+        format!("the {name} {bytes} is above {}, the largest that the kernel takes", i64::MAX)
+    })
+}
+
+fn check_supported(lifetime: Lifetime, overlap: Overlap) -> Result<(), Error> {
+    let unsupported = match (lifetime, overlap) {
+        (Lifetime::Mount, _) => {
+            "lifetime \"mount\" is not supported by this version; take \"client\" or \"persistent\""
+        }
+        (_, Overlap::Refuse | Overlap::Reuse) => {
+            "overlap \"refuse\" and \"reuse\" are not supported by this version; take \"allow\""
+        }
+        _ => return Ok(()),
+    };
+    Err(Error::new(ErrorKind::NotSupported, format!("cannot attach: {unsupported}")))
+}
+
+fn check(holds: bool, message: impl FnOnce() -> String) -> Result<(), Error> {
+    if holds {
+        Ok(())
+    } else {
+        Err(Error::new(ErrorKind::InvalidArgs, format!("cannot attach: {}", message())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(change: impl FnOnce(&mut AttachOptions)) -> ErrorKind {
+        let mut options = AttachOptions::default();
+        change(&mut options);
+        AttachRequest::new(options).unwrap_err().kind
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused() {
+        for block_size in [1, 256, 511, 1000, 131_072, u32::MAX] {
+            assert_eq!(refused(|o| o.block_size = block_size), ErrorKind::InvalidArgs, "{block_size}");
+        }
+        for extent in [1 << 63, u64::MAX - 511, u64::MAX] {
+            assert_eq!(refused(|o| o.offset = extent), ErrorKind::InvalidArgs, "{extent}");
+            assert_eq!(refused(|o| o.size_limit = extent), ErrorKind::InvalidArgs, "{extent}");
+        }
+        assert_eq!(refused(|o| o.offset = 513), ErrorKind::InvalidArgs);
+        assert_eq!(refused(|o| o.size_limit = 511), ErrorKind::InvalidArgs);
+        assert_eq!(refused(|o| o.reference = "x".repeat(64)), ErrorKind::InvalidArgs);
+        assert_eq!(refused(|o| o.number = Some(1 << 20)), ErrorKind::InvalidArgs);
+        assert_eq!(refused(|o| o.lifetime = Lifetime::Mount), ErrorKind::NotSupported);
+        assert_eq!(refused(|o| o.overlap = Overlap::Reuse), ErrorKind::NotSupported);
+        assert_eq!(refused(|o| o.overlap = Overlap::Refuse), ErrorKind::NotSupported);
+    }
+
+    #[test]
+    fn the_edges_are_taken() {
+        let options = AttachOptions {
+            offset: (1 << 63) - 512,
+            size_limit: (1 << 63) - 1,
+            block_size: 65536,
+            reference: "x".repeat(63),
+            number: Some((1 << 20) - 1),
+            ..AttachOptions::default()
+        };
+        assert!(AttachRequest::new(options).is_ok());
+        assert_eq!(AttachRequest::new(AttachOptions::default()).unwrap().block_size, 512);
+    }
+}

@@ -1,0 +1,107 @@
+//! What may be attached: checks of the descriptor before any ioctl sees it.
+
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::ffi::OsStringExt;
+
+use loopd_dbus::{Error, ErrorKind};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::stat::{SFlag, fstat};
+
+use super::{FileFacts, FileKind};
+use crate::engine::AttachRequest;
+use crate::text::printable;
+
+/// A descriptor that was looked at.
+#[derive(Debug)]
+pub struct Examined {
+    /// What the caller is shown.
+    pub facts: FileFacts,
+    /// Bytes of a regular file; `None` for a block device, whose size the kernel knows.
+    pub size: Option<u64>,
+    /// Whether the descriptor allows writing.
+    pub writable: bool,
+}
+
+fn invalid(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidBackingFile, message)
+}
+
+/// Looks at a descriptor: kind, access mode, size, path. May block as long as the file's file
+/// system does.
+///
+/// # Errors
+/// `InvalidBackingFile` where it can never be attached.
+pub fn examine(file: impl AsFd) -> Result<Examined, Error> {
+    let file = file.as_fd();
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
+        .map(|path| path.into_os_string().into_vec())
+        .unwrap_or_default();
+    let name = printable(&path);
+    let unreadable =
+        |errno| invalid(format!("cannot attach {name}: looking at the descriptor failed: {errno}"));
+
+    let flags = OFlag::from_bits_truncate(fcntl(file, FcntlArg::F_GETFL).map_err(unreadable)?);
+    if flags.contains(OFlag::O_PATH) {
+        return Err(invalid(format!(
+            "cannot attach {name}: the descriptor was opened with O_PATH; open it for reading"
+        )));
+    }
+    let access = flags & OFlag::O_ACCMODE;
+    if access == OFlag::O_WRONLY {
+        return Err(invalid(format!(
+            "cannot attach {name}: the descriptor was opened for writing only; open it for reading, or for both"
+        )));
+    }
+
+    let status = fstat(file).map_err(unreadable)?;
+    let kind = match SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT {
+        SFlag::S_IFREG => FileKind::Regular,
+        SFlag::S_IFBLK => FileKind::BlockDevice,
+        other => {
+            let what = kind_name(other);
+            return Err(invalid(format!(
+                "cannot attach {name}: it is {what}, not a regular file or a block device"
+            )));
+        }
+    };
+    Ok(Examined {
+        facts: FileFacts { kind, path, device: status.st_dev, inode: status.st_ino },
+        size: (kind == FileKind::Regular).then(|| u64::try_from(status.st_size).unwrap_or(0)),
+        writable: access == OFlag::O_RDWR,
+    })
+}
+
+fn kind_name(kind: SFlag) -> &'static str {
+    match kind {
+        SFlag::S_IFDIR => "a directory",
+        SFlag::S_IFCHR => "a character device",
+        SFlag::S_IFIFO => "a pipe",
+        SFlag::S_IFSOCK => "a socket",
+        _ => "something else",
+    }
+}
+
+/// Checks that the device would have at least one sector.
+///
+/// # Errors
+/// `InvalidBackingFile` where the file is too small, `InvalidArgs` where the offset is past its end.
+pub fn check_fit(examined: &Examined, request: &AttachRequest) -> Result<(), Error> {
+    let Some(size) = examined.size else { return Ok(()) };
+    let name = printable(&examined.facts.path);
+    if size < 512 {
+        return Err(invalid(format!(
+            "cannot attach {name}: it has {size} bytes, and a loop device needs at least one sector of 512; \
+             make the file larger first (truncate -s SIZE FILE)"
+        )));
+    }
+    if request.offset >= size || size - request.offset < 512 {
+        return Err(Error::new(
+            ErrorKind::InvalidArgs,
+            format!(
+                "cannot attach {name} at offset {}: the file has {size} bytes, and at least 512 must follow the offset",
+                request.offset
+            ),
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,127 @@
+//! The ioctls of the loop driver (`linux/loop.h`) and of block
+//! devices (`linux/fs.h`), each as a safe function of an open descriptor.
+#![allow(unsafe_code)]
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use linux_raw_sys::ctypes::c_int;
+use linux_raw_sys::loop_device::{
+    LOOP_CLR_FD, LOOP_CONFIGURE, LOOP_CTL_ADD, LOOP_CTL_GET_FREE, LOOP_CTL_REMOVE, LOOP_GET_STATUS64,
+    LOOP_SET_STATUS64, loop_config, loop_info64,
+};
+use nix::Result;
+
+mod raw {
+    use super::{
+        LOOP_CLR_FD, LOOP_CONFIGURE, LOOP_CTL_ADD, LOOP_CTL_GET_FREE, LOOP_CTL_REMOVE, LOOP_GET_STATUS64,
+        LOOP_SET_STATUS64, loop_config, loop_info64,
+    };
+
+    nix::ioctl_write_int_bad!(
+        /// Adds the device with this number.
+        ctl_add, LOOP_CTL_ADD);
+    nix::ioctl_write_int_bad!(
+        /// Removes the device with this number.
+        ctl_remove, LOOP_CTL_REMOVE);
+    nix::ioctl_none_bad!(
+        /// Finds or adds a free device.
+        ctl_get_free, LOOP_CTL_GET_FREE);
+    nix::ioctl_write_ptr_bad!(
+        /// Attaches a file, with everything.
+        configure, LOOP_CONFIGURE, loop_config);
+    nix::ioctl_none_bad!(
+        /// Detaches, now or at the last close.
+        clr_fd, LOOP_CLR_FD);
+    nix::ioctl_read_bad!(
+        /// Reads the state.
+        get_status64, LOOP_GET_STATUS64, loop_info64);
+    nix::ioctl_write_ptr_bad!(
+        /// Writes the state.
+        set_status64, LOOP_SET_STATUS64, loop_info64);
+    nix::ioctl_read!(
+        /// `BLKGETDISKSEQ`, Linux 5.15.
+        blkgetdiskseq, 0x12, 128, u64);
+}
+
+fn number_argument(number: u32) -> Result<c_int> {
+    c_int::try_from(number).map_err(|_| nix::Error::EINVAL)
+}
+
+fn number_result(result: c_int) -> Result<u32> {
+    u32::try_from(result).map_err(|_| nix::Error::EINVAL)
+}
+
+/// A loop device's state with nothing in it.
+pub fn empty_info() -> loop_info64 {
+    loop_info64 {
+        lo_device: 0,
+        lo_inode: 0,
+        lo_rdevice: 0,
+        lo_offset: 0,
+        lo_sizelimit: 0,
+        lo_number: 0,
+        lo_encrypt_type: 0,
+        lo_encrypt_key_size: 0,
+        lo_flags: 0,
+        lo_file_name: [0; 64],
+        lo_crypt_name: [0; 64],
+        lo_encrypt_key: [0; 32],
+        lo_init: [0; 2],
+    }
+}
+
+/// `LOOP_CTL_ADD` on `/dev/loop-control`: makes `/dev/loopN`. `EEXIST` where it is there.
+pub fn add(control: impl AsFd, number: u32) -> Result<u32> {
+    let number = number_argument(number)?;
+    // SAFETY: the argument is a number, no memory is passed, and the descriptor is borrowed open.
+    number_result(unsafe { raw::ctl_add(control.as_fd().as_raw_fd(), number) }?)
+}
+
+/// `LOOP_CTL_REMOVE` on `/dev/loop-control`. `EBUSY` where it is bound or open.
+pub fn remove(control: impl AsFd, number: u32) -> Result<()> {
+    let number = number_argument(number)?;
+    // SAFETY: the argument is a number, no memory is passed, and the descriptor is borrowed open.
+    unsafe { raw::ctl_remove(control.as_fd().as_raw_fd(), number) }.map(drop)
+}
+
+/// `LOOP_CTL_GET_FREE` on `/dev/loop-control`: a hint, since anyone may take that number first.
+pub fn free_number(control: impl AsFd) -> Result<u32> {
+    // SAFETY: there is no argument, and the descriptor is borrowed open.
+    number_result(unsafe { raw::ctl_get_free(control.as_fd().as_raw_fd()) }?)
+}
+
+/// `LOOP_CONFIGURE` (Linux 5.8): attaches `file` with everything in one call.
+pub fn configure(device: impl AsFd, file: BorrowedFd<'_>, block_size: u32, info: loop_info64) -> Result<()> {
+    let file = u32::try_from(file.as_raw_fd()).map_err(|_| nix::Error::EBADF)?;
+    let config = loop_config { fd: file, block_size, info, __reserved: [0; 8] };
+    // SAFETY: the kernel reads one `loop_config`, which outlives the call.
+    unsafe { raw::configure(device.as_fd().as_raw_fd(), &raw const config) }.map(drop)
+}
+
+/// `LOOP_CLR_FD`. Success does not say that the device is free.
+pub fn clear(device: impl AsFd) -> Result<()> {
+    // SAFETY: there is no argument, and the descriptor is borrowed open.
+    unsafe { raw::clr_fd(device.as_fd().as_raw_fd()) }.map(drop)
+}
+
+/// `LOOP_GET_STATUS64`. `ENXIO` where nothing is attached.
+pub fn status(device: impl AsFd) -> Result<loop_info64> {
+    let mut info = empty_info();
+    // SAFETY: the kernel writes one `loop_info64`, a struct of integers for which any bits are valid.
+    unsafe { raw::get_status64(device.as_fd().as_raw_fd(), &raw mut info) }?;
+    Ok(info)
+}
+
+/// `LOOP_SET_STATUS64`: needs a descriptor open for writing, and freezes the queue for some 16 ms.
+pub fn set_status(device: impl AsFd, info: &loop_info64) -> Result<()> {
+    // SAFETY: the kernel reads one `loop_info64`, which outlives the call.
+    unsafe { raw::set_status64(device.as_fd().as_raw_fd(), info) }.map(drop)
+}
+
+/// `BLKGETDISKSEQ` (Linux 5.15; `ENOTTY` before).
+pub fn disk_sequence(device: impl AsFd) -> Result<u64> {
+    let mut sequence = 0;
+    // SAFETY: the kernel writes one `u64`.
+    unsafe { raw::blkgetdiskseq(device.as_fd().as_raw_fd(), &raw mut sequence) }?;
+    Ok(sequence)
+}

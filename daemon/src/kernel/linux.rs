@@ -1,0 +1,516 @@
+//! The real kernel. Every call that may touch a backing file, or wait for a lock of the loop
+//! driver, runs on a thread of the blocking pool.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use linux_raw_sys::loop_device::_bindgen_ty_1 as LoFlags;
+use linux_raw_sys::loop_device::loop_info64;
+use loopd_dbus::{Error, ErrorKind, Lifetime};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+
+use super::backing_file::{self, Examined};
+use super::{
+    Attached, Device, DiskSequence, FileFacts, FileSystem, Glance, Kernel, Users, ioctl, node, sysfs,
+};
+use crate::engine::AttachRequest;
+use crate::text::printable;
+use crate::udev;
+
+/// How often a number taken by another process is answered with a new choice.
+const ATTEMPTS: usize = 64;
+/// Block sizes up to this one are taken by every kernel.
+const SMALLEST_PAGE: u32 = 4096;
+
+/// The loop driver.
+pub struct Linux {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    control: OwnedFd,
+    /// Numbers that an attach of this process is working on. Held for the choice of a number only,
+    /// never while the kernel looks at a file: that may hang, and must not stop anyone else.
+    claims: Mutex<HashMap<u32, Work>>,
+    /// Signalled when a node was removed.
+    removed: Condvar,
+    /// The largest block size that this kernel was not seen to refuse.
+    largest_block: AtomicU32,
+}
+
+/// What this process is doing to a number.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Work {
+    Attach,
+    Remove,
+}
+
+/// A number that no other attach of this process will choose.
+pub struct Claim {
+    shared: Arc<Shared>,
+    number: u32,
+    node_made: bool,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.shared.claims().remove(&self.number);
+    }
+}
+
+impl Shared {
+    fn claims(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Work>> {
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Linux {
+    /// Opens `/dev/loop-control`, which loads the loop module where it is one.
+    ///
+    /// # Errors
+    /// The kernel has no loop driver, or is older than 5.15.
+    pub fn open() -> Result<Self, Error> {
+        require_disk_sequences()?;
+        let control = File::options().read(true).write(true).open("/dev/loop-control").map_err(|error| {
+            Error::new(
+                ErrorKind::NotSupported,
+                format!("cannot open /dev/loop-control: {error}; is the loop module there (modprobe loop), and are we root?"),
+            )
+        })?;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                control: control.into(),
+                claims: Mutex::default(),
+                removed: Condvar::new(),
+                largest_block: AtomicU32::new(65536),
+            }),
+        })
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Arc<Shared>) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let shared = Arc::clone(&self.shared);
+        tokio::task::spawn_blocking(move || work(&shared))
+            .await
+            .unwrap_or_else(|_| Err(Error::new(ErrorKind::Kernel, "a worker thread of loopd failed")))
+    }
+}
+
+/// Refuses kernels without disk sequence numbers.
+fn require_disk_sequences() -> Result<(), Error> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let release = release.trim_ascii_end();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
+    let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version < (5, 15) {
+        return Err(Error::new(
+            ErrorKind::NotSupported,
+            format!("Linux {release} has no disk sequence numbers; loopd needs Linux 5.15 or newer"),
+        ));
+    }
+    Ok(())
+}
+
+impl Kernel for Linux {
+    type File = OwnedFd;
+    type Hold = OwnedFd;
+    type Claim = Claim;
+
+    async fn examine(&self, file: &OwnedFd) -> Result<FileFacts, Error> {
+        let file = file.try_clone().map_err(|error| descriptor_shortage(&error))?;
+        self.blocking(move |_| Ok(backing_file::examine(file)?.facts)).await
+    }
+
+    async fn attach(&self, file: OwnedFd, request: &AttachRequest) -> Result<Attached<Linux>, Error> {
+        let request = request.clone();
+        self.blocking(move |shared| attach(shared, &file, &request)).await
+    }
+
+    async fn release(&self, hold: OwnedFd) {
+        // The last close takes the device down, which writes to the backing file.
+        let _closed = self.blocking(move |_| Ok(drop(hold))).await;
+    }
+
+    async fn hold(&self, number: u32, disk_sequence: DiskSequence) -> Result<Option<OwnedFd>, Error> {
+        self.blocking(move |_| open_attached(number, disk_sequence, OFlag::O_RDONLY)).await
+    }
+
+    async fn clear(&self, number: u32, disk_sequence: DiskSequence) -> Result<(), Error> {
+        self.blocking(move |_| {
+            let Some(device) = open_attached(number, disk_sequence, OFlag::O_RDONLY)? else { return Ok(()) };
+            match ioctl::clear(&device) {
+                Ok(()) | Err(Errno::ENXIO) => Ok(()),
+                Err(errno) => Err(failed(&format!("detach {}", node(number)), "LOOP_CLR_FD", errno)),
+            }
+        })
+        .await
+    }
+
+    async fn keep(&self, number: u32, disk_sequence: DiskSequence) -> Result<(), Error> {
+        self.blocking(move |_| keep(number, disk_sequence)).await
+    }
+
+    async fn status(&self, number: u32) -> Result<Option<(Device, Option<FileSystem>)>, Error> {
+        self.blocking(move |_| Ok(status(number)?.map(|device| (device, udev::stored(number))))).await
+    }
+
+    async fn users(&self, number: u32) -> Result<Users, Error> {
+        self.blocking(move |_| {
+            sysfs::users(number).map_err(|error| {
+                Error::new(ErrorKind::Kernel, format!("cannot tell who uses {}: {error}", node(number)))
+            })
+        })
+        .await
+    }
+
+    async fn remove(&self, number: u32) {
+        let _done = self.blocking(move |shared| Ok(remove(shared, number))).await;
+    }
+
+    fn bound_numbers(&self) -> Vec<u32> {
+        sysfs::bound_numbers()
+    }
+
+    fn glance(&self, number: u32) -> Glance {
+        if self.shared.claims().contains_key(&number) {
+            return Glance::Claimed;
+        }
+        match sysfs::disk_sequence(number) {
+            Some(disk_sequence) if sysfs::is_bound(number) => Glance::Bound(disk_sequence),
+            _ => Glance::Unbound,
+        }
+    }
+
+    fn udev_runs(&self) -> bool {
+        udev::runs()
+    }
+}
+
+fn failed(asked: &str, call: &str, errno: Errno) -> Error {
+    Error::new(ErrorKind::Kernel, format!("cannot {asked}: {call} failed with {errno:?} ({})", errno.desc()))
+}
+
+fn descriptor_shortage(error: &std::io::Error) -> Error {
+    Error::new(
+        ErrorKind::LimitExceeded,
+        format!("loopd has no file descriptor left ({error}); try again later"),
+    )
+}
+
+/// Opens the node of a loop device.
+fn open(number: u32, access: OFlag) -> nix::Result<OwnedFd> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(access == OFlag::O_RDWR)
+        .custom_flags((OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
+        .open(node(number))
+        .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or_default()))?;
+    let is_block_device = file.metadata().is_ok_and(|metadata| metadata.file_type().is_block_device());
+    if is_block_device { Ok(file.into()) } else { Err(Errno::ENOTBLK) }
+}
+
+/// Opens the device only where it still is the one of this attach; `None` where that is over.
+fn open_attached(number: u32, disk_sequence: DiskSequence, access: OFlag) -> Result<Option<OwnedFd>, Error> {
+    let device = match open(number, access) {
+        Ok(device) => device,
+        Err(Errno::ENXIO | Errno::ENOENT | Errno::ENODEV) => return Ok(None),
+        Err(errno) => return Err(failed(&format!("open {}", node(number)), "open", errno)),
+    };
+    let same = ioctl::disk_sequence(&device) == Ok(disk_sequence.0) && ioctl::status(&device).is_ok();
+    Ok(same.then_some(device))
+}
+
+fn attach(shared: &Arc<Shared>, file: &OwnedFd, request: &AttachRequest) -> Result<Attached<Linux>, Error> {
+    let examined = backing_file::examine(file)?;
+    backing_file::check_fit(&examined, request)?;
+    let largest = shared.largest_block.load(Ordering::Relaxed);
+    if request.block_size > largest {
+        return Err(block_size_refused(&examined, request, largest));
+    }
+    // Numbers that turned out to be taken stay claimed until the end, so that none is tried twice.
+    let mut claims = Vec::new();
+    while claims.len() < ATTEMPTS {
+        let claim = claim(shared, request.number, &examined)?;
+        match configure(&claim, file, &examined, request) {
+            Ok((device, hold)) => {
+                let node_made = claim.node_made;
+                return Ok(Attached { device, hold, claim, node_made });
+            }
+            Err(Errno::EBUSY | Errno::ENXIO | Errno::ENOENT | Errno::ENODEV) if request.number.is_none() => {
+                claims.push(claim);
+            }
+            Err(errno) => {
+                let error = refusal(shared, &claim, file, &examined, request, errno);
+                let (number, node_made) = (claim.number, claim.node_made);
+                drop(claim);
+                if node_made {
+                    remove(shared, number);
+                }
+                return Err(error);
+            }
+        }
+    }
+    Err(Error::new(
+        ErrorKind::NoFreeDevice,
+        format!(
+            "cannot attach {}: {ATTEMPTS} free loop devices in a row were taken by other programs; try again",
+            printable(&examined.facts.path)
+        ),
+    ))
+}
+
+/// Chooses a number, or takes the wanted one, under the one lock.
+fn claim(shared: &Arc<Shared>, wanted: Option<u32>, examined: &Examined) -> Result<Claim, Error> {
+    let mut claims = shared.claims();
+    while wanted.is_some_and(|number| claims.get(&number) == Some(&Work::Remove)) {
+        claims = shared.removed.wait(claims).unwrap_or_else(PoisonError::into_inner);
+    }
+    let (number, node_made) = match wanted {
+        Some(number) if claims.contains_key(&number) || sysfs::is_bound(number) => {
+            return Err(taken(number, examined));
+        }
+        Some(number) => (number, ensure_exists(shared, number, examined)?),
+        None => (free_number(shared, &claims, examined)?, false),
+    };
+    claims.insert(number, Work::Attach);
+    drop(claims);
+    Ok(Claim { shared: Arc::clone(shared), number, node_made })
+}
+
+/// Removes a node, unless someone here or elsewhere uses it. Takes some 50 ms.
+fn remove(shared: &Shared, number: u32) {
+    match shared.claims().entry(number) {
+        Entry::Occupied(_) => return,
+        Entry::Vacant(free) => drop(free.insert(Work::Remove)),
+    }
+    let _kept_where_in_use = ioctl::remove(&shared.control, number);
+    shared.claims().remove(&number);
+    shared.removed.notify_all();
+}
+
+fn taken(number: u32, examined: &Examined) -> Error {
+    Error::new(
+        ErrorKind::Busy,
+        format!(
+            "cannot attach {} to {}: that device is taken; choose another number, or leave it out",
+            printable(&examined.facts.path),
+            node(number)
+        ),
+    )
+}
+
+fn ensure_exists(shared: &Shared, number: u32, examined: &Examined) -> Result<bool, Error> {
+    if sysfs::exists(number) {
+        return Ok(false);
+    }
+    match ioctl::add(&shared.control, number) {
+        Ok(_) => Ok(true),
+        Err(Errno::EEXIST) => Ok(false),
+        Err(errno) => Err(no_device(&format!("make {}", node(number)), examined, errno)),
+    }
+}
+
+/// The kernel's choice, or the next number after it that nobody here is working on.
+fn free_number(shared: &Shared, claims: &HashMap<u32, Work>, examined: &Examined) -> Result<u32, Error> {
+    let first = ioctl::free_number(&shared.control)
+        .map_err(|errno| no_device("find a free loop device", examined, errno))?;
+    let number =
+        (first..).find(|number| !claims.contains_key(number) && !sysfs::is_bound(*number)).unwrap_or(first);
+    ensure_exists(shared, number, examined)?;
+    Ok(number)
+}
+
+fn no_device(asked: &str, examined: &Examined, errno: Errno) -> Error {
+    Error::new(
+        ErrorKind::NoFreeDevice,
+        format!(
+            "cannot attach {}: the kernel would not {asked} ({errno:?}, {}); detach one that is not needed (loopctl list --all)",
+            printable(&examined.facts.path),
+            errno.desc()
+        ),
+    )
+}
+
+/// One `LOOP_CONFIGURE`, and the read-only descriptor that keeps the device where the lifetime
+/// wants one. After an error nothing is attached.
+fn configure(
+    claim: &Claim,
+    file: &OwnedFd,
+    examined: &Examined,
+    request: &AttachRequest,
+) -> nix::Result<(Device, Option<OwnedFd>)> {
+    let writable = examined.writable && !request.read_only;
+    let device = open(claim.number, if writable { OFlag::O_RDWR } else { OFlag::O_RDONLY })?;
+    ioctl::configure(&device, file.as_fd(), request.block_size, info(request))?;
+    match finish(claim, &device, request, writable) {
+        Ok(configured) => Ok(configured),
+        Err(errno) => {
+            let _gone_at_close = ioctl::clear(&device);
+            Err(errno)
+        }
+    }
+}
+
+fn finish(
+    claim: &Claim,
+    device: &OwnedFd,
+    request: &AttachRequest,
+    writable: bool,
+) -> nix::Result<(Device, Option<OwnedFd>)> {
+    let known = read_device(claim.number, device)?;
+    if request.direct_io && !known.direct_io {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    let hold = match request.lifetime {
+        Lifetime::Persistent => None,
+        // A writable descriptor would stop mount(2) on kernels without BLK_DEV_WRITE_MOUNTED.
+        _ if writable => Some(open(claim.number, OFlag::O_RDONLY)?),
+        _ => Some(device.try_clone().map_err(|_| Errno::EMFILE)?),
+    };
+    Ok((known, hold))
+}
+
+fn info(request: &AttachRequest) -> loop_info64 {
+    let mut info = ioctl::empty_info();
+    info.lo_offset = request.offset;
+    info.lo_sizelimit = request.size_limit;
+    for (byte, wanted) in info.lo_file_name.iter_mut().zip(request.reference.bytes()) {
+        *byte = wanted;
+    }
+    let mut set = |wanted: bool, flag: LoFlags| {
+        if wanted {
+            info.lo_flags |= flag as u32;
+        }
+    };
+    set(request.read_only, LoFlags::LO_FLAGS_READ_ONLY);
+    set(request.partition_scan, LoFlags::LO_FLAGS_PARTSCAN);
+    set(request.direct_io, LoFlags::LO_FLAGS_DIRECT_IO);
+    set(request.lifetime != Lifetime::Persistent, LoFlags::LO_FLAGS_AUTOCLEAR);
+    info
+}
+
+/// What a failed attach is told as.
+fn refusal(
+    shared: &Shared,
+    claim: &Claim,
+    file: &OwnedFd,
+    examined: &Examined,
+    request: &AttachRequest,
+    errno: Errno,
+) -> Error {
+    let name = printable(&examined.facts.path);
+    match errno {
+        Errno::EBUSY => taken(claim.number, examined),
+        Errno::EINVAL if request.block_size > SMALLEST_PAGE => {
+            heal(claim.number, file);
+            shared.largest_block.store(request.block_size / 2, Ordering::Relaxed);
+            block_size_refused(examined, request, request.block_size / 2)
+        }
+        Errno::EOPNOTSUPP => Error::new(
+            ErrorKind::NotSupported,
+            format!(
+                "cannot attach {name} with direct I/O: its file system, offset {} or block size does not allow it; \
+                 leave direct-io out",
+                request.offset
+            ),
+        ),
+        Errno::EBADF | Errno::ELOOP => Error::new(
+            ErrorKind::InvalidBackingFile,
+            format!("cannot attach {name}: it is itself built on {}", node(claim.number)),
+        ),
+        Errno::EPERM | Errno::ETXTBSY | Errno::EROFS | Errno::EACCES => Error::new(
+            ErrorKind::InvalidBackingFile,
+            format!(
+                "cannot attach {name}: the kernel refuses this file ({errno:?}, {}); is it a swap file?",
+                errno.desc()
+            ),
+        ),
+        errno => failed(&format!("attach {name}"), "LOOP_CONFIGURE", errno),
+    }
+}
+
+fn block_size_refused(examined: &Examined, request: &AttachRequest, largest: u32) -> Error {
+    Error::new(
+        ErrorKind::NotSupported,
+        format!(
+            "cannot attach {} with a block size of {}: this kernel takes at most {largest}",
+            printable(&examined.facts.path),
+            request.block_size
+        ),
+    )
+}
+
+/// A refused block size leaves uevents suppressed and the device read-only until the next good
+/// `LOOP_CONFIGURE` (Linux 5.15 to 6.x, `loop_configure`): make one, and undo it.
+fn heal(number: u32, file: &OwnedFd) {
+    let Ok(device) = open(number, OFlag::O_RDONLY) else { return };
+    if ioctl::configure(&device, file.as_fd(), 512, ioctl::empty_info()).is_ok() {
+        let _gone_at_close = ioctl::clear(&device);
+    }
+}
+
+/// Takes autoclear back: the device stays although `LOOP_CLR_FD` was called on it.
+fn keep(number: u32, disk_sequence: DiskSequence) -> Result<(), Error> {
+    let Some(device) = open_attached(number, disk_sequence, OFlag::O_RDWR)? else { return Ok(()) };
+    for _ in 0..ATTEMPTS {
+        let mut info = match ioctl::status(&device) {
+            Ok(info) => info,
+            Err(_) => return Ok(()),
+        };
+        info.lo_flags &= !(LoFlags::LO_FLAGS_AUTOCLEAR as u32);
+        match ioctl::set_status(&device, &info) {
+            Ok(()) | Err(Errno::ENXIO) => return Ok(()),
+            // The page cache was filled meanwhile (loop_set_status before Linux 6.x).
+            Err(Errno::EAGAIN) => {}
+            Err(errno) => return Err(failed(&format!("keep {}", node(number)), "LOOP_SET_STATUS64", errno)),
+        }
+    }
+    Err(failed(&format!("keep {}", node(number)), "LOOP_SET_STATUS64", Errno::EAGAIN))
+}
+
+fn status(number: u32) -> Result<Option<Device>, Error> {
+    if !sysfs::is_bound(number) {
+        return Ok(None);
+    }
+    let device = match open(number, OFlag::O_RDONLY) {
+        Ok(device) => device,
+        Err(Errno::ENXIO | Errno::ENOENT | Errno::ENODEV) => return Ok(None),
+        Err(errno) => return Err(failed(&format!("open {}", node(number)), "open", errno)),
+    };
+    match read_device(number, &device) {
+        Ok(known) => Ok(Some(known)),
+        Err(Errno::ENXIO) => Ok(None),
+        Err(errno) => Err(failed(&format!("read the state of {}", node(number)), "LOOP_GET_STATUS64", errno)),
+    }
+}
+
+fn read_device(number: u32, device: &OwnedFd) -> nix::Result<Device> {
+    let has = |flags: u32, flag: LoFlags| flags & flag as u32 != 0;
+    let info = ioctl::status(device)?;
+    let name_length = info.lo_file_name.iter().position(|byte| *byte == 0).unwrap_or(info.lo_file_name.len());
+    Ok(Device {
+        number,
+        device_number: sysfs::device_number(&format!("loop{number}")).unwrap_or_default(),
+        disk_sequence: DiskSequence(ioctl::disk_sequence(device)?),
+        backing_file: sysfs::backing_file(number).unwrap_or_default(),
+        backing_device: info.lo_device,
+        backing_inode: info.lo_inode,
+        offset: info.lo_offset,
+        size_limit: info.lo_sizelimit,
+        size: sysfs::size(number),
+        reference: String::from_utf8_lossy(&info.lo_file_name[..name_length]).into_owned(),
+        read_only: sysfs::read_only(number),
+        direct_io: sysfs::direct_io(number),
+        block_size: sysfs::block_size(number),
+        partition_scan: has(info.lo_flags, LoFlags::LO_FLAGS_PARTSCAN),
+        autoclear: has(info.lo_flags, LoFlags::LO_FLAGS_AUTOCLEAR),
+    })
+}

@@ -1,0 +1,228 @@
+//! The kernel as the engine sees it: a trait, its real body on ioctls and sysfs, and a simulated
+//! one for the engine's tests.
+
+use std::path::PathBuf;
+
+use loopd_dbus::Error;
+
+mod backing_file;
+mod ioctl;
+mod linux;
+pub mod mount_table;
+mod readiness;
+#[cfg(test)]
+pub mod simulated;
+mod sysfs;
+
+pub use linux::Linux;
+pub use readiness::Readiness;
+
+use crate::engine::AttachRequest;
+
+/// The kernel's disk sequence number: never used twice while the machine is up (Linux 5.15).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DiskSequence(pub u64);
+
+impl std::fmt::Display for DiskSequence {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What kind of file stands behind a descriptor that can be attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileKind {
+    /// A regular file.
+    Regular,
+    /// A block device.
+    BlockDevice,
+}
+
+/// What is known of a file before it is attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileFacts {
+    /// Regular file or block device.
+    pub kind: FileKind,
+    /// The path as the kernel tells it: bytes, for display only.
+    pub path: Vec<u8>,
+    /// `st_dev`.
+    pub device: u64,
+    /// `st_ino`.
+    pub inode: u64,
+}
+
+/// A loop device with something attached.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Device {
+    /// N of `/dev/loopN`.
+    pub number: u32,
+    /// Major and minor number of the node.
+    pub device_number: (u32, u32),
+    /// Identity of this attach.
+    pub disk_sequence: DiskSequence,
+    /// Path of the backing file as sysfs shows it: bytes, for display only.
+    pub backing_file: Vec<u8>,
+    /// `st_dev` of the backing file.
+    pub backing_device: u64,
+    /// `st_ino` of the backing file.
+    pub backing_inode: u64,
+    /// Bytes into the file.
+    pub offset: u64,
+    /// Bytes at most; 0 is up to the end of the file.
+    pub size_limit: u64,
+    /// Size of the device in bytes.
+    pub size: u64,
+    /// The kernel's `lo_file_name`, at most 63 bytes.
+    pub reference: String,
+    /// Whether writing is impossible.
+    pub read_only: bool,
+    /// Whether the page cache of the backing file is bypassed.
+    pub direct_io: bool,
+    /// Logical block size in bytes.
+    pub block_size: u32,
+    /// `LO_FLAGS_PARTSCAN`.
+    pub partition_scan: bool,
+    /// `LO_FLAGS_AUTOCLEAR`.
+    pub autoclear: bool,
+}
+
+impl Device {
+    /// The device node.
+    #[must_use]
+    pub fn node(&self) -> String {
+        node(self.number)
+    }
+}
+
+/// The device node of a loop device.
+#[must_use]
+pub fn node(number: u32) -> String {
+    format!("/dev/loop{number}")
+}
+
+/// What udev found on a volume; empty strings where it found nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FileSystem {
+    /// `ID_FS_USAGE`: `filesystem`, `crypto`, `raid`, `other`.
+    pub usage: String,
+    /// `ID_FS_TYPE`.
+    pub kind: String,
+    /// `ID_FS_VERSION`.
+    pub version: String,
+    /// `ID_FS_LABEL_ENC`, decoded.
+    pub label: String,
+    /// `ID_FS_UUID`.
+    pub uuid: String,
+}
+
+/// A device just attached.
+pub struct Attached<K: Kernel + ?Sized> {
+    /// The device.
+    pub device: Device,
+    /// Keeps an autoclear device alive: the device goes when this is released. `None` for a
+    /// device that lives until it is cleared.
+    pub hold: Option<K::Hold>,
+    /// While it lives, [`Kernel::glance`] says that the number is claimed.
+    pub claim: K::Claim,
+    /// Whether the device node was made for this attach.
+    pub node_made: bool,
+}
+
+/// Who uses a device, as far as the kernel tells.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Users {
+    /// Where the device or a partition of it is mounted.
+    pub mount_points: Vec<PathBuf>,
+    /// Block devices built on it, swap, further loop devices: words for a message.
+    pub holders: Vec<String>,
+}
+
+impl Users {
+    /// Whether nobody was found.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.mount_points.is_empty() && self.holders.is_empty()
+    }
+}
+
+/// What a number is bound to at this moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Glance {
+    /// Nothing is attached, or there is no such device.
+    Unbound,
+    /// An attach of ours is under way on this number.
+    Claimed,
+    /// Something is attached, with this disk sequence.
+    Bound(DiskSequence),
+}
+
+/// The kernel: loop devices, sysfs, mounts.
+///
+/// Every method but [`Kernel::glance`] may block for as long as the backing file's file system
+/// does, and so is a future. Dropping the future does not undo what it began: the engine sees each
+/// to its end.
+pub trait Kernel: Send + Sync + 'static {
+    /// A descriptor that a client handed over.
+    type File: Send + Sync + 'static;
+    /// A read-only descriptor of a loop device.
+    type Hold: Send + 'static;
+    /// A number that an attach is working on.
+    type Claim: Send + 'static;
+
+    /// Looks at a file. Fails with `InvalidBackingFile` where it can never be attached.
+    fn examine(&self, file: &Self::File) -> impl Future<Output = Result<FileFacts, Error>> + Send;
+
+    /// Attaches the file to a free device, or to the one that the request names. After an error
+    /// nothing is attached and no node is left that was not there.
+    fn attach(
+        &self,
+        file: Self::File,
+        request: &AttachRequest,
+    ) -> impl Future<Output = Result<Attached<Self>, Error>> + Send;
+
+    /// Closes a hold: an autoclear device goes with its last user.
+    fn release(&self, hold: Self::Hold) -> impl Future<Output = ()> + Send;
+
+    /// Takes a hold of a device anew; `None` where this attach is over or being taken down.
+    fn hold(
+        &self,
+        number: u32,
+        disk_sequence: DiskSequence,
+    ) -> impl Future<Output = Result<Option<Self::Hold>, Error>> + Send;
+
+    /// `LOOP_CLR_FD`. Its success means nothing ([`Kernel::glance`] tells); where the device is in
+    /// use it is autoclear from then on. Does nothing where this attach is over.
+    fn clear(
+        &self,
+        number: u32,
+        disk_sequence: DiskSequence,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Takes an autoclear flag back; does nothing where this attach is over.
+    fn keep(
+        &self,
+        number: u32,
+        disk_sequence: DiskSequence,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// The device with all that is known of it; `None` where nothing is attached.
+    fn status(
+        &self,
+        number: u32,
+    ) -> impl Future<Output = Result<Option<(Device, Option<FileSystem>)>, Error>> + Send;
+
+    /// Who uses the device.
+    fn users(&self, number: u32) -> impl Future<Output = Result<Users, Error>> + Send;
+
+    /// Removes a device node that was made for an attach; quietly keeps one that is in use.
+    fn remove(&self, number: u32) -> impl Future<Output = ()> + Send;
+
+    /// The numbers of all loop devices that have something attached.
+    fn bound_numbers(&self) -> Vec<u32>;
+
+    /// What the number is bound to: reads two files of sysfs and never blocks.
+    fn glance(&self, number: u32) -> Glance;
+
+    /// Whether udev is there to process events.
+    fn udev_runs(&self) -> bool;
+}

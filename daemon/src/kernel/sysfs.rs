@@ -1,0 +1,130 @@
+//! What sysfs and procfs say of loop devices. None of these reads can block on a backing file.
+
+use std::fs;
+use std::path::PathBuf;
+
+use super::{DiskSequence, Users, mount_table, node};
+
+fn attribute_path(number: u32, attribute: &str) -> PathBuf {
+    PathBuf::from(format!("/sys/block/loop{number}/{attribute}"))
+}
+
+fn number_in<T: std::str::FromStr>(number: u32, attribute: &str) -> Option<T> {
+    fs::read_to_string(attribute_path(number, attribute)).ok()?.trim_ascii_end().parse().ok()
+}
+
+/// Whether the device exists.
+pub fn exists(number: u32) -> bool {
+    attribute_path(number, "").exists()
+}
+
+/// Whether something is attached, or still being taken down.
+pub fn is_bound(number: u32) -> bool {
+    attribute_path(number, "loop").exists()
+}
+
+/// The disk sequence, bound or not.
+pub fn disk_sequence(number: u32) -> Option<DiskSequence> {
+    number_in(number, "diskseq").map(DiskSequence)
+}
+
+/// Path of the backing file, to the byte: only the newline that the kernel adds is taken off.
+pub fn backing_file(number: u32) -> Option<Vec<u8>> {
+    let mut path = fs::read(attribute_path(number, "loop/backing_file")).ok()?;
+    if path.last() == Some(&b'\n') {
+        path.pop();
+    }
+    Some(path)
+}
+
+/// Whether direct I/O is on.
+pub fn direct_io(number: u32) -> bool {
+    number_in::<u8>(number, "loop/dio") == Some(1)
+}
+
+/// Whether the device refuses writes.
+pub fn read_only(number: u32) -> bool {
+    number_in::<u8>(number, "ro") == Some(1)
+}
+
+/// Size of the device in bytes; sysfs counts sectors of 512 bytes.
+pub fn size(number: u32) -> u64 {
+    number_in::<u64>(number, "size").unwrap_or(0).saturating_mul(512)
+}
+
+/// Logical block size in bytes.
+pub fn block_size(number: u32) -> u32 {
+    number_in(number, "queue/logical_block_size").unwrap_or(512)
+}
+
+/// The numbers of all loop devices with something attached.
+pub fn bound_numbers() -> Vec<u32> {
+    let Ok(entries) = fs::read_dir("/sys/block") else { return Vec::new() };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_prefix("loop")?.parse().ok())
+        .filter(|number| is_bound(*number))
+        .collect()
+}
+
+/// Names of the device and of its partitions, as in `/dev`.
+fn block_names(number: u32) -> Vec<String> {
+    let disk = format!("loop{number}");
+    let partition = format!("{disk}p");
+    let Ok(entries) = fs::read_dir(attribute_path(number, "")) else { return vec![disk] };
+    let mut names: Vec<String> = entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| name.starts_with(&partition))
+        .collect();
+    names.push(disk);
+    names
+}
+
+fn holders(block_name: &str) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(format!("/sys/class/block/{block_name}/holders")) else {
+        return Vec::new();
+    };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .map(|holder| format!("/dev/{holder}"))
+        .collect()
+}
+
+/// `MAJOR:MINOR` of a block device.
+pub fn device_number(block_name: &str) -> Option<(u32, u32)> {
+    let text = fs::read_to_string(format!("/sys/class/block/{block_name}/dev")).ok()?;
+    mount_table::device_number(text.trim_ascii_end())
+}
+
+fn swap_devices() -> Vec<String> {
+    let text = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    text.lines().skip(1).filter_map(|line| line.split_ascii_whitespace().next()).map(str::to_owned).collect()
+}
+
+/// Loop devices that have this one as their backing file.
+fn stacked_on(number: u32) -> Vec<String> {
+    let wanted = node(number).into_bytes();
+    bound_numbers()
+        .into_iter()
+        .filter(|other| backing_file(*other).is_some_and(|file| file == wanted))
+        .map(node)
+        .collect()
+}
+
+/// Who uses the device or a partition of it.
+pub fn users(number: u32) -> std::io::Result<Users> {
+    let mounts = mount_table::read()?;
+    let swaps = swap_devices();
+    let mut users = Users::default();
+    for name in block_names(number) {
+        let device_node = format!("/dev/{name}");
+        if let Some(device) = device_number(&name) {
+            users.mount_points.extend(mounts.of(device, &device_node).iter().cloned());
+        }
+        users.holders.extend(holders(&name));
+        if swaps.contains(&device_node) {
+            users.holders.push(format!("swap on {device_node}"));
+        }
+    }
+    users.holders.extend(stacked_on(number));
+    Ok(users)
+}
