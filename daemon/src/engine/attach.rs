@@ -7,7 +7,7 @@ use loopd_dbus::{Error, ErrorKind, Lifetime, State};
 use tokio::time::Instant;
 use tracing::info;
 
-use super::attachment::Record;
+use super::attachment::{Record, Stage};
 use super::{AttachRequest, ClientId, Engine, Event, Ownership, Snapshot};
 use crate::kernel::{Attached, DiskSequence, Kernel};
 use crate::text::printable;
@@ -72,6 +72,7 @@ impl<K: Kernel> Engine<K> {
         let client = (request.lifetime != Lifetime::Persistent).then(|| caller.client().clone());
         let ownership =
             Ownership { uid: caller.uid(), client, lifetime: request.lifetime, since: microseconds_now() };
+        self.displace(device.number);
         let mut state = self.state();
         let seen =
             state.processed.get(&device.number).filter(|(sequence, _)| *sequence == device.disk_sequence);
@@ -83,9 +84,8 @@ impl<K: Kernel> Engine<K> {
             state: State::Attached,
             file_system,
             hold,
-            published: false,
             // Who vanishes from now on is found by `client_vanished`.
-            abandoned: caller.vanished(),
+            stage: Stage::Pending { client: caller.client().clone(), abandoned: caller.vanished() },
             processed,
             node_made,
             changed: Arc::default(),
@@ -128,7 +128,7 @@ impl<K: Kernel> Engine<K> {
             woken.as_mut().enable();
             match self.state().records.get(&id) {
                 None => return Err(detached_meanwhile(id)),
-                Some(record) if record.abandoned => return Err(vanished(caller)),
+                Some(record) if record.is_abandoned() => return Err(vanished(caller)),
                 Some(record) if record.processed => return Ok(()),
                 Some(_) => {}
             }
@@ -156,10 +156,10 @@ impl<K: Kernel> Engine<K> {
         let shown = {
             let mut state = self.state();
             let Some(record) = state.records.get_mut(&id) else { return Err(detached_meanwhile(id)) };
-            if record.abandoned {
+            if record.is_abandoned() {
                 None
             } else {
-                record.published = true;
+                record.stage = Stage::Published;
                 let snapshot = state.records.get(&id).map(|record| record.snapshot(id, &state.mounts));
                 if let Some(snapshot) = &snapshot {
                     self.tell(Event::Added(Box::new(snapshot.clone())));
@@ -186,7 +186,7 @@ impl<K: Kernel> Engine<K> {
             let Some(record) = state.records.get_mut(&id) else { return };
             // Someone else has it open: what remains is shown for as long as it lasts.
             record.state = State::Detaching;
-            record.published = true;
+            record.stage = Stage::Published;
             state.records.get(&id).map(|record| record.snapshot(id, &state.mounts))
         };
         if let Some(snapshot) = still_used {

@@ -50,6 +50,20 @@ pub struct Snapshot {
     pub mount_points: Vec<PathBuf>,
 }
 
+/// Whether the world was told of an attachment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Its attach is still under way.
+    Pending {
+        /// Who asked for it.
+        client: ClientId,
+        /// Whether that client vanished meanwhile.
+        abandoned: bool,
+    },
+    /// It is on the bus.
+    Published,
+}
+
 /// An attachment as the engine keeps it.
 pub(super) struct Record<K: Kernel> {
     pub device: Device,
@@ -59,9 +73,7 @@ pub(super) struct Record<K: Kernel> {
     /// Keeps an autoclear device alive.
     pub hold: Option<K::Hold>,
     /// Whether the world was told of it.
-    pub published: bool,
-    /// Whether its client vanished before that.
-    pub abandoned: bool,
+    pub stage: Stage,
     /// Whether udev has processed this disk sequence.
     pub processed: bool,
     /// Whether the device node is to be removed with it.
@@ -82,8 +94,7 @@ impl<K: Kernel> Record<K> {
             state: State::Attached,
             file_system,
             hold: None,
-            published: true,
-            abandoned: false,
+            stage: Stage::Published,
             processed: true,
             node_made: false,
             changed: Arc::default(),
@@ -103,11 +114,31 @@ impl<K: Kernel> Record<K> {
         }
     }
 
-    /// Whether it ends with this client.
+    /// Whether the world was told of it.
+    pub fn is_published(&self) -> bool {
+        self.stage == Stage::Published
+    }
+
+    /// Notes that this client vanished, where it waits for the attach.
+    pub fn abandon(&mut self, vanished: &ClientId) {
+        if let Stage::Pending { client, abandoned } = &mut self.stage
+            && client == vanished
+        {
+            *abandoned = true;
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// Whether its client vanished while its attach was under way.
+    pub fn is_abandoned(&self) -> bool {
+        matches!(self.stage, Stage::Pending { abandoned: true, .. })
+    }
+
+    /// Whether it is shown to the world and ends with this client.
     pub fn ends_with(&self, client: &ClientId) -> bool {
         let ended = |ownership: &Ownership| {
             ownership.lifetime == Lifetime::Client && ownership.client.as_ref() == Some(client)
         };
-        self.state == State::Attached && self.ownership.as_ref().is_some_and(ended)
+        self.is_published() && self.state == State::Attached && self.ownership.as_ref().is_some_and(ended)
     }
 }

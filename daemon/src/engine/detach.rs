@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::attach::audit;
 use super::{ClientId, Engine, Event, Snapshot};
-use crate::kernel::{DiskSequence, Glance, Kernel, Users};
+use crate::kernel::{DiskSequence, Kernel, Users};
 use crate::text::printable;
 
 /// How a non-lazy detach went.
@@ -48,21 +48,15 @@ impl<K: Kernel> Engine<K> {
 
     /// Ends what ends with this client, in whatever stage it is.
     pub fn client_vanished(self: &Arc<Self>, client: &ClientId) {
-        let ended: Vec<DiskSequence> = {
-            let mut state = self.state();
-            let of_client = state.records.iter_mut().filter(|(_, record)| record.ends_with(client));
-            of_client
-                .filter_map(|(id, record)| {
-                    if record.published {
-                        return Some(*id);
-                    }
-                    // Its attach is still under way, and will see this.
-                    record.abandoned = true;
-                    record.changed.notify_waiters();
-                    None
-                })
-                .collect()
-        };
+        let mut ended = Vec::new();
+        for (id, record) in &mut self.state().records {
+            if record.ends_with(client) {
+                ended.push(*id);
+            } else {
+                // Its attach may still be under way, and will see this.
+                record.abandon(client);
+            }
+        }
         for id in ended {
             let engine = Arc::clone(self);
             tokio::spawn(async move { engine.end_of_lifetime(id).await });
@@ -162,12 +156,10 @@ impl<K: Kernel> Engine<K> {
 
     /// Ends the attachment where the kernel has; says whether it is gone.
     pub(super) fn look_whether_gone(&self, id: DiskSequence) -> bool {
-        let Some((number, sequence)) =
-            self.state().records.get(&id).map(|record| (record.device.number, record.device.disk_sequence))
-        else {
+        let Some(number) = self.state().records.get(&id).map(|record| record.device.number) else {
             return true;
         };
-        if self.kernel.glance(number) == Glance::Bound(sequence) {
+        if self.is_current(id, self.kernel.glance(number).bound) {
             return false;
         }
         self.finish(id);
@@ -177,7 +169,7 @@ impl<K: Kernel> Engine<K> {
     /// Forgets an attachment that the kernel has taken down.
     pub(super) fn finish(&self, id: DiskSequence) {
         let Some(record) = self.state().remove(id) else { return };
-        if record.published {
+        if record.is_published() {
             self.tell(Event::Removed(id));
         }
         let (number, node_made, hold) = (record.device.number, record.node_made, record.hold);

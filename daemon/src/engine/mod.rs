@@ -26,7 +26,7 @@ pub use observe::Uevent;
 pub use request::AttachRequest;
 
 use crate::kernel::mount_table::MountTable;
-use crate::kernel::{DiskSequence, FileSystem, Glance, Kernel, node};
+use crate::kernel::{DiskSequence, FileSystem, Kernel, node};
 use attachment::Record;
 
 /// Times and bounds.
@@ -143,7 +143,7 @@ impl<K: Kernel> Engine<K> {
         let mut list: Vec<Snapshot> = state
             .records
             .iter()
-            .filter(|(_, record)| record.published)
+            .filter(|(_, record)| record.is_published())
             .map(|(id, record)| record.snapshot(*id, &state.mounts))
             .collect();
         drop(state);
@@ -155,7 +155,7 @@ impl<K: Kernel> Engine<K> {
     #[must_use]
     pub fn find(&self, id: DiskSequence) -> Option<Snapshot> {
         let state = self.state();
-        let record = state.records.get(&id).filter(|record| record.published)?;
+        let record = state.records.get(&id).filter(|record| record.is_published())?;
         Some(record.snapshot(id, &state.mounts))
     }
 
@@ -165,7 +165,7 @@ impl<K: Kernel> Engine<K> {
     /// `NotFound` where nothing is.
     pub async fn locate(self: &Arc<Self>, number: u32) -> Result<Snapshot, Error> {
         let known = self.state().by_number.get(&number).copied();
-        if !known.is_some_and(|id| Glance::Bound(id) == self.kernel.glance(number)) {
+        if !known.is_some_and(|id| self.is_current(id, self.kernel.glance(number).bound)) {
             self.refresh(number).await;
         }
         let id = self.state().by_number.get(&number).copied();

@@ -9,7 +9,7 @@ use super::attach::audit;
 use super::attachment::Record;
 use super::{Engine, Event};
 use crate::kernel::mount_table::MountTable;
-use crate::kernel::{Device, DiskSequence, FileSystem, Glance, Kernel};
+use crate::kernel::{Device, DiskSequence, FileSystem, Kernel};
 
 /// Something happened to a loop device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,20 +30,32 @@ impl<K: Kernel> Engine<K> {
         if let (Some(sequence), Some(found)) = (event.disk_sequence, &event.processed) {
             self.state().processed.insert(event.number, (sequence, found.clone()));
         }
-        let known = self.state().by_number.get(&event.number).copied();
-        match (known, self.kernel.glance(event.number)) {
-            (_, Glance::Claimed) => {}
-            (Some(id), Glance::Unbound) => self.ended_elsewhere(id),
-            (None, Glance::Unbound) => {}
-            (Some(id), Glance::Bound(sequence)) if self.is_current(id, sequence) => {
-                self.note_processed(id, event);
-            }
-            (_, Glance::Bound(_)) => self.spawn_refresh(event.number),
+        let glance = self.kernel.glance(event.number);
+        match self.current(event.number, glance.bound) {
+            Some(id) => self.note_processed(id, event),
+            None if glance.bound.is_some() && !glance.claimed => self.spawn_refresh(event.number),
+            None => {}
         }
     }
 
-    fn is_current(&self, id: DiskSequence, sequence: DiskSequence) -> bool {
-        self.state().records.get(&id).is_some_and(|record| record.device.disk_sequence == sequence)
+    /// The attachment that the number stands for, where the kernel still has it; ends it where not.
+    fn current(&self, number: u32, bound: Option<DiskSequence>) -> Option<DiskSequence> {
+        let known = self.state().by_number.get(&number).copied()?;
+        if self.is_current(known, bound) {
+            return Some(known);
+        }
+        self.ended_elsewhere(known);
+        None
+    }
+
+    /// Whether an attachment is what the kernel has bound.
+    pub(super) fn is_current(&self, id: DiskSequence, bound: Option<DiskSequence>) -> bool {
+        self.state().records.get(&id).is_some_and(|record| Some(record.device.disk_sequence) == bound)
+    }
+
+    /// Makes room for a new attach on this number: what stood there before has ended.
+    pub(super) fn displace(&self, number: u32) {
+        self.current(number, None);
     }
 
     fn note_processed(self: &Arc<Self>, id: DiskSequence, event: Uevent) {
@@ -71,7 +83,7 @@ impl<K: Kernel> Engine<K> {
         change(record);
         record.changed.notify_waiters();
         let after = record.snapshot(id, &state.mounts);
-        if record.published && after != before {
+        if record.is_published() && after != before {
             self.tell(Event::Changed(Box::new(after)));
         }
     }
@@ -87,37 +99,22 @@ impl<K: Kernel> Engine<K> {
             Ok(status) => status,
             Err(error) => return warn!(number, "{error}"),
         };
-        let known = self.state().by_number.get(&number).copied();
-        match (known, status, self.kernel.glance(number)) {
-            (_, _, Glance::Claimed) => {}
-            (Some(id), _, Glance::Unbound) => self.ended_elsewhere(id),
-            (known, Some((device, found)), Glance::Bound(sequence)) if device.disk_sequence == sequence => {
-                self.reconcile(known, device, found);
-            }
+        let glance = self.kernel.glance(number);
+        let known = self.current(number, glance.bound);
+        let Some((device, found)) = status else { return };
+        if Some(device.disk_sequence) != glance.bound {
             // Between two states: an event follows.
-            (known, _, glance) => debug!(number, ?known, ?glance, "not settled"),
+            return debug!(number, "changed while it was looked at");
         }
-    }
-
-    fn reconcile(&self, known: Option<DiskSequence>, device: Device, found: Option<FileSystem>) {
         match known {
-            Some(id) if self.is_current(id, device.disk_sequence) => self.update(id, |record| {
-                record.device = device;
-            }),
-            known => {
-                if let Some(id) = known {
-                    self.ended_elsewhere(id);
-                }
-                self.add_foreign(device, found.unwrap_or_default());
-            }
+            Some(id) => self.update(id, |record| record.device = device),
+            None if glance.claimed => {}
+            None => self.add_foreign(device, found.unwrap_or_default()),
         }
     }
 
     fn add_foreign(&self, device: Device, file_system: FileSystem) {
         let mut state = self.state();
-        if state.records.contains_key(&device.disk_sequence) {
-            return;
-        }
         let seen =
             state.processed.get(&device.number).filter(|(sequence, _)| *sequence == device.disk_sequence);
         let file_system = seen.map_or(file_system, |(_, found)| found.clone());
@@ -146,7 +143,7 @@ impl<K: Kernel> Engine<K> {
         let mut guard = self.state();
         let state = &mut *guard;
         let before = std::mem::replace(&mut state.mounts, mounts);
-        for (id, record) in state.records.iter().filter(|(_, record)| record.published) {
+        for (id, record) in state.records.iter().filter(|(_, record)| record.is_published()) {
             let after = record.snapshot(*id, &state.mounts);
             if after.mount_points != before.of(record.device.device_number, &record.device.node()) {
                 self.tell(Event::Changed(Box::new(after)));
@@ -176,7 +173,7 @@ impl<K: Kernel> Engine<K> {
         };
         let Some(id) = waiting else { return };
         if let Ok(Some((device, Some(found)))) = self.kernel.status(number).await
-            && self.is_current(id, device.disk_sequence)
+            && self.is_current(id, Some(device.disk_sequence))
         {
             info!(number, "events of udev were lost; its database was read instead");
             self.update(id, |record| {

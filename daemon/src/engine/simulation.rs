@@ -1,1 +1,539 @@
+//! The engine on a simulated kernel: every step fails in turn, clients vanish at every step, and
+//! storms of random calls leave the two in agreement. Time is simulated too.
 
+use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use loopd_dbus::{AttachOptions, ErrorKind, Lifetime, State};
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::*;
+use crate::kernel::simulated::{Interference, Simulated};
+
+type SimulatedEngine = Arc<Engine<Simulated>>;
+
+/// A client on a simulated bus.
+#[derive(Clone)]
+struct Client {
+    id: ClientId,
+    uid: u32,
+    gone: Arc<AtomicBool>,
+}
+
+impl Client {
+    fn new(name: &str, uid: u32) -> Self {
+        Self { id: ClientId(name.to_owned()), uid, gone: Arc::default() }
+    }
+
+    fn vanish(&self, engine: &SimulatedEngine) {
+        self.gone.store(true, Ordering::Relaxed);
+        engine.client_vanished(&self.id);
+    }
+}
+
+impl Caller for Client {
+    fn client(&self) -> &ClientId {
+        &self.id
+    }
+
+    fn uid(&self) -> u32 {
+        self.uid
+    }
+
+    fn vanished(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+
+    async fn still_there(&self) -> bool {
+        tokio::task::yield_now().await;
+        !self.vanished()
+    }
+}
+
+/// What the bus would show.
+type Shown = Arc<Mutex<BTreeMap<DiskSequence, Snapshot>>>;
+
+/// Follows the engine's events as the bus room does, and checks that they make sense.
+async fn follow(mut events: UnboundedReceiver<Event>, shown: Shown) {
+    while let Some(event) = events.recv().await {
+        let mut shown = shown.lock().unwrap();
+        match event {
+            Event::Added(snapshot) => {
+                assert!(shown.insert(snapshot.id, *snapshot).is_none(), "added twice");
+            }
+            Event::Changed(snapshot) => {
+                let id = snapshot.id;
+                assert!(shown.insert(id, *snapshot).is_some(), "changed before it was added: {id}");
+            }
+            Event::Removed(id) => assert!(shown.remove(&id).is_some(), "removed and not there: {id}"),
+            Event::Checkpoint(done) => done.send(()).unwrap(),
+        }
+    }
+}
+
+/// udev: hands every event of the machine to the engine, some time later.
+async fn udev(machine: Simulated, engine: SimulatedEngine, seed: u64) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    loop {
+        tokio::time::sleep(Duration::from_micros(random.u64(500..5000))).await;
+        let mut lost = false;
+        for event in machine.take_uevents() {
+            // One in fifty is lost; the monitor notices and asks for a look at everything.
+            if seed != 0 && random.u8(..50) == 0 {
+                lost = true;
+            } else {
+                engine.observe(event);
+            }
+        }
+        if lost {
+            engine.resync().await;
+        }
+    }
+}
+
+struct House {
+    tasks: Mutex<tokio::task::JoinSet<()>>,
+    machine: Simulated,
+    engine: SimulatedEngine,
+    shown: Shown,
+}
+
+impl House {
+    fn new(machine: Simulated) -> Self {
+        let (engine, events) = Engine::new(machine.clone(), Settings::default());
+        let (shown, mut tasks) = (Shown::default(), tokio::task::JoinSet::new());
+        tasks.spawn(follow(events, Arc::clone(&shown)));
+        Self { tasks: Mutex::new(tasks), machine, engine, shown }
+    }
+
+    fn with_udev() -> Self {
+        let house = Self::new(Simulated::new());
+        house.start_udev(0);
+        house
+    }
+
+    /// udev runs for as long as the house stands.
+    fn start_udev(&self, seed: u64) {
+        let udev = udev(self.machine.clone(), Arc::clone(&self.engine), seed);
+        self.tasks.lock().unwrap().spawn(udev);
+    }
+
+    async fn attach(&self, client: &Client, lifetime: Lifetime) -> Result<Snapshot, Error> {
+        self.attach_with(client, AttachOptions { lifetime, ..AttachOptions::default() }).await
+    }
+
+    async fn attach_with(&self, client: &Client, options: AttachOptions) -> Result<Snapshot, Error> {
+        let order = Order { file: 1, request: AttachRequest::new(options)? };
+        self.engine.attach(order, client).await
+    }
+
+    /// Lets everything that is under way come to its end.
+    async fn settle(&self) {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        self.engine.told().await;
+    }
+
+    /// The engine, the machine and the bus agree.
+    fn agree(&self) {
+        let bound: Vec<_> =
+            self.machine.bound().into_iter().map(|(number, sequence, _)| (number, sequence)).collect();
+        let list = self.engine.list();
+        let listed: Vec<_> = list.iter().map(|a| (a.device.number, a.device.disk_sequence)).collect();
+        assert_eq!(listed, bound, "the engine and the kernel");
+        let shown: HashSet<_> =
+            self.shown.lock().unwrap().values().map(|a| (a.device.number, a.id, a.state.as_str())).collect();
+        let known: HashSet<_> = list.iter().map(|a| (a.device.number, a.id, a.state.as_str())).collect();
+        assert_eq!(shown, known, "the bus and the engine");
+        for attachment in list {
+            let number = attachment.device.number;
+            let held = attachment.state == State::Attached
+                && attachment
+                    .ownership
+                    .as_ref()
+                    .is_some_and(|ownership| ownership.lifetime == Lifetime::Client);
+            assert_eq!(self.machine.holds(number), usize::from(held), "descriptors of /dev/loop{number}");
+        }
+    }
+
+    async fn assert_empty(&self) {
+        self.settle().await;
+        assert_eq!(self.machine.bound(), []);
+        self.agree();
+        assert!(self.engine.state().records.is_empty());
+        self.engine.attachments_of_a_uid.empty().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attach_is_shown_and_ends_with_its_client() {
+    let house = House::with_udev();
+    let client = Client::new(":1.1", 7);
+    let attached = house.attach(&client, Lifetime::Client).await.unwrap();
+    assert_eq!(attached.file_system.kind, format!("fs{}", attached.id), "it waited for udev");
+    house.engine.told().await;
+    house.agree();
+    client.vanish(&house.engine);
+    house.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_step_fails_in_turn_and_is_undone() {
+    for lifetime in [Lifetime::Client, Lifetime::Persistent] {
+        for failing in 1.. {
+            let house = House::with_udev();
+            house
+                .machine
+                .interfere(move |step| if step == failing { Interference::Fail } else { Interference::None });
+            let client = Client::new(":1.1", 7);
+            match house.attach(&client, lifetime).await {
+                Ok(_) => {
+                    assert!(failing > 1, "no step failed");
+                    break;
+                }
+                Err(error) => assert_eq!(error.kind, ErrorKind::Kernel),
+            }
+            house.assert_empty().await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_vanishes_at_any_step_leaves_nothing() {
+    for wait in [true, false] {
+        for vanishing in 1.. {
+            let house = House::with_udev();
+            let client = Client::new(":1.1", 7);
+            let reached = Arc::new(AtomicBool::new(false));
+            let (seen, leaving, engine) = (Arc::clone(&reached), client.clone(), Arc::clone(&house.engine));
+            house.machine.interfere(move |step| {
+                if step == vanishing {
+                    seen.store(true, Ordering::Relaxed);
+                    leaving.vanish(&engine);
+                }
+                Interference::None
+            });
+            let options = AttachOptions { wait, ..AttachOptions::default() };
+            let attached = house.attach_with(&client, options).await;
+            if !reached.load(Ordering::Relaxed) {
+                assert!(vanishing > 1 && attached.is_ok(), "the client never vanished");
+                break;
+            }
+            assert_eq!(attached.unwrap_err().kind, ErrorKind::AccessDenied);
+            house.assert_empty().await;
+        }
+    }
+}
+
+/// The steps above are the kernel's; this vanishes at every moment between them as well.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_vanishes_at_any_moment_leaves_nothing() {
+    for lifetime in [Lifetime::Client, Lifetime::Persistent] {
+        for moment in 0..120 {
+            let house = House::new(Simulated::random(moment));
+            house.start_udev(0);
+            let client = Client::new(":1.1", 7);
+            let (leaving, engine) = (client.clone(), Arc::clone(&house.engine));
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_micros(moment * 80)).await;
+                leaving.vanish(&engine);
+            });
+            let attached = house.attach(&client, lifetime).await;
+            house.settle().await;
+            match attached {
+                // It was attached before the client went, and does not end with it.
+                Ok(attached) if lifetime == Lifetime::Persistent => {
+                    house.engine.detach(attached.id, false).await.unwrap();
+                }
+                _ => {}
+            }
+            house.assert_empty().await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_was_gone_before_the_watch_is_noticed() {
+    struct Unwatched(Client);
+    impl Caller for Unwatched {
+        fn client(&self) -> &ClientId {
+            &self.0.id
+        }
+        fn uid(&self) -> u32 {
+            self.0.uid
+        }
+        fn vanished(&self) -> bool {
+            false
+        }
+        async fn still_there(&self) -> bool {
+            false
+        }
+    }
+    let house = House::with_udev();
+    let request = AttachRequest::new(AttachOptions::default()).unwrap();
+    let caller = Unwatched(Client::new(":1.1", 7));
+    let error = house.engine.attach(Order { file: 1, request }, &caller).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::AccessDenied);
+    house.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_what_is_bound_to_the_client_ends_with_it() {
+    let house = House::with_udev();
+    let (first, second) = (Client::new(":1.1", 7), Client::new(":1.2", 7));
+    let _ends = house.attach(&first, Lifetime::Client).await.unwrap();
+    let _ends_too = house.attach(&first, Lifetime::Client).await.unwrap();
+    let persistent = house.attach(&first, Lifetime::Persistent).await.unwrap();
+    let others = house.attach(&second, Lifetime::Client).await.unwrap();
+    first.vanish(&house.engine);
+    house.settle().await;
+    let left: Vec<_> = house.engine.list().iter().map(|attachment| attachment.id).collect();
+    assert_eq!(left, [persistent.id, others.id]);
+    house.agree();
+    second.vanish(&house.engine);
+    house.engine.detach(persistent.id, false).await.unwrap();
+    house.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_mounted_outlives_its_client_until_it_is_unmounted() {
+    let house = House::with_udev();
+    let client = Client::new(":1.1", 7);
+    let attached = house.attach(&client, Lifetime::Client).await.unwrap();
+    house.machine.mount(attached.device.number);
+    client.vanish(&house.engine);
+    house.settle().await;
+    assert_eq!(house.engine.find(attached.id).unwrap().state, State::Detaching);
+    house.agree();
+    house.machine.unmount(attached.device.number);
+    house.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_device_stays_as_it_was() {
+    for lifetime in [Lifetime::Client, Lifetime::Persistent] {
+        let house = House::with_udev();
+        let client = Client::new(":1.1", 7);
+        let attached = house.attach(&client, lifetime).await.unwrap();
+        let before = house.machine.bound();
+        let number = attached.device.number;
+
+        house.machine.mount(number);
+        let error = house.engine.detach(attached.id, false).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Busy);
+        assert!(error.message.contains("mounted on /mnt"), "{error}");
+        house.machine.unmount(number);
+
+        house.machine.open_elsewhere(number);
+        let error = house.engine.detach(attached.id, false).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Busy);
+        assert!(error.message.contains("opened by a process"), "{error}");
+        house.engine.told().await;
+        house.agree();
+        assert_eq!(house.machine.bound(), before);
+
+        let (machine, engine) = (house.machine.clone(), Arc::clone(&house.engine));
+        let passing = tokio::spawn(async move { engine.detach(attached.id, false).await });
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        machine.close_elsewhere(number);
+        passing.await.unwrap().unwrap();
+        house.assert_empty().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lazy_detach_ends_at_the_last_close() {
+    for lifetime in [Lifetime::Client, Lifetime::Persistent] {
+        let house = House::with_udev();
+        let attached = house.attach(&Client::new(":1.1", 7), lifetime).await.unwrap();
+        house.machine.open_elsewhere(attached.device.number);
+        house.engine.detach(attached.id, true).await.unwrap();
+        assert_eq!(house.engine.find(attached.id).unwrap().state, State::Detaching);
+        house.machine.close_elsewhere(attached.device.number);
+        house.assert_empty().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_udev_nobody_waits_for_it_and_a_silent_one_is_a_timeout() {
+    let house = House::new(Simulated::new());
+    let client = Client::new(":1.1", 7);
+    let error = house.attach(&client, Lifetime::Client).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Timeout);
+    house.assert_empty().await;
+    house.machine.set_udev(false);
+    let attached = house.attach(&client, Lifetime::Client).await.unwrap();
+    house.engine.detach(attached.id, false).await.unwrap();
+    house.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attach_that_fails_while_in_use_is_shown_until_it_goes() {
+    let house = House::new(Simulated::new());
+    let (machine, client) = (house.machine.clone(), Client::new(":1.1", 7));
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        machine.open_elsewhere(0);
+    });
+    let error = house.attach(&client, Lifetime::Persistent).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Timeout);
+    assert_eq!(house.engine.list()[0].state, State::Detaching);
+    house.start_udev(0);
+    house.machine.close_elsewhere(0);
+    house.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_do_is_seen() {
+    let house = House::with_udev();
+    let before = house.machine.attach_elsewhere();
+    house.engine.resync().await;
+    let foreign = house.engine.list();
+    assert_eq!((foreign.len(), foreign[0].ownership.as_ref()), (1, None));
+    let later = house.machine.attach_elsewhere();
+    house.settle().await;
+    assert_eq!(house.engine.list().len(), 2);
+    house.agree();
+    house.machine.detach_elsewhere(before);
+    house.settle().await;
+    let located = house.engine.locate(later).await.unwrap();
+    house.engine.detach(located.id, false).await.unwrap();
+    assert_eq!(house.engine.locate(later).await.unwrap_err().kind, ErrorKind::NotFound);
+
+    let ours = house.attach(&Client::new(":1.1", 7), Lifetime::Persistent).await.unwrap();
+    house.machine.detach_elsewhere(ours.device.number);
+    house.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_number_that_changed_hands_is_not_taken_for_the_old_one() {
+    let house = House::new(Simulated::new());
+    house.machine.set_udev(false);
+    let ours = house.attach(&Client::new(":1.1", 7), Lifetime::Persistent).await.unwrap();
+    house.machine.detach_elsewhere(ours.device.number);
+    assert_eq!(house.machine.attach_elsewhere(), ours.device.number);
+    // No event has come yet: the handle of yesterday must not detach the device of today.
+    let _gone = house.engine.detach(ours.id, false).await;
+    assert_eq!(house.machine.bound().len(), 1);
+    house.engine.resync().await;
+    house.agree_after_telling().await;
+    assert_eq!(house.engine.list()[0].ownership, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_made_for_an_attach_is_removed_with_it() {
+    let house = House::with_udev();
+    let options = AttachOptions { number: Some(77), ..AttachOptions::default() };
+    let attached = house.attach_with(&Client::new(":1.1", 7), options).await.unwrap();
+    house.engine.detach(attached.id, false).await.unwrap();
+    house.assert_empty().await;
+    assert_eq!(house.machine.removed_nodes(), [77]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_uid_cannot_take_everything() {
+    let house = House::with_udev();
+    let greedy = Client::new(":1.1", 7);
+    let limit = Settings::default().attachments_of_a_uid;
+    for _ in 0..limit {
+        house.attach(&greedy, Lifetime::Client).await.unwrap();
+    }
+    let error = house.attach(&greedy, Lifetime::Client).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::LimitExceeded);
+    house.attach(&Client::new(":1.2", 8), Lifetime::Client).await.unwrap();
+    greedy.vanish(&house.engine);
+    house.settle().await;
+    assert_eq!(house.engine.list().len(), 1);
+    house.attach(&greedy.again(), Lifetime::Client).await.unwrap();
+}
+
+impl Client {
+    fn again(&self) -> Self {
+        Self::new(":1.9", self.uid)
+    }
+}
+
+impl House {
+    async fn agree_after_telling(&self) {
+        self.engine.told().await;
+        self.agree();
+    }
+}
+
+/// Random clients do random things on a slow machine whose events get lost. `LOOPD_STORMS` sets
+/// how many storms there are; each names its seed where it fails.
+#[tokio::test(start_paused = true)]
+async fn storms_leave_engine_kernel_and_bus_in_agreement() {
+    let storms = std::env::var("LOOPD_STORMS").ok().and_then(|text| text.parse().ok()).unwrap_or(40);
+    for seed in 1..=storms {
+        println!("storm {seed}");
+        storm(seed).await;
+    }
+}
+
+async fn storm(seed: u64) {
+    let house = Arc::new(House::new(Simulated::random(seed)));
+    house.start_udev(seed);
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut clients = Vec::new();
+    let mut tasks = tokio::task::JoinSet::new();
+    for step in 0..500 {
+        if clients.len() < 6 {
+            clients.push(Client::new(&format!(":1.{step}"), 1000 + random.u32(..3)));
+        }
+        let client = clients[random.usize(..clients.len())].clone();
+        let number = random.u32(..8);
+        let house = Arc::clone(&house);
+        match random.u8(..14) {
+            0..=4 => {
+                let lifetime = if random.bool() { Lifetime::Client } else { Lifetime::Persistent };
+                let options = AttachOptions { lifetime, wait: random.bool(), ..AttachOptions::default() };
+                tasks.spawn(async move { drop(house.attach_with(&client, options).await) });
+            }
+            5..=7 => {
+                let lazy = random.u8(..4) == 0;
+                tasks.spawn(async move {
+                    if let Ok(attachment) = house.engine.locate(number).await {
+                        let _busy_or_gone = house.engine.detach(attachment.id, lazy).await;
+                    }
+                });
+            }
+            8 => house.machine.open_elsewhere(number),
+            9 => house.machine.close_elsewhere(number),
+            10 => house.machine.mount(number),
+            11 => house.machine.unmount(number),
+            12 => {
+                clients.retain(|other| other.id != client.id);
+                client.vanish(&house.engine);
+            }
+            _ if random.bool() => drop(house.machine.attach_elsewhere()),
+            _ => house.machine.detach_elsewhere(number),
+        }
+        tokio::time::sleep(Duration::from_micros(random.u64(..4000))).await;
+    }
+    while tasks.join_next().await.is_some() {}
+    calm(&house, &clients).await;
+}
+
+/// Everyone goes, everything is closed: nothing may be left but what is persistent.
+async fn calm(house: &House, clients: &[Client]) {
+    for client in clients {
+        client.vanish(&house.engine);
+    }
+    for (number, _, _) in house.machine.bound() {
+        for _ in 0..500 {
+            house.machine.close_elsewhere(number);
+            house.machine.unmount(number);
+        }
+    }
+    house.settle().await;
+    house.engine.resync().await;
+    house.agree_after_telling().await;
+    for attachment in house.engine.list() {
+        let client = attachment.ownership.as_ref().and_then(|ownership| ownership.client.as_ref());
+        assert_eq!(client, None, "the client of {} is gone", attachment.device.node());
+        house.engine.detach(attachment.id, false).await.unwrap();
+    }
+    house.assert_empty().await;
+}

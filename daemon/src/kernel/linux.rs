@@ -136,7 +136,12 @@ impl Kernel for Linux {
 
     async fn release(&self, hold: OwnedFd) {
         // The last close takes the device down, which writes to the backing file.
-        let _closed = self.blocking(move |_| Ok(drop(hold))).await;
+        let _closed = self
+            .blocking(move |_| {
+                drop(hold);
+                Ok(())
+            })
+            .await;
     }
 
     async fn hold(&self, number: u32, disk_sequence: DiskSequence) -> Result<Option<OwnedFd>, Error> {
@@ -172,7 +177,12 @@ impl Kernel for Linux {
     }
 
     async fn remove(&self, number: u32) {
-        let _done = self.blocking(move |shared| Ok(remove(shared, number))).await;
+        let _done = self
+            .blocking(move |shared| {
+                remove(shared, number);
+                Ok(())
+            })
+            .await;
     }
 
     fn bound_numbers(&self) -> Vec<u32> {
@@ -180,13 +190,9 @@ impl Kernel for Linux {
     }
 
     fn glance(&self, number: u32) -> Glance {
-        if self.shared.claims().contains_key(&number) {
-            return Glance::Claimed;
-        }
-        match sysfs::disk_sequence(number) {
-            Some(disk_sequence) if sysfs::is_bound(number) => Glance::Bound(disk_sequence),
-            _ => Glance::Unbound,
-        }
+        let claimed = self.shared.claims().contains_key(&number);
+        let bound = sysfs::disk_sequence(number).filter(|_| sysfs::is_bound(number));
+        Glance { bound, claimed }
     }
 
     fn udev_runs(&self) -> bool {

@@ -122,7 +122,7 @@ pub struct Attached<K: Kernel + ?Sized> {
     /// Keeps an autoclear device alive: the device goes when this is released. `None` for a
     /// device that lives until it is cleared.
     pub hold: Option<K::Hold>,
-    /// While it lives, [`Kernel::glance`] says that the number is claimed.
+    /// While it lives, [`Kernel::glance`] says so.
     pub claim: K::Claim,
     /// Whether the device node was made for this attach.
     pub node_made: bool,
@@ -145,15 +145,13 @@ impl Users {
     }
 }
 
-/// What a number is bound to at this moment.
+/// A number at this moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Glance {
-    /// Nothing is attached, or there is no such device.
-    Unbound,
-    /// An attach of ours is under way on this number.
-    Claimed,
-    /// Something is attached, with this disk sequence.
-    Bound(DiskSequence),
+pub struct Glance {
+    /// The disk sequence of what is attached.
+    pub bound: Option<DiskSequence>,
+    /// Whether an attach of ours is under way on it.
+    pub claimed: bool,
 }
 
 /// The kernel: loop devices, sysfs, mounts.

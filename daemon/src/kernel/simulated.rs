@@ -1,1 +1,341 @@
+//! A kernel made of maps, for the engine's tests: it can be slow, busy, racy and full, fails where
+//! a test wants it to, and keeps the loop driver's rules.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use loopd_dbus::{Error, ErrorKind, Lifetime};
+
+use super::{Attached, Device, DiskSequence, FileFacts, FileKind, FileSystem, Glance, Kernel, Users};
+use crate::engine::{AttachRequest, Uevent};
+
+/// The simulated machine; clones are the same machine.
+#[derive(Clone, Default)]
+pub struct Simulated {
+    machine: Arc<Mutex<Machine>>,
+}
+
+type Hook = Box<dyn FnMut(usize) -> Interference + Send>;
+
+/// What happens at a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interference {
+    /// Nothing.
+    None,
+    /// The call fails.
+    Fail,
+}
+
+/// Everything that the machine remembers.
+#[derive(Default)]
+struct Machine {
+    bound: BTreeMap<u32, Bound>,
+    claimed: Vec<u32>,
+    last_sequence: u64,
+    uevents: Vec<(u32, DiskSequence)>,
+    steps: usize,
+    hook: Option<Hook>,
+    random: Option<fastrand::Rng>,
+    udev_runs: bool,
+    removed_nodes: Vec<u32>,
+}
+
+#[derive(Debug)]
+struct Bound {
+    sequence: DiskSequence,
+    file: u64,
+    autoclear: bool,
+    /// Descriptors of the daemon.
+    holds: usize,
+    /// Descriptors of other programs.
+    openers: usize,
+    mounts: usize,
+}
+
+/// A kept descriptor.
+pub struct Hold {
+    machine: Simulated,
+    number: u32,
+    sequence: DiskSequence,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.machine.change(self.number, self.sequence, |bound| bound.holds -= 1);
+    }
+}
+
+/// A number in use by an attach.
+pub struct Claim {
+    machine: Simulated,
+    number: u32,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.machine.lock().claimed.retain(|number| *number != self.number);
+    }
+}
+
+impl Simulated {
+    /// A machine with udev, whose calls take no time.
+    pub fn new() -> Self {
+        let simulated = Self::default();
+        simulated.lock().udev_runs = true;
+        simulated
+    }
+
+    /// A machine whose calls take up to 5 ms each, as this seed has it.
+    pub fn random(seed: u64) -> Self {
+        let simulated = Self::new();
+        simulated.lock().random = Some(fastrand::Rng::with_seed(seed));
+        simulated
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Machine> {
+        self.machine.lock().unwrap()
+    }
+
+    /// Calls `hook` before each step, with the step's number from 1.
+    pub fn interfere(&self, hook: impl FnMut(usize) -> Interference + Send + 'static) {
+        self.lock().hook = Some(Box::new(hook));
+    }
+
+    /// Whether udev is there.
+    pub fn set_udev(&self, runs: bool) {
+        self.lock().udev_runs = runs;
+    }
+
+    /// The events since the last look.
+    pub fn take_uevents(&self) -> Vec<Uevent> {
+        let taken = std::mem::take(&mut self.lock().uevents);
+        taken
+            .into_iter()
+            .map(|(number, sequence)| Uevent {
+                number,
+                disk_sequence: Some(sequence),
+                processed: Some(FileSystem { kind: format!("fs{sequence}"), ..FileSystem::default() }),
+                resized: false,
+            })
+            .collect()
+    }
+
+    /// What is bound: number, sequence and whether it goes at the last close.
+    pub fn bound(&self) -> Vec<(u32, DiskSequence, bool)> {
+        self.lock().bound.iter().map(|(number, bound)| (*number, bound.sequence, bound.autoclear)).collect()
+    }
+
+    /// Descriptors that the daemon keeps of a device.
+    pub fn holds(&self, number: u32) -> usize {
+        self.lock().bound.get(&number).map_or(0, |bound| bound.holds)
+    }
+
+    /// Nodes that were removed.
+    pub fn removed_nodes(&self) -> Vec<u32> {
+        self.lock().removed_nodes.clone()
+    }
+
+    /// Another program opens the device.
+    pub fn open_elsewhere(&self, number: u32) {
+        if let Some(bound) = self.lock().bound.get_mut(&number) {
+            bound.openers += 1;
+        }
+    }
+
+    /// Another program closes the device.
+    pub fn close_elsewhere(&self, number: u32) {
+        self.change_number(number, |bound| bound.openers = bound.openers.saturating_sub(1));
+    }
+
+    /// Someone mounts the device.
+    pub fn mount(&self, number: u32) {
+        if let Some(bound) = self.lock().bound.get_mut(&number) {
+            bound.mounts += 1;
+        }
+    }
+
+    /// Someone unmounts the device.
+    pub fn unmount(&self, number: u32) {
+        self.change_number(number, |bound| bound.mounts = bound.mounts.saturating_sub(1));
+    }
+
+    /// Another program attaches a file.
+    pub fn attach_elsewhere(&self) -> u32 {
+        let mut machine = self.lock();
+        let number = machine.free_number();
+        machine.bind(number, 1, false);
+        number
+    }
+
+    /// Another program calls `LOOP_CLR_FD`.
+    pub fn detach_elsewhere(&self, number: u32) {
+        self.change_number(number, |bound| bound.autoclear = true);
+    }
+
+    fn change_number(&self, number: u32, change: impl FnOnce(&mut Bound)) {
+        let sequence = self.lock().bound.get(&number).map(|bound| bound.sequence);
+        if let Some(sequence) = sequence {
+            self.change(number, sequence, change);
+        }
+    }
+
+    /// Changes a device, and takes it down where that was its last close.
+    fn change(&self, number: u32, sequence: DiskSequence, change: impl FnOnce(&mut Bound)) {
+        let mut machine = self.lock();
+        let Some(bound) = machine.bound.get_mut(&number).filter(|bound| bound.sequence == sequence) else {
+            return;
+        };
+        change(bound);
+        if bound.autoclear && bound.holds == 0 && bound.openers == 0 && bound.mounts == 0 {
+            machine.bound.remove(&number);
+            machine.last_sequence += 1;
+            machine.uevents.push((number, sequence));
+        }
+    }
+
+    /// One step: takes its time, and may be made to fail.
+    async fn step(&self) -> Result<(), Error> {
+        let (number, delay) = {
+            let mut machine = self.lock();
+            machine.steps += 1;
+            let delay = machine.random.as_mut().map_or(0, |random| random.u64(0..5000));
+            (machine.steps, delay)
+        };
+        tokio::time::sleep(Duration::from_micros(delay)).await;
+        let hook = self.lock().hook.take();
+        let Some(mut hook) = hook else { return Ok(()) };
+        let interference = hook(number);
+        self.lock().hook.get_or_insert(hook);
+        match interference {
+            Interference::None => Ok(()),
+            Interference::Fail => Err(Error::new(ErrorKind::Kernel, format!("step {number} fails"))),
+        }
+    }
+}
+
+impl Machine {
+    fn free_number(&self) -> u32 {
+        (0..).find(|number| !self.bound.contains_key(number) && !self.claimed.contains(number)).unwrap()
+    }
+
+    fn bind(&mut self, number: u32, file: u64, autoclear: bool) -> DiskSequence {
+        self.last_sequence += 1;
+        let sequence = DiskSequence(self.last_sequence);
+        self.bound.insert(number, Bound { sequence, file, autoclear, holds: 0, openers: 0, mounts: 0 });
+        self.uevents.push((number, sequence));
+        sequence
+    }
+
+    fn device(&self, number: u32) -> Option<Device> {
+        let bound = self.bound.get(&number)?;
+        Some(Device {
+            number,
+            device_number: (7, number),
+            disk_sequence: bound.sequence,
+            backing_inode: bound.file,
+            autoclear: bound.autoclear,
+            ..Device::default()
+        })
+    }
+}
+
+impl Kernel for Simulated {
+    type File = u64;
+    type Hold = Hold;
+    type Claim = Claim;
+
+    async fn examine(&self, file: &u64) -> Result<FileFacts, Error> {
+        self.step().await?;
+        Ok(FileFacts { kind: FileKind::Regular, path: Vec::new(), device: 0, inode: *file })
+    }
+
+    async fn attach(&self, file: u64, request: &AttachRequest) -> Result<Attached<Self>, Error> {
+        let number = {
+            let mut machine = self.lock();
+            let number = request.number.unwrap_or_else(|| machine.free_number());
+            machine.claimed.push(number);
+            number
+        };
+        let claim = Claim { machine: self.clone(), number };
+        self.step().await?;
+        let held = request.lifetime != Lifetime::Persistent;
+        let (device, sequence) = {
+            let mut machine = self.lock();
+            if machine.bound.contains_key(&number) {
+                return Err(Error::new(ErrorKind::Busy, "taken"));
+            }
+            let sequence = machine.bind(number, file, held);
+            if let Some(bound) = machine.bound.get_mut(&number) {
+                bound.holds = usize::from(held);
+            }
+            (machine.device(number).unwrap(), sequence)
+        };
+        let hold = held.then(|| Hold { machine: self.clone(), number, sequence });
+        Ok(Attached { device, hold, claim, node_made: request.number.is_some() })
+    }
+
+    async fn release(&self, hold: Hold) {
+        // A close cannot fail, but what happens meanwhile may.
+        let _interfered = self.step().await;
+        drop(hold);
+    }
+
+    async fn hold(&self, number: u32, sequence: DiskSequence) -> Result<Option<Hold>, Error> {
+        self.step().await?;
+        let mut machine = self.lock();
+        let Some(bound) = machine.bound.get_mut(&number).filter(|bound| bound.sequence == sequence) else {
+            return Ok(None);
+        };
+        bound.holds += 1;
+        Ok(Some(Hold { machine: self.clone(), number, sequence }))
+    }
+
+    async fn clear(&self, number: u32, sequence: DiskSequence) -> Result<(), Error> {
+        self.step().await?;
+        self.change(number, sequence, |bound| bound.autoclear = true);
+        Ok(())
+    }
+
+    async fn keep(&self, number: u32, sequence: DiskSequence) -> Result<(), Error> {
+        self.step().await?;
+        self.change(number, sequence, |bound| bound.autoclear = false);
+        Ok(())
+    }
+
+    async fn status(&self, number: u32) -> Result<Option<(Device, Option<FileSystem>)>, Error> {
+        self.step().await?;
+        Ok(self.lock().device(number).map(|device| {
+            let kind = format!("fs{}", device.disk_sequence);
+            (device, Some(FileSystem { kind, ..FileSystem::default() }))
+        }))
+    }
+
+    async fn users(&self, number: u32) -> Result<Users, Error> {
+        self.step().await?;
+        let mounts = self.lock().bound.get(&number).map_or(0, |bound| bound.mounts);
+        Ok(Users { mount_points: vec![PathBuf::from("/mnt"); mounts], holders: Vec::new() })
+    }
+
+    async fn remove(&self, number: u32) {
+        let mut machine = self.lock();
+        if !machine.bound.contains_key(&number) {
+            machine.removed_nodes.push(number);
+        }
+    }
+
+    fn bound_numbers(&self) -> Vec<u32> {
+        self.lock().bound.keys().copied().collect()
+    }
+
+    fn glance(&self, number: u32) -> Glance {
+        let machine = self.lock();
+        let bound = machine.bound.get(&number).map(|bound| bound.sequence);
+        Glance { bound, claimed: machine.claimed.contains(&number) }
+    }
+
+    fn udev_runs(&self) -> bool {
+        self.lock().udev_runs
+    }
+}

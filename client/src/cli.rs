@@ -1,0 +1,461 @@
+//! The command line's definition: what there is to say, not what is done about it.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use loopd_dbus::{Lifetime, Overlap};
+
+use crate::{size, target};
+
+const EXAMPLES: &str = "\
+EXAMPLES
+  Attach an image, mount it by hand, and detach it when done:
+    $ loopctl attach disk.img
+    /dev/loop0
+    $ loopctl detach disk.img
+
+  Check the file system in an image; the device is gone when fsck is:
+    $ loopctl run disk.img -- fsck.ext4 -f {}
+
+  See every loop device of the machine:
+    $ loopctl list --all
+
+EXIT STATUS
+  0 it is done, 1 it failed, 2 the arguments are wrong. `run` exits with the status of its command.";
+
+const ATTACH_EXAMPLES: &str = "\
+EXAMPLES
+  Attach an image and keep the device node:
+    $ device=$(loopctl attach disk.img)
+
+  Attach the 512 MiB that start 1 MiB into the file, read-only:
+    $ loopctl attach -r -o 1M --size-limit 512M disk.img
+
+  Take the device that has the file already, or attach it:
+    $ loopctl attach --overlap reuse disk.img
+
+SIZES
+  N is a number of bytes, or has a suffix: K, M, G, T, P, E (also KiB, MiB, …) are powers of 1024; \
+KB, MB, GB, TB, PB, EB are powers of 1000.";
+
+const RUN_EXAMPLES: &str = "\
+EXAMPLES
+  Make a file system; {} is the device:
+    $ loopctl run disk.img -- mkfs.ext4 {}
+
+  Look at the partitions, with the device taken from the environment:
+    $ loopctl run -r disk.img -- sh -c 'fdisk -l \"$LOOPCTL_DEVICE\"'
+
+EXIT STATUS
+  That of COMMAND; 128 and the signal's number where a signal ended it; 126 where it cannot be executed and 127 where \
+it is not found. 1 where the file could not be attached: COMMAND did not run then. 2 where the arguments are wrong.
+
+SIZES
+  N is a number of bytes, or has a suffix: K, M, G, T, P, E (also KiB, MiB, …) are powers of 1024; \
+KB, MB, GB, TB, PB, EB are powers of 1000.";
+
+const LIST_EXAMPLES: &str = "\
+EXAMPLES
+  The devices and files, for a script:
+    $ loopctl list --no-legend -o device,file
+
+  The devices that hold an ext4 file system:
+    $ loopctl list --json | jq -r '.[] | select(.filesystem.type == \"ext4\") | .device'";
+
+/// Attach, list and detach loop devices through loopd.
+///
+/// A loop device makes a regular file (the backing file) usable as a block device. loopctl asks the
+/// daemon loopd for it over the system bus; loopd decides with polkit who may do what, so that no
+/// root rights are needed for one's own files.
+#[derive(Debug, Parser)]
+#[command(name = "loopctl", version, max_term_width = 100, after_help = EXAMPLES)]
+#[command(subcommand_required = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// What holds for every verb.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// Options that every verb takes.
+#[derive(Args, Clone, Copy, Debug)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// Never prompt for authorization.
+    ///
+    /// A request that would need a password then fails. Without this option a text prompt is
+    /// offered where loopctl runs on a terminal and no graphical agent is there.
+    #[arg(long, global = true)]
+    pub no_ask_password: bool,
+    /// Print without colours and bold letters.
+    ///
+    /// The environment variable NO_COLOR does the same when it is set and not empty.
+    #[arg(long, global = true)]
+    pub no_color: bool,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Attach a file to a free loop device and print the device node.
+    ///
+    /// loopctl opens FILE with your own rights; loopd never reads a file that you may not read. A
+    /// file that you may not write to gives a read-only device. The device stays until it is
+    /// detached, unless --lifetime says otherwise.
+    #[command(after_help = ATTACH_EXAMPLES)]
+    Attach(Attach),
+    /// Detach loop devices.
+    ///
+    /// Without --lazy a device that is in use is left as it is, and the message names what holds
+    /// it. When the command succeeds the device really is free.
+    #[command(override_usage = "loopctl detach [OPTIONS] <TARGET>...\n       loopctl detach [OPTIONS] --all")]
+    Detach(Detach),
+    /// List the loop devices.
+    ///
+    /// Without --all these are the devices that loopd attached. Where there is none, nothing is
+    /// printed.
+    #[command(after_help = LIST_EXAMPLES)]
+    List(List),
+    /// Show every property of a loop device.
+    ///
+    /// For a backing file that is attached more than once, each of its devices is shown.
+    Info(Info),
+    /// Attach a file for as long as a command runs.
+    ///
+    /// Each {} in the arguments of COMMAND is replaced by the device node, and the environment
+    /// variable LOOPCTL_DEVICE is set to it. The device is detached when COMMAND ends.
+    ///
+    /// The device belongs to a bus connection that loopctl and COMMAND share, as flock(1) shares
+    /// its lock: it also lives as long as COMMAND where loopctl itself is killed, and it goes when
+    /// both are gone. SIGTERM and SIGHUP are passed on to COMMAND. A device that `--overlap reuse` found
+    /// attached is left as it was.
+    #[command(after_help = RUN_EXAMPLES)]
+    Run(Run),
+    /// Print a line for each loop device that comes, changes or goes.
+    ///
+    /// The events are attached, changed, detaching (it goes at the last close), detached, and
+    /// daemon-started and daemon-stopped for loopd itself. It ends at SIGINT or SIGTERM. It does
+    /// not start loopd.
+    Monitor(Monitor),
+    /// Print the completion script for a shell.
+    ///
+    /// For example: loopctl completion bash > ~/.local/share/bash-completion/completions/loopctl
+    Completion(Completion),
+}
+
+/// What `attach` and `run` have in common.
+#[derive(Args, Clone, Debug)]
+pub struct AttachArgs {
+    /// The file to attach: a regular file or a block device.
+    pub file: PathBuf,
+    /// Make the device read-only.
+    #[arg(short, long)]
+    pub read_only: bool,
+    /// Start this many bytes into the file.
+    #[arg(short, long, value_name = "N", default_value = "0", value_parser = size::parse)]
+    pub offset: u64,
+    /// Use at most this many bytes of the file; 0 is up to its end.
+    #[arg(long, value_name = "N", default_value = "0", value_parser = size::parse)]
+    pub size_limit: u64,
+    /// The logical block size: a power of two from 512 to 64K; 0 lets loopd choose.
+    ///
+    /// loopd chooses 512, or 4096 where the partition table of the image says so.
+    #[arg(short, long, value_name = "N", default_value = "0", value_parser = block_size)]
+    pub block_size: u32,
+    /// Bypass the page cache of the backing file; an error where the file cannot do that.
+    #[arg(long)]
+    pub direct_io: bool,
+    /// Do not look for partitions.
+    #[arg(long)]
+    pub no_partitions: bool,
+    /// A name of at most 63 bytes for the device, which losetup shows as REF.
+    #[arg(long, value_name = "S", default_value = "", hide_default_value = true, value_parser = reference)]
+    pub reference: String,
+    /// Ask for this device: /dev/loop3, loop3 or 3. By default any free one is taken.
+    #[arg(long, value_name = "DEV", value_parser = device)]
+    pub device: Option<u32>,
+    /// What to do where the file is attached already.
+    ///
+    /// `allow` attaches it once more, `refuse` fails, and `reuse` gives back the device whose file,
+    /// offset and size limit are the same.
+    #[arg(long, value_name = "POLICY", default_value = "allow", value_parser = overlap())]
+    pub overlap: Overlap,
+    /// Do not wait until udev has processed the device.
+    ///
+    /// Links below /dev/disk and the file system's type and label may then come later than loopctl
+    /// returns.
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+/// The arguments of `attach`.
+#[derive(Args, Clone, Debug)]
+pub struct Attach {
+    /// What to attach, and how.
+    #[command(flatten)]
+    pub attach: AttachArgs,
+    /// When the device is detached by itself.
+    ///
+    /// `persistent`: never. `mount`: with the last unmount of the device or of one of its
+    /// partitions, and after 60 seconds where it is not mounted at all. For a device that goes with
+    /// a command, see `loopctl run`.
+    #[arg(long, value_name = "LIFETIME", default_value = "persistent", value_parser = lifetime())]
+    pub lifetime: Lifetime,
+    /// Print the device's properties as a JSON object instead of the device node.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The arguments of `detach`.
+#[derive(Args, Clone, Debug)]
+pub struct Detach {
+    /// A device node (/dev/loop3, loop3) or a backing file; a file stands for each device it is
+    /// attached to. A file with the name loop3 is ./loop3.
+    #[arg(value_name = "TARGET", required_unless_present = "all", conflicts_with = "all")]
+    pub targets: Vec<OsString>,
+    /// Detach every device that loopd attached; those that fail do not stop the others.
+    #[arg(long)]
+    pub all: bool,
+    /// Where the device is in use, let the last close detach it, and do not wait for that.
+    #[arg(long)]
+    pub lazy: bool,
+}
+
+/// The arguments of `list`.
+#[derive(Args, Clone, Debug)]
+pub struct List {
+    /// Show also the loop devices that loopd did not attach.
+    #[arg(long)]
+    pub all: bool,
+    /// Print a JSON array; sizes are in bytes, and a path that is not UTF-8 is shown with U+FFFD in
+    /// place of the other bytes.
+    #[arg(long, conflicts_with_all = ["columns", "no_legend"])]
+    pub json: bool,
+    /// The columns to show, separated by commas; upper or lower case.
+    #[arg(
+        short = 'o',
+        long = "output",
+        value_name = "COL",
+        value_enum,
+        value_delimiter = ',',
+        ignore_case = true,
+        default_value = "DEVICE,SIZE,RO,TYPE,LABEL,MOUNTPOINTS,STATE,FILE"
+    )]
+    pub columns: Vec<Column>,
+    /// Do not print the header.
+    #[arg(long)]
+    pub no_legend: bool,
+}
+
+/// A column of `list`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "UPPER")]
+pub enum Column {
+    /// Device node
+    Device,
+    /// N of /dev/loopN
+    Number,
+    /// Size of the device
+    Size,
+    /// Whether the device is read-only
+    Ro,
+    /// Type of the file system
+    Type,
+    /// Version of the file system
+    Version,
+    /// Label of the file system
+    Label,
+    /// UUID of the file system
+    Uuid,
+    /// Where the device is mounted
+    Mountpoints,
+    /// When the device is detached by itself; - where loopd did not attach it
+    Lifetime,
+    /// attached, or detaching: it goes at the last close
+    State,
+    /// Backing file
+    File,
+    /// Inode of the backing file
+    Inode,
+    /// Where the device starts in the backing file, in bytes
+    Offset,
+    /// How many bytes of the backing file it uses at most; 0 is up to the end
+    Sizelimit,
+    /// Logical block size in bytes
+    Blocksize,
+    /// Whether the page cache of the backing file is bypassed
+    Dio,
+    /// Whether the kernel looks for partitions
+    Partscan,
+    /// Whether the kernel detaches the device at the last close
+    Autoclear,
+    /// Reference
+    Ref,
+    /// Whether loopd attached the device
+    Managed,
+    /// uid that attached the device
+    Owner,
+    /// When it was attached
+    Since,
+    /// Disk sequence
+    Diskseq,
+}
+
+/// The arguments of `info`.
+#[derive(Args, Clone, Debug)]
+pub struct Info {
+    /// A device node (/dev/loop3, loop3) or a backing file. A file with the name loop3 is ./loop3.
+    #[arg(value_name = "TARGET")]
+    pub target: OsString,
+    /// Print a JSON object; for a file that is attached more than once, one after the other.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The arguments of `run`.
+#[derive(Args, Clone, Debug)]
+pub struct Run {
+    /// What to attach, and how.
+    #[command(flatten)]
+    pub attach: AttachArgs,
+    /// The command and its arguments.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+/// The arguments of `monitor`.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Monitor {
+    /// Print a JSON object a line, with event, time_us (microseconds since 1970), device, path (of
+    /// the bus object) and changed (the properties with their new values; all of them at attached).
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The arguments of `completion`.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Completion {
+    /// The shell.
+    #[arg(value_name = "SHELL", value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+/// The whole definition, as completion scripts and manual pages are made from it.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+fn overlap() -> impl TypedValueParser<Value = Overlap> {
+    PossibleValuesParser::new(["allow", "refuse", "reuse"]).try_map(|word| word.parse::<Overlap>())
+}
+
+fn lifetime() -> impl TypedValueParser<Value = Lifetime> {
+    let word = PossibleValuesParser::new([
+        clap::builder::PossibleValue::new("persistent"),
+        clap::builder::PossibleValue::new("mount"),
+        clap::builder::PossibleValue::new("client").hide(true),
+    ]);
+    word.try_map(|word| match word.parse() {
+        Ok(Lifetime::Client) => Err("it would end as soon as loopctl does; \
+             `loopctl run FILE -- COMMAND` keeps a device as long as a command runs"
+            .to_owned()),
+        other => other.map_err(|error| error.to_string()),
+    })
+}
+
+fn block_size(text: &str) -> Result<u32, String> {
+    match size::parse_u32(text) {
+        Ok(size) if size == 0 || (size.is_power_of_two() && (512..=65536).contains(&size)) => Ok(size),
+        Ok(_) => Err("a block size is a power of two from 512 to 65536, or 0".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn reference(text: &str) -> Result<String, String> {
+    match text.len() {
+        0..=63 => Ok(text.to_owned()),
+        bytes => Err(format!("it has {bytes} bytes, and the kernel keeps 63")),
+    }
+}
+
+fn device(text: &str) -> Result<u32, String> {
+    let number = target::loop_number(text).or_else(|| target::decimal(text));
+    number.ok_or_else(|| "name a loop device, as /dev/loop3, loop3 or 3".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Verb, clap::Error> {
+        Cli::try_parse_from(line.split(' ')).map(|cli| cli.verb)
+    }
+
+    fn usage_error(line: &str) -> String {
+        let error = parse(line).unwrap_err();
+        assert_eq!(error.exit_code(), 2, "{line}");
+        error.to_string()
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn options_come_in_any_order() {
+        let line = "loopctl attach -r x.img --device loop7 -o 1M --overlap reuse -b 4K --json";
+        let Ok(Verb::Attach(Attach { attach, lifetime, json })) = parse(line) else { panic!() };
+        assert!(attach.read_only && json);
+        assert_eq!((attach.offset, attach.block_size, attach.device), (1 << 20, 4096, Some(7)));
+        assert_eq!((attach.overlap, lifetime), (Overlap::Reuse, Lifetime::Persistent));
+    }
+
+    #[test]
+    fn a_command_follows_two_dashes() {
+        let Ok(Verb::Run(run)) = parse("loopctl run x.img -r -- mount -r {}") else { panic!() };
+        assert!(run.attach.read_only);
+        assert_eq!(run.command, ["mount", "-r", "{}"]);
+        usage_error("loopctl run x.img");
+        usage_error("loopctl run x.img mount");
+    }
+
+    #[test]
+    fn devices_are_named_in_three_ways() {
+        for word in ["/dev/loop3", "loop3", "3"] {
+            assert_eq!(device(word), Ok(3), "{word}");
+        }
+        for word in ["", "loop", "sda", "/dev/loop3p1", "03", "-3", "loop03", "99999999999"] {
+            assert!(device(word).is_err(), "{word}");
+        }
+    }
+
+    #[test]
+    fn wrong_arguments_are_explained() {
+        let lifetime = usage_error("loopctl attach x.img --lifetime client");
+        assert!(lifetime.contains("loopctl run FILE -- COMMAND"), "{lifetime}");
+        let column = usage_error("loopctl list -o device,colour");
+        assert!(column.contains("'colour'") && column.contains("MOUNTPOINTS"), "{column}");
+        assert!(usage_error("loopctl attach x -b 1000").contains("power of two"));
+        assert!(usage_error("loopctl attach x -o 1.5M").contains("fractions"));
+        assert!(
+            usage_error(&format!("loopctl attach x --reference {}", "r".repeat(64))).contains("64 bytes")
+        );
+        usage_error("loopctl detach");
+        usage_error("loopctl detach --all loop3");
+        usage_error("loopctl list --json -o device");
+    }
+
+    #[test]
+    fn columns_are_read_in_any_case() {
+        let Ok(Verb::List(list)) = parse("loopctl list -o device,FILE") else { panic!() };
+        assert_eq!(list.columns, [Column::Device, Column::File]);
+        let Ok(Verb::List(list)) = parse("loopctl list --json --all") else { panic!() };
+        assert!(list.json && list.all);
+    }
+}

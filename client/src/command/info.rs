@@ -1,0 +1,124 @@
+//! `loopctl info`.
+
+use loopd_dbus::properties::NO_OWNER;
+use loopd_dbus::proxy::Interaction;
+use nix::unistd::{Uid, User};
+
+use crate::cli::Info;
+use crate::output::json::Device;
+use crate::output::table::{file, mount_points, owner, since, text, yes_no};
+use crate::size::human;
+use crate::target::{Attached, Target};
+use crate::{connection, output};
+
+/// Prints the properties of each attachment that the target stands for.
+pub async fn run(args: &Info) -> anyhow::Result<u8> {
+    let bus = connection::open(Interaction::Forbidden).await?;
+    let found = Target::resolve(&args.target).find(&bus.manager).await?;
+    if args.json {
+        for attached in &found {
+            output::print_json(&Device::from(attached))?;
+        }
+    } else {
+        output::print(&found.iter().map(describe).collect::<Vec<_>>().join("\n"))?;
+    }
+    Ok(0)
+}
+
+fn describe(attached: &Attached) -> String {
+    let lines = properties(attached);
+    let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or_default() + 1;
+    lines.iter().map(|(name, value)| format!("{:width$} {value}\n", format!("{name}:"))).collect()
+}
+
+fn properties(attached: &Attached) -> Vec<(&'static str, String)> {
+    let Attached { path, attachment, volume } = attached;
+    vec![
+        ("Device", text(&attachment.device)),
+        ("Number", attachment.number.to_string()),
+        ("Disk sequence", attachment.disk_sequence.to_string()),
+        ("Object path", text(path.as_str())),
+        ("State", text(&attachment.state)),
+        ("Backing file", file(attached)),
+        ("Backing device", device_number(attachment.backing_device)),
+        ("Backing inode", attachment.backing_inode.to_string()),
+        ("Offset", bytes(attachment.offset)),
+        ("Size limit", size_limit(attachment.size_limit)),
+        ("Size", bytes(volume.size)),
+        ("Block size", attachment.block_size.to_string()),
+        ("Read-only", yes_no(attachment.read_only)),
+        ("Direct I/O", yes_no(attachment.direct_io)),
+        ("Partition scan", yes_no(attachment.partition_scan)),
+        ("Autoclear", yes_no(attachment.autoclear)),
+        ("Reference", text(&attachment.reference)),
+        ("Managed", yes_no(attachment.managed)),
+        ("Lifetime", text(&attachment.lifetime)),
+        ("Owner", owner_and_name(attached)),
+        ("Client", text(&attachment.client)),
+        ("Since", since(attached)),
+        ("Usage", text(&volume.usage)),
+        ("File system", text(&volume.filesystem_type)),
+        ("Version", text(&volume.filesystem_version)),
+        ("Label", text(&volume.filesystem_label)),
+        ("UUID", text(&volume.filesystem_uuid)),
+        ("Mount points", mount_points(attached)),
+    ]
+}
+
+fn bytes(size: u64) -> String {
+    if size < 1024 { size.to_string() } else { format!("{size} ({})", human(size)) }
+}
+
+fn size_limit(size: u64) -> String {
+    if size == 0 { "0 (up to the end of the file)".to_owned() } else { bytes(size) }
+}
+
+fn device_number(number: u64) -> String {
+    format!("{}:{}", nix::sys::stat::major(number), nix::sys::stat::minor(number))
+}
+
+fn owner_and_name(attached: &Attached) -> String {
+    let uid = owner(attached);
+    match attached.attachment.owner {
+        NO_OWNER => uid,
+        number => match User::from_uid(Uid::from_raw(number)) {
+            Ok(Some(user)) => format!("{uid} ({})", text(&user.name)),
+            _ => uid,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::json::tests::example;
+
+    #[test]
+    fn values_stand_below_each_other() {
+        let mut attached = example();
+        attached.attachment.owner = 0;
+        attached.attachment.offset = 512;
+        attached.attachment.since = 1_700_000_000_000_000;
+        let shown = describe(&attached);
+        for line in [
+            "Device:         /dev/loop0\n",
+            "Disk sequence:  12\n",
+            "Backing file:   /home/a/x.img\n",
+            "Offset:         512\n",
+            "Size limit:     0 (up to the end of the file)\n",
+            "Size:           67108864 (64M)\n",
+            "Reference:      -\n",
+            "Owner:          0 (root)\n",
+            "Since:          2023-11-14T22:13:20Z\n",
+        ] {
+            assert!(shown.contains(line), "{line} is missing in\n{shown}");
+        }
+    }
+
+    #[test]
+    fn a_foreign_device_has_no_owner() {
+        let mut attached = example();
+        attached.attachment.owner = NO_OWNER;
+        assert_eq!(owner_and_name(&attached), "-");
+    }
+}

@@ -1,0 +1,206 @@
+//! `loopctl monitor`.
+
+mod events;
+
+use std::collections::HashMap;
+
+use futures_util::StreamExt;
+use loopd_dbus::names::{BUS_NAME, ROOT_PATH};
+use loopd_dbus::proxy::Interaction;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use zbus::message::{Message, Sequence, Type};
+use zbus::names::OwnedUniqueName;
+use zbus::wire::{DynamicType, ObjectPath, OwnedObjectPath};
+use zbus::{Connection, MessageStream, Optional, fdo};
+
+use self::events::{Event, Interfaces, Kind, Properties, Tracker};
+use crate::cli::Monitor;
+use crate::connection::{self, explain};
+use crate::output;
+
+const BUS: &str = "org.freedesktop.DBus";
+const BUS_PATH: &str = "/org/freedesktop/DBus";
+const OBJECT_MANAGER: &str = "org.freedesktop.DBus.ObjectManager";
+
+/// Prints the events until it is interrupted.
+pub async fn run(args: Monitor) -> anyhow::Result<u8> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        result = watch(args.json) => result,
+        _ = interrupt.recv() => Ok(0),
+        _ = terminate.recv() => Ok(0),
+    }
+}
+
+async fn watch(json: bool) -> anyhow::Result<u8> {
+    let bus = connection::open(Interaction::Forbidden).await?;
+    let mut signals = signals(&bus.connection);
+    let mut watcher = Watcher::start(bus.connection).await?;
+    if watcher.owner.is_none() {
+        output::message("loopd does not run; waiting for it");
+    }
+    while let Some(message) = signals.recv().await {
+        let events = watcher.handle(&message).await;
+        let lines: String = events.iter().map(|event| line(event, json)).collect::<Result<_, _>>()?;
+        // On a thread of its own: a reader that has stopped reading must not keep us from ending.
+        tokio::task::spawn_blocking(move || output::print(&lines)).await??;
+    }
+    anyhow::bail!("the system message bus closed the connection")
+}
+
+fn line(event: &Event, json: bool) -> serde_json::Result<String> {
+    let mut line = if json { serde_json::to_string(event)? } else { event.line() };
+    line.push('\n');
+    Ok(line)
+}
+
+/// Every signal on the connection, in order. A task of its own takes them off the connection: one
+/// that waits there for us would also keep back the replies that we wait for.
+fn signals(connection: &Connection) -> UnboundedReceiver<Message> {
+    let mut stream = MessageStream::from(connection);
+    let (sender, receiver) = unbounded_channel();
+    tokio::spawn(async move {
+        while let Some(Ok(message)) = stream.next().await {
+            if message.message_type() == Type::Signal && sender.send(message).is_err() {
+                break;
+            }
+        }
+    });
+    receiver
+}
+
+struct Watcher {
+    connection: Connection,
+    tracker: Tracker,
+    /// Who has loopd's name: only its signals count, since anybody may send us one.
+    owner: Option<OwnedUniqueName>,
+    /// What was received before this is older than what we know of the owner.
+    owner_known: Sequence,
+    /// What was received before this is in the tracker already.
+    objects_known: Sequence,
+}
+
+impl Watcher {
+    async fn start(connection: Connection) -> anyhow::Result<Self> {
+        add_match_rules(&connection).await.map_err(explain)?;
+        let mut watcher = Self {
+            connection,
+            tracker: Tracker::default(),
+            owner: None,
+            owner_known: Sequence::default(),
+            objects_known: Sequence::default(),
+        };
+        watcher.learn_owner().await.map_err(explain)?;
+        watcher.learn_objects().await;
+        Ok(watcher)
+    }
+
+    async fn learn_owner(&mut self) -> zbus::Result<()> {
+        match call_bus(&self.connection, "GetNameOwner", &(BUS_NAME,)).await {
+            Ok(reply) => {
+                self.owner_known = reply.recv_position();
+                self.owner = Some(reply.body().deserialize()?);
+                Ok(())
+            }
+            Err(zbus::Error::FDO(error)) if matches!(*error, fdo::Error::NameHasNoOwner(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Compares what is known with what there is.
+    async fn learn_objects(&mut self) -> Vec<Event> {
+        // By its unique name: a call to the other one would start the daemon.
+        let Some(owner) = self.owner.clone() else { return Vec::new() };
+        let objects = match managed_objects(&self.connection, &owner).await {
+            Ok((position, objects)) => {
+                self.objects_known = position;
+                objects
+            }
+            // It has gone again; the bus will tell.
+            Err(_) => return Vec::new(),
+        };
+        self.tracker.replace(&objects)
+    }
+
+    async fn handle(&mut self, message: &Message) -> Vec<Event> {
+        let header = message.header();
+        let (Some(sender), Some(member)) = (header.sender(), header.member()) else { return Vec::new() };
+        let position = message.recv_position();
+        if sender.as_str() == BUS {
+            let is_news = member.as_str() == "NameOwnerChanged" && position > self.owner_known;
+            return if is_news { self.owner_changed(message).await } else { Vec::new() };
+        }
+        let is_daemon = self.owner.as_ref().is_some_and(|owner| owner.as_str() == sender.as_str());
+        if !is_daemon || position < self.objects_known {
+            return Vec::new();
+        }
+        let path = header.path().map(ObjectPath::as_str).unwrap_or_default();
+        // A signal that is not what its name says is nobody's event.
+        self.object_changed(path, member.as_str(), message).ok().flatten().into_iter().collect()
+    }
+
+    async fn owner_changed(&mut self, message: &Message) -> Vec<Event> {
+        type NameOwnerChanged = (String, Optional<OwnedUniqueName>, Optional<OwnedUniqueName>);
+        let Ok((name, _, new)) = message.body().deserialize::<NameOwnerChanged>() else { return Vec::new() };
+        if name != BUS_NAME {
+            return Vec::new();
+        }
+        self.owner = new.into();
+        let kind = if self.owner.is_some() { Kind::DaemonStarted } else { Kind::DaemonStopped };
+        let mut events = vec![Event::of_daemon(kind)];
+        events.extend(self.learn_objects().await);
+        events
+    }
+
+    fn object_changed(&mut self, path: &str, member: &str, message: &Message) -> zbus::Result<Option<Event>> {
+        let body = message.body();
+        Ok(match member {
+            "InterfacesAdded" => {
+                let (path, interfaces): (OwnedObjectPath, Interfaces) = body.deserialize()?;
+                self.tracker.added(path.as_str(), &interfaces)
+            }
+            "InterfacesRemoved" => {
+                let (path, interfaces): (OwnedObjectPath, Vec<String>) = body.deserialize()?;
+                self.tracker.removed(path.as_str(), &interfaces)
+            }
+            "PropertiesChanged" => {
+                let (interface, changed, invalidated): (String, Properties, Vec<String>) =
+                    body.deserialize()?;
+                self.tracker.changed(path, &interface, &changed, &invalidated)
+            }
+            _ => None,
+        })
+    }
+}
+
+async fn add_match_rules(connection: &Connection) -> zbus::Result<()> {
+    // By loopd's name as the sender: the bus follows it to whoever owns it, and starts nobody.
+    let objects = format!("type='signal',sender='{BUS_NAME}',path_namespace='{ROOT_PATH}'");
+    let name = format!("type='signal',sender='{BUS}',member='NameOwnerChanged',arg0='{BUS_NAME}'");
+    for rule in [objects, name] {
+        call_bus(connection, "AddMatch", &(rule,)).await?;
+    }
+    Ok(())
+}
+
+async fn call_bus<B>(connection: &Connection, method: &str, body: &B) -> zbus::Result<Message>
+where
+    B: serde::Serialize + DynamicType,
+{
+    connection.call_method(Some(BUS), BUS_PATH, Some(BUS), method, body).await
+}
+
+async fn managed_objects(
+    connection: &Connection,
+    owner: &OwnedUniqueName,
+) -> zbus::Result<(Sequence, HashMap<String, Interfaces>)> {
+    let destination = Some(owner.as_str());
+    let reply = connection
+        .call_method(destination, ROOT_PATH, Some(OBJECT_MANAGER), "GetManagedObjects", &())
+        .await?;
+    let objects: HashMap<OwnedObjectPath, Interfaces> = reply.body().deserialize()?;
+    let objects = objects.into_iter().map(|(path, interfaces)| (path.to_string(), interfaces)).collect();
+    Ok((reply.recv_position(), objects))
+}

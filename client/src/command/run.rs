@@ -1,0 +1,272 @@
+//! `loopctl run`.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
+use anyhow::Context;
+use loopd_dbus::proxy::{Attachment, Interaction};
+use loopd_dbus::{DetachOptions, Error, Lifetime, Overlap};
+use nix::sys::signal::{Signal as Number, kill};
+use nix::unistd::{Pid, dup};
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use zbus::wire::OwnedObjectPath;
+
+use super::{attach, detach};
+use crate::agent::{interruption, with_agent};
+use crate::cli::Run;
+use crate::connection::{Bus, explain, open_shared};
+use crate::output::{message, printable, reason, report};
+
+/// The shell's exit status for a command that is there and cannot be executed.
+const NOT_EXECUTABLE: u8 = 126;
+/// The shell's exit status for a command that is not there.
+const NOT_FOUND: u8 = 127;
+
+/// Attaches the file, runs the command, detaches; gives the command's exit status.
+pub async fn run(args: &Run, interaction: Interaction) -> anyhow::Result<u8> {
+    let file = attach::open_backing_file(&args.attach.file, args.attach.read_only)?;
+    let (bus, socket) = open_shared(interaction).await?;
+    let options = attach::options(&args.attach, Lifetime::Client);
+    let (path, device) = with_agent(interaction, attach::setup(&bus.manager, &file, &options)).await?;
+    let ours = args.attach.overlap != Overlap::Reuse || is_ours(&bus, &file, &path, &device).await?;
+    // The command gets the device and not the file.
+    drop(file);
+    let status = execute(&args.command, &device, &socket).await;
+    if ours {
+        tokio::select! {
+            () = release(&bus, path, &device) => {}
+            // The end of the connection detaches it as well; only nobody waits for that then.
+            _ = interruption()? => {}
+        }
+    }
+    // Shut down and not only closed: what the command left running may still hold the socket.
+    let _ = bus.connection.close().await;
+    status
+}
+
+/// Whether a device that might be reused is bound to this very connection.
+async fn is_ours(bus: &Bus, file: &fs::File, path: &OwnedObjectPath, device: &str) -> anyhow::Result<bool> {
+    let attached = attach::attached_as(&bus.manager, file, path, device).await?;
+    let name = bus.connection.unique_name().map(|name| name.as_str());
+    Ok(name == Some(attached.attachment.client.as_str()))
+}
+
+async fn execute(command: &[OsString], device: &str, socket: &UnixStream) -> anyhow::Result<u8> {
+    let signals = Signals::new().context("cannot handle signals")?;
+    // dup() leaves CLOEXEC off, so that the command inherits the bus connection's socket. The
+    // attachment lives as long as the connection, and that as long as anybody holds the socket:
+    // it stays under the command's feet also where loopctl is killed (flock(1) does the same with
+    // its lock's descriptor).
+    let inherited = dup(socket).context("cannot duplicate the bus connection's socket")?;
+    let words: Vec<OsString> = command.iter().map(|word| replace_device(word, device)).collect();
+    let Some((program, arguments)) = words.split_first() else { return Ok(NOT_FOUND) };
+    let child = Command::new(program).args(arguments).env("LOOPCTL_DEVICE", device).spawn();
+    drop(inherited);
+    let status = match child {
+        Ok(child) => wait(child, signals).await.context("cannot wait for the command")?,
+        Err(error) => return Ok(not_started(program, &error)),
+    };
+    Ok(exit_status(status))
+}
+
+fn not_started(program: &OsStr, error: &io::Error) -> u8 {
+    let (status, remedy) = match error.kind() {
+        ErrorKind::NotFound => (NOT_FOUND, "check its name and PATH"),
+        _ => (NOT_EXECUTABLE, "it must be a program or a script with #! that you may execute"),
+    };
+    message(&format!("cannot run {}: {}; {remedy}", printable(program.as_bytes()), reason(error)));
+    status
+}
+
+/// The command's exit status as a shell tells it.
+fn exit_status(status: ExitStatus) -> u8 {
+    let number = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+    number.and_then(|number| u8::try_from(number).ok()).unwrap_or(1)
+}
+
+/// The word with each `{}` replaced.
+fn replace_device(word: &OsStr, device: &str) -> OsString {
+    let mut replaced = Vec::new();
+    let mut rest = word.as_bytes();
+    while let Some(at) = rest.windows(2).position(|pair| pair == b"{}") {
+        replaced.extend_from_slice(&rest[..at]);
+        replaced.extend_from_slice(device.as_bytes());
+        rest = &rest[at + 2..];
+    }
+    replaced.extend_from_slice(rest);
+    OsString::from_vec(replaced)
+}
+
+async fn wait(mut child: Child, mut signals: Signals) -> io::Result<ExitStatus> {
+    loop {
+        tokio::select! {
+            status = child.wait() => return status,
+            signal = signals.next() => forward(&child, signal),
+        }
+    }
+}
+
+fn forward(child: &Child, signal: Option<Number>) {
+    let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
+    if let (Some(signal), Some(pid)) = (signal, pid) {
+        let _ = kill(Pid::from_raw(pid), signal);
+    }
+}
+
+/// The signals that must not end loopctl before the command ends.
+struct Signals {
+    interrupt: Option<Signal>,
+    quit: Option<Signal>,
+    terminate: Option<Signal>,
+    hangup: Option<Signal>,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        // A signal that was ignored when we started (nohup, a shell's background job) is to be
+        // ignored in the command as well, and it would not be once we had a handler.
+        let ignored = ignored_signals(&fs::read_to_string("/proc/self/status").unwrap_or_default());
+        let take = |kind: SignalKind| match ignored & (1 << (kind.as_raw_value() - 1)) {
+            0 => signal(kind).map(Some),
+            _ => Ok(None),
+        };
+        Ok(Self {
+            interrupt: take(SignalKind::interrupt())?,
+            quit: take(SignalKind::quit())?,
+            terminate: take(SignalKind::terminate())?,
+            hangup: take(SignalKind::hangup())?,
+        })
+    }
+
+    /// The next signal, if it is one to pass on: the terminal sends SIGINT and SIGQUIT to the
+    /// command itself.
+    async fn next(&mut self) -> Option<Number> {
+        tokio::select! {
+            () = receive(&mut self.interrupt) => None,
+            () = receive(&mut self.quit) => None,
+            () = receive(&mut self.terminate) => Some(Number::SIGTERM),
+            () = receive(&mut self.hangup) => Some(Number::SIGHUP),
+        }
+    }
+}
+
+async fn receive(signal: &mut Option<Signal>) {
+    if let Some(signal) = signal
+        && signal.recv().await.is_some()
+    {
+        return;
+    }
+    std::future::pending().await
+}
+
+/// The mask of ignored signals in the text of /proc/PID/status.
+fn ignored_signals(status: &str) -> u64 {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default()
+}
+
+/// Detaches, and is back when the device is free; lazily where something still uses it. Whatever
+/// goes wrong is said and does not change the exit status, which is the command's.
+async fn release(bus: &Bus, path: OwnedObjectPath, device: &str) {
+    let path = path.into_inner();
+    let attachment = match Attachment::new(&bus.connection, path, bus.interaction).await {
+        Ok(attachment) => attachment,
+        Err(error) => {
+            report(&explain(error));
+            return;
+        }
+    };
+    let Err(error) = attachment.detach(DetachOptions::default()).await.map_err(explain) else { return };
+    if detach::is_gone(&error) {
+        return;
+    }
+    report(&error);
+    let is_busy =
+        error.downcast_ref::<Error>().is_some_and(|error| error.kind == loopd_dbus::ErrorKind::Busy);
+    if is_busy {
+        message(&format!("{device} is detached as soon as nothing uses it any more"));
+        if let Err(error) = attachment.detach(DetachOptions { lazy: true }).await.map_err(explain)
+            && !detach::is_gone(&error)
+        {
+            report(&error);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn braces_become_the_device() {
+        for (word, replaced) in [
+            ("{}", "/dev/loop3"),
+            ("if={}", "if=/dev/loop3"),
+            ("{}p1,{}p2", "/dev/loop3p1,/dev/loop3p2"),
+            ("{ }", "{ }"),
+            ("{{}}", "{/dev/loop3}"),
+            ("", ""),
+        ] {
+            assert_eq!(replace_device(OsStr::new(word), "/dev/loop3"), OsStr::new(replaced));
+        }
+        let bytes = OsString::from_vec(b"\xff{}".to_vec());
+        assert_eq!(replace_device(&bytes, "d").as_bytes(), b"\xffd");
+    }
+
+    #[test]
+    fn exit_statuses_are_the_shell_s() {
+        assert_eq!(exit_status(ExitStatus::from_raw(0)), 0);
+        assert_eq!(exit_status(ExitStatus::from_raw(3 << 8)), 3);
+        assert_eq!(exit_status(ExitStatus::from_raw(255 << 8)), 255);
+        assert_eq!(exit_status(ExitStatus::from_raw(9)), 137);
+        assert_eq!(not_started(OsStr::new("x"), &ErrorKind::NotFound.into()), 127);
+        assert_eq!(not_started(OsStr::new("x"), &ErrorKind::PermissionDenied.into()), 126);
+    }
+
+    #[test]
+    fn ignored_signals_are_read() {
+        let status = "Name:\tx\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\nSigCgt:\t02\n";
+        assert_eq!(ignored_signals(status), 0x1001);
+        assert_eq!(ignored_signals(""), 0);
+    }
+
+    fn with_runtime<T>(work: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+    }
+
+    #[test]
+    fn the_socket_lives_as_long_as_what_the_command_started() {
+        let folder = tempfile::tempdir().unwrap();
+        let gate = folder.path().join("gate");
+        nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut command = ["sh", "-c", "cat \"$0\" & exit 7"].map(OsString::from).to_vec();
+        command.push(gate.clone().into());
+        assert_eq!(with_runtime(execute(&command, "/dev/loop3", &theirs)).unwrap(), 7);
+        drop(theirs);
+
+        ours.set_nonblocking(true).unwrap();
+        let error = io::Read::read(&mut &ours, &mut [0]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::WouldBlock, "cat does not hold the socket");
+        ours.set_nonblocking(false).unwrap();
+        fs::write(&gate, "").unwrap();
+        assert_eq!(io::Read::read(&mut &ours, &mut [0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn the_command_gets_the_device() {
+        let (_ours, theirs) = UnixStream::pair().unwrap();
+        let command =
+            ["sh", "-c", "test \"$LOOPCTL_DEVICE\" = /dev/loop3 && test \"$1\" = /dev/loop3", "sh", "{}"];
+        let status = with_runtime(execute(&command.map(OsString::from), "/dev/loop3", &theirs)).unwrap();
+        assert_eq!(status, 0);
+        let missing = ["/nonexistent/program"].map(OsString::from);
+        assert_eq!(with_runtime(execute(&missing, "/dev/loop3", &theirs)).unwrap(), 127);
+    }
+}

@@ -1,0 +1,145 @@
+//! What is shown: results on standard output, messages on standard error.
+
+pub mod json;
+pub mod table;
+
+use std::io::{self, ErrorKind, IsTerminal, Write};
+
+use nix::errno::Errno;
+
+use crate::agent::Interrupted;
+
+/// Whoever read standard output has gone; that is no failure of ours.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("standard output was closed")]
+pub struct Closed;
+
+/// Writes a result to standard output, at once.
+///
+/// # Errors
+/// [`Closed`], or it cannot be written.
+pub fn print(text: &str) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(Closed.into()),
+        Err(error) => anyhow::bail!("cannot write to standard output: {}", reason(&error)),
+    }
+}
+
+/// Writes a value as JSON for people and programs, with a newline.
+///
+/// # Errors
+/// As [`print`].
+pub fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    print(&(serde_json::to_string_pretty(value)? + "\n"))
+}
+
+/// Writes a message to standard error. That it cannot be written stops nobody.
+pub fn message(text: &str) {
+    let _ = writeln!(io::stderr(), "loopctl: {}", printable(text.as_bytes()));
+}
+
+/// Says what went wrong and gives the exit status for it.
+pub fn report(error: &anyhow::Error) -> u8 {
+    if error.is::<Closed>() {
+        return 0;
+    }
+    if let Some(Interrupted(signal)) = error.downcast_ref() {
+        return 128 + signal;
+    }
+    message(&format!("{error:#}"));
+    match error.downcast_ref::<loopd_dbus::Error>().map(|error| error.kind) {
+        Some(loopd_dbus::ErrorKind::InvalidArgs) => 2,
+        Some(loopd_dbus::ErrorKind::InteractiveAuthorizationRequired) => {
+            message("run it on a terminal and without --no-ask-password, in an active session, or with sudo");
+            1
+        }
+        _ => 1,
+    }
+}
+
+/// Shows clap's answer, which is a help text, the version or what is wrong with the arguments, and
+/// gives the exit status for it.
+pub fn report_usage(error: &clap::Error) -> u8 {
+    use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+    if !error.use_stderr() || error.kind() == DisplayHelpOnMissingArgumentOrSubcommand {
+        // The reader may have gone, as in `loopctl --help | head -1`.
+        let _ = error.print();
+    } else {
+        let text = error.to_string();
+        let text = text.strip_prefix("error: ").unwrap_or(&text);
+        let _ = write!(io::stderr(), "loopctl: {text}");
+    }
+    u8::try_from(error.exit_code()).unwrap_or(2)
+}
+
+/// Whether standard output takes bold letters.
+#[must_use]
+pub fn is_styled(no_color: bool) -> bool {
+    let forbidden = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    !no_color && !forbidden && !dumb && io::stdout().is_terminal()
+}
+
+/// Bytes from outside, made fit for a terminal and for one line: control characters, characters
+/// that turn the writing direction, and bytes that are not UTF-8 are escaped, as loopd does in its
+/// messages.
+#[must_use]
+pub fn printable(bytes: &[u8]) -> String {
+    let mut shown = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        for character in chunk.valid().chars() {
+            if character.is_control() || turns_direction(character) {
+                shown.extend(character.escape_default());
+            } else {
+                shown.push(character);
+            }
+        }
+        for byte in chunk.invalid() {
+            shown.push_str(&format!("\\x{byte:02x}"));
+        }
+    }
+    shown
+}
+
+fn turns_direction(character: char) -> bool {
+    matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// An I/O error's reason in words, without Rust's "(os error N)".
+#[must_use]
+pub fn reason(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(number) => Errno::from_raw(number).desc().to_owned(),
+        None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_hostile_reaches_the_terminal() {
+        assert_eq!(printable("/home/a/ü x.img".as_bytes()), "/home/a/ü x.img");
+        assert_eq!(printable(b"a\nb\x1b[31m\xff\t"), "a\\nb\\u{1b}[31m\\xff\\t");
+        assert_eq!(printable("\u{9b}31m\u{202e}gpj.exe".as_bytes()), "\\u{9b}31m\\u{202e}gpj.exe");
+    }
+
+    #[test]
+    fn failures_have_their_exit_status() {
+        use loopd_dbus::{Error, ErrorKind};
+        assert_eq!(report(&anyhow::anyhow!("it failed")), 1);
+        assert_eq!(report(&Error::new(ErrorKind::Busy, "busy").into()), 1);
+        assert_eq!(report(&Error::new(ErrorKind::InvalidArgs, "wrong").into()), 2);
+        assert_eq!(report(&Closed.into()), 0);
+        assert_eq!(report(&Interrupted(15).into()), 143);
+    }
+
+    #[test]
+    fn reasons_are_words() {
+        assert_eq!(reason(&io::Error::from_raw_os_error(2)), "No such file or directory");
+        assert_eq!(reason(&io::Error::other("odd")), "odd");
+    }
+}

@@ -1,0 +1,282 @@
+//! What a TARGET on the command line stands for.
+
+use std::ffi::OsStr;
+use std::fs::{self, File, Metadata};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use loopd_dbus::properties::from_bus_path;
+use loopd_dbus::proxy::{Listed, Manager};
+use loopd_dbus::{AttachmentProperties, ListOptions, VolumeProperties};
+use nix::fcntl::OFlag;
+use zbus::wire::OwnedObjectPath;
+
+use crate::connection::explain;
+use crate::output::printable;
+
+/// What the kernel puts behind the path of a backing file that was removed.
+const DELETED: &[u8] = b" (deleted)";
+
+/// What the user named.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// `/dev/loopN`.
+    Device(u32),
+    /// A backing file.
+    File(PathBuf),
+}
+
+impl Target {
+    /// Tells a device from a file by the word alone: `loop3` and `/dev/loop3` are devices, also
+    /// where a file of that name lies in the current folder (it is `./loop3`).
+    #[must_use]
+    pub fn parse(word: &OsStr) -> Self {
+        match word.to_str().and_then(loop_number) {
+            Some(number) => Self::Device(number),
+            None => Self::File(word.into()),
+        }
+    }
+
+    /// As [`Target::parse`], and follows links such as those in `/dev/disk` to a loop device.
+    #[must_use]
+    pub fn resolve(word: &OsStr) -> Self {
+        let target = Self::parse(word);
+        if let Self::File(path) = &target
+            && let Ok(real) = fs::canonicalize(path)
+            && let device @ Self::Device(_) = Self::parse(real.as_os_str())
+        {
+            return device;
+        }
+        target
+    }
+
+    /// The attachments that it stands for; at least one.
+    ///
+    /// # Errors
+    /// There is none, or loopd could not be asked.
+    pub async fn find(&self, manager: &Manager) -> anyhow::Result<Vec<Attached>> {
+        let found = match self {
+            Self::Device(number) => {
+                let mut all = list(manager, &ListOptions { all: true, ..ListOptions::default() }).await?;
+                all.retain(|attached| attached.attachment.number == *number);
+                all
+            }
+            Self::File(path) => attachments_of(manager, path).await?,
+        };
+        if found.is_empty() { Err(self.not_found()) } else { Ok(found) }
+    }
+
+    fn not_found(&self) -> anyhow::Error {
+        let seek = "`loopctl list --all` shows what is attached";
+        match self {
+            Self::Device(number) => {
+                anyhow::anyhow!("nothing is attached to {}; {seek}", device_node(*number))
+            }
+            Self::File(path) => {
+                let shown = printable(path.as_os_str().as_bytes());
+                match partition_of(path) {
+                    Some(disk) => anyhow::anyhow!(
+                        "{shown} is not attached to a loop device; if you mean its disk, name {}",
+                        device_node(disk)
+                    ),
+                    None if fs::symlink_metadata(path).is_err() => anyhow::anyhow!(
+                        "there is no file {shown}, and nothing is attached that had this path; {seek}"
+                    ),
+                    None => anyhow::anyhow!("{shown} is not attached to a loop device; {seek}"),
+                }
+            }
+        }
+    }
+}
+
+/// An attachment as loopd lists it.
+#[derive(Clone, Debug)]
+pub struct Attached {
+    /// Its object on the bus.
+    pub path: OwnedObjectPath,
+    /// `org.loopd1.Attachment`.
+    pub attachment: AttachmentProperties,
+    /// `org.loopd1.Volume`.
+    pub volume: VolumeProperties,
+}
+
+impl TryFrom<Listed> for Attached {
+    type Error = zbus::Error;
+
+    fn try_from((path, properties): Listed) -> zbus::Result<Self> {
+        let attachment = AttachmentProperties::from_dict(&properties)?;
+        Ok(Self { path, attachment, volume: VolumeProperties::from_dict(&properties)? })
+    }
+}
+
+/// The attachments, by number.
+///
+/// # Errors
+/// loopd could not be asked.
+pub async fn list(manager: &Manager, options: &ListOptions) -> anyhow::Result<Vec<Attached>> {
+    let listed = manager.list(options).await.map_err(explain)?;
+    let mut attached =
+        listed.into_iter().map(Attached::try_from).collect::<zbus::Result<Vec<_>>>().map_err(explain)?;
+    attached.sort_by_key(|attached| attached.attachment.number);
+    Ok(attached)
+}
+
+/// N of `/dev/loopN` or `loopN`.
+#[must_use]
+pub fn loop_number(word: &str) -> Option<u32> {
+    decimal(word.strip_prefix("/dev/").unwrap_or(word).strip_prefix("loop")?)
+}
+
+/// A number as the kernel writes it: without sign and leading zeros.
+#[must_use]
+pub fn decimal(digits: &str) -> Option<u32> {
+    let number: u32 = digits.parse().ok()?;
+    (number.to_string() == digits).then_some(number)
+}
+
+/// The device node of this number.
+#[must_use]
+pub fn device_node(number: u32) -> String {
+    format!("/dev/loop{number}")
+}
+
+/// N of `/dev/loopNpM`.
+fn partition_of(path: &Path) -> Option<u32> {
+    let name = path.file_name()?.to_str()?;
+    let (disk, partition) = name.strip_prefix("loop")?.split_once('p')?;
+    decimal(partition)?;
+    decimal(disk)
+}
+
+async fn attachments_of(manager: &Manager, path: &Path) -> anyhow::Result<Vec<Attached>> {
+    let all = ListOptions { all: true, ..ListOptions::default() };
+    let metadata = fs::metadata(path);
+    if let Ok(metadata) = &metadata
+        && let Ok(file) = open_to_identify(path, metadata)
+    {
+        return list(manager, &ListOptions { file: Some(file.into()), ..all }).await;
+    }
+    // The file may not be read, or is gone: what can be compared here is what loopd tells.
+    let mut found = list(manager, &all).await?;
+    match metadata {
+        Ok(metadata) => found.retain(|attached| is_same_file(&attached.attachment, &metadata)),
+        Err(_) => {
+            let path = absolute(path);
+            found.retain(|attached| had_path(&attached.attachment, &path));
+        }
+    }
+    Ok(found)
+}
+
+fn open_to_identify(path: &Path, metadata: &Metadata) -> io::Result<File> {
+    // Nothing else can be attached, and opening it may have effects: a FIFO waits for a writer.
+    if !metadata.is_file() && !metadata.file_type().is_block_device() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    fs::OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)
+}
+
+fn is_same_file(attachment: &AttachmentProperties, metadata: &Metadata) -> bool {
+    (attachment.backing_device, attachment.backing_inode) == (metadata.dev(), metadata.ino())
+}
+
+fn had_path(attachment: &AttachmentProperties, path: &Path) -> bool {
+    let shown = from_bus_path(&attachment.backing_file);
+    let path = path.as_os_str().as_bytes();
+    shown == path || shown.strip_suffix(DELETED) == Some(path)
+}
+
+/// The path as the kernel would show it, of a file that need not be there.
+fn absolute(path: &Path) -> PathBuf {
+    let folder = match path.parent() {
+        Some(folder) if folder.as_os_str().is_empty() => Path::new("."),
+        Some(folder) => folder,
+        None => Path::new("/"),
+    };
+    match (fs::canonicalize(folder), path.file_name()) {
+        (Ok(folder), Some(name)) => folder.join(name),
+        _ => std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::OsStringExt;
+
+    use loopd_dbus::properties::to_bus_path;
+
+    use super::*;
+
+    #[test]
+    fn devices_are_told_from_files() {
+        for word in ["loop3", "/dev/loop3"] {
+            assert_eq!(Target::parse(OsStr::new(word)), Target::Device(3));
+        }
+        for word in ["./loop3", "loop", "loop03", "loop3p1", "/dev/loop3p1", "/tmp/loop3", "3", "x.img", ""] {
+            assert_eq!(Target::parse(OsStr::new(word)), Target::File(word.into()), "{word}");
+        }
+        let bytes = OsString::from_vec(b"loop\xff".to_vec());
+        assert_eq!(Target::parse(&bytes), Target::File(bytes.clone().into()));
+    }
+
+    #[test]
+    fn partitions_name_their_disk() {
+        assert_eq!(partition_of(Path::new("/dev/loop3p1")), Some(3));
+        for other in ["/dev/loop3", "/dev/loopp1", "/dev/sda1", "loop3p", "/"] {
+            assert_eq!(partition_of(Path::new(other)), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_explained() {
+        let text = |word: &str| Target::parse(OsStr::new(word)).not_found().to_string();
+        assert!(text("loop9").starts_with("nothing is attached to /dev/loop9; `loopctl list --all`"));
+        assert!(text("/nonexistent/x").starts_with("there is no file /nonexistent/x"));
+        assert!(text("/etc/passwd").starts_with("/etc/passwd is not attached"));
+        assert!(text("/dev/loop3p1").ends_with("name /dev/loop3"));
+    }
+
+    #[test]
+    fn removed_files_are_found_by_their_path() {
+        let mut attachment = AttachmentProperties::default();
+        for shown in [&b"/a/x.img"[..], b"/a/x.img (deleted)"] {
+            attachment.backing_file = to_bus_path(shown);
+            assert!(had_path(&attachment, Path::new("/a/x.img")));
+            assert!(!had_path(&attachment, Path::new("/a/x")));
+        }
+    }
+
+    #[test]
+    fn paths_become_absolute_through_links() {
+        let folder = tempfile::tempdir().unwrap();
+        let real = fs::canonicalize(folder.path()).unwrap();
+        std::os::unix::fs::symlink(&real, real.join("link")).unwrap();
+        assert_eq!(absolute(&real.join("link/gone.img")), real.join("gone.img"));
+        assert_eq!(absolute(Path::new("gone.img")), std::env::current_dir().unwrap().join("gone.img"));
+        assert_eq!(absolute(Path::new("/nonexistent/a/b")), Path::new("/nonexistent/a/b"));
+    }
+
+    #[test]
+    fn links_to_loop_devices_are_followed_and_files_are_not_devices() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("loop3");
+        fs::write(&file, b"").unwrap();
+        assert_eq!(Target::resolve(file.as_os_str()), Target::File(file.clone()));
+        if Path::new("/dev/loop0").exists() {
+            let link = folder.path().join("link");
+            std::os::unix::fs::symlink("/dev/loop0", &link).unwrap();
+            assert_eq!(Target::resolve(link.as_os_str()), Target::Device(0));
+        }
+    }
+
+    #[test]
+    fn a_fifo_is_not_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let fifo = folder.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(open_to_identify(&fifo, &fs::metadata(&fifo).unwrap()).is_err());
+    }
+}
