@@ -15,7 +15,7 @@ use zbus_polkit::policykit1::{AuthorityProxy, AuthorizationResult, CheckAuthoriz
 
 use crate::caller::Caller;
 use crate::engine::{Caller as _, Ledger, Snapshot};
-use crate::kernel::{FileFacts, FileKind};
+use crate::kernel::{FileFacts, FileKind, node};
 use crate::text::printable;
 
 /// polkit answers at once where it need not ask anyone; below the 25 s of a D-Bus call.
@@ -24,8 +24,8 @@ const LONGEST_SILENCE: Duration = Duration::from_secs(15);
 /// What a caller wants to do.
 #[derive(Clone, Copy, Debug)]
 pub enum Deed<'a> {
-    /// Attach this file.
-    Attach(&'a FileFacts),
+    /// Attach this file, to the device with this number where one is asked for.
+    Attach(&'a FileFacts, Option<u32>),
     /// Detach or change this attachment.
     Change(&'a Snapshot),
 }
@@ -58,7 +58,7 @@ impl Authority {
         let Some(action) = deed.action(caller.uid()) else { return Ok(()) };
         let answer = self.ask(caller, action, deed).await;
         if let Err(error) = &answer {
-            let (device, file, _) = deed.details();
+            let (device, file, _) = deed.details(caller.uid());
             info!(uid = caller.uid(), client = %caller.client(), action, device, file, "refused: {error}");
         }
         answer
@@ -67,7 +67,7 @@ impl Authority {
     async fn ask(&self, caller: &Caller, action: &'static str, deed: Deed<'_>) -> Result<(), Error> {
         let prompt =
             if caller.allows_interaction() { Some(self.prompts_of_a_uid.enter(caller.uid())?) } else { None };
-        let (device, file, owner) = deed.details();
+        let (device, file, owner) = deed.details(caller.uid());
         let details = HashMap::from([("device", device.as_str()), ("file", &file), ("owner", &owner)]);
         let question = format!("loopd-{}", self.questions.fetch_add(1, Ordering::Relaxed));
         let flags = match prompt {
@@ -102,7 +102,7 @@ impl Deed<'_> {
     fn action(self, uid: u32) -> Option<&'static str> {
         match self {
             _ if uid == 0 => None,
-            Self::Attach(file) => Some(match file.kind {
+            Self::Attach(file, _) => Some(match file.kind {
                 FileKind::Regular => ACTION_ATTACH,
                 FileKind::BlockDevice => ACTION_ATTACH_DEVICE,
             }),
@@ -113,10 +113,13 @@ impl Deed<'_> {
         }
     }
 
-    /// Device, file and owner, as a prompt shows them.
-    fn details(self) -> (String, String, String) {
+    /// Device, file and owner, as a prompt shows them; the device is empty where the kernel will
+    /// choose one.
+    fn details(self, uid: u32) -> (String, String, String) {
         match self {
-            Self::Attach(file) => ("a new loop device".to_owned(), printable(&file.path), String::new()),
+            Self::Attach(file, number) => {
+                (number.map(node).unwrap_or_default(), printable(&file.path), uid.to_string())
+            }
             Self::Change(attachment) => {
                 let owner = attachment.ownership.as_ref().map(|ownership| ownership.uid.to_string());
                 (

@@ -97,7 +97,7 @@ impl Manager {
         let request = AttachRequest::new(AttachOptions::decode(options).map_err(invalid)?)?;
         let engine = &self.room.engine;
         let facts = engine.examine(&file).await?;
-        self.room.authority.allow(caller, Deed::Attach(&facts)).await?;
+        self.room.authority.allow(caller, Deed::Attach(&facts, request.number)).await?;
         let attached = engine.attach(Order { file, request }, caller).await;
         engine.told().await;
         attached.inspect_err(|error| {

@@ -81,6 +81,7 @@ impl<K: Kernel> Engine<K> {
         let mut state = self.state();
         let Some(record) = state.records.get_mut(&attachment.id) else { return };
         record.state = State::Detaching;
+        record.device.autoclear = true;
         if let Some(record) = state.records.get(&attachment.id) {
             let snapshot = record.snapshot(attachment.id, &state.mounts);
             self.tell(Event::Changed(Box::new(snapshot)));
