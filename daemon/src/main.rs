@@ -12,6 +12,7 @@ mod engine;
 mod kernel;
 mod log;
 mod mounts;
+mod partition_table;
 mod text;
 mod udev;
 

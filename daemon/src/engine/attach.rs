@@ -1,5 +1,6 @@
 //! From an order to an attachment. Whatever fails on the way undoes the steps before it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -9,7 +10,7 @@ use tracing::info;
 
 use super::attachment::{Record, Stage};
 use super::{AttachRequest, ClientId, Engine, Event, Ownership, Snapshot};
-use crate::kernel::{Attached, DiskSequence, Kernel};
+use crate::kernel::{Attached, DiskSequence, Kernel, Occasion};
 use crate::text::printable;
 
 /// Whoever asked, as far as the engine has to know.
@@ -74,15 +75,16 @@ impl<K: Kernel> Engine<K> {
             Ownership { uid: caller.uid(), client, lifetime: request.lifetime, since: microseconds_now() };
         self.displace(device.number);
         let mut state = self.state();
-        let seen =
-            state.processed.get(&device.number).filter(|(sequence, _)| *sequence == device.disk_sequence);
+        let seen = state.seen(device.number, None, device.disk_sequence);
         let (processed, file_system) =
-            (seen.is_some(), seen.map(|(_, found)| found.clone()).unwrap_or_default());
+            (seen.is_some(), seen.map(|found| found.file_system.clone()).unwrap_or_default());
         let id = state.insert(Record {
             device,
             ownership: Some(ownership),
             state: State::Attached,
             file_system,
+            partitions: BTreeMap::new(),
+            partitioning: Arc::default(),
             hold,
             // Who vanishes from now on is found by `client_vanished`.
             stage: Stage::Pending { client: caller.client().clone(), abandoned: caller.vanished() },
@@ -110,13 +112,28 @@ impl<K: Kernel> Engine<K> {
         if !caller.still_there().await {
             return Err(vanished(caller));
         }
-        if request.wait && self.kernel.udev_runs() {
-            self.await_udev(id, caller).await?;
+        let waits = request.wait && self.kernel.udev_runs();
+        if request.partition_scan {
+            if waits && !self.kernel.scans_itself() {
+                // udev answers our close of the device with BLKRRPART, which would drop the
+                // partitions that we add: that is over once it has processed the device.
+                self.await_udev(id, caller, |record| record.processed).await?;
+            }
+            self.look_at_partitions(id, Occasion::Attached).await?;
+        }
+        if waits {
+            self.await_udev(id, caller, Record::is_processed).await?;
         }
         Ok(())
     }
 
-    async fn await_udev(&self, id: DiskSequence, caller: &impl Caller) -> Result<(), Error> {
+    /// Waits until udev has done what `done` asks for.
+    async fn await_udev(
+        &self,
+        id: DiskSequence,
+        caller: &impl Caller,
+        done: impl Fn(&Record<K>) -> bool,
+    ) -> Result<(), Error> {
         let deadline = Instant::now() + self.settings.wait_for_udev;
         loop {
             let Some(changed) = self.state().records.get(&id).map(|record| Arc::clone(&record.changed))
@@ -129,7 +146,7 @@ impl<K: Kernel> Engine<K> {
             match self.state().records.get(&id) {
                 None => return Err(detached_meanwhile(id)),
                 Some(record) if record.is_abandoned() => return Err(vanished(caller)),
-                Some(record) if record.processed => return Ok(()),
+                Some(record) if done(record) => return Ok(()),
                 Some(_) => {}
             }
             if tokio::time::timeout_at(deadline, woken).await.is_err() {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use super::{DiskSequence, Users, mount_table, node};
+use super::{DiskSequence, PartitionNode, Users, mount_table, node};
 
 fn attribute_path(number: u32, attribute: &str) -> PathBuf {
     PathBuf::from(format!("/sys/block/loop{number}/{attribute}"))
@@ -77,6 +77,31 @@ fn block_names(number: u32) -> Vec<String> {
         .collect();
     names.push(disk);
     names
+}
+
+/// The partitions' nodes of a device, by number.
+pub fn partitions(number: u32) -> Vec<PartitionNode> {
+    let prefix = format!("loop{number}p");
+    let mut nodes: Vec<PartitionNode> = block_names(number)
+        .iter()
+        .filter_map(|name| Some((name, name.strip_prefix(&prefix)?.parse().ok()?)))
+        .filter_map(|(name, partition)| partition_node(name, partition))
+        .collect();
+    nodes.sort_unstable_by_key(|node| node.number);
+    nodes
+}
+
+fn partition_node(name: &str, number: u32) -> Option<PartitionNode> {
+    let sectors = |attribute: &str| -> Option<u64> {
+        let text = fs::read_to_string(format!("/sys/class/block/{name}/{attribute}")).ok()?;
+        text.trim_ascii_end().parse::<u64>().ok()?.checked_mul(512)
+    };
+    Some(PartitionNode {
+        number,
+        device_number: device_number(name)?,
+        start: sectors("start")?,
+        size: sectors("size")?,
+    })
 }
 
 fn holders(block_name: &str) -> Vec<String> {

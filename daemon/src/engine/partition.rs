@@ -1,0 +1,107 @@
+//! The partitions of attachments: which there are, and what udev says of each.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use loopd_dbus::Error;
+use tracing::warn;
+
+use super::attachment::{PartitionRecord, Record};
+use super::{Engine, Uevent};
+use crate::kernel::{DiskSequence, FileSystem, Kernel, Occasion, Partition, Partitioning};
+
+impl<K: Kernel> Engine<K> {
+    /// Has the partition table read again, and makes the partitions what it says.
+    ///
+    /// # Errors
+    /// `Kernel`.
+    pub async fn rescan(self: &Arc<Self>, id: DiskSequence) -> Result<(), Error> {
+        self.look_at_partitions(id, Occasion::Rescan).await
+    }
+
+    /// Makes the partitions' nodes, where that is for us to do, and the record true.
+    pub(super) async fn look_at_partitions(
+        self: &Arc<Self>,
+        id: DiskSequence,
+        occasion: Occasion,
+    ) -> Result<(), Error> {
+        let known = self.state().records.get(&id).map(|record| {
+            (record.device.number, record.device.disk_sequence, Arc::clone(&record.partitioning))
+        });
+        let Some((number, sequence, partitioning)) = known else { return Ok(()) };
+        let _alone = partitioning.lock().await;
+        let seen = self.kernel.partition(number, sequence, occasion).await?;
+        self.take_partitions(id, number, sequence, seen);
+        Ok(())
+    }
+
+    fn take_partitions(&self, id: DiskSequence, number: u32, sequence: DiskSequence, seen: Partitioning) {
+        let mut found: BTreeMap<u32, _> = {
+            let state = self.state();
+            let of = |partition: &Partition| state.seen(number, Some(partition.node.number), sequence).cloned();
+            seen.partitions.iter().filter_map(|partition| Some((partition.node.number, of(partition)?))).collect()
+        };
+        self.update(id, |record| {
+            let mut before = std::mem::take(&mut record.partitions);
+            for partition in seen.partitions {
+                let number = partition.node.number;
+                let known = before.remove(&number).filter(|known| known.partition.node == partition.node);
+                let mut known = known.unwrap_or_else(|| PartitionRecord {
+                    partition,
+                    file_system: FileSystem::default(),
+                    processed: false,
+                });
+                if let Some(found) = found.remove(&number) {
+                    known.take(&found);
+                }
+                record.partitions.insert(number, known);
+            }
+            if seen.unmade {
+                record.device.partition_scan = false;
+            }
+        });
+    }
+
+    /// Looks at the partitions again where an event says that they may have changed.
+    pub(super) fn follow_partitions(self: &Arc<Self>, id: DiskSequence, event: &Uevent) {
+        let Some((occasion, same)) = self.state().records.get(&id).map(|record| {
+            let nodes = self.kernel.partition_nodes(event.number);
+            let same = nodes.iter().eq(record.partitions.values().map(|partition| &partition.partition.node));
+            (occasion(record), same)
+        }) else {
+            return;
+        };
+        // Where the kernel does not read tables, only reading it tells whether it has changed.
+        let ours = event.partition.is_none() && occasion == Occasion::Changed && !self.kernel.scans_itself();
+        if same && !ours {
+            return;
+        }
+        let engine = Arc::clone(self);
+        tokio::spawn(async move { engine.look_again(id, occasion).await });
+    }
+
+    async fn look_again(self: &Arc<Self>, id: DiskSequence, occasion: Occasion) {
+        if let Err(error) = self.look_at_partitions(id, occasion).await {
+            warn!(disk_sequence = id.0, "its partitions cannot be looked at: {error}");
+        }
+    }
+
+    /// After lost events.
+    pub(super) async fn recover_partitions(self: &Arc<Self>, number: u32) {
+        let known = {
+            let state = self.state();
+            let id = state.by_number.get(&number).copied();
+            id.and_then(|id| Some((id, occasion(state.records.get(&id)?))))
+        };
+        if let Some((id, occasion)) = known {
+            self.look_again(id, occasion).await;
+        }
+    }
+}
+
+/// Nodes are made only for those who asked for it, on what is not being taken down.
+fn occasion<K: Kernel>(record: &Record<K>) -> Occasion {
+    let ours = record.ownership.is_some() && record.device.partition_scan && record.is_attached();
+    // While its attach is under way, that sees to the partitions.
+    if ours && record.is_published() { Occasion::Changed } else { Occasion::Foreign }
+}

@@ -1,0 +1,273 @@
+//! DOS partition tables (master boot records), read as `block/partitions/msdos.c` does.
+
+use std::io;
+
+use super::disk::{Disk, u32_at};
+use super::{Image, MAX_PARTITIONS, Partition, Table, TableKind, Warning};
+
+/// The type of the entry that protects a GPT (UEFI 5.2.3).
+const PROTECTIVE: u8 = 0xee;
+/// The number of the first logical partition.
+const FIRST_LOGICAL: u32 = 5;
+/// Links in a row that hold no partition, as in the kernel's `parse_extended`.
+const MAX_BARREN_LINKS: u32 = 100;
+/// Links in all; the kernel has no such bound.
+const MAX_LINKS: usize = 512;
+
+/// A boot record: the first sector of a disk, or a link of the chain of logical partitions.
+pub struct BootRecord([u8; 512]);
+
+/// What a boot record says of a GPT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protection {
+    /// Nothing.
+    Absent,
+    /// A GPT follows.
+    Protective,
+    /// A GPT, in a place where the kernel does not look for it.
+    Misplaced,
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    flag: u8,
+    kind: u8,
+    first: u32,
+    sectors: u32,
+}
+
+impl Entry {
+    fn parse(bytes: &[u8]) -> Self {
+        Self { flag: bytes[0], kind: bytes[4], first: u32_at(bytes, 8), sectors: u32_at(bytes, 12) }
+    }
+
+    fn is_extended(self) -> bool {
+        matches!(self.kind, 0x05 | 0x0f | 0x85)
+    }
+
+    fn holds_partition(self) -> bool {
+        self.sectors != 0 && !self.is_extended()
+    }
+
+    fn leads_on(self) -> bool {
+        self.sectors != 0 && self.is_extended()
+    }
+
+    /// Whose tables the kernel also looks for in partitions of this type. Solaris' old type is
+    /// passed over: it is Linux' swap.
+    fn nested_system(self) -> Option<&'static str> {
+        match self.kind {
+            0x42 => Some("a Windows dynamic disk"),
+            0x63 => Some("Unixware"),
+            0xa5 => Some("FreeBSD"),
+            0xa6 => Some("OpenBSD"),
+            0xa9 => Some("NetBSD"),
+            0xbf => Some("Solaris"),
+            _ => None,
+        }
+    }
+}
+
+impl BootRecord {
+    /// Reads the sector at a byte offset; `None` where the image ends before.
+    pub fn read(disk: &mut Disk<'_, impl Image>, offset: u64) -> io::Result<Option<Self>> {
+        let mut sector = [0; 512];
+        Ok(disk.read(offset, &mut sector)?.then_some(Self(sector)))
+    }
+
+    /// The kernel's `is_pmbr_valid` (`block/partitions/efi.c`): other entries beside, a hybrid MBR,
+    /// do no harm.
+    pub fn protection(&self) -> Protection {
+        let mut protective = self.entries().into_iter().filter(|entry| entry.kind == PROTECTIVE).peekable();
+        if !self.is_signed() || protective.peek().is_none() {
+            Protection::Absent
+        } else if protective.any(|entry| entry.first == 1) {
+            Protection::Protective
+        } else {
+            Protection::Misplaced
+        }
+    }
+
+    fn is_signed(&self) -> bool {
+        self.0[510..] == [0x55, 0xaa]
+    }
+
+    fn entries(&self) -> [Entry; 4] {
+        [446, 462, 478, 494].map(|offset| Entry::parse(&self.0[offset..offset + 16]))
+    }
+
+    /// Whether the kernel takes this for a table: the boot sector of a file system may have the
+    /// same signature, and then most likely code where the entries' flags are.
+    fn is_table(&self) -> bool {
+        self.is_signed() && self.entries().iter().all(|entry| matches!(entry.flag, 0 | 0x80))
+    }
+
+    /// Whether this is the boot sector of a FAT, NTFS or exFAT file system. FAT is known by its
+    /// reserved sectors, its tables and its medium, as in `msdos_partition`.
+    fn is_file_system(&self) -> bool {
+        let reserved = self.0[14..16] != [0; 2];
+        let (tables, medium) = (self.0[16] != 0, self.0[21]);
+        let fat = reserved && tables && (medium == 0xf0 || medium >= 0xf8);
+        fat || matches!(&self.0[3..11], b"NTFS    " | b"EXFAT   ")
+    }
+
+    fn disk_signature(&self) -> u32 {
+        u32_at(&self.0, 440)
+    }
+}
+
+/// Reads the table that this boot record holds.
+pub fn read(
+    disk: &mut Disk<'_, impl Image>,
+    record: &BootRecord,
+    warnings: &mut Vec<Warning>,
+) -> io::Result<Option<Table>> {
+    if !record.is_table() {
+        return Ok(None);
+    }
+    let mut reader = Reader {
+        disk,
+        signature: record.disk_signature(),
+        next: FIRST_LOGICAL,
+        visited: Vec::new(),
+        partitions: Vec::new(),
+        warnings: Vec::new(),
+    };
+    reader.read_primaries(record)?;
+    let Reader { signature, mut partitions, warnings: found, .. } = reader;
+    // Where no entry makes sense, the boot code of a file system was taken for entries.
+    if partitions.is_empty() && record.is_file_system() {
+        return Ok(None);
+    }
+    warnings.extend(found);
+    partitions.sort_by_key(|partition| partition.number);
+    let uuid = if signature == 0 { String::new() } else { format!("{signature:08x}") };
+    Ok(Some(Table { kind: TableKind::Dos, uuid, from_backup: false, partitions }))
+}
+
+struct Reader<'a, 'b, I> {
+    disk: &'a mut Disk<'b, I>,
+    signature: u32,
+    /// The number of the next logical partition.
+    next: u32,
+    /// Byte offsets of the links of all chains.
+    visited: Vec<u64>,
+    partitions: Vec<Partition>,
+    warnings: Vec<Warning>,
+}
+
+/// A stretch of the disk in bytes.
+#[derive(Clone, Copy)]
+struct Extent {
+    start: u64,
+    size: u64,
+}
+
+impl Extent {
+    fn end(self) -> u64 {
+        self.start + self.size
+    }
+}
+
+impl<I: Image> Reader<'_, '_, I> {
+    fn read_primaries(&mut self, record: &BootRecord) -> io::Result<()> {
+        for (number, entry) in (1..).zip(record.entries()) {
+            if entry.sectors == 0 {
+                continue;
+            }
+            let mut extent = self.extent(0, entry);
+            if entry.is_extended() {
+                self.follow_chain(extent)?;
+                // Room for a boot loader, and too little for a file system by mistake.
+                extent.size = extent.size.min(self.disk.block_size().max(1024));
+            }
+            self.add(number, entry, extent);
+        }
+        Ok(())
+    }
+
+    /// Reads the logical partitions of an extended one: a chain of boot records that hold one
+    /// partition each, relative to the link, and the next link, relative to the extended partition.
+    fn follow_chain(&mut self, extended: Extent) -> io::Result<()> {
+        let (mut link, mut barren) = (extended, 0);
+        while self.next <= MAX_PARTITIONS {
+            if self.visited.contains(&link.start) {
+                self.warnings.push(Warning::ChainLoop);
+                return Ok(());
+            }
+            if barren == MAX_BARREN_LINKS || self.visited.len() == MAX_LINKS {
+                self.warnings.push(Warning::ChainTooLong);
+                return Ok(());
+            }
+            self.visited.push(link.start);
+            let Some(record) = BootRecord::read(self.disk, link.start)?.filter(BootRecord::is_signed) else {
+                // An empty extended partition needs no link.
+                if link.start != extended.start {
+                    self.warnings.push(Warning::ChainBroken);
+                }
+                return Ok(());
+            };
+            barren = if self.add_logicals(&record, link, extended) { 0 } else { barren + 1 };
+            let Some(next) = record.entries().into_iter().find(|entry| entry.leads_on()) else {
+                return Ok(());
+            };
+            link = self.extent(extended.start, next);
+        }
+        self.warnings.push(Warning::TooManyPartitions);
+        Ok(())
+    }
+
+    /// Adds the partitions of a link; whether there are any. Numbers are used up by partitions
+    /// that are left out, too.
+    fn add_logicals(&mut self, record: &BootRecord, link: Extent, extended: Extent) -> bool {
+        let mut found = false;
+        for (index, entry) in record.entries().into_iter().enumerate() {
+            if !entry.holds_partition() || self.next > MAX_PARTITIONS {
+                continue;
+            }
+            let extent = self.extent(link.start, entry);
+            // The third and the fourth entry sometimes hold garbage.
+            if index >= 2 && (extent.end() > link.end() || extent.end() > extended.end()) {
+                continue;
+            }
+            self.add(self.next, entry, extent);
+            self.next += 1;
+            found = true;
+        }
+        found
+    }
+
+    /// Sectors are as large as the device's blocks. Nothing overflows: 2³² sectors of 64 KiB.
+    fn extent(&self, base: u64, entry: Entry) -> Extent {
+        let block_size = self.disk.block_size();
+        Extent {
+            start: base + u64::from(entry.first) * block_size,
+            size: u64::from(entry.sectors) * block_size,
+        }
+    }
+
+    /// Adds what lies within the disk, as `blk_add_partition` of `block/partitions/core.c`.
+    fn add(&mut self, number: u32, entry: Entry, extent: Extent) {
+        let end = extent.end().min(self.disk.size());
+        if extent.start >= end {
+            self.warnings.push(Warning::PastEnd { number });
+            return;
+        }
+        if end < extent.end() {
+            self.warnings.push(Warning::Truncated { number });
+        }
+        if let Some(system) = entry.nested_system() {
+            self.warnings.push(Warning::NestedTable { number, system });
+        }
+        let signature = self.signature;
+        self.partitions.push(Partition {
+            number,
+            start: extent.start,
+            size: end - extent.start,
+            kind: format!("{:#x}", entry.kind),
+            uuid: if signature == 0 { String::new() } else { format!("{signature:08x}-{number:02x}") },
+            label: String::new(),
+            refusal: None,
+        });
+    }
+}

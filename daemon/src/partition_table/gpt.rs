@@ -1,0 +1,302 @@
+//! GUID partition tables (UEFI 2.10, section 5.3), checked as `block/partitions/efi.c` does.
+
+use std::io;
+
+use crc::{CRC_32_ISO_HDLC, Crc, Table as CrcTable};
+use uuid::Uuid;
+
+use super::disk::{Disk, LONGEST_READ, bytes, u32_at, u64_at};
+use super::{Fault, Image, MAX_PARTITIONS, Partition, Table, TableKind, Warning};
+
+const CRC: Crc<u32, CrcTable<16>> = Crc::<u32, CrcTable<16>>::new(&CRC_32_ISO_HDLC);
+
+/// Where the primary header is (UEFI 5.3.2).
+const PRIMARY: u64 = 1;
+/// Bytes of the header that have a meaning.
+const HEADER_SIZE: u32 = 92;
+/// The only entry size that the kernel and libblkid take.
+const ENTRY_SIZE: u32 = 128;
+/// More than any tool makes: 1 MiB of entries.
+const MAX_ENTRIES: u32 = 8192;
+
+/// Why one copy of the table was not loaded.
+enum Failure {
+    Fault(Fault),
+    Io(io::Error),
+}
+
+impl From<Fault> for Failure {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// One copy of the table, header and entries, both sound.
+struct Copy {
+    header: Header,
+    entries: Vec<Entry>,
+    /// Whether entries are in use that no node can have the number of.
+    more: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Header {
+    alternate: u64,
+    first_usable: u64,
+    last_usable: u64,
+    disk: Uuid,
+    entries: u64,
+    entry_count: u32,
+    entries_checksum: u32,
+}
+
+/// An entry in use.
+struct Entry {
+    number: u32,
+    kind: Uuid,
+    uuid: Uuid,
+    first: u64,
+    last: u64,
+    label: String,
+}
+
+/// Reads the table: the primary copy, or the backup where that is damaged.
+pub fn read(disk: &mut Disk<'_, impl Image>, warnings: &mut Vec<Warning>) -> io::Result<Option<Table>> {
+    let fault = match copy(disk, PRIMARY)? {
+        Ok(primary) => {
+            check_backup(disk, &primary.header, warnings)?;
+            return Ok(Some(table(disk, primary, false, warnings)));
+        }
+        Err(fault) => fault,
+    };
+    warnings.push(Warning::PrimaryDamaged(fault));
+    let backup = backup(disk, warnings)?;
+    Ok(backup.map(|copy| table(disk, copy, true, warnings)))
+}
+
+/// Whether the primary copy is sound for this block size.
+pub fn primary_is_sound(disk: &mut Disk<'_, impl Image>) -> io::Result<bool> {
+    Ok(copy(disk, PRIMARY)?.is_ok())
+}
+
+/// Whether there is a sound copy, the backup, in the last block of this size.
+pub fn last_block_is_sound(disk: &mut Disk<'_, impl Image>) -> io::Result<bool> {
+    let Some(last) = disk.last_block() else { return Ok(false) };
+    Ok(copy(disk, last)?.is_ok())
+}
+
+/// The backup copy in place of a damaged primary: from the last block (UEFI 5.3.2), or from where
+/// the primary says it is, which an image that was made larger needs. It is not wrong to believe a
+/// damaged header in this: the copy there is checked like any other.
+fn backup(disk: &mut Disk<'_, impl Image>, warnings: &mut Vec<Warning>) -> io::Result<Option<Copy>> {
+    let alternate = disk
+        .read_block(PRIMARY)?
+        .filter(|block| has_signature(block))
+        .map(|block| u64_at(&block, 32))
+        .filter(|alternate| Some(*alternate) != disk.last_block() && *alternate != PRIMARY);
+    let mut fault = Fault::PastEnd;
+    for block in disk.last_block().into_iter().chain(alternate) {
+        match copy(disk, block)? {
+            Ok(copy) => return Ok(Some(copy)),
+            Err(found) => fault = fault.or(found),
+        }
+    }
+    warnings.push(Warning::BackupDamaged(fault));
+    Ok(None)
+}
+
+/// Says what is wrong with the backup of a sound primary, as the kernel's `compare_gpts`.
+fn check_backup(
+    disk: &mut Disk<'_, impl Image>,
+    primary: &Header,
+    warnings: &mut Vec<Warning>,
+) -> io::Result<()> {
+    match copy(disk, primary.alternate)? {
+        Err(fault) => warnings.push(Warning::BackupDamaged(fault)),
+        Ok(_) if Some(primary.alternate) != disk.last_block() => warnings.push(Warning::BackupMisplaced),
+        Ok(backup) if !backup.header.describes_the_same(primary) => warnings.push(Warning::BackupDiffers),
+        Ok(_) => {}
+    }
+    Ok(())
+}
+
+fn copy(disk: &mut Disk<'_, impl Image>, block: u64) -> io::Result<Result<Copy, Fault>> {
+    match load(disk, block) {
+        Ok(copy) => Ok(Ok(copy)),
+        Err(Failure::Fault(fault)) => Ok(Err(fault)),
+        Err(Failure::Io(error)) => Err(error),
+    }
+}
+
+fn load(disk: &mut Disk<'_, impl Image>, block: u64) -> Result<Copy, Failure> {
+    let header = Header::read(disk, block)?;
+    let (entries, more) = header.read_entries(disk)?;
+    Ok(Copy { header, entries, more })
+}
+
+fn has_signature(block: &[u8]) -> bool {
+    block.starts_with(b"EFI PART")
+}
+
+impl Header {
+    /// The checks of the kernel's `is_gpt_valid`, in its order.
+    fn read(disk: &mut Disk<'_, impl Image>, number: u64) -> Result<Self, Failure> {
+        let (Some(last), Some(mut block)) = (disk.last_block(), disk.read_block(number)?) else {
+            return Err(Fault::PastEnd.into());
+        };
+        if !has_signature(&block) {
+            return Err(Fault::NoSignature.into());
+        }
+        check_header_checksum(&mut block)?;
+        if u64_at(&block, 24) != number {
+            return Err(Fault::Elsewhere.into());
+        }
+        let header = Self {
+            alternate: u64_at(&block, 32),
+            first_usable: u64_at(&block, 40),
+            last_usable: u64_at(&block, 48),
+            disk: Uuid::from_bytes_le(bytes(&block, 56)),
+            entries: u64_at(&block, 72),
+            entry_count: u32_at(&block, 80),
+            entries_checksum: u32_at(&block, 88),
+        };
+        if header.last_usable > last || header.first_usable > header.last_usable {
+            return Err(Fault::UsableRange.into());
+        }
+        let entry_size = u32_at(&block, 84);
+        if entry_size != ENTRY_SIZE {
+            return Err(Fault::EntrySize(entry_size).into());
+        }
+        if !(1..=MAX_ENTRIES).contains(&header.entry_count) {
+            return Err(Fault::EntryCount(header.entry_count).into());
+        }
+        Ok(header)
+    }
+
+    /// Reads the entries piece by piece: all of them count for the checksum, those with a number
+    /// that a node can have are kept. Also tells whether others are in use.
+    fn read_entries(&self, disk: &mut Disk<'_, impl Image>) -> Result<(Vec<Entry>, bool), Failure> {
+        if disk.last_block().is_none_or(|last| self.entries > last) {
+            return Err(Fault::EntriesPastEnd.into());
+        }
+        let mut offset = self.entries * disk.block_size();
+        let mut left = (self.entry_count * ENTRY_SIZE) as usize;
+        let mut buffer = vec![0; left.min(LONGEST_READ)];
+        let mut digest = CRC.digest();
+        let mut numbers = 1..;
+        let (mut entries, mut more) = (Vec::new(), false);
+        while left > 0 {
+            let piece = left.min(LONGEST_READ);
+            let piece = &mut buffer[..piece];
+            if !disk.read(offset, piece)? {
+                return Err(Fault::EntriesPastEnd.into());
+            }
+            digest.update(piece);
+            for (bytes, number) in piece.chunks_exact(ENTRY_SIZE as usize).zip(&mut numbers) {
+                if bytes[..16] == [0; 16] {
+                    continue;
+                }
+                if number > MAX_PARTITIONS {
+                    more = true;
+                } else {
+                    entries.push(Entry::parse(number, bytes));
+                }
+            }
+            offset += piece.len() as u64;
+            left -= piece.len();
+        }
+        if digest.finalize() != self.entries_checksum {
+            return Err(Fault::EntriesChecksum.into());
+        }
+        Ok((entries, more))
+    }
+
+    fn describes_the_same(&self, other: &Self) -> bool {
+        self.disk == other.disk
+            && self.first_usable == other.first_usable
+            && self.last_usable == other.last_usable
+            && self.entry_count == other.entry_count
+            && self.entries_checksum == other.entries_checksum
+    }
+}
+
+/// Checks the header's size and, with the checksum's own field zeroed, its checksum.
+fn check_header_checksum(block: &mut [u8]) -> Result<(), Fault> {
+    let size = u32_at(block, 12);
+    if size < HEADER_SIZE || size as usize > block.len() {
+        return Err(Fault::HeaderSize(size));
+    }
+    let expected = u32_at(block, 16);
+    block[16..20].fill(0);
+    if CRC.checksum(&block[..size as usize]) != expected {
+        return Err(Fault::HeaderChecksum);
+    }
+    Ok(())
+}
+
+impl Entry {
+    fn parse(number: u32, entry: &[u8]) -> Self {
+        Self {
+            number,
+            kind: Uuid::from_bytes_le(bytes(entry, 0)),
+            uuid: Uuid::from_bytes_le(bytes(entry, 16)),
+            first: u64_at(entry, 32),
+            last: u64_at(entry, 40),
+            label: label(&entry[56..128]),
+        }
+    }
+
+    /// The partition, if the kernel's `is_pte_valid` takes the entry.
+    fn partition(
+        self,
+        disk: &Disk<'_, impl Image>,
+        header: &Header,
+        warnings: &mut Vec<Warning>,
+    ) -> Option<Partition> {
+        let number = self.number;
+        if disk.last_block().is_none_or(|last| self.first > last || self.last > last) {
+            warnings.push(Warning::PastEnd { number });
+            return None;
+        }
+        if self.last < self.first {
+            warnings.push(Warning::EndsBeforeStart { number });
+            return None;
+        }
+        if self.first < header.first_usable || self.last > header.last_usable {
+            warnings.push(Warning::OutsideUsable { number });
+        }
+        Some(Partition {
+            number,
+            start: self.first * disk.block_size(),
+            size: (self.last - self.first + 1) * disk.block_size(),
+            kind: self.kind.to_string(),
+            uuid: self.uuid.to_string(),
+            label: self.label,
+            refusal: None,
+        })
+    }
+}
+
+/// UTF-16LE up to the first NUL.
+fn label(bytes: &[u8]) -> String {
+    let units = bytes.chunks_exact(2).map(|unit| u16::from_le_bytes([unit[0], unit[1]]));
+    char::decode_utf16(units.take_while(|unit| *unit != 0))
+        .map(|char| char.unwrap_or(char::REPLACEMENT_CHARACTER))
+        .collect()
+}
+
+fn table(disk: &Disk<'_, impl Image>, copy: Copy, from_backup: bool, warnings: &mut Vec<Warning>) -> Table {
+    let Copy { header, entries, more } = copy;
+    if more {
+        warnings.push(Warning::TooManyPartitions);
+    }
+    let partitions =
+        entries.into_iter().filter_map(|entry| entry.partition(disk, &header, warnings)).collect();
+    Table { kind: TableKind::Gpt, uuid: header.disk.to_string(), from_backup, partitions }
+}
