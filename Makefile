@@ -1,0 +1,95 @@
+# Builds, checks, tests and installs loopd. `make help` lists what there is.
+
+PREFIX ?= /usr/local
+bindir ?= $(PREFIX)/bin
+libexecdir ?= $(PREFIX)/libexec
+datadir ?= $(PREFIX)/share
+mandir ?= $(datadir)/man
+docdir ?= $(datadir)/doc/loopd
+unitdir ?= $(PREFIX)/lib/systemd/system
+dbusservicedir ?= $(datadir)/dbus-1/system-services
+bashcompletiondir ?= $(datadir)/bash-completion/completions
+zshcompletiondir ?= $(datadir)/zsh/site-functions
+fishcompletiondir ?= $(datadir)/fish/vendor_completions.d
+# The bus and polkit look nowhere else, whatever PREFIX is.
+dbuspolicydir ?= /usr/share/dbus-1/system.d
+polkitactiondir ?= /usr/share/polkit-1/actions
+
+CARGO ?= cargo
+INSTALL ?= install
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+RELEASE := $(TARGET)/release
+
+# cargo runs as whoever calls make; what it builds for the host tests runs as root.
+ifneq ($(shell id -u),0)
+KEEP := LOOPD_BIN,LOOPD_LOG,LOOPD_TEST_ROUNDS,LOOPD_TEST_SEED,RUST_BACKTRACE
+AS_ROOT := --config 'target."cfg(unix)".runner = ["sudo", "--preserve-env=$(KEEP)"]'
+endif
+
+.PHONY: all help deps check test bench demo install uninstall
+
+all:
+	$(CARGO) build --release -p loopd -p loopctl
+
+help:
+	@echo "make              build in release mode"
+	@echo "make install      install below PREFIX ($(PREFIX)) in DESTDIR; make first"
+	@echo "make uninstall    remove what make install has installed"
+	@echo "make demo         show what it does, on a private bus"
+	@echo "make test         unit tests, and the host tests as root; TESTS=word selects host tests"
+	@echo "make bench        measure attaching, as root"
+	@echo "make check        formatting, lints, shipped files"
+	@echo "make deps         install the Debian packages that all this needs"
+
+deps:
+	@tests/deps.sh
+
+check: deps
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	tests/check-files.sh
+
+test: deps
+	$(CARGO) build --workspace --bins
+	$(CARGO) test --workspace --exclude loopd-tests
+	$(CARGO) test -p loopd-tests --lib --bins
+	$(CARGO) test -p loopd-tests --test host $(AS_ROOT) -- $(TESTS)
+
+bench: deps all
+	$(CARGO) build --release -p loopd-tests --bins
+	$(CARGO) bench -p loopd-tests --bench attach $(AS_ROOT)
+
+demo: deps
+	$(CARGO) build -p loopd -p loopctl
+	tests/demo.sh $(TARGET)/debug
+
+# Does not build: root need not have cargo.
+install:
+	@test -x $(RELEASE)/loopd && test -x $(RELEASE)/loopctl || { echo "not built yet: run make first" >&2; exit 1; }
+	$(INSTALL) -D -m 755 $(RELEASE)/loopd $(DESTDIR)$(libexecdir)/loopd
+	$(INSTALL) -D -m 755 $(RELEASE)/loopctl $(DESTDIR)$(bindir)/loopctl
+	$(INSTALL) -D -m 644 dbus/org.loopd1.conf $(DESTDIR)$(dbuspolicydir)/org.loopd1.conf
+	$(INSTALL) -D -m 644 polkit/org.loopd1.policy $(DESTDIR)$(polkitactiondir)/org.loopd1.policy
+	$(INSTALL) -d $(DESTDIR)$(dbusservicedir) $(DESTDIR)$(unitdir)
+	sed 's#@LIBEXECDIR@#$(libexecdir)#g' dbus/org.loopd1.service.in > $(DESTDIR)$(dbusservicedir)/org.loopd1.service
+	sed 's#@LIBEXECDIR@#$(libexecdir)#g' systemd/loopd.service.in > $(DESTDIR)$(unitdir)/loopd.service
+	chmod 644 $(DESTDIR)$(dbusservicedir)/org.loopd1.service $(DESTDIR)$(unitdir)/loopd.service
+	for xml in dbus/*.xml; do $(INSTALL) -D -m 644 $$xml $(DESTDIR)$(datadir)/dbus-1/interfaces/$${xml#dbus/} || exit; done
+	$(INSTALL) -d $(DESTDIR)$(bashcompletiondir) $(DESTDIR)$(zshcompletiondir) $(DESTDIR)$(fishcompletiondir)
+	$(RELEASE)/loopctl completion bash > $(DESTDIR)$(bashcompletiondir)/loopctl
+	$(RELEASE)/loopctl completion zsh > $(DESTDIR)$(zshcompletiondir)/_loopctl
+	$(RELEASE)/loopctl completion fish > $(DESTDIR)$(fishcompletiondir)/loopctl.fish
+	for page in $(wildcard docs/*.[1-8] docs/man/*.[1-8]); do \
+		$(INSTALL) -D -m 644 $$page $(DESTDIR)$(mandir)/man$${page##*.}/$${page##*/} || exit; done
+	for text in README.md LICENSE-MIT LICENSE-APACHE $(wildcard docs/*.md); do \
+		$(INSTALL) -D -m 644 $$text $(DESTDIR)$(docdir)/$${text##*/} || exit; done
+
+uninstall:
+	rm -f $(DESTDIR)$(libexecdir)/loopd $(DESTDIR)$(bindir)/loopctl
+	rm -f $(DESTDIR)$(dbuspolicydir)/org.loopd1.conf $(DESTDIR)$(polkitactiondir)/org.loopd1.policy
+	rm -f $(DESTDIR)$(dbusservicedir)/org.loopd1.service $(DESTDIR)$(unitdir)/loopd.service
+	rm -f $(patsubst dbus/%,$(DESTDIR)$(datadir)/dbus-1/interfaces/%,$(wildcard dbus/*.xml))
+	rm -f $(DESTDIR)$(bashcompletiondir)/loopctl $(DESTDIR)$(zshcompletiondir)/_loopctl
+	rm -f $(DESTDIR)$(fishcompletiondir)/loopctl.fish
+	rm -f $(foreach page,$(notdir $(wildcard docs/*.[1-8] docs/man/*.[1-8])),$(DESTDIR)$(mandir)/man$(subst .,,$(suffix $(page)))/$(page))
+	rm -rf $(DESTDIR)$(docdir)

@@ -1,0 +1,52 @@
+#!/bin/bash
+# Looks whether the shipped files are what their readers expect. A tool that cannot be had is a
+# SKIPPED line, not a failure.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# The highest exposure that `systemd-analyze security` may find, in tenths.
+readonly exposure=15
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+have() {
+    command -v "$1" >/dev/null && return
+    echo "SKIPPED $2: $1 is not installed"
+    return 1
+}
+
+if have xmllint "XML files"; then
+    xmllint --nonet --noout dbus/*.xml dbus/*.conf
+    dtd=/usr/share/polkit-1/policyconfig-1.dtd
+    if [[ -e $dtd ]]; then
+        xmllint --nonet --noout --dtdvalid "$dtd" polkit/*.policy
+    else
+        xmllint --nonet --noout polkit/*.policy
+        echo "SKIPPED DTD of polkit's actions: $dtd is not installed"
+    fi
+    echo "XML files: ok"
+fi
+
+if have systemd-analyze "systemd units"; then
+    # A program that exists stands in for the installed daemon.
+    printf '#!/bin/sh\n' >"$work/loopd"
+    chmod +x "$work/loopd"
+    for unit in systemd/*.in; do
+        sed "s#@LIBEXECDIR@#$work#g" "$unit" >"$work/$(basename "$unit" .in)"
+    done
+    # Our own manual pages are not installed yet.
+    systemd-analyze verify --man=no "$work"/*.service
+    systemd-analyze security --offline=true --threshold="$exposure" --no-pager "$work"/*.service | tail -n 1
+    echo "systemd units: ok"
+fi
+
+if have shellcheck "scripts"; then
+    shellcheck .ci/run tests/*.sh
+    echo "scripts: ok"
+fi
+
+if grep -n '@[A-Z]*@' -- */*.in | grep -v '@LIBEXECDIR@'; then
+    echo "a placeholder that make install does not know" >&2
+    exit 1
+fi

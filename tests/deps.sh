@@ -1,0 +1,31 @@
+#!/bin/bash
+# Installs the Debian packages that building and testing need; asks apt only for what is missing.
+set -euo pipefail
+
+packages=(
+    gcc libc6-dev make                            # what rustc and this Makefile stand on
+    pkg-config libudev-dev                        # build
+    dbus polkitd udev e2fsprogs util-linux mount  # tests and demo: bus, polkit, udev, images, losetup
+    systemd libglib2.0-bin python3-dbus           # tests: busctl, gdbus and python as foreign clients
+    libxml2-utils shellcheck                      # make check
+)
+
+missing=()
+for package in "${packages[@]}"; do
+    status=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
+    [[ $status == installed ]] || missing+=("$package")
+done
+if ((${#missing[@]} == 0)); then
+    exit 0
+fi
+if ! command -v apt-get >/dev/null; then
+    echo "deps: no apt-get here; please install what corresponds to: ${missing[*]}" >&2
+    exit 1
+fi
+
+as_root=()
+((EUID == 0)) || as_root=(sudo)
+echo "deps: installing ${missing[*]}"
+"${as_root[@]}" apt-get update -q
+"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+    apt-get install -q -y --no-install-recommends "${missing[@]}" </dev/null

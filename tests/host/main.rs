@@ -1,0 +1,37 @@
+//! The host tests: the built daemon and client, on a private bus, with the machine's real loop
+//! devices and udev. They want root; `make test` sees to it.
+//!
+//! One test: `make test TESTS=detach::mounted`, or as root
+//! `cargo test -p loopd-tests --test host -- detach::mounted`.
+#![allow(clippy::unwrap_used)]
+
+mod attach;
+mod authority;
+mod bad_input;
+mod clients;
+mod concurrency;
+mod detach;
+mod foreign;
+mod introspection;
+mod loopctl;
+mod robustness;
+mod signals;
+mod udev;
+
+fn main() -> std::process::ExitCode {
+    let tests = [
+        attach::TESTS,
+        signals::TESTS,
+        detach::TESTS,
+        clients::TESTS,
+        authority::TESTS,
+        bad_input::TESTS,
+        loopctl::TESTS,
+        foreign::TESTS,
+        introspection::TESTS,
+        udev::TESTS,
+        robustness::TESTS,
+        concurrency::TESTS,
+    ];
+    loopd_tests::runner::main(tests.concat())
+}

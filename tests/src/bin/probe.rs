@@ -1,0 +1,197 @@
+//! A raw client for the tests: makes one call with whatever arguments it is told, right or wrong,
+//! and prints one line of JSON: `{"ok": …}` or `{"error": name, "message": …}`.
+//!
+//! ```text
+//! loopd-probe [--hold] [--interactive] [--prompted] CALL
+//!   setup KIND PATH [key=sig:value…]   KIND: regular rdonly wronly opath direct dir pipe socket
+//!                                      null memfd unlinked block stdin
+//!   detach DEVICE [key=sig:value…]
+//!   list [key=sig:value…]
+//!   get PATH INTERFACE
+//!   detach-object PATH [key=sig:value…]
+//! ```
+//!
+//! `--hold` keeps the connection until standard input closes. `--interactive` allows polkit to ask.
+//! `--prompted` prints `ready` when connected, and calls when a line comes in.
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{BufRead as _, Read as _, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use loopd_dbus::names::{ATTACHMENT, BUS_NAME, MANAGER, ROOT_PATH};
+use nix::fcntl::OFlag;
+use serde_json::{Value, json};
+use zbus::proxy::MethodFlags;
+use zbus::wire::{DynamicType, OwnedObjectPath};
+use zbus::{Connection, Fd, OwnedVariant, Variant};
+
+fn main() -> Result<()> {
+    let (flags, call): (Vec<_>, Vec<_>) =
+        std::env::args_os().skip(1).partition(|word| word.as_bytes().starts_with(b"--"));
+    let has = |flag: &str| flags.iter().any(|word| word == flag);
+    let interaction =
+        if has("--interactive") { MethodFlags::ALLOW_INTERACTIVE_AUTH } else { MethodFlags::empty() };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let connection = runtime.block_on(Connection::system())?;
+    if has("--prompted") {
+        say("ready")?;
+        std::io::stdin().lock().read_line(&mut String::new())?;
+    }
+    let answer = match runtime.block_on(make(&call, &connection, interaction)) {
+        Ok(result) => json!({ "ok": result }),
+        Err(error) => error_of(error)?,
+    };
+    say(&answer.to_string())?;
+    if has("--hold") {
+        std::io::stdin().lock().read_to_end(&mut Vec::new())?;
+    }
+    Ok(())
+}
+
+fn say(line: &str) -> Result<()> {
+    let mut output = std::io::stdout().lock();
+    writeln!(output, "{line}")?;
+    Ok(output.flush()?)
+}
+
+/// What the other side said; our own failures stay failures.
+fn error_of(error: anyhow::Error) -> Result<Value> {
+    match error.downcast::<zbus::Error>()? {
+        zbus::Error::MethodError(name, message, _) => {
+            Ok(json!({ "error": name.as_str(), "message": message }))
+        }
+        zbus::Error::FDO(error) => {
+            let name = zbus::DBusError::name(&*error).to_string();
+            Ok(json!({ "error": name, "message": zbus::DBusError::description(&*error) }))
+        }
+        error => Err(error.into()),
+    }
+}
+
+async fn make(words: &[OsString], connection: &Connection, flags: MethodFlags) -> Result<Value> {
+    let text = |index: usize| {
+        let word = words.get(index).with_context(|| format!("argument {index} is missing"))?;
+        word.to_str().with_context(|| format!("{word:?} is not UTF-8"))
+    };
+    match text(0)? {
+        "setup" => {
+            let path = words.get(2).context("which file?")?;
+            let file = open(text(1)?, Path::new(path))?;
+            let body = (Fd::from(file.as_fd()), options(&words[3..])?);
+            let (attachment, device): (OwnedObjectPath, String) =
+                call(connection, ROOT_PATH, MANAGER, "SetupLoop", flags, &body).await?;
+            Ok(json!({ "attachment": attachment.as_str(), "device": device }))
+        }
+        "detach" => {
+            let body = (text(1)?, options(&words[2..])?);
+            let () = call(connection, ROOT_PATH, MANAGER, "Detach", flags, &body).await?;
+            Ok(Value::Null)
+        }
+        "detach-object" => {
+            let body = (options(&words[2..])?,);
+            let () = call(connection, text(1)?, ATTACHMENT, "Detach", flags, &body).await?;
+            Ok(Value::Null)
+        }
+        "list" => {
+            let body = (options(&words[1..])?,);
+            let listed: Vec<(OwnedObjectPath, HashMap<String, OwnedVariant>)> =
+                call(connection, ROOT_PATH, MANAGER, "List", flags, &body).await?;
+            Ok(listed.iter().map(|(path, properties)| json!([path.as_str(), shown(properties)])).collect())
+        }
+        "get" => {
+            let body = (text(2)?,);
+            let properties: HashMap<String, OwnedVariant> =
+                call(connection, text(1)?, "org.freedesktop.DBus.Properties", "GetAll", flags, &body).await?;
+            Ok(shown(&properties))
+        }
+        other => bail!("no such call: {other}"),
+    }
+}
+
+async fn call<B, R>(
+    connection: &Connection,
+    path: &str,
+    interface: &str,
+    method: &str,
+    flags: MethodFlags,
+    body: &B,
+) -> Result<R>
+where
+    B: serde::Serialize + DynamicType,
+    R: for<'d> zbus::wire::DynamicDeserialize<'d>,
+{
+    let proxy = zbus::Proxy::new(connection, BUS_NAME, path, interface).await?;
+    proxy.call_with_flags(method, flags, body).await?.context("no reply")
+}
+
+fn shown(properties: &HashMap<String, OwnedVariant>) -> Value {
+    properties
+        .iter()
+        .map(|(name, value)| (name.clone(), value.to_string().into()))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
+}
+
+fn open(kind: &str, path: &Path) -> Result<OwnedFd> {
+    let read_write = || File::options().read(true).write(true).open(path);
+    let flagged = |flag: OFlag| File::options().read(true).custom_flags(flag.bits()).open(path);
+    Ok(match kind {
+        "regular" | "block" => read_write()?.into(),
+        "rdonly" | "dir" => File::open(path)?.into(),
+        "wronly" => File::options().write(true).open(path)?.into(),
+        "opath" => flagged(OFlag::O_PATH)?.into(),
+        "direct" => flagged(OFlag::O_DIRECT)?.into(),
+        "null" => File::options().read(true).write(true).open("/dev/null")?.into(),
+        // The other ends may close: what is sent stays what it is.
+        "pipe" => std::io::pipe()?.0.into(),
+        "socket" => std::os::unix::net::UnixStream::pair()?.0.into(),
+        "memfd" => {
+            let memory =
+                nix::sys::memfd::memfd_create("loopd-probe", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)?;
+            let file = File::from(memory);
+            file.set_len(1 << 20)?;
+            file.into()
+        }
+        "unlinked" => {
+            let file = read_write()?;
+            std::fs::remove_file(path)?;
+            file.into()
+        }
+        "stdin" => std::io::stdin().as_fd().try_clone_to_owned()?,
+        other => bail!("no such kind of file: {other}"),
+    })
+}
+
+/// `key=sig:value` words, whatever keys and types they have.
+fn options(words: &[OsString]) -> Result<HashMap<String, Variant<'static>>> {
+    words.iter().map(|word| option(word)).collect()
+}
+
+fn option(word: &OsStr) -> Result<(String, Variant<'static>)> {
+    let parts = || {
+        let (key, typed) = word.to_str()?.split_once('=')?;
+        let (signature, value) = typed.split_once(':')?;
+        Some((key, signature, value.to_owned()))
+    };
+    let (key, signature, value) = parts().with_context(|| format!("{word:?} is not key=sig:value"))?;
+    let variant = match signature {
+        "b" => Variant::from(value.parse::<bool>()?),
+        "y" => Variant::from(value.parse::<u8>()?),
+        "i" => Variant::from(value.parse::<i32>()?),
+        "u" => Variant::from(value.parse::<u32>()?),
+        "x" => Variant::from(value.parse::<i64>()?),
+        "t" => Variant::from(value.parse::<u64>()?),
+        "d" => Variant::from(value.parse::<f64>()?),
+        "s" => Variant::from(value),
+        "as" => Variant::from(vec![value]),
+        "h" => Variant::from(Fd::from(OwnedFd::from(File::open(value)?))),
+        other => bail!("no such type: {other}"),
+    };
+    Ok((key.to_owned(), variant))
+}

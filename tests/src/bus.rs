@@ -1,0 +1,102 @@
+//! A private system bus with the shipped policy.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::Stdio;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::process::{Process, tied};
+
+/// The repository, for the shipped files.
+#[must_use]
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("/"))
+}
+
+/// The bus; ended when dropped.
+#[derive(Debug)]
+pub struct Bus {
+    address: String,
+    _process: Process,
+}
+
+impl Bus {
+    /// Starts a bus with its socket in the folder, which must be open to all users.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start(folder: &Path) -> Result<Self> {
+        let configuration = folder.join("bus.conf");
+        std::fs::write(&configuration, bus_configuration(folder))?;
+        let mut command = tied("dbus-daemon");
+        command
+            .args(["--nofork", "--nopidfile", "--nosyslog", "--print-address", "--config-file"])
+            .arg(&configuration)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(std::fs::File::create(folder.join("bus.log"))?);
+        let mut process = Process::spawn("dbus-daemon", &mut command)?;
+        let output = process.child().stdout.take().context("no pipe")?;
+        // It prints the address once it listens.
+        let mut address = String::new();
+        BufReader::new(output).read_line(&mut address)?;
+        let log = || std::fs::read_to_string(folder.join("bus.log")).unwrap_or_default();
+        ensure!(address.starts_with("unix:"), "dbus-daemon did not start: {}", log());
+        Ok(Self { address: address.trim_end().to_owned(), _process: process })
+    }
+
+    /// For `DBUS_SYSTEM_BUS_ADDRESS`.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// A new connection as the user who runs the tests.
+    ///
+    /// # Errors
+    /// The bus does not let us in.
+    pub async fn connect(&self) -> Result<zbus::Connection> {
+        Ok(zbus::connection::Builder::address(self.address.as_str()).build().await?)
+    }
+}
+
+/// The rules of a system bus as dbus ships them, the shipped policies of loopd, of polkit and of the
+/// peer that the benchmark measures, and that root may stand in for polkit.
+fn bus_configuration(folder: &Path) -> String {
+    let folder = folder.display();
+    let shipped = repository().join("dbus/org.loopd1.conf");
+    let shipped = shipped.display();
+    format!(
+        r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
+ "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig>
+  <type>system</type>
+  <listen>unix:path={folder}/bus</listen>
+  <auth>EXTERNAL</auth>
+  <policy context="default">
+    <allow user="*"/>
+    <deny own="*"/>
+    <deny send_type="method_call"/>
+    <allow send_type="signal"/>
+    <allow send_requested_reply="true" send_type="method_return"/>
+    <allow send_requested_reply="true" send_type="error"/>
+    <allow receive_type="method_call"/>
+    <allow receive_type="method_return"/>
+    <allow receive_type="error"/>
+    <allow receive_type="signal"/>
+    <allow send_destination="org.freedesktop.DBus" send_interface="org.freedesktop.DBus"/>
+    <allow send_destination="org.freedesktop.DBus" send_interface="org.freedesktop.DBus.Introspectable"/>
+    <allow send_destination="org.freedesktop.DBus" send_interface="org.freedesktop.DBus.Properties"/>
+  </policy>
+  <include>{shipped}</include>
+  <include ignore_missing="yes">/usr/share/dbus-1/system.d/org.freedesktop.PolicyKit1.conf</include>
+  <include ignore_missing="yes">/usr/share/dbus-1/system.d/org.freedesktop.UDisks2.conf</include>
+  <policy user="root">
+    <allow own="org.freedesktop.PolicyKit1"/>
+    <allow send_destination="org.freedesktop.PolicyKit1"/>
+  </policy>
+</busconfig>
+"#
+    )
+}

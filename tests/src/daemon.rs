@@ -1,0 +1,126 @@
+//! The built daemon.
+
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use loopd_dbus::names::BUS_NAME;
+use nix::sys::signal::Signal;
+
+use crate::bus::Bus;
+use crate::host::built;
+use crate::process::{Process, eventually, tied};
+
+/// A running loopd; killed when dropped.
+#[derive(Debug)]
+pub struct Daemon {
+    process: Process,
+    log: PathBuf,
+}
+
+impl Daemon {
+    /// Starts it, without waiting for anything. Its standard error goes to a file in the folder.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn spawn(bus: &Bus, folder: &Path, environment: &[(&str, &str)]) -> Result<Self> {
+        let log = folder.join("loopd.log");
+        let log_file = std::fs::File::options().create(true).append(true).open(&log)?;
+        let program = std::env::var_os("LOOPD_BIN").map_or_else(|| built("loopd"), PathBuf::from);
+        ensure!(program.exists(), "{} is not built", program.display());
+        let mut command = tied(program);
+        if std::env::var_os("LOOPD_LOG").is_none() {
+            command.env("LOOPD_LOG", "debug");
+        }
+        command
+            .env("DBUS_SYSTEM_BUS_ADDRESS", bus.address())
+            .env("RUNTIME_DIRECTORY", folder.join("run"))
+            .envs(environment.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log_file);
+        std::fs::create_dir_all(folder.join("run"))?;
+        Ok(Self { process: Process::spawn("loopd", &mut command)?, log })
+    }
+
+    /// Starts it and waits until it owns its name.
+    ///
+    /// # Errors
+    /// It does not.
+    pub async fn start(bus: &Bus, folder: &Path, environment: &[(&str, &str)]) -> Result<Self> {
+        let mut daemon = Self::spawn(bus, folder, environment)?;
+        let connection = bus.connect().await?;
+        let names = zbus::fdo::DBusProxy::new(&connection).await?;
+        let process = &mut daemon.process;
+        let owned = eventually("loopd is on the bus", async || {
+            if let Some(status) = process.exited()? {
+                bail!("loopd ended: {status}");
+            }
+            Ok(names.name_has_owner(BUS_NAME.try_into()?).await?)
+        });
+        if let Err(error) = owned.await {
+            bail!("{error}\n{}", daemon.log());
+        }
+        Ok(daemon)
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> nix::unistd::Pid {
+        self.process.pid()
+    }
+
+    /// What it said on its standard error.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// What its open descriptors point to.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn descriptors(&self) -> Result<Vec<String>> {
+        let folder = format!("/proc/{}/fd", self.pid());
+        let mut targets: Vec<_> = std::fs::read_dir(&folder)
+            .with_context(|| "loopd has ended".to_owned())?
+            .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
+            .map(|target| target.to_string_lossy().into_owned())
+            .collect();
+        targets.sort_unstable();
+        Ok(targets)
+    }
+
+    /// Ends it as a service manager does.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub async fn terminate(&mut self) -> Result<ExitStatus> {
+        self.process.terminate().await
+    }
+
+    /// Waits for it to end by itself.
+    ///
+    /// # Errors
+    /// It does not.
+    pub async fn end(&mut self) -> Result<ExitStatus> {
+        self.process.end().await
+    }
+
+    /// Stops it where it is, or lets it go on.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn freeze(&self, frozen: bool) -> Result<()> {
+        self.process.signal(if frozen { Signal::SIGSTOP } else { Signal::SIGCONT })
+    }
+
+    /// Ends it without a word.
+    ///
+    /// # Errors
+    /// It cannot be killed.
+    pub async fn kill(&mut self) -> Result<()> {
+        self.process.signal(Signal::SIGKILL)?;
+        self.process.end().await.map(drop)
+    }
+}

@@ -1,0 +1,90 @@
+//! The loop driver's ioctls, bare: what the daemon is measured against and checked with.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::os::fd::AsRawFd as _;
+
+use anyhow::{Context as _, Result};
+use linux_raw_sys::loop_device::{
+    LOOP_CLR_FD, LOOP_CONFIGURE, LOOP_CTL_GET_FREE, LOOP_CTL_REMOVE, LOOP_GET_STATUS64, loop_config,
+    loop_info64,
+};
+
+use crate::sysfs::LoopDevice;
+
+mod raw {
+    use super::{
+        LOOP_CLR_FD, LOOP_CONFIGURE, LOOP_CTL_GET_FREE, LOOP_CTL_REMOVE, LOOP_GET_STATUS64, loop_config,
+        loop_info64,
+    };
+
+    nix::ioctl_none_bad!(get_free, LOOP_CTL_GET_FREE);
+    nix::ioctl_write_int_bad!(remove, LOOP_CTL_REMOVE);
+    nix::ioctl_write_ptr_bad!(configure, LOOP_CONFIGURE, loop_config);
+    nix::ioctl_none_bad!(clear, LOOP_CLR_FD);
+    nix::ioctl_read_bad!(get_status, LOOP_GET_STATUS64, loop_info64);
+}
+
+/// Opens `/dev/loop-control`.
+///
+/// # Errors
+/// It cannot be opened.
+pub fn control() -> Result<File> {
+    File::options().read(true).write(true).open("/dev/loop-control").context("/dev/loop-control")
+}
+
+/// A device that was free a moment ago.
+///
+/// # Errors
+/// The kernel's.
+pub fn get_free(control: &File) -> Result<LoopDevice> {
+    // SAFETY: the ioctl takes no argument.
+    let number = unsafe { raw::get_free(control.as_raw_fd()) }?;
+    Ok(LoopDevice(u32::try_from(number)?))
+}
+
+/// Takes a free device's number away.
+///
+/// # Errors
+/// The device is in use.
+pub fn remove(control: &File, device: LoopDevice) -> Result<()> {
+    // SAFETY: the argument is a plain number.
+    unsafe { raw::remove(control.as_raw_fd(), device.0.cast_signed()) }?;
+    Ok(())
+}
+
+/// Attaches the whole file with these `LO_FLAGS_*`.
+///
+/// # Errors
+/// The kernel's.
+pub fn configure(device: &File, backing: &File, flags: u32) -> nix::Result<()> {
+    // SAFETY: the structure is plain data, for which zeros are a valid value.
+    let mut config: loop_config = unsafe { std::mem::zeroed() };
+    config.fd = backing.as_raw_fd().cast_unsigned();
+    config.info.lo_flags = flags;
+    // SAFETY: the kernel reads one loop_config, which outlives the call.
+    unsafe { raw::configure(device.as_raw_fd(), &raw const config) }.map(drop)
+}
+
+/// Detaches; at the last close where others have it open.
+///
+/// # Errors
+/// The kernel's.
+pub fn clear(device: &File) -> nix::Result<()> {
+    // SAFETY: the ioctl takes no argument.
+    unsafe { raw::clear(device.as_raw_fd()) }.map(drop)
+}
+
+/// What losetup shows as REF.
+///
+/// # Errors
+/// Nothing is attached to the device.
+pub fn reference(device: LoopDevice) -> Result<String> {
+    let file = File::open(device.node())?;
+    // SAFETY: the structure is plain data, for which zeros are a valid value.
+    let mut status: loop_info64 = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes one loop_info64, which outlives the call.
+    unsafe { raw::get_status(file.as_raw_fd(), &raw mut status) }?;
+    let end = status.lo_file_name.iter().position(|byte| *byte == 0).unwrap_or(64);
+    Ok(String::from_utf8_lossy(&status.lo_file_name[..end]).into_owned())
+}

@@ -1,0 +1,204 @@
+//! Processes that the tests start, and waiting for what they do.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Output};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
+
+/// How long anything that must happen may take.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a command may run.
+const COMMAND_LIMIT: Duration = Duration::from_secs(60);
+
+/// Waits until the condition holds.
+///
+/// # Errors
+/// It does not within [`PATIENCE`], or the condition itself failed.
+pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
+    let start = Instant::now();
+    while !condition().await? {
+        if start.elapsed() > PATIENCE {
+            bail!("waited {PATIENCE:?} in vain until {what}");
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    Ok(())
+}
+
+/// A command that the kernel ends when the thread that starts it goes, so that a killed test
+/// program leaves nothing behind.
+pub fn tied(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "TERM", "--"]).arg(program);
+    command
+}
+
+/// A child process, killed when dropped.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    name: String,
+}
+
+impl Process {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn spawn(name: &str, command: &mut Command) -> Result<Self> {
+        let child = command.spawn().with_context(|| format!("cannot start {name}: {command:?}"))?;
+        Ok(Self { child, name: name.to_owned() })
+    }
+
+    /// The child, for its pipes.
+    pub fn child(&mut self) -> &mut Child {
+        &mut self.child
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> Pid {
+        pid(self.child.id())
+    }
+
+    /// Its exit status, if it has ended.
+    ///
+    /// # Errors
+    /// It cannot be waited for.
+    pub fn exited(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        kill(self.pid(), signal).with_context(|| format!("cannot send {signal} to {}", self.name))
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// It does not end in time.
+    pub async fn end(&mut self) -> Result<ExitStatus> {
+        let mut status = None;
+        let child = &mut self.child;
+        eventually(&format!("{} ends", self.name), async || {
+            status = child.try_wait()?;
+            Ok(status.is_some())
+        })
+        .await?;
+        status.context("no status")
+    }
+
+    /// Asks it to end, and waits.
+    ///
+    /// # Errors
+    /// It does not.
+    pub async fn terminate(&mut self) -> Result<ExitStatus> {
+        self.signal(Signal::SIGTERM)?;
+        self.end().await
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // The child may have been stopped; SIGKILL ends it all the same.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs a command to its end with nothing on its standard input.
+///
+/// # Errors
+/// It cannot be started, or does not end.
+pub async fn output(command: Command) -> Result<Output> {
+    let shown = format!("{command:?}");
+    let mut command = tokio::process::Command::from(command);
+    command.stdin(std::process::Stdio::null()).kill_on_drop(true);
+    tokio::time::timeout(COMMAND_LIMIT, command.output())
+        .await
+        .with_context(|| format!("{shown} did not end within {COMMAND_LIMIT:?}"))?
+        .with_context(|| format!("cannot run {shown}"))
+}
+
+/// Runs a program that must succeed; gives what it printed.
+///
+/// # Errors
+/// It failed.
+pub async fn run(program: &str, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<String> {
+    let mut command = Command::new(program);
+    command.args(arguments);
+    let shown = format!("{command:?}");
+    let output = output(command).await?;
+    if !output.status.success() {
+        bail!("{shown}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Whether a program is installed.
+#[must_use]
+pub fn installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .any(|folder| folder.join(program).is_file())
+}
+
+/// A process id as a signal wants it.
+#[must_use]
+pub fn pid(id: u32) -> Pid {
+    Pid::from_raw(id.cast_signed())
+}
+
+/// Whether the process exists and is not just waiting to be reaped.
+#[must_use]
+pub fn alive(process: Pid) -> bool {
+    stat(process).is_some_and(|(state, _)| state != 'Z')
+}
+
+/// The children of a process.
+#[must_use]
+pub fn children(parent: Pid) -> Vec<Pid> {
+    let Ok(entries) = Path::new("/proc").read_dir() else { return Vec::new() };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .map(Pid::from_raw)
+        .filter(|&process| stat(process).is_some_and(|(_, its_parent)| its_parent == parent))
+        .collect()
+}
+
+/// State and parent of a process.
+fn stat(process: Pid) -> Option<(char, Pid)> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // The name, in brackets, may hold anything.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    Some((fields.next()?.chars().next()?, Pid::from_raw(fields.next()?.parse().ok()?)))
+}
+
+/// Ends the children of this process that are not in `known`; gives the names of those that were
+/// still running. Orphans count: the runner makes this process their new parent.
+#[must_use]
+pub fn end_strays(known: &[Pid]) -> Vec<String> {
+    let mut running = Vec::new();
+    for process in children(Pid::this()) {
+        if known.contains(&process) {
+            continue;
+        }
+        if alive(process) {
+            let name = std::fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
+            running.push(format!("{} ({process})", name.trim_end()));
+            let _ = kill(process, Signal::SIGKILL);
+        }
+        let _ = waitpid(process, Some(WaitPidFlag::empty()));
+    }
+    running
+}

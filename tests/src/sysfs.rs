@@ -1,0 +1,110 @@
+//! The kernel's own word about loop devices.
+
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use anyhow::{Context as _, Result};
+
+/// A loop device, bound or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LoopDevice(
+    /// N of `/dev/loopN`.
+    pub u32,
+);
+
+impl LoopDevice {
+    /// The device with this node.
+    ///
+    /// # Errors
+    /// The node has another name.
+    pub fn from_node(node: &str) -> Result<Self> {
+        let number = node.strip_prefix("/dev/loop").and_then(|digits| digits.parse().ok());
+        number.map(Self).with_context(|| format!("{node:?} is no loop device"))
+    }
+
+    /// Its node.
+    #[must_use]
+    pub fn node(self) -> String {
+        format!("/dev/loop{}", self.0)
+    }
+
+    /// An attribute's bytes without the newline at the end; `None` where there is none.
+    #[must_use]
+    pub fn attribute(self, name: &str) -> Option<Vec<u8>> {
+        let mut value = std::fs::read(format!("/sys/block/loop{}/{name}", self.0)).ok()?;
+        value.pop_if(|byte| *byte == b'\n');
+        Some(value)
+    }
+
+    /// An attribute that is a number.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn number<T: FromStr>(self, name: &str) -> Result<T> {
+        let value = self.attribute(name).with_context(|| format!("{self:?} has no {name}"))?;
+        let value = String::from_utf8(value)?;
+        value.parse().ok().with_context(|| format!("{self:?}: {name} is {value:?}"))
+    }
+
+    /// An attribute that is 0 or 1.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn flag(self, name: &str) -> Result<bool> {
+        Ok(self.number::<u8>(name)? != 0)
+    }
+
+    /// The path of what it is bound to.
+    #[must_use]
+    pub fn backing_file(self) -> Option<Vec<u8>> {
+        self.attribute("loop/backing_file")
+    }
+
+    /// Whether a file is attached to it.
+    #[must_use]
+    pub fn bound(self) -> bool {
+        self.backing_file().is_some()
+    }
+}
+
+/// Every loop device that the kernel has.
+#[must_use]
+pub fn all() -> Vec<LoopDevice> {
+    let Ok(entries) = Path::new("/sys/block").read_dir() else { return Vec::new() };
+    let mut devices: Vec<_> = entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_prefix("loop")?.parse().ok())
+        .map(LoopDevice)
+        .collect();
+    devices.sort_unstable();
+    devices
+}
+
+/// The bound devices that only a test with this folder can have made: their file lies in it, or is a
+/// memory file, or a loop device. Whatever else the machine attaches meanwhile is not our business.
+#[must_use]
+pub fn bound_by_tests(folder: &Path) -> Vec<LoopDevice> {
+    let ours = [folder.as_os_str().as_bytes(), b"/memfd:loopd-probe", b"/dev/loop"];
+    let is_ours = |file: Vec<u8>| ours.iter().any(|prefix| file.starts_with(prefix));
+    all().into_iter().filter(|device| device.backing_file().is_some_and(is_ours)).collect()
+}
+
+/// A device that is free, from the far end, where nobody else looks for one.
+///
+/// # Errors
+/// None is free.
+pub fn last_free() -> Result<LoopDevice> {
+    all().into_iter().rev().find(|device| !device.bound()).context("no loop device is free")
+}
+
+/// Where the mount table says that something is mounted below this folder.
+#[must_use]
+pub fn mounts_below(folder: &Path) -> Vec<PathBuf> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    table
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(PathBuf::from)
+        .filter(|mount| mount.starts_with(folder))
+        .collect()
+}
