@@ -121,7 +121,8 @@ fn is_idle() -> bool {
 /// it.
 #[must_use]
 pub fn stored(number: u32, partition: Option<u32>) -> Option<Found> {
-    let name = partition.map_or_else(|| format!("loop{number}"), |partition| format!("loop{number}p{partition}"));
+    let name =
+        partition.map_or_else(|| format!("loop{number}"), |partition| format!("loop{number}p{partition}"));
     let device = udev::Device::from_subsystem_sysname("block".to_owned(), name).ok()?;
     device.is_initialized().then(|| found(&device))
 }

@@ -138,4 +138,12 @@ impl Attachment {
     pub async fn detach(&self, options: DetachOptions) -> zbus::Result<()> {
         call(&self.proxy, "Detach", self.interaction, &(options.encode(),)).await
     }
+
+    /// Has the partition table read again.
+    ///
+    /// # Errors
+    /// Those of the contract, or the bus failed.
+    pub async fn rescan_partitions(&self) -> zbus::Result<()> {
+        call(&self.proxy, "RescanPartitions", self.interaction, &()).await
+    }
 }

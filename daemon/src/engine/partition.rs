@@ -38,8 +38,12 @@ impl<K: Kernel> Engine<K> {
     fn take_partitions(&self, id: DiskSequence, number: u32, sequence: DiskSequence, seen: Partitioning) {
         let mut found: BTreeMap<u32, _> = {
             let state = self.state();
-            let of = |partition: &Partition| state.seen(number, Some(partition.node.number), sequence).cloned();
-            seen.partitions.iter().filter_map(|partition| Some((partition.node.number, of(partition)?))).collect()
+            let of =
+                |partition: &Partition| state.seen(number, Some(partition.node.number), sequence).cloned();
+            seen.partitions
+                .iter()
+                .filter_map(|partition| Some((partition.node.number, of(partition)?)))
+                .collect()
         };
         self.update(id, |record| {
             let mut before = std::mem::take(&mut record.partitions);

@@ -285,7 +285,11 @@ pub fn open_attached(number: u32, disk_sequence: DiskSequence) -> Result<Option<
 }
 
 /// Opens the device only where it still is the one of this attach; `None` where that is over.
-fn open_attached_for(number: u32, disk_sequence: DiskSequence, access: OFlag) -> Result<Option<OwnedFd>, Error> {
+fn open_attached_for(
+    number: u32,
+    disk_sequence: DiskSequence,
+    access: OFlag,
+) -> Result<Option<OwnedFd>, Error> {
     let device = match open(number, access) {
         Ok(device) => device,
         Err(Errno::ENXIO | Errno::ENOENT | Errno::ENODEV) => return Ok(None),

@@ -277,10 +277,7 @@ pub trait Kernel: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// The device with all that is known of it; `None` where nothing is attached.
-    fn status(
-        &self,
-        number: u32,
-    ) -> impl Future<Output = Result<Option<Device>, Error>> + Send;
+    fn status(&self, number: u32) -> impl Future<Output = Result<Option<Device>, Error>> + Send;
 
     /// What udev's database has of a device or of a partition; `None` where udev has not seen it.
     fn stored(&self, number: u32, partition: Option<u32>) -> Option<Found>;

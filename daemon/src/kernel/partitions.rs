@@ -14,7 +14,9 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use tracing::{debug, warn};
 
 use super::linux::Shared;
-use super::{DiskSequence, Occasion, Partition, PartitionNode, Partitioning, TableEntry, ioctl, linux, node, sysfs};
+use super::{
+    DiskSequence, Occasion, Partition, PartitionNode, Partitioning, TableEntry, ioctl, linux, node, sysfs,
+};
 use crate::partition_table::{self, Image, Table};
 
 /// A loop device, or the part of a file that one shows, as bytes to look for a table in.
@@ -88,7 +90,8 @@ fn read_table(number: u32, disk: &File) -> Option<Table> {
 }
 
 fn entry(table: Option<&Table>, node: &PartitionNode) -> TableEntry {
-    let same = |table: &&Table| table.partitions.iter().find(|partition| partition.number == node.number).cloned();
+    let same =
+        |table: &&Table| table.partitions.iter().find(|partition| partition.number == node.number).cloned();
     let Some((table, partition)) = table.and_then(|table| Some((table, same(&table)?))) else {
         return TableEntry::default();
     };
@@ -138,7 +141,12 @@ fn delete_other(number: u32, disk: &File, table: Option<&Table>, nodes: &[Partit
     };
     for stale in nodes.iter().filter(|node| !is_right(node)) {
         if let Err(errno) = ioctl::delete_partition(disk, stale.number) {
-            warn!(device = node(number), partition = stale.number, "a stale partition stays: {}", errno.desc());
+            warn!(
+                device = node(number),
+                partition = stale.number,
+                "a stale partition stays: {}",
+                errno.desc()
+            );
         }
     }
 }
@@ -159,7 +167,11 @@ pub fn sweep(number: u32) -> bool {
     }
     let Ok(disk) = linux::open(number, nix::fcntl::OFlag::O_RDONLY) else { return false };
     for partition in left {
-        warn!(device = node(number), partition = partition.number, "a partition of an earlier attach is swept");
+        warn!(
+            device = node(number),
+            partition = partition.number,
+            "a partition of an earlier attach is swept"
+        );
         if ioctl::delete_partition(&disk, partition.number).is_err() {
             return false;
         }

@@ -9,8 +9,8 @@ use std::time::Duration;
 use loopd_dbus::{Error, ErrorKind, Lifetime};
 
 use super::{
-    Attached, Device, DiskSequence, FileFacts, FileKind, FileSystem, Found, Glance, Kernel, Occasion, Partition,
-    PartitionNode, Partitioning, TableEntry, Users,
+    Attached, Device, DiskSequence, FileFacts, FileKind, FileSystem, Found, Glance, Kernel, Occasion,
+    Partition, PartitionNode, Partitioning, TableEntry, Users,
 };
 use crate::engine::{AttachRequest, Uevent};
 
@@ -66,6 +66,7 @@ fn nodes(bound: &Bound) -> Vec<PartitionNode> {
 
 #[derive(Debug)]
 struct Bound {
+    partition_scan: bool,
     /// Partitions that have nodes.
     partitions: u32,
     sequence: DiskSequence,
@@ -262,7 +263,10 @@ impl Machine {
     fn bind(&mut self, number: u32, file: u64, autoclear: bool) -> DiskSequence {
         self.last_sequence += 1;
         let sequence = DiskSequence(self.last_sequence);
-        self.bound.insert(number, Bound { partitions: 0, sequence, file, autoclear, holds: 0, openers: 0, mounts: 0 });
+        self.bound.insert(
+            number,
+            Bound { partition_scan: false, partitions: 0, sequence, file, autoclear, holds: 0, openers: 0, mounts: 0 },
+        );
         self.uevents.push(Happened { number, partition: None, sequence, removed: false });
         sequence
     }
@@ -275,6 +279,7 @@ impl Machine {
             disk_sequence: bound.sequence,
             backing_inode: bound.file,
             autoclear: bound.autoclear,
+            partition_scan: bound.partition_scan,
             ..Device::default()
         })
     }
@@ -308,6 +313,7 @@ impl Kernel for Simulated {
             let sequence = machine.bind(number, file, held);
             if let Some(bound) = machine.bound.get_mut(&number) {
                 bound.holds = usize::from(held);
+                bound.partition_scan = request.partition_scan;
             }
             (machine.device(number).unwrap(), sequence)
         };
@@ -368,7 +374,12 @@ impl Kernel for Simulated {
         };
         if occasion != Occasion::Foreign {
             for partition in bound.partitions..machine.partitions {
-                machine.uevents.push(Happened { number, partition: Some(partition + 1), sequence, removed: false });
+                machine.uevents.push(Happened {
+                    number,
+                    partition: Some(partition + 1),
+                    sequence,
+                    removed: false,
+                });
             }
             bound.partitions = bound.partitions.max(machine.partitions);
         }

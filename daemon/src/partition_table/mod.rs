@@ -205,8 +205,7 @@ fn mark_refusals(partitions: &mut [Partition], block_size: u64, warnings: &mut V
     for index in 0..partitions.len() {
         let (before, rest) = partitions.split_at_mut(index);
         let partition = &mut rest[0];
-        let overlapped =
-            before.iter().find(|other| other.refusal.is_none() && other.overlaps(partition));
+        let overlapped = before.iter().find(|other| other.refusal.is_none() && other.overlaps(partition));
         partition.refusal = if !(partition.start | partition.size).is_multiple_of(block_size) {
             Some(Refusal::Unaligned)
         } else {

@@ -141,10 +141,9 @@ impl fmt::Display for Warning {
             }
             Self::Overlap { number, other } => write!(f, "partition {number} overlaps partition {other}"),
             Self::Unaligned { number } => write!(f, "partition {number} is not made of whole blocks"),
-            Self::NestedTable { number, system } => write!(
-                f,
-                "partition {number} may hold partitions of {system}, which are not listed"
-            ),
+            Self::NestedTable { number, system } => {
+                write!(f, "partition {number} may hold partitions of {system}, which are not listed")
+            }
             Self::ChainLoop => f.write_str("the chain of logical partitions runs in a circle"),
             Self::ChainBroken => {
                 f.write_str("the chain of logical partitions is broken: what followed is left out")
