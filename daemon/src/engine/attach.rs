@@ -47,7 +47,7 @@ impl<K: Kernel> Engine<K> {
     ) -> Result<Snapshot, Error> {
         let slot = self.attachments_of_a_uid.enter(caller.uid())?;
         if caller.vanished() {
-            return Err(vanished(caller));
+            return Err(abandoned());
         }
         let request = order.request;
         let attached = self.kernel.attach(order.file, &request).await?;
@@ -84,6 +84,7 @@ impl<K: Kernel> Engine<K> {
             state: State::Attached,
             file_system,
             partitions: BTreeMap::new(),
+            partitioned: false,
             partitioning: Arc::default(),
             hold,
             // Who vanishes from now on is found by `client_vanished`.
@@ -110,31 +111,31 @@ impl<K: Kernel> Engine<K> {
             return Err(detached_meanwhile(id));
         }
         if !caller.still_there().await {
-            return Err(vanished(caller));
+            return Err(abandoned());
         }
         let waits = request.wait && self.kernel.udev_runs();
+        let deadline = Instant::now() + self.settings.wait_for_udev;
         if request.partition_scan {
             if waits && !self.kernel.scans_itself() {
                 // udev answers our close of the device with BLKRRPART, which would drop the
                 // partitions that we add: that is over once it has processed the device.
-                self.await_udev(id, caller, |record| record.processed).await?;
+                self.await_udev(id, deadline, |record| record.processed).await?;
             }
             self.look_at_partitions(id, Occasion::Attached).await?;
         }
         if waits {
-            self.await_udev(id, caller, Record::is_processed).await?;
+            self.await_udev(id, deadline, Record::is_processed).await?;
         }
         Ok(())
     }
 
     /// Waits until udev has done what `done` asks for.
-    async fn await_udev(
+    pub(super) async fn await_udev(
         &self,
         id: DiskSequence,
-        caller: &impl Caller,
+        deadline: Instant,
         done: impl Fn(&Record<K>) -> bool,
     ) -> Result<(), Error> {
-        let deadline = Instant::now() + self.settings.wait_for_udev;
         loop {
             let Some(changed) = self.state().records.get(&id).map(|record| Arc::clone(&record.changed))
             else {
@@ -145,7 +146,7 @@ impl<K: Kernel> Engine<K> {
             woken.as_mut().enable();
             match self.state().records.get(&id) {
                 None => return Err(detached_meanwhile(id)),
-                Some(record) if record.is_abandoned() => return Err(vanished(caller)),
+                Some(record) if record.is_abandoned() => return Err(abandoned()),
                 Some(record) if done(record) => return Ok(()),
                 Some(_) => {}
             }
@@ -157,15 +158,15 @@ impl<K: Kernel> Engine<K> {
 
     fn udev_is_late(&self, id: DiskSequence) -> Error {
         let state = self.state();
-        let node = state.records.get(&id).map(|record| record.device.node()).unwrap_or_default();
+        let record = state.records.get(&id);
+        let node = record.map(|record| record.device.node()).unwrap_or_default();
         let waited = self.settings.wait_for_udev.as_secs_f32();
-        Error::new(
-            ErrorKind::Timeout,
-            format!(
-                "udev did not process {node} within {waited} s, so it was detached again; \
-                 look at systemd-udevd, or attach with wait=false (loopctl attach --no-wait)"
-            ),
-        )
+        let remedy = if record.is_some_and(Record::is_published) {
+            "look at systemd-udevd"
+        } else {
+            "so it was detached again; look at systemd-udevd, or attach with wait=false (loopctl attach --no-wait)"
+        };
+        Error::new(ErrorKind::Timeout, format!("udev did not process {node} within {waited} s; {remedy}"))
     }
 
     /// Shows the attachment to the world, unless it ended meanwhile.
@@ -212,13 +213,10 @@ impl<K: Kernel> Engine<K> {
     }
 }
 
-fn vanished(caller: &impl Caller) -> Error {
+fn abandoned() -> Error {
     Error::new(
         ErrorKind::AccessDenied,
-        format!(
-            "the client {} vanished before its device was ready, so it was detached again",
-            caller.client()
-        ),
+        "the client vanished before its device was ready, so it was detached again",
     )
 }
 

@@ -105,6 +105,8 @@ pub(super) struct Record<K: Kernel> {
     pub file_system: FileSystem,
     /// By number.
     pub partitions: BTreeMap<u32, PartitionRecord>,
+    /// Whether they were looked at, and made where that is for us to do.
+    pub partitioned: bool,
     /// Partitions are looked at by one task at a time.
     pub partitioning: Arc<tokio::sync::Mutex<()>>,
     /// Keeps an autoclear device alive.
@@ -131,6 +133,7 @@ impl<K: Kernel> Record<K> {
             state: State::Attached,
             file_system,
             partitions: BTreeMap::new(),
+            partitioned: false,
             partitioning: Arc::default(),
             hold: None,
             stage: Stage::Published,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use loopd_dbus::Error;
+use tokio::time::Instant;
 use tracing::warn;
 
 use super::attachment::{PartitionRecord, Record};
@@ -11,12 +12,22 @@ use super::{Engine, Uevent};
 use crate::kernel::{DiskSequence, FileSystem, Kernel, Occasion, Partition, Partitioning};
 
 impl<K: Kernel> Engine<K> {
-    /// Has the partition table read again, and makes the partitions what it says.
+    /// Has the partition table read again, and makes the partitions what it says; returns when udev
+    /// has processed them.
     ///
     /// # Errors
-    /// `Kernel`.
+    /// `Busy` where a partition is in use, `NotSupported`, `Timeout`, `Kernel`.
     pub async fn rescan(self: &Arc<Self>, id: DiskSequence) -> Result<(), Error> {
-        self.look_at_partitions(id, Occasion::Rescan).await
+        let deadline = Instant::now() + self.settings.wait_for_udev;
+        self.update(id, |record| record.processed = false);
+        let udev_rereads = self.look_at_partitions(id, Occasion::Rescan).await?.udev_rereads;
+        if !udev_rereads {
+            self.update(id, |record| record.processed = true);
+        }
+        if self.kernel.udev_runs() {
+            self.await_udev(id, deadline, Record::is_processed).await?;
+        }
+        Ok(())
     }
 
     /// Makes the partitions' nodes, where that is for us to do, and the record true.
@@ -24,18 +35,20 @@ impl<K: Kernel> Engine<K> {
         self: &Arc<Self>,
         id: DiskSequence,
         occasion: Occasion,
-    ) -> Result<(), Error> {
+    ) -> Result<Partitioning, Error> {
         let known = self.state().records.get(&id).map(|record| {
             (record.device.number, record.device.disk_sequence, Arc::clone(&record.partitioning))
         });
-        let Some((number, sequence, partitioning)) = known else { return Ok(()) };
+        let Some((number, sequence, partitioning)) = known else {
+            return Ok(Partitioning::default());
+        };
         let _alone = partitioning.lock().await;
         let seen = self.kernel.partition(number, sequence, occasion).await?;
-        self.take_partitions(id, number, sequence, seen);
-        Ok(())
+        self.take_partitions(id, number, sequence, &seen);
+        Ok(seen)
     }
 
-    fn take_partitions(&self, id: DiskSequence, number: u32, sequence: DiskSequence, seen: Partitioning) {
+    fn take_partitions(&self, id: DiskSequence, number: u32, sequence: DiskSequence, seen: &Partitioning) {
         let mut found: BTreeMap<u32, _> = {
             let state = self.state();
             let of =
@@ -47,11 +60,11 @@ impl<K: Kernel> Engine<K> {
         };
         self.update(id, |record| {
             let mut before = std::mem::take(&mut record.partitions);
-            for partition in seen.partitions {
+            for partition in &seen.partitions {
                 let number = partition.node.number;
                 let known = before.remove(&number).filter(|known| known.partition.node == partition.node);
                 let mut known = known.unwrap_or_else(|| PartitionRecord {
-                    partition,
+                    partition: partition.clone(),
                     file_system: FileSystem::default(),
                     processed: false,
                 });
@@ -60,6 +73,7 @@ impl<K: Kernel> Engine<K> {
                 }
                 record.partitions.insert(number, known);
             }
+            record.partitioned = true;
             if seen.unmade {
                 record.device.partition_scan = false;
             }
@@ -106,6 +120,6 @@ impl<K: Kernel> Engine<K> {
 /// Nodes are made only for those who asked for it, on what is not being taken down.
 fn occasion<K: Kernel>(record: &Record<K>) -> Occasion {
     let ours = record.ownership.is_some() && record.device.partition_scan && record.is_attached();
-    // While its attach is under way, that sees to the partitions.
-    if ours && record.is_published() { Occasion::Changed } else { Occasion::Foreign }
+    // Its attach sees to the partitions first.
+    if ours && record.partitioned { Occasion::Changed } else { Occasion::Foreign }
 }

@@ -141,8 +141,9 @@ impl Linux {
 
 /// Refuses kernels without disk sequence numbers.
 fn require_disk_sequences() -> Result<(), Error> {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let release = release.trim_ascii_end();
+    let name =
+        nix::sys::utsname::uname().map_err(|errno| failed("tell the kernel's version", "uname", errno))?;
+    let release = name.release().to_string_lossy();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
     let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     if version < (5, 15) {

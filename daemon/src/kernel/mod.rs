@@ -173,6 +173,8 @@ pub struct Partitioning {
     pub partitions: Vec<Partition>,
     /// Whether there are more, and making their nodes was not allowed.
     pub unmade: bool,
+    /// Whether udev was asked to have the table read again: its event for the device follows.
+    pub udev_rereads: bool,
 }
 
 /// Why a device's partitions are looked at.

@@ -8,8 +8,9 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-use loopd_dbus::Error;
+use loopd_dbus::{Error, ErrorKind};
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use tracing::{debug, warn};
 
@@ -18,6 +19,7 @@ use super::{
     DiskSequence, Occasion, Partition, PartitionNode, Partitioning, TableEntry, ioctl, linux, node, sysfs,
 };
 use crate::partition_table::{self, Image, Table};
+use crate::udev;
 
 /// A loop device, or the part of a file that one shows, as bytes to look for a table in.
 pub struct Bytes<'a> {
@@ -53,9 +55,8 @@ pub fn settle(
     occasion: Occasion,
 ) -> Result<Partitioning, Error> {
     let Some(disk) = linux::open_attached(number, disk_sequence)? else { return Ok(Partitioning::default()) };
-    if occasion == Occasion::Rescan {
-        ask_for_reread(number, &disk);
-    }
+    let udev_rereads =
+        occasion == Occasion::Rescan && shared.scans_itself() != Some(false) && reread(number, &disk)?;
     let disk = File::from(disk);
     let table = read_table(number, &disk);
     let nodes = sysfs::partitions(number);
@@ -70,7 +71,7 @@ pub fn settle(
         .into_iter()
         .map(|node| Partition { entry: entry(entries, &node), node })
         .collect();
-    Ok(Partitioning { partitions, unmade })
+    Ok(Partitioning { partitions, unmade, udev_rereads })
 }
 
 fn read_table(number: u32, disk: &File) -> Option<Table> {
@@ -96,7 +97,7 @@ fn entry(table: Option<&Table>, node: &PartitionNode) -> TableEntry {
         return TableEntry::default();
     };
     TableEntry {
-        table: table.kind.as_str().to_owned(),
+        table: table.kind.to_string(),
         kind: partition.kind,
         uuid: partition.uuid,
         label: partition.label,
@@ -116,7 +117,8 @@ fn make(number: u32, disk: &File, table: Option<&Table>, nodes: &[PartitionNode]
                 warn!(
                     device = node(number),
                     "its partitions were not made: this kernel reads no partition tables, and loopd may not add \
-                     partitions itself; the drop-in loopd.service.d/partitions.conf that comes with loopd allows it"
+                     partitions itself; partitions.conf among loopd's documents, put into \
+                     /etc/systemd/system/loopd.service.d, allows it"
                 );
                 return true;
             }
@@ -151,11 +153,21 @@ fn delete_other(number: u32, disk: &File, table: Option<&Table>, nodes: &[Partit
     }
 }
 
-/// Has the table read again. Without the privilege for that, udev is made to: it does so when a
-/// descriptor that was open for writing is closed.
-fn ask_for_reread(number: u32, disk: &OwnedFd) {
-    if let Err(Errno::EPERM | Errno::EACCES) = ioctl::reread_partitions(disk) {
-        drop(linux::open(number, nix::fcntl::OFlag::O_RDWR));
+/// Has the kernel read the table again. Without the privilege for that, udev is made to: it does so
+/// when a descriptor that was open for writing is closed. True where udev's answer is to come.
+fn reread(number: u32, disk: &OwnedFd) -> Result<bool, Error> {
+    let refused = |kind, why: &str| {
+        Err(Error::new(kind, format!("cannot read the partition table of {} again: {why}", node(number))))
+    };
+    match ioctl::reread_partitions(disk) {
+        Ok(()) => Ok(false),
+        Err(Errno::EPERM | Errno::EACCES) if udev::runs() => {
+            let closed = linux::open(number, OFlag::O_RDWR).map(drop);
+            closed.map(|()| true).or_else(|errno| refused(ErrorKind::Kernel, errno.desc()))
+        }
+        Err(Errno::EBUSY) => refused(ErrorKind::Busy, "a partition is in use; unmount or close it first"),
+        Err(Errno::EINVAL) => refused(ErrorKind::NotSupported, "it was attached without partition-scan"),
+        Err(errno) => refused(ErrorKind::Kernel, errno.desc()),
     }
 }
 
@@ -165,7 +177,7 @@ pub fn sweep(number: u32) -> bool {
     if left.is_empty() {
         return true;
     }
-    let Ok(disk) = linux::open(number, nix::fcntl::OFlag::O_RDONLY) else { return false };
+    let Ok(disk) = linux::open(number, OFlag::O_RDONLY) else { return false };
     for partition in left {
         warn!(
             device = node(number),

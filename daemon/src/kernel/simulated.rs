@@ -265,7 +265,16 @@ impl Machine {
         let sequence = DiskSequence(self.last_sequence);
         self.bound.insert(
             number,
-            Bound { partition_scan: false, partitions: 0, sequence, file, autoclear, holds: 0, openers: 0, mounts: 0 },
+            Bound {
+                partition_scan: false,
+                partitions: 0,
+                sequence,
+                file,
+                autoclear,
+                holds: 0,
+                openers: 0,
+                mounts: 0,
+            },
         );
         self.uevents.push(Happened { number, partition: None, sequence, removed: false });
         sequence
@@ -385,7 +394,7 @@ impl Kernel for Simulated {
         }
         let partitions =
             nodes(bound).into_iter().map(|node| Partition { node, ..Partition::default() }).collect();
-        Ok(Partitioning { partitions, unmade: false })
+        Ok(Partitioning { partitions, ..Partitioning::default() })
     }
 
     fn partition_nodes(&self, number: u32) -> Vec<PartitionNode> {

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::disk::{Disk, LONGEST_READ, bytes, u32_at, u64_at};
 use super::{Fault, Image, MAX_PARTITIONS, Partition, Table, TableKind, Warning};
 
-const CRC: Crc<u32, CrcTable<16>> = Crc::<u32, CrcTable<16>>::new(&CRC_32_ISO_HDLC);
+static CRC: Crc<u32, CrcTable<16>> = Crc::<u32, CrcTable<16>>::new(&CRC_32_ISO_HDLC);
 
 /// Where the primary header is (UEFI 5.3.2).
 const PRIMARY: u64 = 1;
@@ -40,12 +40,9 @@ impl From<io::Error> for Failure {
 /// One copy of the table, header and entries, both sound.
 struct Copy {
     header: Header,
-    entries: Vec<Entry>,
-    /// Whether entries are in use that no node can have the number of.
-    more: bool,
+    entries: Entries,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
 struct Header {
     alternate: u64,
     first_usable: u64,
@@ -56,7 +53,15 @@ struct Header {
     entries_checksum: u32,
 }
 
-/// An entry in use.
+/// The entries in use.
+#[derive(Default)]
+struct Entries {
+    seen: u32,
+    with_node: Vec<Entry>,
+    /// Whether entries are in use whose numbers no node can have.
+    more: bool,
+}
+
 struct Entry {
     number: u32,
     kind: Uuid,
@@ -136,8 +141,8 @@ fn copy(disk: &mut Disk<'_, impl Image>, block: u64) -> io::Result<Result<Copy, 
 
 fn load(disk: &mut Disk<'_, impl Image>, block: u64) -> Result<Copy, Failure> {
     let header = Header::read(disk, block)?;
-    let (entries, more) = header.read_entries(disk)?;
-    Ok(Copy { header, entries, more })
+    let entries = header.read_entries(disk)?;
+    Ok(Copy { header, entries })
 }
 
 fn has_signature(block: &[u8]) -> bool {
@@ -179,42 +184,30 @@ impl Header {
         Ok(header)
     }
 
-    /// Reads the entries piece by piece: all of them count for the checksum, those with a number
-    /// that a node can have are kept. Also tells whether others are in use.
-    fn read_entries(&self, disk: &mut Disk<'_, impl Image>) -> Result<(Vec<Entry>, bool), Failure> {
+    /// Reads the entries piece by piece, and checks their checksum.
+    fn read_entries(&self, disk: &mut Disk<'_, impl Image>) -> Result<Entries, Failure> {
         if disk.last_block().is_none_or(|last| self.entries > last) {
             return Err(Fault::EntriesPastEnd.into());
         }
         let mut offset = self.entries * disk.block_size();
         let mut left = (self.entry_count * ENTRY_SIZE) as usize;
         let mut buffer = vec![0; left.min(LONGEST_READ)];
-        let mut digest = CRC.digest();
-        let mut numbers = 1..;
-        let (mut entries, mut more) = (Vec::new(), false);
+        let (mut entries, mut digest) = (Entries::default(), CRC.digest());
         while left > 0 {
-            let piece = left.min(LONGEST_READ);
-            let piece = &mut buffer[..piece];
+            let length = left.min(LONGEST_READ);
+            let piece = &mut buffer[..length];
             if !disk.read(offset, piece)? {
                 return Err(Fault::EntriesPastEnd.into());
             }
             digest.update(piece);
-            for (bytes, number) in piece.chunks_exact(ENTRY_SIZE as usize).zip(&mut numbers) {
-                if bytes[..16] == [0; 16] {
-                    continue;
-                }
-                if number > MAX_PARTITIONS {
-                    more = true;
-                } else {
-                    entries.push(Entry::parse(number, bytes));
-                }
-            }
-            offset += piece.len() as u64;
-            left -= piece.len();
+            entries.collect(piece);
+            offset += length as u64;
+            left -= length;
         }
         if digest.finalize() != self.entries_checksum {
             return Err(Fault::EntriesChecksum.into());
         }
-        Ok((entries, more))
+        Ok(entries)
     }
 
     fn describes_the_same(&self, other: &Self) -> bool {
@@ -238,6 +231,22 @@ fn check_header_checksum(block: &mut [u8]) -> Result<(), Fault> {
         return Err(Fault::HeaderChecksum);
     }
     Ok(())
+}
+
+impl Entries {
+    fn collect(&mut self, piece: &[u8]) {
+        for entry in piece.chunks_exact(ENTRY_SIZE as usize) {
+            self.seen += 1;
+            if entry[..16] == [0; 16] {
+                continue;
+            }
+            if self.seen <= MAX_PARTITIONS {
+                self.with_node.push(Entry::parse(self.seen, entry));
+            } else {
+                self.more = true;
+            }
+        }
+    }
 }
 
 impl Entry {
@@ -292,11 +301,11 @@ fn label(bytes: &[u8]) -> String {
 }
 
 fn table(disk: &Disk<'_, impl Image>, copy: Copy, from_backup: bool, warnings: &mut Vec<Warning>) -> Table {
-    let Copy { header, entries, more } = copy;
-    if more {
+    let Copy { header, entries } = copy;
+    if entries.more {
         warnings.push(Warning::TooManyPartitions);
     }
     let partitions =
-        entries.into_iter().filter_map(|entry| entry.partition(disk, &header, warnings)).collect();
+        entries.with_node.into_iter().filter_map(|entry| entry.partition(disk, &header, warnings)).collect();
     Table { kind: TableKind::Gpt, uuid: header.disk.to_string(), from_backup, partitions }
 }

@@ -76,14 +76,13 @@ pub enum TableKind {
     Dos,
 }
 
-impl TableKind {
-    /// The name that libblkid and the D-Bus property `Table` have for it.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
+/// The name that libblkid and the D-Bus property `Table` have for it.
+impl std::fmt::Display for TableKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
             Self::Gpt => "gpt",
             Self::Dos => "dos",
-        }
+        })
     }
 }
 

@@ -1,6 +1,6 @@
 //! Damaged, truncated and malicious tables.
 
-use super::images::{DosEntry, Gpt, Memory, chain, dos, put_u32, put_u64};
+use super::images::{DosEntry, Gpt, Memory, chain, dos, put_record, put_u32, put_u64};
 use crate::partition_table::{Fault, Image, Partition, Reading, Warning, read};
 
 fn reading(image: Vec<u8>) -> Reading {
@@ -110,10 +110,16 @@ fn a_damaged_or_different_backup_is_named() {
 #[test]
 fn truncated_images_are_read_no_further_than_they_go() {
     let image = sound().image;
-    for size in (0..40 * 512).step_by(100).chain([4095 * 512, 4096 * 512 - 1]) {
+    for size in (0..40 * 512).step_by(100).chain([4062 * 512, 4063 * 512 - 1]) {
         let found = reading(image[..size].to_vec());
         assert_eq!(found.table, None);
         assert_eq!(found.warnings.is_empty(), size < 512, "{size}");
+    }
+    // What is left is all that the partitions need.
+    for size in [4063 * 512, 4096 * 512 - 1] {
+        let found = reading(image[..size].to_vec());
+        assert_eq!(partitions(&found), partitions(&reading(image.clone())));
+        assert_eq!(found.warnings, [Warning::BackupDamaged(Fault::PastEnd)]);
     }
 }
 
@@ -158,9 +164,9 @@ fn dos_entries_past_the_end_are_left_out() {
 #[test]
 fn a_chain_that_runs_in_a_circle_ends() {
     let links: &[(usize, &[DosEntry])] = &[
-        (100, &[(0, 0x83, 1, 5), (0, 5, 100, 100)]),
-        (200, &[(0, 0x83, 1, 5), (0, 5, 200, 100)]),
-        (300, &[(0, 0x83, 1, 5), (0, 5, 100, 100)]),
+        (100, &[(0, 0x83, 2, 5), (0, 5, 100, 100)]),
+        (200, &[(0, 0x83, 2, 5), (0, 5, 200, 100)]),
+        (300, &[(0, 0x83, 2, 5), (0, 5, 100, 100)]),
     ];
     let found = reading(chain(1000, links));
     let numbers: Vec<_> = partitions(&found).iter().map(|partition| partition.number).collect();
@@ -173,7 +179,7 @@ fn a_chain_that_runs_in_a_circle_ends() {
 #[test]
 fn two_extended_partitions_on_one_chain_give_it_once() {
     let mut image = dos(1000, &[(0, 5, 100, 900), (0, 0x0f, 100, 900)]);
-    super::images::put_record(&mut image[100 * 512..], &[(0, 0x83, 10, 50)]);
+    put_record(&mut image[100 * 512..], &[(0, 0x83, 10, 50)]);
     let found = reading(image);
     let numbers: Vec<_> = partitions(&found).iter().map(|partition| partition.number).collect();
     assert_eq!(numbers, [1, 2, 5]);
@@ -183,7 +189,7 @@ fn two_extended_partitions_on_one_chain_give_it_once() {
 #[test]
 fn a_broken_chain_keeps_what_came_before() {
     for next in [150, 950, u32::MAX] {
-        let found = reading(chain(1000, &[(100, &[(0, 0x83, 1, 5), (0, 5, next, 100)])]));
+        let found = reading(chain(1000, &[(100, &[(0, 0x83, 2, 5), (0, 5, next, 100)])]));
         assert_eq!(partitions(&found).len(), 2);
         assert_eq!(found.warnings, [Warning::ChainBroken]);
     }
@@ -197,7 +203,7 @@ fn long_chain(links: usize, nth: usize) -> Vec<u8> {
         let next = u32::try_from(2 * (link + 1)).unwrap();
         let sector = &mut image[(100 + 2 * link) * 512..];
         let data = if kind == 5 { (0, 0, 0, 0) } else { (0, kind, 1, 1) };
-        super::images::put_record(sector, &[data, (0, 5, next, 1)]);
+        put_record(sector, &[data, (0, 5, next, 1)]);
     }
     image
 }
@@ -208,7 +214,7 @@ fn long_chains_end() {
     let found = read(&mut full, 512).unwrap();
     assert_eq!(partitions(&found).len(), 1 + 251);
     assert_eq!(partitions(&found).last().unwrap().number, 255);
-    assert_eq!(found.warnings, [Warning::Overlap { number: 5, other: 1 }, Warning::TooManyPartitions]);
+    assert_eq!(found.warnings, [Warning::TooManyPartitions, Warning::Overlap { number: 5, other: 1 }]);
 
     let mut barren = Memory::from(long_chain(2000, 5000));
     assert_eq!(read(&mut barren, 512).unwrap().warnings, [Warning::ChainTooLong]);
@@ -239,7 +245,7 @@ impl Image for Endless {
 fn numbers_at_their_limits_do_not_overflow() {
     let sector = |entries: &[DosEntry]| {
         let mut sector = [0; 512];
-        super::images::put_record(&mut sector, entries);
+        put_record(&mut sector, entries);
         Endless(sector)
     };
     let most = u32::MAX;

@@ -1,1 +1,243 @@
+//! Chance against the parser.
+//!
+//! An ordinary test run takes a few seconds. The long run, ten million inputs of each kind, is
+//! `BOLERO_RANDOM_ITERATIONS=10000000 BOLERO_RANDOM_TEST_TIME_MS=86400000 cargo test --release -p
+//! loopd partition_table::tests::fuzz`. A failure prints what to repeat it with.
 
+use std::time::Duration;
+
+use bolero::TypeGenerator;
+
+use super::images::{Gpt, Memory, chain, dos, put_record, seal};
+use crate::partition_table::{MAX_PARTITIONS, Partition, Reading, read, sector_size};
+
+/// More than any image may cost to read; what is allowed for each of the two functions.
+const MOST_READS: usize = 1000;
+/// The most memory that reading may take at any time, in bytes.
+const MOST_MEMORY: u64 = 1 << 20;
+
+/// A change of a few bytes, where they matter.
+#[derive(Clone, Debug, TypeGenerator)]
+enum Change {
+    /// Anywhere.
+    Byte { offset: u16, value: u8 },
+    /// In the first sectors: boot record, primary header, first entries.
+    Start { offset: u8, page: u8, value: u64, size: u8 },
+    /// A field of a copy's header.
+    Header { backup: bool, field: u8, value: Number },
+    /// A field of an entry of the primary copy.
+    GptEntry { index: u8, last: bool, value: Number },
+    /// An entry of any sector as boot record.
+    DosEntry { sector: u8, index: u8, kind: u8, first: Number, sectors: Number },
+    /// Turns a sector into a boot record.
+    Sign { sector: u8 },
+    /// Makes the checksums of a copy right again.
+    Seal { backup: bool },
+    /// Cuts the image off.
+    Truncate { size: u16 },
+}
+
+/// A number near the limits that matter, or any.
+#[derive(Clone, Debug, TypeGenerator)]
+enum Number {
+    Small(u8),
+    FromTop(u8),
+    FromTop32(u8),
+    Any(u64),
+}
+
+impl Number {
+    fn value(&self) -> u64 {
+        match self {
+            Self::Small(value) => u64::from(*value),
+            Self::FromTop(value) => u64::MAX - u64::from(*value),
+            Self::FromTop32(value) => u64::from(u32::MAX - u32::from(*value)),
+            Self::Any(value) => *value,
+        }
+    }
+}
+
+/// What to start from, how to change it, and how to read it.
+#[derive(Clone, Debug, TypeGenerator)]
+struct Input {
+    base: u8,
+    changes: Vec<Change>,
+    block_size: u8,
+}
+
+thread_local! { static STATS: std::cell::RefCell<std::collections::BTreeMap<String,u64>> = Default::default(); }
+struct Bases(Vec<(usize, Vec<u8>)>);
+
+impl Bases {
+    /// Small images, with few entries, so that checksums cost little.
+    fn new() -> Self {
+        let mut hybrid = Gpt::with_entries(512, 90, 4, &[(1, 10, 19), (2, 20, 60)]);
+        put_record(&mut hybrid.image, &[(0, 0xee, 1, 89), (0x80, 0x83, 10, 10)]);
+        let links: &[(usize, &[_])] = &[
+            (100, &[(0, 0x83, 2, 5), (0, 5, 10, 10)]),
+            (110, &[(0, 0x83, 2, 5), (0, 5, 20, 10)]),
+            (120, &[(0, 0x83, 2, 5)]),
+        ];
+        Self(vec![
+            (512, Gpt::with_entries(512, 64, 4, &[(1, 10, 19), (3, 20, 50)]).image),
+            (512, hybrid.image),
+            (4096, Gpt::with_entries(4096, 12, 4, &[(1, 4, 5), (2, 6, 7)]).image),
+            (512, dos(120, &[(0, 0x83, 1, 50), (0, 0x82, 51, 9), (0x80, 0x0c, 60, 20)])),
+            (512, chain(140, links)),
+            (512, dos(130, &[(0, 0, 0, 130), (0, 0xef, 60, 20)])),
+        ])
+    }
+
+    fn image(&self, input: &Input) -> Vec<u8> {
+        let (block_size, image) = &self.0[usize::from(input.base) % self.0.len()];
+        let mut image = image.clone();
+        for change in input.changes.iter().take(32) {
+            change.apply(&mut image, *block_size);
+        }
+        image
+    }
+}
+
+impl Change {
+    fn apply(&self, image: &mut Vec<u8>, block_size: usize) {
+        match self {
+            Self::Byte { offset, value } => put(image, usize::from(*offset), &[*value]),
+            Self::Start { offset, page, value, size } => {
+                let offset = usize::from(*page % 8) * 256 + usize::from(*offset);
+                put(image, offset, &value.to_le_bytes()[..usize::from(*size % 9)]);
+            }
+            Self::Header { backup, field, value } => {
+                let fields = [
+                    (12, 4),
+                    (16, 4),
+                    (24, 8),
+                    (32, 8),
+                    (40, 8),
+                    (48, 8),
+                    (72, 8),
+                    (80, 4),
+                    (84, 4),
+                    (88, 4),
+                ];
+                let (offset, size) = fields[usize::from(*field) % fields.len()];
+                let start = header(image, block_size, *backup) * block_size;
+                put(image, start + offset, &value.value().to_le_bytes()[..size]);
+            }
+            Self::GptEntry { index, last, value } => {
+                let offset = 2 * block_size + usize::from(*index % 4) * 128;
+                put(image, offset + if *last { 40 } else { 32 }, &value.value().to_le_bytes());
+            }
+            Self::DosEntry { sector, index, kind, first, sectors } => {
+                let offset = usize::from(*sector) * 512 + 446 + usize::from(*index % 4) * 16;
+                let kinds = [0x05, 0x0f, 0x85, 0x83, 0xee, *kind];
+                put(image, offset + 4, &[kinds[usize::from(*kind) % kinds.len()]]);
+                put(image, offset + 8, &first.value().to_le_bytes()[..4]);
+                put(image, offset + 12, &sectors.value().to_le_bytes()[..4]);
+            }
+            Self::Sign { sector } => put(image, usize::from(*sector) * 512 + 510, &[0x55, 0xaa]),
+            Self::Seal { backup } => {
+                let number = header(image, block_size, *backup);
+                seal(image, block_size, number);
+            }
+            Self::Truncate { size } => image.truncate(usize::from(*size)),
+        }
+    }
+}
+
+fn header(image: &[u8], block_size: usize, backup: bool) -> usize {
+    if backup { (image.len() / block_size).saturating_sub(1) } else { 1 }
+}
+
+fn put(image: &mut [u8], offset: usize, bytes: &[u8]) {
+    if let Some(place) = image.get_mut(offset..offset + bytes.len()) {
+        place.copy_from_slice(bytes);
+    }
+}
+
+/// Reads an image, and checks all that is promised of any.
+fn check(image: Vec<u8>, block_size: u8) {
+    let block_size = [512, 512, 512, 4096, 1024, 65536][usize::from(block_size) % 6];
+    let mut image = Memory::from(image);
+    let mut found = Reading::default();
+    let memory = allocation_counter::measure(|| found = read(&mut image, block_size).unwrap());
+    STATS.with_borrow_mut(|m| {
+        let mut add = |k: String| *m.entry(k).or_insert(0u64) += 1;
+        add("all".into());
+        add(match &found.table {
+            None => "none".into(),
+            Some(t) => format!("{:?} backup {} n>0 {}", t.kind, t.from_backup, !t.partitions.is_empty()),
+        });
+        for w in &found.warnings {
+            add(format!("{w:?}").chars().take_while(|c| !"0123456789 {".contains(*c)).collect());
+        }
+        let e = m.entry("max reads".into()).or_insert(0);
+        *e = (*e).max(image.reads as u64);
+        let e = m.entry("max mem".into()).or_insert(0);
+        *e = (*e).max(memory.bytes_max);
+    });
+    assert!(memory.bytes_max <= MOST_MEMORY, "{memory:?}");
+    assert!(image.reads <= MOST_READS, "{} reads", image.reads);
+    let partitions = found.table.as_ref().map_or(&[][..], |table| &table.partitions);
+    partitions.iter().for_each(|partition| check_partition(partition, image.bytes.len() as u64));
+    assert!(partitions.is_sorted_by(|one, other| one.number < other.number));
+    check_refusals(partitions);
+    assert!(found.warnings.len() < 4 * 256);
+    found.warnings.iter().for_each(|warning| assert!(!warning.to_string().is_empty()));
+
+    image.reads = 0;
+    let memory = allocation_counter::measure(|| {
+        sector_size(&mut image).unwrap();
+    });
+    assert!(memory.bytes_max <= MOST_MEMORY && image.reads <= MOST_READS);
+}
+
+fn check_partition(partition: &Partition, size: u64) {
+    assert!((1..=MAX_PARTITIONS).contains(&partition.number));
+    assert!(partition.size > 0 && (partition.start | partition.size).is_multiple_of(512));
+    assert!(partition.start.checked_add(partition.size).is_some_and(|end| end <= size));
+    assert!(partition.label.chars().count() <= 36 && !partition.label.contains('\0'));
+    assert!(partition.kind.starts_with("0x") || partition.kind.len() == 36);
+}
+
+/// What BLKPG is said to take shares no byte.
+fn check_refusals(partitions: &[Partition]) {
+    let mut taken: Vec<_> = partitions.iter().filter(|partition| partition.refusal.is_none()).collect();
+    taken.sort_by_key(|partition| partition.start);
+    assert!(taken.is_sorted_by(|one, other| one.end() <= other.start));
+}
+
+/// How long an ordinary run takes.
+const A_MOMENT: Duration = Duration::from_secs(2);
+
+#[test]
+fn changed_images() {
+    let bases = Bases::new();
+    bolero::check!()
+        .with_test_time(A_MOMENT)
+        .with_type::<Input>()
+        .for_each(|input| check(bases.image(input), input.block_size));
+    STATS.with_borrow(|m| eprintln!("{m:#?}"));
+}
+
+#[test]
+fn random_bytes() {
+    bolero::check!().with_test_time(A_MOMENT).with_type::<(u8, Vec<u8>, bool)>().for_each(
+        |(block_size, bytes, sign)| {
+            let mut image = vec![0; 2048];
+            image[446..446 + bytes.len().min(1602)].copy_from_slice(&bytes[..bytes.len().min(1602)]);
+            if *sign {
+                put(&mut image, 510, &[0x55, 0xaa]);
+            }
+            check(image, *block_size);
+        },
+    );
+}
+
+#[test]
+fn the_images_to_start_from_are_sound() {
+    for (block_size, image) in Bases::new().0 {
+        let block_size = u32::try_from(block_size).unwrap();
+        let table = read(&mut Memory::from(image), block_size).unwrap().table.unwrap();
+        assert!(table.partitions.len() >= 2);
+    }
+}

@@ -51,7 +51,7 @@ fn every_sector_size_is_told_and_read() {
     for size in [512, 1024, 2048, 4096] {
         let mut gpt = Gpt::new(size, 300, &[(1, 50, 99)]);
         let bytes = u32::try_from(size).unwrap();
-        let mut check = |gpt: &Gpt| {
+        let check = |gpt: &Gpt| {
             let mut image = Memory::from(gpt.image.clone());
             assert_eq!(sector_size(&mut image).unwrap(), Some(bytes));
             let partition = read(&mut image, bytes).unwrap().table.unwrap().partitions.remove(0);

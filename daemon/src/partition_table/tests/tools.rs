@@ -1,1 +1,328 @@
+//! Images made by the tools that people make images with, and what other readers say of them:
+//! `sfdisk --json` (libfdisk) and `partx` (libblkid, which is what udev asks).
 
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use tempfile::TempDir;
+
+use crate::partition_table::{
+    Image, Partition, Reading, Refusal, Table, TableKind, Warning, read, sector_size,
+};
+
+/// Ends a test where a tool is not installed.
+macro_rules! need {
+    ($test:literal, $($tool:literal),+) => {
+        for tool in [$($tool),+] {
+            if path_of(tool).is_none() {
+                eprintln!("SKIPPED {}: {tool} is not installed", $test);
+                return;
+            }
+        }
+    };
+}
+
+fn path_of(tool: &str) -> Option<PathBuf> {
+    let folders = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+    folders.map(|folder| Path::new(folder).join(tool)).into_iter().find(|path| path.exists())
+}
+
+/// Runs a tool to its end in a folder, and returns its standard output.
+fn run(folder: &TempDir, tool: &str, arguments: &[&str], input: &str) -> String {
+    let mut child = Command::new(path_of(tool).unwrap())
+        .args(arguments)
+        .current_dir(folder.path())
+        .env("LC_ALL", "C.UTF-8")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let (text, errors) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{tool} {arguments:?}: {text}{errors}");
+    text
+}
+
+struct OnDisk(File);
+
+impl Image for OnDisk {
+    fn size(&self) -> u64 {
+        self.0.metadata().unwrap().len()
+    }
+
+    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.0.read_exact_at(buffer, offset)
+    }
+}
+
+fn empty_image(megabytes: u64) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    File::create(folder.path().join("image")).unwrap().set_len(megabytes << 20).unwrap();
+    folder
+}
+
+fn open(folder: &TempDir) -> OnDisk {
+    OnDisk(File::options().read(true).write(true).open(folder.path().join("image")).unwrap())
+}
+
+fn reading(folder: &TempDir, block_size: u32) -> Reading {
+    read(&mut open(folder), block_size).unwrap()
+}
+
+/// What both sides can say of a partition: number, start, size, type, UUID, name.
+type Row = (u32, u64, u64, String, String, String);
+
+/// Our rows. Other readers give extended partitions their full size, so that these have none here.
+fn ours(table: &Table) -> Vec<Row> {
+    table.partitions.iter().map(|found| row(table.kind, found)).collect()
+}
+
+fn row(table: TableKind, found: &Partition) -> Row {
+    let size = if table == TableKind::Dos && is_extended(&found.kind) { 0 } else { found.size };
+    (found.number, found.start, size, found.kind.clone(), found.uuid.clone(), found.label.clone())
+}
+
+fn is_extended(kind: &str) -> bool {
+    ["0x5", "0xf", "0x85"].contains(&kind)
+}
+
+/// The rows of `sfdisk --json`. It knows no UUIDs of DOS partitions.
+fn rows_of_sfdisk(folder: &TempDir) -> Vec<Row> {
+    let json: serde_json::Value =
+        serde_json::from_str(&run(folder, "sfdisk", &["--json", "image"], "")).unwrap();
+    let table = &json["partitiontable"];
+    let sector = table["sectorsize"].as_u64().unwrap();
+    let id = table["id"].as_str().unwrap().trim_start_matches("0x").to_lowercase();
+    let is_dos = table["label"] == "dos";
+    let partitions = table["partitions"].as_array().map_or(&[][..], Vec::as_slice);
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let row = |partition: &serde_json::Value| {
+        let number: u32 = text(&partition["node"]).trim_start_matches("image").parse().unwrap();
+        let mut kind = text(&partition["type"]).to_lowercase();
+        let mut uuid = text(&partition["uuid"]).to_lowercase();
+        if is_dos {
+            kind = format!("0x{kind}");
+            uuid = if id == "00000000" { String::new() } else { format!("{id}-{number:02x}") };
+        }
+        let size = if is_dos && is_extended(&kind) { 0 } else { partition["size"].as_u64().unwrap() };
+        let start = partition["start"].as_u64().unwrap();
+        (number, start * sector, size * sector, kind, uuid, text(&partition["name"]))
+    };
+    partitions.iter().map(row).collect()
+}
+
+/// The rows of `partx`, whose sectors always have 512 bytes.
+fn rows_of_partx(folder: &TempDir, block_size: u32) -> Vec<Row> {
+    let size = block_size.to_string();
+    let columns = "NR,START,SECTORS,TYPE,UUID,NAME,SCHEME";
+    let text = run(folder, "partx", &["--pairs", "-S", &size, "-o", columns, "image"], "");
+    let row = |line: &str| {
+        let value = |key: &str| {
+            let (_, rest) = line.split_once(&format!("{key}=\"")).unwrap();
+            unescape(rest.split_once('"').unwrap().0)
+        };
+        let number = |key| value(key).parse::<u64>().unwrap();
+        let kind = value("TYPE");
+        let size = if value("SCHEME") == "dos" && is_extended(&kind) { 0 } else { number("SECTORS") };
+        let start = number("START");
+        let name = value("NAME");
+        (u32::try_from(number("NR")).unwrap(), start * 512, size * 512, kind, value("UUID"), name)
+    };
+    text.lines().map(row).collect()
+}
+
+/// Undoes `\xHH`.
+fn unescape(text: &str) -> String {
+    let mut parts = text.split("\\x");
+    let mut bytes = parts.next().unwrap().as_bytes().to_vec();
+    for part in parts {
+        bytes.push(u8::from_str_radix(&part[..2], 16).unwrap());
+        bytes.extend(&part.as_bytes()[2..]);
+    }
+    String::from_utf8(bytes).unwrap()
+}
+
+/// Reads the image in sectors of 512 bytes; both tools must say the same.
+fn agreed(folder: &TempDir) -> Reading {
+    let found = reading(folder, 512);
+    let ours = ours(found.table.as_ref().unwrap());
+    assert_eq!(ours, rows_of_sfdisk(folder));
+    assert_eq!(ours, rows_of_partx(folder, 512));
+    found
+}
+
+#[test]
+fn gpt_of_sfdisk() {
+    need!("gpt_of_sfdisk", "sfdisk", "partx");
+    let folder = empty_image(64);
+    let script = "label: gpt\nsize=4M,type=L,name=\"Füße 木\"\nsize=8M,type=U,name=esp\n\
+                  size=1M,type=S,name=\"exactly thirty-six characters, no NUL\"\n";
+    let script = script.replace(", no NUL", " no NUL");
+    run(&folder, "sfdisk", &["image"], &script);
+    let found = agreed(&folder);
+    assert_eq!(found.warnings, []);
+    assert_eq!(found.table.as_ref().unwrap().partitions.len(), 3);
+    assert_eq!(sector_size(&mut open(&folder)).unwrap(), Some(512));
+}
+
+#[test]
+fn gpt_of_sgdisk_with_holes_and_a_large_table() {
+    need!("gpt_of_sgdisk_with_holes_and_a_large_table", "sgdisk", "sfdisk", "partx");
+    let folder = empty_image(64);
+    run(
+        &folder,
+        "sgdisk",
+        &["-S", "256", "-n", "3:0:+4M", "-c", "3:three", "-n", "200:0:+4M", "-n", "7:0:0", "image"],
+        "",
+    );
+    let found = agreed(&folder);
+    assert_eq!(found.warnings, []);
+    let numbers: Vec<_> = found.table.unwrap().partitions.iter().map(|found| found.number).collect();
+    assert_eq!(numbers, [3, 7, 200]);
+}
+
+#[test]
+fn hybrid_mbr_of_sgdisk() {
+    need!("hybrid_mbr_of_sgdisk", "sgdisk", "sfdisk", "partx");
+    let folder = empty_image(64);
+    run(&folder, "sgdisk", &["-n", "1:0:+4M", "-n", "2:0:+8M", "-h", "1:2:EE", "image"], "");
+    assert_eq!(agreed(&folder).table.unwrap().kind, TableKind::Gpt);
+}
+
+#[test]
+fn gpt_and_dos_of_parted() {
+    need!("gpt_and_dos_of_parted", "parted", "sfdisk", "partx");
+    let folder = empty_image(64);
+    let script = ["-s", "image", "mklabel", "gpt", "mkpart", "root", "ext4", "1MiB", "20MiB"];
+    run(&folder, "parted", &[&script[..], &["mkpart", "swap", "linux-swap", "20MiB", "100%"]].concat(), "");
+    assert_eq!(agreed(&folder).warnings, []);
+
+    let script = "mklabel msdos mkpart primary fat32 1MiB 9MiB mkpart extended 9MiB 100% \
+                  mkpart logical ext4 10MiB 20MiB mkpart logical ext4 21MiB 30MiB";
+    let arguments: Vec<_> = ["-s", "image"].into_iter().chain(script.split_whitespace()).collect();
+    run(&folder, "parted", &arguments, "");
+    assert_eq!(agreed(&folder).warnings, []);
+}
+
+#[test]
+fn eight_partitions_of_which_five_are_logical() {
+    need!("eight_partitions_of_which_five_are_logical", "sfdisk", "partx");
+    let folder = empty_image(64);
+    let script = "label: dos\nlabel-id: 0x1a2b3c4d\n,4M\n,4M,82\n,8M,c,*\n,,E\n,4M\n,4M\n,4M\n,4M,fd\n,4M\n";
+    run(&folder, "sfdisk", &["image"], script);
+    let found = agreed(&folder);
+    assert_eq!(found.warnings, []);
+    let table = found.table.unwrap();
+    assert_eq!(table.partitions.len(), 3 + 1 + 5);
+    assert_eq!((table.partitions[3].number, table.partitions[3].size), (4, 1024));
+    assert_eq!(table.uuid, "1a2b3c4d");
+}
+
+#[test]
+fn dos_of_sfdisk_without_a_signature() {
+    need!("dos_of_sfdisk_without_a_signature", "sfdisk", "partx");
+    let folder = empty_image(64);
+    run(&folder, "sfdisk", &["image"], "label: dos\nlabel-id: 0x00000000\n,4M\n");
+    open(&folder).0.write_all_at(&[0; 4], 440).unwrap();
+    assert_eq!(agreed(&folder).table.unwrap().partitions[0].uuid, "");
+}
+
+#[test]
+fn sectors_of_4096_bytes() {
+    need!("sectors_of_4096_bytes", "fdisk", "partx");
+    let folder = empty_image(64);
+    let script = "g\nn\n1\n\n+4M\nn\n\n\n\nx\nn\n1\nFüße\nr\nw\n";
+    run(&folder, "fdisk", &["-b", "4096", "image"], script);
+    assert_eq!(sector_size(&mut open(&folder)).unwrap(), Some(4096));
+    let found = reading(&folder, 4096);
+    assert_eq!(found.warnings, []);
+    assert_eq!(ours(&found.table.unwrap()), rows_of_partx(&folder, 4096));
+    let other = reading(&folder, 512);
+    assert_eq!(other.table, None);
+    assert_eq!(other.warnings.last(), Some(&Warning::OtherSectorSize { written: 4096, read: 512 }));
+
+    // The backup alone.
+    open(&folder).0.write_all_at(&[0; 4096], 4096).unwrap();
+    assert_eq!(sector_size(&mut open(&folder)).unwrap(), Some(4096));
+    let found = reading(&folder, 4096);
+    assert_eq!(ours(&found.table.unwrap()), rows_of_partx(&folder, 4096));
+
+    let folder = empty_image(64);
+    run(&folder, "fdisk", &["-b", "4096", "image"], "o\nn\ne\n3\n\n\nn\n\n+4M\nn\n\n\nw\n");
+    assert_eq!(sector_size(&mut open(&folder)).unwrap(), None);
+    let table = reading(&folder, 4096).table.unwrap();
+    assert_eq!(ours(&table), rows_of_partx(&folder, 4096));
+    assert_eq!(table.partitions[0].size, 4096);
+}
+
+#[test]
+fn a_damaged_primary_as_libblkid_sees_it() {
+    need!("a_damaged_primary_as_libblkid_sees_it", "sfdisk", "partx");
+    let folder = empty_image(64);
+    run(&folder, "sfdisk", &["image"], "label: gpt\nsize=4M,name=one\nsize=8M\n");
+    open(&folder).0.write_all_at(b"damage", 512 + 60).unwrap();
+    let found = reading(&folder, 512);
+    let table = found.table.unwrap();
+    assert!(table.from_backup);
+    assert_eq!(ours(&table), rows_of_partx(&folder, 512));
+
+    open(&folder).0.write_all_at(&[0; 512], (64 << 20) - 512).unwrap();
+    let found = reading(&folder, 512);
+    assert_eq!((found.table, found.warnings.len()), (None, 2));
+}
+
+/// A folder with something for an ISO image, and an image for its EFI partition.
+fn iso(arguments: &[&str]) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("tree")).unwrap();
+    std::fs::write(folder.path().join("tree/file"), vec![7; 100_000]).unwrap();
+    std::fs::write(folder.path().join("tree/isolinux.bin"), vec![0; 4096]).unwrap();
+    std::fs::write(folder.path().join("efi"), vec![0; 2 << 20]).unwrap();
+    let common = ["-as", "mkisofs", "-quiet", "-o", "image", "-V", "TEST"];
+    run(&folder, "xorriso", &[&common[..], arguments, &["tree"]].concat(), "");
+    folder
+}
+
+#[test]
+fn hybrid_isos_of_xorriso() {
+    need!("hybrid_isos_of_xorriso", "xorriso", "sfdisk", "partx");
+    let dos = agreed(&iso(&["-partition_offset", "16", "-append_partition", "2", "0xef", "efi"]));
+    assert_eq!((dos.table.unwrap().partitions.len(), dos.warnings), (2, vec![]));
+
+    let whole = agreed(&iso(&["--protective-msdos-label", "-append_partition", "2", "0xef", "efi"]));
+    assert_eq!((whole.table.unwrap().kind, whole.warnings), (TableKind::Dos, vec![]));
+
+    let gpt = agreed(&iso(&["-append_partition", "2", "0xef", "efi", "-appended_part_as_gpt"]));
+    assert_eq!((gpt.table.unwrap().kind, gpt.warnings), (TableKind::Gpt, vec![]));
+}
+
+/// As Debian's installer is made: the first partition is the whole image, the EFI one is inside of
+/// it, and a GPT is there that the MBR does not mention.
+#[test]
+fn hybrid_iso_of_isolinux() {
+    need!("hybrid_iso_of_isolinux", "xorriso", "sfdisk");
+    let Some(template) = isohybrid_template() else {
+        eprintln!("SKIPPED hybrid_iso_of_isolinux: isolinux is not installed (isohdpfx.bin)");
+        return;
+    };
+    let boot = ["-b", "isolinux.bin", "-no-emul-boot", "-boot-load-size", "4", "-boot-info-table"];
+    let efi = ["-eltorito-alt-boot", "-e", "file", "-no-emul-boot", "-isohybrid-gpt-basdat"];
+    let folder = iso(&[&["-isohybrid-mbr", &template][..], &boot, &efi].concat());
+    let found = reading(&folder, 512);
+    let table = found.table.unwrap();
+    assert_eq!(table.kind, TableKind::Dos);
+    assert_eq!((table.partitions[0].start, table.partitions[0].size), (0, open(&folder).size()));
+    assert_eq!(table.partitions[1].refusal, Some(Refusal::Overlaps(1)));
+    assert_eq!(found.warnings, [Warning::UnprotectedGpt, Warning::Overlap { number: 2, other: 1 }]);
+    assert_eq!(ours(&table), rows_of_partx(&folder, 512));
+}
+
+fn isohybrid_template() -> Option<String> {
+    let path = std::env::var("ISOHDPFX").unwrap_or("/usr/lib/ISOLINUX/isohdpfx.bin".to_owned());
+    Path::new(&path).exists().then_some(path)
+}
