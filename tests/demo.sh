@@ -78,7 +78,7 @@ say() {
 }
 
 start_udev() {
-    [[ -e /run/udev/control ]] && return
+    udev_is_there && return
     /lib/systemd/systemd-udevd >/dev/null 2>&1 &
     started[udev]=$!
     until_true "udev is there" udev_is_there

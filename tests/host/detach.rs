@@ -8,7 +8,7 @@ use loopd_dbus::{AttachOptions, DetachOptions, ErrorKind, Lifetime};
 use loopd_tests::Outcome;
 use loopd_tests::image::{Image, MIB, Mounted};
 use loopd_tests::polkit::Setup;
-use loopd_tests::process::run;
+use loopd_tests::process::{eventually, run};
 use loopd_tests::sysfs::{self, LoopDevice};
 use loopd_tests::world::{Attached, World, expect_kind, refusal};
 
@@ -144,6 +144,8 @@ async fn loop_on_top(world: &mut World) -> Outcome {
     let upper = LoopDevice::from_node(node.trim())?;
     assert_busy(world, &lower, &[]).await?;
     run("losetup", ["-d", &upper.node()]).await?;
+    // losetup does not wait: udev may have it open still.
+    eventually("the upper one is free", async || Ok(!upper.bound())).await?;
     world.detach(&lower).await?;
     assert!(!lower.device.bound());
     Ok(())

@@ -34,7 +34,8 @@ impl Udev {
     /// # Errors
     /// It does not start.
     pub fn find_or_start() -> Result<Self> {
-        if Path::new(CONTROL).exists() {
+        // A udevd that was killed leaves its socket behind.
+        if Path::new(CONTROL).exists() && ping() {
             return Ok(Self::Theirs);
         }
         let made_folder = !Path::new(FOLDER).exists();
