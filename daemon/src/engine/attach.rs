@@ -115,13 +115,13 @@ impl<K: Kernel> Engine<K> {
         }
         let waits = request.wait && self.kernel.udev_runs();
         let deadline = Instant::now() + self.settings.wait_for_udev;
-        if request.partition_scan {
-            if waits && !self.kernel.scans_itself() {
+        if request.partition_scan && self.look_at_partitions(id, Occasion::Attached).await?.missing {
+            if waits {
                 // udev answers our close of the device with BLKRRPART, which would drop the
                 // partitions that we add: that is over once it has processed the device.
                 self.await_udev(id, deadline, |record| record.processed).await?;
             }
-            self.look_at_partitions(id, Occasion::Attached).await?;
+            self.look_at_partitions(id, Occasion::Changed).await?;
         }
         if waits {
             self.await_udev(id, deadline, Record::is_processed).await?;

@@ -45,6 +45,9 @@ impl<K: Kernel> Engine<K> {
         let _alone = partitioning.lock().await;
         let seen = self.kernel.partition(number, sequence, occasion).await?;
         self.take_partitions(id, number, sequence, &seen);
+        if occasion != Occasion::Foreign {
+            self.update(id, |record| record.partitioned = !seen.missing);
+        }
         Ok(seen)
     }
 
@@ -73,7 +76,6 @@ impl<K: Kernel> Engine<K> {
                 }
                 record.partitions.insert(number, known);
             }
-            record.partitioned = true;
             if seen.unmade {
                 record.device.partition_scan = false;
             }

@@ -171,6 +171,8 @@ pub struct Partition {
 pub struct Partitioning {
     /// Those that have nodes, by number.
     pub partitions: Vec<Partition>,
+    /// Whether there are more, whose nodes are still to be made.
+    pub missing: bool,
     /// Whether there are more, and making their nodes was not allowed.
     pub unmade: bool,
     /// Whether udev was asked to have the table read again: its event for the device follows.
@@ -180,9 +182,9 @@ pub struct Partitioning {
 /// Why a device's partitions are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Occasion {
-    /// It was attached just now, and nobody but the kernel can have made a node.
+    /// It was attached just now: nobody but the kernel can have made a node, and none is made yet.
     Attached,
-    /// Something about it changed.
+    /// Nodes may have to be made or deleted.
     Changed,
     /// Someone wants the table to be read again.
     Rescan,

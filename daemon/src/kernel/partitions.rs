@@ -62,16 +62,19 @@ pub fn settle(
     let nodes = sysfs::partitions(number);
     let wanted = table.as_ref().is_some_and(|table| !table.partitions.is_empty());
     let seen = occasion == Occasion::Attached && !nodes.is_empty();
-    let mut unmade = false;
+    let (mut missing, mut unmade) = (false, false);
     if occasion != Occasion::Foreign && (wanted || !nodes.is_empty()) && !shared.kernel_scans(seen) {
-        unmade = make(number, &disk, table.as_ref(), &nodes);
+        match occasion {
+            Occasion::Attached => missing = true,
+            _ => unmade = make(number, &disk, table.as_ref(), &nodes),
+        }
     }
     let entries = table.as_ref();
     let partitions = sysfs::partitions(number)
         .into_iter()
         .map(|node| Partition { entry: entry(entries, &node), node })
         .collect();
-    Ok(Partitioning { partitions, unmade, udev_rereads })
+    Ok(Partitioning { partitions, missing, unmade, udev_rereads })
 }
 
 fn read_table(number: u32, disk: &File) -> Option<Table> {

@@ -381,7 +381,8 @@ impl Kernel for Simulated {
         let Some(bound) = machine.bound.get_mut(&number).filter(|bound| bound.sequence == sequence) else {
             return Ok(Partitioning::default());
         };
-        if occasion != Occasion::Foreign {
+        let missing = occasion == Occasion::Attached && bound.partitions < machine.partitions;
+        if matches!(occasion, Occasion::Changed | Occasion::Rescan) {
             for partition in bound.partitions..machine.partitions {
                 machine.uevents.push(Happened {
                     number,
@@ -394,7 +395,7 @@ impl Kernel for Simulated {
         }
         let partitions =
             nodes(bound).into_iter().map(|node| Partition { node, ..Partition::default() }).collect();
-        Ok(Partitioning { partitions, ..Partitioning::default() })
+        Ok(Partitioning { partitions, missing, ..Partitioning::default() })
     }
 
     fn partition_nodes(&self, number: u32) -> Vec<PartitionNode> {
