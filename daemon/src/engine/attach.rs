@@ -51,8 +51,10 @@ impl<K: Kernel> Engine<K> {
         }
         let request = order.request;
         let attached = self.kernel.attach(order.file, &request).await?;
+        let partitioning = attached.partitioning.clone();
         let id = self.record(attached, &request, caller, slot);
-        match self.settle(id, &request, caller).await {
+        self.take_partitions(id, &partitioning);
+        match self.settle(id, &request, partitioning.missing, caller).await {
             Ok(()) => self.publish(id).await,
             Err(error) => {
                 self.discard(id).await;
@@ -69,7 +71,7 @@ impl<K: Kernel> Engine<K> {
         caller: &impl Caller,
         slot: super::Slot,
     ) -> DiskSequence {
-        let Attached { device, hold, claim, node_made } = attached;
+        let Attached { device, hold, claim, node_made, partitioning } = attached;
         let client = (request.lifetime != Lifetime::Persistent).then(|| caller.client().clone());
         let ownership =
             Ownership { uid: caller.uid(), client, lifetime: request.lifetime, since: microseconds_now() };
@@ -84,7 +86,7 @@ impl<K: Kernel> Engine<K> {
             state: State::Attached,
             file_system,
             partitions: BTreeMap::new(),
-            partitioned: false,
+            partitioned: !partitioning.missing,
             partitioning: Arc::default(),
             hold,
             // Who vanishes from now on is found by `client_vanished`.
@@ -104,6 +106,7 @@ impl<K: Kernel> Engine<K> {
         self: &Arc<Self>,
         id: DiskSequence,
         request: &AttachRequest,
+        partitions_missing: bool,
         caller: &impl Caller,
     ) -> Result<(), Error> {
         // Events of a claimed number were passed over: one of them may have been its end.
@@ -115,7 +118,7 @@ impl<K: Kernel> Engine<K> {
         }
         let waits = request.wait && self.kernel.udev_runs();
         let deadline = Instant::now() + self.settings.wait_for_udev;
-        if request.partition_scan && self.look_at_partitions(id, Occasion::Attached).await?.missing {
+        if partitions_missing {
             if waits {
                 // udev answers our close of the device with BLKRRPART, which would drop the
                 // partitions that we add: that is over once it has processed the device.

@@ -9,7 +9,7 @@ use tracing::warn;
 
 use super::attachment::{PartitionRecord, Record};
 use super::{Engine, Uevent};
-use crate::kernel::{DiskSequence, FileSystem, Kernel, Occasion, Partition, Partitioning};
+use crate::kernel::{Device, DiskSequence, FileSystem, Found, Kernel, Occasion, Partition, Partitioning};
 
 impl<K: Kernel> Engine<K> {
     /// Has the partition table read again, and makes the partitions what it says; returns when udev
@@ -44,18 +44,25 @@ impl<K: Kernel> Engine<K> {
         };
         let _alone = partitioning.lock().await;
         let seen = self.kernel.partition(number, sequence, occasion).await?;
-        self.take_partitions(id, number, sequence, &seen);
+        self.take_partitions(id, &seen);
         if occasion != Occasion::Foreign {
-            self.update(id, |record| record.partitioned = !seen.missing);
+            self.update(id, |record| record.partitioned = true);
         }
         Ok(seen)
     }
 
-    fn take_partitions(&self, id: DiskSequence, number: u32, sequence: DiskSequence, seen: &Partitioning) {
-        let mut found: BTreeMap<u32, _> = {
+    /// Makes the record say what was seen.
+    pub(super) fn take_partitions(&self, id: DiskSequence, seen: &Partitioning) {
+        let mut found: BTreeMap<u32, Found> = {
             let state = self.state();
-            let of =
-                |partition: &Partition| state.seen(number, Some(partition.node.number), sequence).cloned();
+            let Some(Device { number, disk_sequence, .. }) =
+                state.records.get(&id).map(|record| &record.device)
+            else {
+                return;
+            };
+            let of = |partition: &Partition| {
+                state.seen(*number, Some(partition.node.number), *disk_sequence).cloned()
+            };
             seen.partitions
                 .iter()
                 .filter_map(|partition| Some((partition.node.number, of(partition)?)))

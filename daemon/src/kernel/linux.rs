@@ -100,7 +100,7 @@ fn try_sample(shared: &Arc<Shared>) -> Option<bool> {
         ..AttachRequest::new(loopd_dbus::AttachOptions::default()).ok()?
     };
     let sample = partitions::sample_image().ok()?;
-    let attached = attach(shared, &sample, &request).ok()?;
+    let attached = bind(shared, &sample, &request).ok()?;
     Some(!sysfs::partitions(attached.device.number).is_empty())
 }
 
@@ -301,6 +301,14 @@ fn open_attached_for(
 }
 
 fn attach(shared: &Arc<Shared>, file: &OwnedFd, request: &AttachRequest) -> Result<Attached<Linux>, Error> {
+    let mut attached = bind(shared, file, request)?;
+    if request.partition_scan {
+        attached.partitioning = partitions::first_look(shared, file, &attached.device);
+    }
+    Ok(attached)
+}
+
+fn bind(shared: &Arc<Shared>, file: &OwnedFd, request: &AttachRequest) -> Result<Attached<Linux>, Error> {
     let examined = backing_file::examine(file)?;
     backing_file::check_fit(&examined, request)?;
     let block_size = match request.block_size {
@@ -323,7 +331,13 @@ fn attach(shared: &Arc<Shared>, file: &OwnedFd, request: &AttachRequest) -> Resu
         match configure(&claim, file, &examined, request) {
             Ok((device, hold)) => {
                 let node_made = claim.node_made;
-                return Ok(Attached { device, hold, claim, node_made });
+                return Ok(Attached {
+                    device,
+                    hold,
+                    partitioning: Partitioning::default(),
+                    claim,
+                    node_made,
+                });
             }
             Err(Errno::EBUSY | Errno::ENXIO | Errno::ENOENT | Errno::ENODEV) if request.number.is_none() => {
                 claims.push(claim);

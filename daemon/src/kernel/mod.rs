@@ -182,8 +182,6 @@ pub struct Partitioning {
 /// Why a device's partitions are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Occasion {
-    /// It was attached just now: nobody but the kernel can have made a node, and none is made yet.
-    Attached,
     /// Nodes may have to be made or deleted.
     Changed,
     /// Someone wants the table to be read again.
@@ -199,6 +197,9 @@ pub struct Attached<K: Kernel + ?Sized> {
     /// Keeps an autoclear device alive: the device goes when this is released. `None` for a
     /// device that lives until it is cleared.
     pub hold: Option<K::Hold>,
+    /// Its partitions, where the request wants them: those that the kernel made, and whether more
+    /// are to be made.
+    pub partitioning: Partitioning,
     /// While it lives, [`Kernel::glance`] says so.
     pub claim: K::Claim,
     /// Whether the device node was made for this attach.

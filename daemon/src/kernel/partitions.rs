@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use loopd_dbus::{Error, ErrorKind};
 use nix::errno::Errno;
@@ -16,7 +17,8 @@ use tracing::{debug, warn};
 
 use super::linux::Shared;
 use super::{
-    DiskSequence, Occasion, Partition, PartitionNode, Partitioning, TableEntry, ioctl, linux, node, sysfs,
+    Device, DiskSequence, Occasion, Partition, PartitionNode, Partitioning, TableEntry, ioctl, linux, node,
+    sysfs,
 };
 use crate::partition_table::{self, Image, Table};
 use crate::udev;
@@ -49,7 +51,7 @@ impl Image for Bytes<'_> {
 /// Makes the nodes what the table says, where the kernel does not do so itself, and tells which
 /// partitions there are.
 pub fn settle(
-    shared: &std::sync::Arc<Shared>,
+    shared: &Arc<Shared>,
     number: u32,
     disk_sequence: DiskSequence,
     occasion: Occasion,
@@ -58,28 +60,36 @@ pub fn settle(
     let udev_rereads =
         occasion == Occasion::Rescan && shared.scans_itself() != Some(false) && reread(number, &disk)?;
     let disk = File::from(disk);
-    let table = read_table(number, &disk);
+    let table = read_table(number, &mut Bytes::new(&disk, 0, sysfs::size(number)));
     let nodes = sysfs::partitions(number);
-    let wanted = table.as_ref().is_some_and(|table| !table.partitions.is_empty());
-    let seen = occasion == Occasion::Attached && !nodes.is_empty();
-    let (mut missing, mut unmade) = (false, false);
-    if occasion != Occasion::Foreign && (wanted || !nodes.is_empty()) && !shared.kernel_scans(seen) {
-        match occasion {
-            Occasion::Attached => missing = true,
-            _ => unmade = make(number, &disk, table.as_ref(), &nodes),
-        }
-    }
-    let entries = table.as_ref();
-    let partitions = sysfs::partitions(number)
-        .into_iter()
-        .map(|node| Partition { entry: entry(entries, &node), node })
-        .collect();
-    Ok(Partitioning { partitions, missing, unmade, udev_rereads })
+    let for_us = occasion != Occasion::Foreign && concerns_us(shared, table.as_ref(), &nodes, false);
+    let unmade = for_us && make(number, &disk, table.as_ref(), &nodes);
+    let partitions = described(sysfs::partitions(number), table.as_ref());
+    Ok(Partitioning { partitions, missing: false, unmade, udev_rereads })
 }
 
-fn read_table(number: u32, disk: &File) -> Option<Table> {
-    let mut bytes = Bytes::new(disk, 0, sysfs::size(number));
-    match partition_table::read(&mut bytes, sysfs::block_size(number)) {
+/// The partitions of a device that was attached just now: nobody but the kernel can have made a
+/// node. The table is read from the file, whose pages are at hand; those of the device are not.
+pub fn first_look(shared: &Arc<Shared>, file: &OwnedFd, device: &Device) -> Partitioning {
+    let Ok(file) = file.try_clone().map(File::from) else { return Partitioning::default() };
+    let table = read_table(device.number, &mut Bytes::new(&file, device.offset, device.size));
+    let nodes = sysfs::partitions(device.number);
+    let missing = concerns_us(shared, table.as_ref(), &nodes, !nodes.is_empty());
+    Partitioning { partitions: described(nodes, table.as_ref()), missing, ..Partitioning::default() }
+}
+
+/// Whether there is a difference between table and nodes that the kernel leaves to us.
+fn concerns_us(shared: &Arc<Shared>, table: Option<&Table>, nodes: &[PartitionNode], seen: bool) -> bool {
+    let wanted = table.is_some_and(|table| !table.partitions.is_empty());
+    (wanted || !nodes.is_empty()) && !shared.kernel_scans(seen)
+}
+
+fn described(nodes: Vec<PartitionNode>, table: Option<&Table>) -> Vec<Partition> {
+    nodes.into_iter().map(|node| Partition { entry: entry(table, &node), node }).collect()
+}
+
+fn read_table(number: u32, bytes: &mut Bytes<'_>) -> Option<Table> {
+    match partition_table::read(bytes, sysfs::block_size(number)) {
         Ok(reading) => {
             for warning in &reading.warnings {
                 warn!(device = node(number), "partition table: {warning}");

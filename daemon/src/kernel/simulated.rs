@@ -327,7 +327,9 @@ impl Kernel for Simulated {
             (machine.device(number).unwrap(), sequence)
         };
         let hold = held.then(|| Hold { machine: self.clone(), number, sequence });
-        Ok(Attached { device, hold, claim, node_made: request.number.is_some() })
+        let missing = request.partition_scan && self.lock().partitions > 0;
+        let partitioning = Partitioning { missing, ..Partitioning::default() };
+        Ok(Attached { device, hold, partitioning, claim, node_made: request.number.is_some() })
     }
 
     async fn release(&self, hold: Hold) {
@@ -381,8 +383,7 @@ impl Kernel for Simulated {
         let Some(bound) = machine.bound.get_mut(&number).filter(|bound| bound.sequence == sequence) else {
             return Ok(Partitioning::default());
         };
-        let missing = occasion == Occasion::Attached && bound.partitions < machine.partitions;
-        if matches!(occasion, Occasion::Changed | Occasion::Rescan) {
+        if occasion != Occasion::Foreign {
             for partition in bound.partitions..machine.partitions {
                 machine.uevents.push(Happened {
                     number,
@@ -395,7 +396,7 @@ impl Kernel for Simulated {
         }
         let partitions =
             nodes(bound).into_iter().map(|node| Partition { node, ..Partition::default() }).collect();
-        Ok(Partitioning { partitions, missing, ..Partitioning::default() })
+        Ok(Partitioning { partitions, ..Partitioning::default() })
     }
 
     fn partition_nodes(&self, number: u32) -> Vec<PartitionNode> {

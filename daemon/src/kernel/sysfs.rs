@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use super::{DiskSequence, PartitionNode, Users, mount_table, node};
+use super::{DiskSequence, PartitionNode, Users, mount_table};
 
 fn attribute_path(number: u32, attribute: &str) -> PathBuf {
     PathBuf::from(format!("/sys/block/loop{number}/{attribute}"))
@@ -125,16 +125,6 @@ fn swap_devices() -> Vec<String> {
     text.lines().skip(1).filter_map(|line| line.split_ascii_whitespace().next()).map(str::to_owned).collect()
 }
 
-/// Loop devices that have this one as their backing file.
-fn stacked_on(number: u32) -> Vec<String> {
-    let wanted = node(number).into_bytes();
-    bound_numbers()
-        .into_iter()
-        .filter(|other| backing_file(*other).is_some_and(|file| file == wanted))
-        .map(node)
-        .collect()
-}
-
 /// Who uses the device or a partition of it.
 pub fn users(number: u32) -> std::io::Result<Users> {
     let mounts = mount_table::read()?;
@@ -150,6 +140,5 @@ pub fn users(number: u32) -> std::io::Result<Users> {
             users.holders.push(format!("swap on {device_node}"));
         }
     }
-    users.holders.extend(stacked_on(number));
     Ok(users)
 }
