@@ -159,6 +159,7 @@ fn found(device: &udev::Device) -> Found {
             uuid: property("ID_PART_ENTRY_UUID"),
             label: unescape(&property("ID_PART_ENTRY_NAME")),
         },
+        has_table: device.property_value("ID_PART_TABLE_TYPE").is_some(),
     }
 }
 

@@ -91,20 +91,24 @@ impl<K: Kernel> Engine<K> {
 
     /// Looks at the partitions again where an event says that they may have changed.
     pub(super) fn follow_partitions(self: &Arc<Self>, id: DiskSequence, event: &Uevent) {
-        let Some((occasion, same)) = self.state().records.get(&id).map(|record| {
-            let nodes = self.kernel.partition_nodes(event.number);
-            let same = nodes.iter().eq(record.partitions.values().map(|partition| &partition.partition.node));
-            (occasion(record), same)
-        }) else {
-            return;
+        let occasion = match self.state().records.get(&id) {
+            Some(record) if self.may_have_changed(record, event) => occasion(record),
+            _ => return,
         };
-        // Where the kernel does not read tables, only reading it tells whether it has changed.
-        let ours = event.partition.is_none() && occasion == Occasion::Changed && !self.kernel.scans_itself();
-        if same && !ours {
-            return;
-        }
         let engine = Arc::clone(self);
         tokio::spawn(async move { engine.look_again(id, occasion).await });
+    }
+
+    fn may_have_changed(&self, record: &Record<K>, event: &Uevent) -> bool {
+        let nodes = self.kernel.partition_nodes(event.number);
+        if !nodes.iter().eq(record.partitions.values().map(|partition| &partition.partition.node)) {
+            return true;
+        }
+        // Where the kernel does not read tables, only reading one tells whether it has changed.
+        let has_table = event.processed.as_ref().is_some_and(|found| found.has_table);
+        let ours =
+            record.is_published() && occasion(record) == Occasion::Changed && !self.kernel.scans_itself();
+        ours && event.partition.is_none() && (has_table || !record.partitions.is_empty())
     }
 
     async fn look_again(self: &Arc<Self>, id: DiskSequence, occasion: Occasion) {

@@ -129,6 +129,8 @@ pub struct Found {
     pub file_system: FileSystem,
     /// The entry of a partition in its table.
     pub entry: TableEntry,
+    /// Whether the device has a partition table.
+    pub has_table: bool,
 }
 
 /// A partition's node, as sysfs shows it.

@@ -56,7 +56,7 @@ struct Happened {
 
 fn found(sequence: DiskSequence) -> Found {
     let file_system = FileSystem { kind: format!("fs{sequence}"), ..FileSystem::default() };
-    Found { file_system, entry: TableEntry::default() }
+    Found { file_system, entry: TableEntry::default(), has_table: true }
 }
 
 fn nodes(bound: &Bound) -> Vec<PartitionNode> {
