@@ -73,6 +73,23 @@ pub(super) struct PartitionRecord {
 }
 
 impl PartitionRecord {
+    /// A partition that was not there before, and what udev has said of it meanwhile.
+    pub fn new(partition: &Partition, found: Option<Found>) -> Self {
+        let mut record =
+            Self { partition: partition.clone(), file_system: FileSystem::default(), processed: false };
+        if let Some(found) = found {
+            record.take(&found);
+        }
+        record
+    }
+
+    /// Takes what the table says now.
+    pub fn read_again(&mut self, partition: &Partition) {
+        if !partition.entry.table.is_empty() {
+            self.partition.entry = partition.entry.clone();
+        }
+    }
+
     /// Takes what udev found; what it does not tell stays as it was read from the table.
     pub fn take(&mut self, found: &Found) {
         self.processed = true;

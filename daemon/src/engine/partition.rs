@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use loopd_dbus::Error;
+use loopd_dbus::{Error, ErrorKind};
 use tokio::time::Instant;
 use tracing::warn;
 
 use super::attachment::{PartitionRecord, Record};
 use super::{Engine, Uevent};
-use crate::kernel::{Device, DiskSequence, FileSystem, Found, Kernel, Occasion, Partition, Partitioning};
+use crate::kernel::{Device, DiskSequence, Found, Kernel, Occasion, Partition, Partitioning};
 
 impl<K: Kernel> Engine<K> {
     /// Has the partition table read again, and makes the partitions what it says; returns when udev
@@ -20,9 +20,16 @@ impl<K: Kernel> Engine<K> {
     pub async fn rescan(self: &Arc<Self>, id: DiskSequence) -> Result<(), Error> {
         let deadline = Instant::now() + self.settings.wait_for_udev;
         self.update(id, |record| record.processed = false);
-        let udev_rereads = self.look_at_partitions(id, Occasion::Rescan).await?.udev_rereads;
-        if !udev_rereads {
+        let seen = self.look_at_partitions(id, Occasion::Rescan).await;
+        if !seen.as_ref().is_ok_and(|seen| seen.udev_rereads) {
             self.update(id, |record| record.processed = true);
+        }
+        if seen?.unmade {
+            return Err(Error::new(
+                ErrorKind::NotSupported,
+                "this kernel reads no partition tables, and loopd may not add partitions itself: put partitions.conf \
+                 from among loopd's documents into /etc/systemd/system/loopd.service.d",
+            ));
         }
         if self.kernel.udev_runs() {
             self.await_udev(id, deadline, Record::is_processed).await?;
@@ -73,14 +80,13 @@ impl<K: Kernel> Engine<K> {
             for partition in &seen.partitions {
                 let number = partition.node.number;
                 let known = before.remove(&number).filter(|known| known.partition.node == partition.node);
-                let mut known = known.unwrap_or_else(|| PartitionRecord {
-                    partition: partition.clone(),
-                    file_system: FileSystem::default(),
-                    processed: false,
-                });
-                if let Some(found) = found.remove(&number) {
-                    known.take(&found);
-                }
+                let known = match known {
+                    Some(mut known) => {
+                        known.read_again(partition);
+                        known
+                    }
+                    None => PartitionRecord::new(partition, found.remove(&number)),
+                };
                 record.partitions.insert(number, known);
             }
             if seen.unmade {
