@@ -74,6 +74,7 @@ install:
 	sed 's#@LIBEXECDIR@#$(libexecdir)#g' dbus/org.loopd1.service.in > $(DESTDIR)$(dbusservicedir)/org.loopd1.service
 	sed 's#@LIBEXECDIR@#$(libexecdir)#g' systemd/loopd.service.in > $(DESTDIR)$(unitdir)/loopd.service
 	chmod 644 $(DESTDIR)$(dbusservicedir)/org.loopd1.service $(DESTDIR)$(unitdir)/loopd.service
+	$(INSTALL) -D -m 644 systemd/partitions.conf $(DESTDIR)$(docdir)/partitions.conf
 	for xml in dbus/*.xml; do $(INSTALL) -D -m 644 $$xml $(DESTDIR)$(datadir)/dbus-1/interfaces/$${xml#dbus/} || exit; done
 	$(INSTALL) -d $(DESTDIR)$(bashcompletiondir) $(DESTDIR)$(zshcompletiondir) $(DESTDIR)$(fishcompletiondir)
 	$(RELEASE)/loopctl completion bash > $(DESTDIR)$(bashcompletiondir)/loopctl

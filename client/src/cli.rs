@@ -58,11 +58,25 @@ KB, MB, GB, TB, PB, EB are powers of 1000.";
 
 const LIST_EXAMPLES: &str = "\
 EXAMPLES
-  The devices and files, for a script:
-    $ loopctl list --no-legend -o device,file
+  The partitions, with what their table says of them:
+    $ loopctl list -o device,start,size,parttype,partlabel
 
-  The devices that hold an ext4 file system:
-    $ loopctl list --json | jq -r '.[] | select(.filesystem.type == \"ext4\") | .device'";
+  The devices and files, for a script:
+    $ loopctl list --json | jq -r '.[] | [.device, .backing_file] | @tsv'
+
+  The devices and partitions that hold an ext4 file system:
+    $ loopctl list --json | jq -r '.. | select(.filesystem?.type == \"ext4\").device'";
+
+const INFO_EXAMPLES: &str = "\
+EXAMPLES
+  One partition, named by its node:
+    $ loopctl info loop3p1";
+
+const RESCAN_EXAMPLES: &str = "\
+EXAMPLES
+  Write a partition table into the image, and have its partitions made:
+    $ sfdisk --no-reread --no-tell-kernel disk.img < table
+    $ loopctl rescan disk.img";
 
 /// Attach, list and detach loop devices through loopd.
 ///
@@ -106,24 +120,37 @@ pub enum Verb {
     /// loopctl opens FILE with your own rights; loopd never reads a file that you may not read. A
     /// file that you may not write to gives a read-only device. The device stays until it is
     /// detached, unless --lifetime says otherwise.
+    ///
+    /// The partitions of an image get nodes of their own: /dev/loop3p1 is the first one of
+    /// /dev/loop3.
     #[command(after_help = ATTACH_EXAMPLES)]
     Attach(Attach),
     /// Detach loop devices.
     ///
     /// Without --lazy a device that is in use is left as it is, and the message names what holds
-    /// it. When the command succeeds the device really is free.
+    /// it. When the command succeeds the device really is free. Partitions go with their device.
     #[command(override_usage = "loopctl detach [OPTIONS] <TARGET>...\n       loopctl detach [OPTIONS] --all")]
     Detach(Detach),
-    /// List the loop devices.
+    /// List the loop devices and their partitions.
     ///
     /// Without --all these are the devices that loopd attached. Where there is none, nothing is
-    /// printed.
+    /// printed. Partitions stand below their device; a column that says nothing of them has a -
+    /// there.
     #[command(after_help = LIST_EXAMPLES)]
     List(List),
     /// Show every property of a loop device.
     ///
-    /// For a backing file that is attached more than once, each of its devices is shown.
+    /// For a backing file that is attached more than once, each of its devices is shown. The
+    /// properties of the partitions stand below those of their device.
+    #[command(after_help = INFO_EXAMPLES)]
     Info(Info),
+    /// Read the partition table of a loop device again.
+    ///
+    /// That is for a table that was changed after the device was attached. When the command
+    /// succeeds the partitions' nodes are what the table says. It can fail while a partition is in
+    /// use.
+    #[command(after_help = RESCAN_EXAMPLES)]
+    Rescan(Rescan),
     /// Attach a file for as long as a command runs.
     ///
     /// Each {} in the arguments of COMMAND is replaced by the device node, and the environment
@@ -135,9 +162,10 @@ pub enum Verb {
     /// attached is left as it was.
     #[command(after_help = RUN_EXAMPLES)]
     Run(Run),
-    /// Print a line for each loop device that comes, changes or goes.
+    /// Print a line for each loop device and partition that comes, changes or goes.
     ///
-    /// The events are attached, changed, detaching (it goes at the last close), detached, and
+    /// The events are attached, changed, detaching (it goes at the last close) and detached;
+    /// partition-added, changed and partition-removed, which name the partition's node; and
     /// daemon-started and daemon-stopped for loopd itself. It ends at SIGINT or SIGTERM. It does
     /// not start loopd.
     Monitor(Monitor),
@@ -169,7 +197,7 @@ pub struct AttachArgs {
     /// Bypass the page cache of the backing file; an error where the file cannot do that.
     #[arg(long)]
     pub direct_io: bool,
-    /// Do not look for partitions.
+    /// Do not make the partitions' nodes.
     #[arg(long)]
     pub no_partitions: bool,
     /// A name of at most 63 bytes for the device, which losetup shows as REF.
@@ -257,9 +285,9 @@ pub struct List {
 pub enum Column {
     /// Device node
     Device,
-    /// N of /dev/loopN
+    /// N of /dev/loopN; of a partition, its number
     Number,
-    /// Size of the device
+    /// Size of the device or partition
     Size,
     /// Whether the device is read-only
     Ro,
@@ -271,8 +299,18 @@ pub enum Column {
     Label,
     /// UUID of the file system
     Uuid,
-    /// Where the device is mounted
+    /// Where the device or partition is mounted
     Mountpoints,
+    /// Where a partition starts on its device, in bytes
+    Start,
+    /// Kind of the partition table: gpt, dos
+    Pttype,
+    /// Type of a partition: a GUID, or a number as 0x83
+    Parttype,
+    /// Name of a partition in its table
+    Partlabel,
+    /// UUID of a partition in its table
+    Partuuid,
     /// When the device is detached by itself; - where loopd did not attach it
     Lifetime,
     /// attached, or detaching: it goes at the last close
@@ -308,12 +346,25 @@ pub enum Column {
 /// The arguments of `info`.
 #[derive(Args, Clone, Debug)]
 pub struct Info {
-    /// A device node (/dev/loop3, loop3) or a backing file. A file with the name loop3 is ./loop3.
+    /// A device node (/dev/loop3, loop3), a partition's node (/dev/loop3p1, loop3p1) or a backing
+    /// file. A file with the name loop3 is ./loop3.
+    ///
+    /// For a partition its device is shown, with this partition only; but where its node itself is
+    /// attached as a backing file, the device that it is attached to.
     #[arg(value_name = "TARGET")]
     pub target: OsString,
     /// Print a JSON object; for a file that is attached more than once, one after the other.
     #[arg(long)]
     pub json: bool,
+}
+
+/// The arguments of `rescan`.
+#[derive(Args, Clone, Debug)]
+pub struct Rescan {
+    /// A device node (/dev/loop3, loop3) or a backing file; a file stands for each device it is
+    /// attached to. A file with the name loop3 is ./loop3.
+    #[arg(value_name = "TARGET")]
+    pub target: OsString,
 }
 
 /// The arguments of `run`.
@@ -331,7 +382,8 @@ pub struct Run {
 #[derive(Args, Clone, Copy, Debug)]
 pub struct Monitor {
     /// Print a JSON object a line, with event, time_us (microseconds since 1970), device, path (of
-    /// the bus object) and changed (the properties with their new values; all of them at attached).
+    /// the bus object) and changed (the properties with their new values; all of them at attached
+    /// and partition-added); for a partition also partition, its number.
     #[arg(long)]
     pub json: bool,
 }
@@ -426,6 +478,14 @@ mod tests {
     }
 
     #[test]
+    fn a_rescan_has_one_target() {
+        let Ok(Verb::Rescan(rescan)) = parse("loopctl rescan x.img") else { panic!() };
+        assert_eq!(rescan.target, "x.img");
+        usage_error("loopctl rescan");
+        usage_error("loopctl rescan loop3 loop4");
+    }
+
+    #[test]
     fn devices_are_named_in_three_ways() {
         for word in ["/dev/loop3", "loop3", "3"] {
             assert_eq!(device(word), Ok(3), "{word}");
@@ -455,6 +515,12 @@ mod tests {
     fn columns_are_read_in_any_case() {
         let Ok(Verb::List(list)) = parse("loopctl list -o device,FILE") else { panic!() };
         assert_eq!(list.columns, [Column::Device, Column::File]);
+        let Ok(Verb::List(list)) = parse("loopctl list -o start,PTTYPE,PartType,partlabel,partuuid") else {
+            panic!()
+        };
+        let of_partitions =
+            [Column::Start, Column::Pttype, Column::Parttype, Column::Partlabel, Column::Partuuid];
+        assert_eq!(list.columns, of_partitions);
         let Ok(Verb::List(list)) = parse("loopctl list --json --all") else { panic!() };
         assert!(list.json && list.all);
     }

@@ -4,7 +4,9 @@ mod agent;
 mod cli;
 mod command;
 mod connection;
+mod objects;
 mod output;
+mod partition;
 mod size;
 mod target;
 

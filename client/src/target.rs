@@ -13,8 +13,9 @@ use loopd_dbus::{AttachmentProperties, ListOptions, VolumeProperties};
 use nix::fcntl::OFlag;
 use zbus::wire::OwnedObjectPath;
 
-use crate::connection::explain;
+use crate::connection::{Bus, explain};
 use crate::output::printable;
+use crate::partition::{self, Partition};
 
 /// What the kernel puts behind the path of a backing file that was removed.
 const DELETED: &[u8] = b" (deleted)";
@@ -24,28 +25,37 @@ const DELETED: &[u8] = b" (deleted)";
 pub enum Target {
     /// `/dev/loopN`.
     Device(u32),
+    /// `/dev/loopNpM`. It is no attachment; only as a backing file it may have some.
+    Partition {
+        /// N.
+        disk: u32,
+        /// M.
+        number: u32,
+    },
     /// A backing file.
     File(PathBuf),
 }
 
 impl Target {
     /// Tells a device from a file by the word alone: `loop3` and `/dev/loop3` are devices, also
-    /// where a file of that name lies in the current folder (it is `./loop3`).
+    /// where a file of that name lies in the current folder (it is `./loop3`). So are partitions.
     #[must_use]
     pub fn parse(word: &OsStr) -> Self {
-        match word.to_str().and_then(loop_number) {
-            Some(number) => Self::Device(number),
-            None => Self::File(word.into()),
-        }
+        let device = word.to_str().and_then(|text| {
+            let whole = loop_number(text).map(Self::Device);
+            whole.or_else(|| partition_number(text).map(|(disk, number)| Self::Partition { disk, number }))
+        });
+        device.unwrap_or_else(|| Self::File(word.into()))
     }
 
-    /// As [`Target::parse`], and follows links such as those in `/dev/disk` to a loop device.
+    /// As [`Target::parse`], and follows links such as those in `/dev/disk` to a loop device or to a
+    /// partition of one.
     #[must_use]
     pub fn resolve(word: &OsStr) -> Self {
         let target = Self::parse(word);
         if let Self::File(path) = &target
             && let Ok(real) = fs::canonicalize(path)
-            && let device @ Self::Device(_) = Self::parse(real.as_os_str())
+            && let device @ (Self::Device(_) | Self::Partition { .. }) = Self::parse(real.as_os_str())
         {
             return device;
         }
@@ -57,15 +67,44 @@ impl Target {
     /// # Errors
     /// There is none, or loopd could not be asked.
     pub async fn find(&self, manager: &Manager) -> anyhow::Result<Vec<Attached>> {
-        let found = match self {
+        let found = self.attachments(manager).await?;
+        if found.is_empty() { Err(self.not_found()) } else { Ok(found) }
+    }
+
+    /// As [`Target::find`], with the partitions. A partition that nothing is attached from stands for
+    /// its device here, which then has this partition only.
+    ///
+    /// # Errors
+    /// There is none, or loopd could not be asked.
+    pub async fn find_with_partitions(&self, bus: &Bus) -> anyhow::Result<Vec<Attached>> {
+        let mut found = self.attachments(&bus.manager).await?;
+        let only = match *self {
+            Self::Partition { disk, number } if found.is_empty() => {
+                found = Self::Device(disk).find(&bus.manager).await?;
+                Some(number)
+            }
+            _ if found.is_empty() => return Err(self.not_found()),
+            _ => None,
+        };
+        partition::add(&bus.connection, &mut found).await?;
+        if let Some(number) = only {
+            found.iter_mut().try_for_each(|attached| attached.keep_only(number))?;
+        }
+        Ok(found)
+    }
+
+    async fn attachments(&self, manager: &Manager) -> anyhow::Result<Vec<Attached>> {
+        match self {
             Self::Device(number) => {
                 let mut all = list(manager, &ListOptions { all: true, ..ListOptions::default() }).await?;
                 all.retain(|attached| attached.attachment.number == *number);
-                all
+                Ok(all)
             }
-            Self::File(path) => attachments_of(manager, path).await?,
-        };
-        if found.is_empty() { Err(self.not_found()) } else { Ok(found) }
+            Self::Partition { disk, number } => {
+                attachments_of(manager, Path::new(&partition_node(*disk, *number))).await
+            }
+            Self::File(path) => attachments_of(manager, path).await,
+        }
     }
 
     fn not_found(&self) -> anyhow::Error {
@@ -74,17 +113,19 @@ impl Target {
             Self::Device(number) => {
                 anyhow::anyhow!("nothing is attached to {}; {seek}", device_node(*number))
             }
+            Self::Partition { disk, number } => anyhow::anyhow!(
+                "{} is a partition and goes with its device; name {}",
+                partition_node(*disk, *number),
+                device_node(*disk)
+            ),
             Self::File(path) => {
                 let shown = printable(path.as_os_str().as_bytes());
-                match partition_of(path) {
-                    Some(disk) => anyhow::anyhow!(
-                        "{shown} is not attached to a loop device; if you mean its disk, name {}",
-                        device_node(disk)
-                    ),
-                    None if fs::symlink_metadata(path).is_err() => anyhow::anyhow!(
+                if fs::symlink_metadata(path).is_err() {
+                    anyhow::anyhow!(
                         "there is no file {shown}, and nothing is attached that had this path; {seek}"
-                    ),
-                    None => anyhow::anyhow!("{shown} is not attached to a loop device; {seek}"),
+                    )
+                } else {
+                    anyhow::anyhow!("{shown} is not attached to a loop device; {seek}")
                 }
             }
         }
@@ -100,6 +141,21 @@ pub struct Attached {
     pub attachment: AttachmentProperties,
     /// `org.loopd1.Volume`.
     pub volume: VolumeProperties,
+    /// Its partitions by number; empty where nobody asked for them ([`partition::add`]).
+    pub partitions: Vec<Partition>,
+}
+
+impl Attached {
+    /// Leaves out every other partition.
+    fn keep_only(&mut self, number: u32) -> anyhow::Result<()> {
+        self.partitions.retain(|partition| partition.partition.number == number);
+        let device = &self.attachment.device;
+        anyhow::ensure!(
+            !self.partitions.is_empty(),
+            "{device} has no partition {number}; `loopctl info {device}` shows those that it has"
+        );
+        Ok(())
+    }
 }
 
 impl TryFrom<Listed> for Attached {
@@ -107,7 +163,8 @@ impl TryFrom<Listed> for Attached {
 
     fn try_from((path, properties): Listed) -> zbus::Result<Self> {
         let attachment = AttachmentProperties::from_dict(&properties)?;
-        Ok(Self { path, attachment, volume: VolumeProperties::from_dict(&properties)? })
+        let volume = VolumeProperties::from_dict(&properties)?;
+        Ok(Self { path, attachment, volume, partitions: Vec::new() })
     }
 }
 
@@ -126,7 +183,17 @@ pub async fn list(manager: &Manager, options: &ListOptions) -> anyhow::Result<Ve
 /// N of `/dev/loopN` or `loopN`.
 #[must_use]
 pub fn loop_number(word: &str) -> Option<u32> {
-    decimal(word.strip_prefix("/dev/").unwrap_or(word).strip_prefix("loop")?)
+    decimal(digits_of(word)?)
+}
+
+/// N and M of `/dev/loopNpM` or `loopNpM`.
+fn partition_number(word: &str) -> Option<(u32, u32)> {
+    let (disk, partition) = digits_of(word)?.split_once('p')?;
+    Some((decimal(disk)?, decimal(partition)?))
+}
+
+fn digits_of(word: &str) -> Option<&str> {
+    word.strip_prefix("/dev/").unwrap_or(word).strip_prefix("loop")
 }
 
 /// A number as the kernel writes it: without sign and leading zeros.
@@ -142,12 +209,8 @@ pub fn device_node(number: u32) -> String {
     format!("/dev/loop{number}")
 }
 
-/// N of `/dev/loopNpM`.
-fn partition_of(path: &Path) -> Option<u32> {
-    let name = path.file_name()?.to_str()?;
-    let (disk, partition) = name.strip_prefix("loop")?.split_once('p')?;
-    decimal(partition)?;
-    decimal(disk)
+fn partition_node(disk: u32, number: u32) -> String {
+    format!("{}p{number}", device_node(disk))
 }
 
 async fn attachments_of(manager: &Manager, path: &Path) -> anyhow::Result<Vec<Attached>> {
@@ -215,7 +278,7 @@ mod tests {
         for word in ["loop3", "/dev/loop3"] {
             assert_eq!(Target::parse(OsStr::new(word)), Target::Device(3));
         }
-        for word in ["./loop3", "loop", "loop03", "loop3p1", "/dev/loop3p1", "/tmp/loop3", "3", "x.img", ""] {
+        for word in ["./loop3", "loop", "loop03", "./loop3p1", "/tmp/loop3", "3", "x.img", ""] {
             assert_eq!(Target::parse(OsStr::new(word)), Target::File(word.into()), "{word}");
         }
         let bytes = OsString::from_vec(b"loop\xff".to_vec());
@@ -223,11 +286,24 @@ mod tests {
     }
 
     #[test]
-    fn partitions_name_their_disk() {
-        assert_eq!(partition_of(Path::new("/dev/loop3p1")), Some(3));
-        for other in ["/dev/loop3", "/dev/loopp1", "/dev/sda1", "loop3p", "/"] {
-            assert_eq!(partition_of(Path::new(other)), None, "{other}");
+    fn partitions_are_told_from_devices_and_files() {
+        for word in ["loop3p12", "/dev/loop3p12"] {
+            assert_eq!(Target::parse(OsStr::new(word)), Target::Partition { disk: 3, number: 12 });
         }
+        for other in ["/dev/loopp1", "/dev/sda1", "loop3p", "loop3p01", "loop3p1p2", "./loop3p1", "/"] {
+            assert_eq!(Target::parse(OsStr::new(other)), Target::File(other.into()), "{other}");
+        }
+    }
+
+    #[test]
+    fn one_partition_can_be_picked() {
+        let mut attached = crate::output::json::tests::example();
+        attached.partitions.push(crate::output::json::tests::partition(12, 2));
+        attached.keep_only(2).unwrap();
+        assert_eq!(attached.partitions.len(), 1);
+        assert_eq!(attached.partitions[0].volume.device, "/dev/loop0p2");
+        let missing = attached.keep_only(7).unwrap_err().to_string();
+        assert!(missing.starts_with("/dev/loop0 has no partition 7; `loopctl info /dev/loop0`"), "{missing}");
     }
 
     #[test]
@@ -236,7 +312,7 @@ mod tests {
         assert!(text("loop9").starts_with("nothing is attached to /dev/loop9; `loopctl list --all`"));
         assert!(text("/nonexistent/x").starts_with("there is no file /nonexistent/x"));
         assert!(text("/etc/passwd").starts_with("/etc/passwd is not attached"));
-        assert!(text("/dev/loop3p1").ends_with("name /dev/loop3"));
+        assert_eq!(text("loop3p1"), "/dev/loop3p1 is a partition and goes with its device; name /dev/loop3");
     }
 
     #[test]

@@ -50,12 +50,18 @@ impl Authority {
         Ok(Self { polkit, prompts_of_a_uid, questions: AtomicU64::new(0) })
     }
 
+    /// Whether anyone need be asked about what this caller does: root does as it likes.
+    #[must_use]
+    pub fn asks(&self, caller: &Caller) -> bool {
+        caller.uid() != 0
+    }
+
     /// Lets the caller do it, or not.
     ///
     /// # Errors
     /// `AccessDenied`, `InteractiveAuthorizationRequired`, `LimitExceeded`.
     pub async fn allow(&self, caller: &Caller, deed: Deed<'_>) -> Result<(), Error> {
-        let Some(action) = deed.action(caller.uid()) else { return Ok(()) };
+        let Some(action) = deed.action(caller.uid()).filter(|_| self.asks(caller)) else { return Ok(()) };
         let answer = self.ask(caller, action, deed).await;
         if let Err(error) = &answer {
             let (device, file, _) = deed.details(caller.uid());
@@ -101,7 +107,6 @@ impl Deed<'_> {
     /// The action to ask for; `None` where nobody need be asked.
     fn action(self, uid: u32) -> Option<&'static str> {
         match self {
-            _ if uid == 0 => None,
             Self::Attach(file, _) => Some(match file.kind {
                 FileKind::Regular => ACTION_ATTACH,
                 FileKind::BlockDevice => ACTION_ATTACH_DEVICE,

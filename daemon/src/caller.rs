@@ -5,7 +5,7 @@ use std::sync::Arc;
 use loopd_dbus::{Error, ErrorKind};
 use zbus::fdo::DBusProxy;
 use zbus::message::{Flags, Header};
-use zbus::names::BusName;
+use zbus::names::{BusName, UniqueName};
 use zbus_polkit::policykit1::Subject;
 
 use crate::clients::{Clients, Watch};
@@ -47,12 +47,23 @@ impl Callers {
     pub async fn identify(self: &Arc<Self>, header: &Header<'_>) -> Result<Caller, Error> {
         let sender = header.sender().ok_or_else(unknown)?;
         let watch = self.clients.watch(ClientId(sender.to_string()));
-        let uid =
-            self.bus.get_connection_unix_user(BusName::from(sender.clone())).await.map_err(|_| unknown())?;
+        let uid = match watch.known_uid() {
+            Some(uid) => uid,
+            None => self.ask_uid(&watch, sender).await?,
+        };
         let slot = self.calls_of_a_uid.enter(uid)?;
         let subject = Subject::new_for_message_header(header).map_err(|_| unknown())?;
         let interactive = header.primary().flags().contains(Flags::ALLOW_INTERACTIVE_AUTH);
         Ok(Caller { watch, uid, subject, interactive, callers: Arc::clone(self), _slot: slot })
+    }
+}
+
+impl Callers {
+    async fn ask_uid(&self, watch: &Watch, sender: &UniqueName<'_>) -> Result<u32, Error> {
+        let uid =
+            self.bus.get_connection_unix_user(BusName::from(sender.clone())).await.map_err(|_| unknown())?;
+        watch.learn_uid(uid);
+        Ok(uid)
     }
 }
 

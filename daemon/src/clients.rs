@@ -9,10 +9,12 @@ use tokio::sync::watch;
 
 use crate::engine::ClientId;
 
-/// The clients that have a call under way.
+/// The clients that have a call under way, and the uids of those that had one.
 #[derive(Clone, Default)]
 pub struct Clients {
     watched: Arc<Mutex<HashMap<ClientId, Watched>>>,
+    /// A unique name is never used twice, so what the bus said of it holds until it is gone.
+    uids: Arc<Mutex<HashMap<ClientId, u32>>>,
 }
 
 struct Watched {
@@ -45,11 +47,17 @@ impl Clients {
         Watch { clients: self.clone(), client, gone }
     }
 
+    fn uids(&self) -> MutexGuard<'_, HashMap<ClientId, u32>> {
+        self.uids.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The bus says that this name is gone.
     pub fn vanished(&self, client: &ClientId) {
         if let Some(watched) = self.watched().get(client) {
             watched.gone.send_replace(true);
         }
+        // After the line above, so that a uid learnt meanwhile does not stay.
+        self.uids().remove(client);
     }
 }
 
@@ -58,6 +66,20 @@ impl Watch {
     #[must_use]
     pub fn client(&self) -> &ClientId {
         &self.client
+    }
+
+    /// The client's uid, where the bus was asked before.
+    #[must_use]
+    pub fn known_uid(&self) -> Option<u32> {
+        self.clients.uids().get(&self.client).copied()
+    }
+
+    /// Keeps the uid that the bus has told of this client, until it vanishes.
+    pub fn learn_uid(&self, uid: u32) {
+        let mut uids = self.clients.uids();
+        if !self.is_gone() {
+            uids.insert(self.client.clone(), uid);
+        }
     }
 
     /// Whether it vanished.
@@ -101,7 +123,12 @@ mod tests {
         second.gone().await;
         assert!(second.is_gone());
         assert!(!other.is_gone());
+        second.learn_uid(7);
+        other.learn_uid(8);
+        assert_eq!((second.known_uid(), other.known_uid()), (None, Some(8)));
+        clients.vanished(&name(":1.2"));
         drop((second, other));
         assert!(clients.watched().is_empty());
+        assert!(clients.uids().is_empty());
     }
 }

@@ -12,7 +12,6 @@ mod engine;
 mod kernel;
 mod log;
 mod mounts;
-#[cfg_attr(not(test), expect(dead_code, reason = "the engine does not read images yet"))]
 mod partition_table;
 mod text;
 mod udev;

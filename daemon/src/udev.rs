@@ -11,7 +11,7 @@ use tokio::io::Interest;
 use tracing::warn;
 
 use crate::engine::Uevent;
-use crate::kernel::{DiskSequence, FileSystem, Readiness};
+use crate::kernel::{DiskSequence, FileSystem, Found, Readiness, TableEntry};
 
 /// How long it must be quiet after events were lost before everything is read anew.
 const QUIET: Duration = Duration::from_millis(200);
@@ -117,22 +117,50 @@ fn is_idle() -> bool {
     !Path::new("/run/udev/queue").exists()
 }
 
-/// What udev's database has of a loop device; `None` where udev has not seen it.
+/// What udev's database has of a loop device or a partition of one; `None` where udev has not seen
+/// it.
 #[must_use]
-pub fn stored(number: u32) -> Option<FileSystem> {
-    let device = udev::Device::from_subsystem_sysname("block".to_owned(), format!("loop{number}")).ok()?;
-    device.is_initialized().then(|| file_system(&device))
+pub fn stored(number: u32, partition: Option<u32>) -> Option<Found> {
+    let name =
+        partition.map_or_else(|| format!("loop{number}"), |partition| format!("loop{number}p{partition}"));
+    let device = udev::Device::from_subsystem_sysname("block".to_owned(), name).ok()?;
+    device.is_initialized().then(|| found(&device))
 }
 
 fn read(event: &udev::Event, from_udev: bool) -> Option<Uevent> {
-    let number = event.sysname().to_str()?.strip_prefix("loop")?.parse().ok()?;
+    let (number, partition) = numbers(event.sysname().to_str()?)?;
     let disk_sequence = text(event.property_value("DISKSEQ")).parse().ok().map(DiskSequence);
     Some(Uevent {
         number,
+        partition,
+        removed: event.event_type() == udev::EventType::Remove,
         disk_sequence,
-        processed: from_udev.then(|| file_system(event)),
+        processed: from_udev.then(|| found(event)),
         resized: event.property_value("RESIZE").is_some(),
     })
+}
+
+/// The numbers in `loop0` and `loop0p1`.
+fn numbers(name: &str) -> Option<(u32, Option<u32>)> {
+    let numbers = name.strip_prefix("loop")?;
+    match numbers.split_once('p') {
+        Some((disk, partition)) => Some((disk.parse().ok()?, Some(partition.parse().ok()?))),
+        None => Some((numbers.parse().ok()?, None)),
+    }
+}
+
+fn found(device: &udev::Device) -> Found {
+    let property = |name: &str| text(device.property_value(name));
+    Found {
+        file_system: file_system(device),
+        entry: TableEntry {
+            table: property("ID_PART_ENTRY_SCHEME"),
+            kind: property("ID_PART_ENTRY_TYPE"),
+            uuid: property("ID_PART_ENTRY_UUID"),
+            label: unescape(&property("ID_PART_ENTRY_NAME")),
+        },
+        has_table: device.property_value("ID_PART_TABLE_TYPE").is_some(),
+    }
 }
 
 fn file_system(device: &udev::Device) -> FileSystem {
@@ -173,7 +201,15 @@ fn unescape(encoded: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::unescape;
+    use super::{numbers, unescape};
+
+    #[test]
+    fn names_are_read() {
+        assert_eq!(numbers("loop12"), Some((12, None)));
+        assert_eq!(numbers("loop12p3"), Some((12, Some(3))));
+        assert_eq!(numbers("loopp"), None);
+        assert_eq!(numbers("sda1"), None);
+    }
 
     #[test]
     fn labels_are_decoded() {

@@ -11,4 +11,4 @@ pub mod proxy;
 
 pub use error::{Error, ErrorKind};
 pub use options::{AttachOptions, DetachOptions, InvalidOption, Lifetime, ListOptions, Overlap};
-pub use properties::{AttachmentProperties, State, VolumeProperties};
+pub use properties::{AttachmentProperties, PartitionProperties, State, VolumeProperties};

@@ -13,6 +13,8 @@ pub const ATTACHMENT_PREFIX: &str = "/org/loopd1/attachment/";
 pub const MANAGER: &str = "org.loopd1.Manager";
 /// The interface of an attached loop device.
 pub const ATTACHMENT: &str = "org.loopd1.Attachment";
+/// The interface of a partition of one.
+pub const PARTITION: &str = "org.loopd1.Partition";
 /// The interface of whatever may hold a file system.
 pub const VOLUME: &str = "org.loopd1.Volume";
 
@@ -29,6 +31,12 @@ pub const ACTION_MANAGE_OTHERS: &str = "org.loopd1.manage-others";
 #[must_use]
 pub fn attachment_path(disk_sequence: u64) -> ObjectPath<'static> {
     ObjectPath::from_string_unchecked(format!("{ATTACHMENT_PREFIX}{disk_sequence}"))
+}
+
+/// The object path of a partition of that attachment.
+#[must_use]
+pub fn partition_path(disk_sequence: u64, partition: u32) -> ObjectPath<'static> {
+    ObjectPath::from_string_unchecked(format!("{ATTACHMENT_PREFIX}{disk_sequence}/p{partition}"))
 }
 
 /// The disk sequence in an attachment's object path; `None` for any other path.

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use zbus::wire::OwnedObjectPath;
 use zbus::{OwnedVariant, Variant};
 
 macro_rules! properties {
@@ -113,6 +114,28 @@ properties! {
         filesystem_uuid: String = "FilesystemUuid",
         /// Where it is mounted: paths as bytes, each with a NUL at the end.
         mount_points: Vec<Vec<u8>> = "MountPoints",
+    }
+}
+
+properties! {
+    /// `org.loopd1.Partition`.
+    PartitionProperties {
+        /// N of `/dev/loop0pN`.
+        number: u32 = "Number",
+        /// Bytes into the device.
+        offset: u64 = "Offset",
+        /// Bytes.
+        size: u64 = "Size",
+        /// `gpt`, `dos`, or what libblkid calls the table.
+        table: String = "Table",
+        /// The type: a GUID, or `0x83`.
+        kind: String = "Type",
+        /// The partition's UUID.
+        uuid: String = "Uuid",
+        /// The partition's name.
+        label: String = "Label",
+        /// The attachment that it belongs to.
+        attachment: OwnedObjectPath = "Attachment",
     }
 }
 

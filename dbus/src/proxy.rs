@@ -138,4 +138,21 @@ impl Attachment {
     pub async fn detach(&self, options: DetachOptions) -> zbus::Result<()> {
         call(&self.proxy, "Detach", self.interaction, &(options.encode(),)).await
     }
+
+    /// Whether the kernel looks for partitions: false after an attach that asked for it means that
+    /// there were some, and that they could not be made.
+    ///
+    /// # Errors
+    /// The object is gone, or the bus failed.
+    pub async fn partition_scan(&self) -> zbus::Result<bool> {
+        self.proxy.get_property("PartitionScan").await
+    }
+
+    /// Has the partition table read again.
+    ///
+    /// # Errors
+    /// Those of the contract, or the bus failed.
+    pub async fn rescan_partitions(&self) -> zbus::Result<()> {
+        call(&self.proxy, "RescanPartitions", self.interaction, &()).await
+    }
 }

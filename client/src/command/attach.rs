@@ -7,18 +7,19 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
-use loopd_dbus::proxy::{Interaction, Manager};
-use loopd_dbus::{AttachOptions, Lifetime, ListOptions};
+use loopd_dbus::proxy::{Attachment, Interaction, Manager};
+use loopd_dbus::{AttachOptions, Lifetime, ListOptions, Overlap};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use zbus::wire::OwnedObjectPath;
 
 use crate::agent::with_agent;
 use crate::cli::{Attach, AttachArgs};
+use crate::connection::Bus;
 use crate::output::json::Device;
 use crate::output::{printable, reason};
 use crate::target::{Attached, list};
-use crate::{connection, output};
+use crate::{connection, output, partition};
 
 /// Attaches the file and prints the device.
 pub async fn run(args: &Attach, interaction: Interaction) -> anyhow::Result<u8> {
@@ -27,10 +28,13 @@ pub async fn run(args: &Attach, interaction: Interaction) -> anyhow::Result<u8> 
     let options = options(&args.attach, args.lifetime);
     let (path, device) = with_agent(interaction, setup(&bus.manager, &file, &options)).await?;
     if args.json {
-        let attached = attached_as(&bus.manager, &file, &path, &device).await?;
+        let mut attached = attached_as(&bus.manager, &file, &path, &device).await?;
+        partition::add(&bus.connection, std::slice::from_mut(&mut attached)).await?;
         output::print_json(&Device::from(&attached))?;
+        warn_of_unmade_partitions(&options, &device, attached.attachment.partition_scan);
     } else {
         output::print(&format!("{device}\n"))?;
+        look_for_unmade_partitions(&bus, &options, &path, &device).await;
     }
     Ok(0)
 }
@@ -54,6 +58,48 @@ pub async fn attached_as(
     let same_file = ListOptions { file: Some(file.try_clone()?.into()), all: true, ..ListOptions::default() };
     let found = list(manager, &same_file).await?.into_iter().find(|attached| attached.path == *path);
     found.ok_or_else(|| anyhow::anyhow!("{device} was attached, but somebody has detached it already"))
+}
+
+/// Asks loopd whether the partitions were made, and says so where they were not. Nothing is asked
+/// for those who do not wait, and no failure is one of the attach.
+pub async fn look_for_unmade_partitions(
+    bus: &Bus,
+    options: &AttachOptions,
+    path: &OwnedObjectPath,
+    device: &str,
+) {
+    if !options.wait || !options.partition_scan {
+        return;
+    }
+    let path = path.clone().into_inner();
+    let Ok(attachment) = Attachment::new(&bus.connection, path, bus.interaction).await else { return };
+    if let Ok(partition_scan) = attachment.partition_scan().await {
+        warn_of_unmade_partitions(options, device, partition_scan);
+    }
+}
+
+/// Says so where partitions were asked for and there are none.
+pub fn warn_of_unmade_partitions(options: &AttachOptions, device: &str, partition_scan: bool) {
+    if let Some(text) = unmade_partitions(options, device, partition_scan) {
+        output::message(&text);
+    }
+}
+
+/// loopd takes the property back where the image has partitions that cannot be made. A device that
+/// was attached before may also have been attached without them.
+fn unmade_partitions(options: &AttachOptions, device: &str, partition_scan: bool) -> Option<String> {
+    if partition_scan || !options.partition_scan {
+        return None;
+    }
+    let before = match options.overlap {
+        Overlap::Reuse => "it was attached before and with --no-partitions, or ",
+        Overlap::Allow | Overlap::Refuse => "",
+    };
+    Some(format!(
+        "{device} has no partition nodes: {before}this kernel reads no partition tables and loopd may not \
+         add partitions itself; to allow that put partitions.conf, which is among loopd's documents, into \
+         /etc/systemd/system/loopd.service.d, and see `journalctl -u loopd`"
+    ))
 }
 
 /// What the command line says, as loopd takes it.
@@ -137,8 +183,6 @@ mod tests {
     use std::io::Read;
     use std::os::unix::fs::PermissionsExt;
 
-    use loopd_dbus::Overlap;
-
     use super::*;
 
     #[test]
@@ -170,6 +214,21 @@ mod tests {
             wait: false,
         };
         assert_eq!(options(&args, Lifetime::Mount), expected);
+    }
+
+    #[test]
+    fn unmade_partitions_are_named_with_their_remedy() {
+        let asked = AttachOptions::default();
+        let text = unmade_partitions(&asked, "/dev/loop3", false).unwrap();
+        assert!(text.starts_with("/dev/loop3 has no partition nodes: this kernel reads no"), "{text}");
+        assert!(text.contains("partitions.conf") && text.contains("/etc/systemd/system/loopd.service.d"));
+        assert!(text.contains("journalctl -u loopd"), "{text}");
+        assert_eq!(unmade_partitions(&asked, "/dev/loop3", true), None);
+        let unasked = AttachOptions { partition_scan: false, ..asked.clone() };
+        assert_eq!(unmade_partitions(&unasked, "/dev/loop3", false), None);
+        let reused = AttachOptions { overlap: Overlap::Reuse, ..asked };
+        let text = unmade_partitions(&reused, "/dev/loop3", false).unwrap();
+        assert!(text.contains("attached before and with --no-partitions, or this kernel"), "{text}");
     }
 
     #[test]

@@ -31,7 +31,8 @@ pub async fn run(args: &Detach, interaction: Interaction) -> anyhow::Result<u8> 
     .await
 }
 
-fn status(results: &[anyhow::Result<()>]) -> u8 {
+/// Says what went wrong; gives the exit status for all of them.
+pub fn status(results: &[anyhow::Result<()>]) -> u8 {
     let failures: Vec<u8> = results.iter().filter_map(|result| result.as_ref().err()).map(report).collect();
     u8::from(!failures.is_empty())
 }

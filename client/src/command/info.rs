@@ -1,5 +1,6 @@
 //! `loopctl info`.
 
+use loopd_dbus::VolumeProperties;
 use loopd_dbus::properties::NO_OWNER;
 use loopd_dbus::proxy::Interaction;
 use nix::unistd::{Uid, User};
@@ -7,14 +8,21 @@ use nix::unistd::{Uid, User};
 use crate::cli::Info;
 use crate::output::json::Device;
 use crate::output::table::{file, mount_points, owner, since, text, yes_no};
+use crate::partition::Partition;
 use crate::size::human;
 use crate::target::{Attached, Target};
 use crate::{connection, output};
 
+/// What stands before a partition's properties.
+const INDENT: &str = "  ";
+
+/// A property's name and its value.
+type Line = (&'static str, String);
+
 /// Prints the properties of each attachment that the target stands for.
 pub async fn run(args: &Info) -> anyhow::Result<u8> {
     let bus = connection::open(Interaction::Forbidden).await?;
-    let found = Target::resolve(&args.target).find(&bus.manager).await?;
+    let found = Target::resolve(&args.target).find_with_partitions(&bus).await?;
     if args.json {
         for attached in &found {
             output::print_json(&Device::from(attached))?;
@@ -26,14 +34,22 @@ pub async fn run(args: &Info) -> anyhow::Result<u8> {
 }
 
 fn describe(attached: &Attached) -> String {
-    let lines = properties(attached);
-    let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or_default() + 1;
-    lines.iter().map(|(name, value)| format!("{:width$} {value}\n", format!("{name}:"))).collect()
+    let mut shown = align(&properties(attached), "");
+    for partition in &attached.partitions {
+        shown.push_str(&format!("Partition {}:\n", partition.partition.number));
+        shown.push_str(&align(&partition_properties(partition), INDENT));
+    }
+    shown
 }
 
-fn properties(attached: &Attached) -> Vec<(&'static str, String)> {
-    let Attached { path, attachment, volume } = attached;
-    vec![
+fn align(lines: &[Line], indent: &str) -> String {
+    let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or_default() + 1;
+    lines.iter().map(|(name, value)| format!("{indent}{:width$} {value}\n", format!("{name}:"))).collect()
+}
+
+fn properties(attached: &Attached) -> Vec<Line> {
+    let Attached { path, attachment, volume, .. } = attached;
+    let mut lines = vec![
         ("Device", text(&attachment.device)),
         ("Number", attachment.number.to_string()),
         ("Disk sequence", attachment.disk_sequence.to_string()),
@@ -56,12 +72,36 @@ fn properties(attached: &Attached) -> Vec<(&'static str, String)> {
         ("Owner", owner_and_name(attached)),
         ("Client", text(&attachment.client)),
         ("Since", since(attached)),
+    ];
+    lines.extend(contents(volume));
+    lines
+}
+
+fn partition_properties(shown: &Partition) -> Vec<Line> {
+    let Partition { path, partition, volume } = shown;
+    let mut lines = vec![
+        ("Device", text(&volume.device)),
+        ("Object path", text(path.as_str())),
+        ("Offset", bytes(partition.offset)),
+        ("Size", bytes(partition.size)),
+        ("Partition table", text(&partition.table)),
+        ("Partition type", text(&partition.kind)),
+        ("Partition label", text(&partition.label)),
+        ("Partition UUID", text(&partition.uuid)),
+    ];
+    lines.extend(contents(volume));
+    lines
+}
+
+/// What is on it.
+fn contents(volume: &VolumeProperties) -> [Line; 6] {
+    [
         ("Usage", text(&volume.usage)),
         ("File system", text(&volume.filesystem_type)),
         ("Version", text(&volume.filesystem_version)),
         ("Label", text(&volume.filesystem_label)),
         ("UUID", text(&volume.filesystem_uuid)),
-        ("Mount points", mount_points(attached)),
+        ("Mount points", mount_points(volume)),
     ]
 }
 
@@ -91,7 +131,7 @@ fn owner_and_name(attached: &Attached) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::json::tests::example;
+    use crate::output::json::tests::{example, partition};
 
     #[test]
     fn values_stand_below_each_other() {
@@ -113,6 +153,36 @@ mod tests {
         ] {
             assert!(shown.contains(line), "{line} is missing in\n{shown}");
         }
+    }
+
+    #[test]
+    fn partitions_stand_below_their_device() {
+        let mut attached = example();
+        attached.partitions.push(partition(12, 5));
+        attached.partitions[1].volume.mount_points.clear();
+        let shown = describe(&attached);
+        let (device, partitions) = shown.split_once("Partition 1:\n").unwrap();
+        assert!(device.ends_with("\nMount points:   -\n"), "{device}");
+        let (first, second) = partitions.split_once("Partition 5:\n").unwrap();
+        let expected = "  \
+  Device:          /dev/loop0p1
+  Object path:     /org/loopd1/attachment/12/p1
+  Offset:          1048576 (1M)
+  Size:            20971520 (20M)
+  Partition table: gpt
+  Partition type:  0fc63daf-8483-4772-8e79-3d69d8477de4
+  Partition label: -
+  Partition UUID:  …
+  Usage:           filesystem
+  File system:     ext4
+  Version:         1.0
+  Label:           data
+  UUID:            …
+  Mount points:    /run/media/a/data
+";
+        assert_eq!(first, expected);
+        assert!(second.starts_with("  Device:          /dev/loop0p5\n"), "{second}");
+        assert!(second.ends_with("  Mount points:    -\n"), "{second}");
     }
 
     #[test]

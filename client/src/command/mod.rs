@@ -6,6 +6,7 @@ mod detach;
 mod info;
 mod list;
 mod monitor;
+mod rescan;
 mod run;
 
 use loopd_dbus::proxy::Interaction;
@@ -23,6 +24,7 @@ pub async fn run(cli: &Cli) -> anyhow::Result<u8> {
         Verb::Detach(args) => detach::run(args, interaction).await,
         Verb::List(args) => list::run(args, cli.global.no_color).await,
         Verb::Info(args) => info::run(args).await,
+        Verb::Rescan(args) => rescan::run(args, interaction).await,
         Verb::Run(args) => run::run(args, interaction).await,
         Verb::Monitor(args) => monitor::run(*args).await,
         Verb::Completion(args) => completion::run(*args),

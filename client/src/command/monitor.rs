@@ -2,8 +2,6 @@
 
 mod events;
 
-use std::collections::HashMap;
-
 use futures_util::StreamExt;
 use loopd_dbus::names::{BUS_NAME, ROOT_PATH};
 use loopd_dbus::proxy::Interaction;
@@ -14,14 +12,14 @@ use zbus::names::OwnedUniqueName;
 use zbus::wire::{DynamicType, ObjectPath, OwnedObjectPath};
 use zbus::{Connection, MessageStream, Optional, fdo};
 
-use self::events::{Event, Interfaces, Kind, Properties, Tracker};
+use self::events::{Event, Kind, Tracker};
 use crate::cli::Monitor;
 use crate::connection::{self, explain};
+use crate::objects::{Interfaces, Properties, managed_objects};
 use crate::output;
 
 const BUS: &str = "org.freedesktop.DBus";
 const BUS_PATH: &str = "/org/freedesktop/DBus";
-const OBJECT_MANAGER: &str = "org.freedesktop.DBus.ObjectManager";
 
 /// Prints the events until it is interrupted.
 pub async fn run(args: Monitor) -> anyhow::Result<u8> {
@@ -113,7 +111,7 @@ impl Watcher {
     async fn learn_objects(&mut self) -> Vec<Event> {
         // By its unique name: a call to the other one would start the daemon.
         let Some(owner) = self.owner.clone() else { return Vec::new() };
-        let objects = match managed_objects(&self.connection, &owner).await {
+        let objects = match managed_objects(&self.connection, owner.as_str()).await {
             Ok((position, objects)) => {
                 self.objects_known = position;
                 objects
@@ -190,17 +188,4 @@ where
     B: serde::Serialize + DynamicType,
 {
     connection.call_method(Some(BUS), BUS_PATH, Some(BUS), method, body).await
-}
-
-async fn managed_objects(
-    connection: &Connection,
-    owner: &OwnedUniqueName,
-) -> zbus::Result<(Sequence, HashMap<String, Interfaces>)> {
-    let destination = Some(owner.as_str());
-    let reply = connection
-        .call_method(destination, ROOT_PATH, Some(OBJECT_MANAGER), "GetManagedObjects", &())
-        .await?;
-    let objects: HashMap<OwnedObjectPath, Interfaces> = reply.body().deserialize()?;
-    let objects = objects.into_iter().map(|(path, interfaces)| (path.to_string(), interfaces)).collect();
-    Ok((reply.recv_position(), objects))
 }

@@ -22,6 +22,7 @@ use crate::agent::{interruption, with_agent};
 use crate::cli::Run;
 use crate::connection::{Bus, explain, open_shared};
 use crate::output::{message, printable, reason, report};
+use crate::target::Attached;
 
 /// The shell's exit status for a command that is there and cannot be executed.
 const NOT_EXECUTABLE: u8 = 126;
@@ -34,7 +35,14 @@ pub async fn run(args: &Run, interaction: Interaction) -> anyhow::Result<u8> {
     let (bus, socket) = open_shared(interaction).await?;
     let options = attach::options(&args.attach, Lifetime::Client);
     let (path, device) = with_agent(interaction, attach::setup(&bus.manager, &file, &options)).await?;
-    let ours = args.attach.overlap != Overlap::Reuse || is_ours(&bus, &file, &path, &device).await?;
+    let ours = if args.attach.overlap == Overlap::Reuse {
+        let attached = attach::attached_as(&bus.manager, &file, &path, &device).await?;
+        attach::warn_of_unmade_partitions(&options, &device, attached.attachment.partition_scan);
+        is_ours(&bus, &attached)
+    } else {
+        attach::look_for_unmade_partitions(&bus, &options, &path, &device).await;
+        true
+    };
     // The command gets the device and not the file.
     drop(file);
     let status = execute(&args.command, &device, &socket).await;
@@ -51,10 +59,9 @@ pub async fn run(args: &Run, interaction: Interaction) -> anyhow::Result<u8> {
 }
 
 /// Whether a device that might be reused is bound to this very connection.
-async fn is_ours(bus: &Bus, file: &fs::File, path: &OwnedObjectPath, device: &str) -> anyhow::Result<bool> {
-    let attached = attach::attached_as(&bus.manager, file, path, device).await?;
+fn is_ours(bus: &Bus, attached: &Attached) -> bool {
     let name = bus.connection.unique_name().map(|name| name.as_str());
-    Ok(name == Some(attached.attachment.client.as_str()))
+    name == Some(attached.attachment.client.as_str())
 }
 
 async fn execute(command: &[OsString], device: &str, socket: &UnixStream) -> anyhow::Result<u8> {

@@ -1,8 +1,10 @@
 //! The JSON that the contract promises.
 
+use loopd_dbus::VolumeProperties;
 use loopd_dbus::properties::{NO_OWNER, from_bus_path};
 use serde::Serialize;
 
+use crate::partition;
 use crate::target::Attached;
 
 /// A loop device, with the fields in the contract's order. An unknown string is null.
@@ -47,8 +49,34 @@ pub struct Device {
     pub filesystem: Option<Filesystem>,
     /// Where the whole device is mounted.
     pub mount_points: Vec<String>,
-    /// Always there, so that scripts need not ask whether it is; loopd has no partition objects yet.
-    pub partitions: [(); 0],
+    /// By number.
+    pub partitions: Vec<Partition>,
+}
+
+/// A partition of a loop device, with the fields in the contract's order. An unknown string is null.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct Partition {
+    /// Device node.
+    pub device: String,
+    /// N of `/dev/loop0pN`.
+    pub number: u32,
+    /// Bytes into the device.
+    pub offset: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Kind of the partition table.
+    pub table: Option<String>,
+    /// Type of the partition.
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+    /// UUID of the partition.
+    pub uuid: Option<String>,
+    /// Name of the partition.
+    pub label: Option<String>,
+    /// What it holds.
+    pub filesystem: Option<Filesystem>,
+    /// Where it is mounted.
+    pub mount_points: Vec<String>,
 }
 
 /// A file system, or what else udev finds on a device.
@@ -67,7 +95,7 @@ pub struct Filesystem {
 
 impl From<&Attached> for Device {
     fn from(attached: &Attached) -> Self {
-        let Attached { attachment, volume, .. } = attached;
+        let Attached { attachment, volume, partitions, .. } = attached;
         Self {
             device: attachment.device.clone(),
             number: attachment.number,
@@ -86,16 +114,42 @@ impl From<&Attached> for Device {
             managed: attachment.managed,
             owner: (attachment.owner != NO_OWNER).then_some(attachment.owner),
             state: known(&attachment.state),
-            filesystem: known(&volume.filesystem_type).map(|kind| Filesystem {
-                kind,
-                version: known(&volume.filesystem_version),
-                label: known(&volume.filesystem_label),
-                uuid: known(&volume.filesystem_uuid),
-            }),
-            mount_points: volume.mount_points.iter().map(|bytes| path(bytes)).collect(),
-            partitions: [],
+            filesystem: filesystem(volume),
+            mount_points: mount_points(volume),
+            partitions: partitions.iter().map(Partition::from).collect(),
         }
     }
+}
+
+impl From<&partition::Partition> for Partition {
+    fn from(shown: &partition::Partition) -> Self {
+        let partition::Partition { partition, volume, .. } = shown;
+        Self {
+            device: volume.device.clone(),
+            number: partition.number,
+            offset: partition.offset,
+            size: partition.size,
+            table: known(&partition.table),
+            kind: known(&partition.kind),
+            uuid: known(&partition.uuid),
+            label: known(&partition.label),
+            filesystem: filesystem(volume),
+            mount_points: mount_points(volume),
+        }
+    }
+}
+
+fn filesystem(volume: &VolumeProperties) -> Option<Filesystem> {
+    Some(Filesystem {
+        kind: known(&volume.filesystem_type)?,
+        version: known(&volume.filesystem_version),
+        label: known(&volume.filesystem_label),
+        uuid: known(&volume.filesystem_uuid),
+    })
+}
+
+fn mount_points(volume: &VolumeProperties) -> Vec<String> {
+    volume.mount_points.iter().map(|bytes| path(bytes)).collect()
 }
 
 /// A path of the bus as a string; see [`Device::backing_file`] for one that is not UTF-8.
@@ -110,8 +164,9 @@ fn known(text: &str) -> Option<String> {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use loopd_dbus::names::{attachment_path, partition_path};
     use loopd_dbus::properties::to_bus_path;
-    use loopd_dbus::{AttachmentProperties, VolumeProperties};
+    use loopd_dbus::{AttachmentProperties, PartitionProperties};
     use serde_json::Value;
 
     use super::*;
@@ -119,7 +174,7 @@ pub(crate) mod tests {
     /// The contract's example, as loopd lists it.
     pub(crate) fn example() -> Attached {
         Attached {
-            path: loopd_dbus::names::attachment_path(12).into(),
+            path: attachment_path(12).into(),
             attachment: AttachmentProperties {
                 device: "/dev/loop0".to_owned(),
                 disk_sequence: 12,
@@ -137,6 +192,34 @@ pub(crate) mod tests {
                 size: 67_108_864,
                 ..VolumeProperties::default()
             },
+            partitions: vec![partition(12, 1)],
+        }
+    }
+
+    /// The example's partition, with this number and on this attachment.
+    pub(crate) fn partition(disk_sequence: u64, number: u32) -> partition::Partition {
+        partition::Partition {
+            path: partition_path(disk_sequence, number).into(),
+            partition: PartitionProperties {
+                number,
+                offset: 1_048_576,
+                size: 20_971_520,
+                table: "gpt".to_owned(),
+                kind: "0fc63daf-8483-4772-8e79-3d69d8477de4".to_owned(),
+                uuid: "…".to_owned(),
+                label: String::new(),
+                attachment: attachment_path(disk_sequence).into(),
+            },
+            volume: VolumeProperties {
+                device: format!("/dev/loop0p{number}"),
+                size: 20_971_520,
+                usage: "filesystem".to_owned(),
+                filesystem_type: "ext4".to_owned(),
+                filesystem_version: "1.0".to_owned(),
+                filesystem_label: "data".to_owned(),
+                filesystem_uuid: "…".to_owned(),
+                mount_points: vec![to_bus_path(b"/run/media/a/data")],
+            },
         }
     }
 
@@ -144,7 +227,11 @@ pub(crate) mod tests {
         "backing_file": "/home/a/x.img", "offset": 0, "size_limit": 0, "size": 67108864, "read_only": false,
         "direct_io": false, "block_size": 512, "partition_scan": true, "autoclear": false,
         "reference": null, "lifetime": "persistent", "managed": true, "owner": 1000, "state": "attached",
-        "filesystem": null, "mount_points": [], "partitions": []}"#;
+        "filesystem": null, "mount_points": [],
+        "partitions": [{"device": "/dev/loop0p1", "number": 1, "offset": 1048576, "size": 20971520, "table": "gpt",
+            "type": "0fc63daf-8483-4772-8e79-3d69d8477de4", "uuid": "…", "label": null,
+            "filesystem": {"type": "ext4", "version": "1.0", "label": "data", "uuid": "…"},
+            "mount_points": ["/run/media/a/data"]}]}"#;
 
     /// The keys in the order of the text: serde_json's own maps would sort them.
     fn keys(text: &str) -> Vec<String> {
@@ -179,6 +266,21 @@ pub(crate) mod tests {
             serde_json::json!({"type": "ext4", "version": "1.0", "label": "data", "uuid": null})
         );
         assert_eq!(value["mount_points"], serde_json::json!(["/mnt", "/srv"]));
+    }
+
+    #[test]
+    fn what_is_not_known_of_a_partition_is_null() {
+        let mut shown = partition(12, 3);
+        shown.partition = PartitionProperties { number: 3, ..PartitionProperties::default() };
+        shown.volume = VolumeProperties { device: "/dev/loop0p3".to_owned(), ..VolumeProperties::default() };
+        let expected = serde_json::json!({"device": "/dev/loop0p3", "number": 3, "offset": 0, "size": 0,
+            "table": null, "type": null, "uuid": null, "label": null, "filesystem": null, "mount_points": []});
+        assert_eq!(serde_json::to_value(Partition::from(&shown)).unwrap(), expected);
+        let attached = Attached { partitions: Vec::new(), ..example() };
+        assert_eq!(
+            serde_json::to_value(Device::from(&attached)).unwrap()["partitions"],
+            serde_json::json!([])
+        );
     }
 
     #[test]

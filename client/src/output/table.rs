@@ -4,11 +4,13 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use clap::ValueEnum;
 use comfy_table::{Attribute, Cell, Table, presets};
+use loopd_dbus::VolumeProperties;
 use loopd_dbus::properties::{NO_OWNER, from_bus_path};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use crate::cli::Column;
 use crate::output::printable;
+use crate::partition::Partition;
 use crate::size::human;
 use crate::target::Attached;
 
@@ -18,7 +20,8 @@ const NOTHING: &str = "-";
 const GAP: u16 = 2;
 /// The columns that are cut where a line would not fit, each to no fewer letters than these: less
 /// would say nothing. The line is then longer than the terminal is wide.
-const CUT: &[(Column, usize)] = &[(Column::File, 12), (Column::Mountpoints, 12), (Column::Label, 6)];
+const CUT: &[(Column, usize)] =
+    &[(Column::File, 12), (Column::Mountpoints, 12), (Column::Partlabel, 6), (Column::Label, 6)];
 
 /// How a table is drawn.
 #[derive(Clone, Copy, Debug)]
@@ -39,11 +42,17 @@ pub struct Row {
 }
 
 impl Row {
-    /// The line of this device.
+    /// The line of this device, and those of its partitions.
     #[must_use]
     pub fn new(attached: &Attached, columns: &[Column]) -> Self {
-        let cells = columns.iter().map(|column| cell(attached, *column)).collect();
-        Self { cells, parts: Vec::new() }
+        let part = |partition: &Partition| Self {
+            cells: columns.iter().map(|column| part_cell(attached, partition, *column)).collect(),
+            parts: Vec::new(),
+        };
+        Self {
+            cells: columns.iter().map(|column| cell(attached, *column)).collect(),
+            parts: attached.partitions.iter().map(part).collect(),
+        }
     }
 }
 
@@ -152,13 +161,7 @@ fn cell(attached: &Attached, column: Column) -> String {
     match column {
         Column::Device => printable(attachment.device.as_bytes()),
         Column::Number => attachment.number.to_string(),
-        Column::Size => human(volume.size),
         Column::Ro => yes_no(attachment.read_only),
-        Column::Type => text(&volume.filesystem_type),
-        Column::Version => text(&volume.filesystem_version),
-        Column::Label => text(&volume.filesystem_label),
-        Column::Uuid => text(&volume.filesystem_uuid),
-        Column::Mountpoints => mount_points(attached),
         Column::Lifetime => text(&attachment.lifetime),
         Column::State => text(&attachment.state),
         Column::File => file(attached),
@@ -174,6 +177,45 @@ fn cell(attached: &Attached, column: Column) -> String {
         Column::Owner => owner(attached),
         Column::Since => since(attached),
         Column::Diskseq => attachment.disk_sequence.to_string(),
+        Column::Start | Column::Pttype | Column::Parttype | Column::Partlabel | Column::Partuuid => {
+            NOTHING.to_owned()
+        }
+        Column::Size
+        | Column::Type
+        | Column::Version
+        | Column::Label
+        | Column::Uuid
+        | Column::Mountpoints => volume_cell(volume, column),
+    }
+}
+
+/// What a column shows of a partition. What is not its own is that of its device where it holds for
+/// the partition as well; the rest stands in the line above.
+fn part_cell(attached: &Attached, shown: &Partition, column: Column) -> String {
+    let Partition { partition, volume, .. } = shown;
+    match column {
+        Column::Device => printable(volume.device.as_bytes()),
+        Column::Number => partition.number.to_string(),
+        Column::Ro | Column::Blocksize => cell(attached, column),
+        Column::Start => partition.offset.to_string(),
+        Column::Pttype => text(&partition.table),
+        Column::Parttype => text(&partition.kind),
+        Column::Partlabel => text(&partition.label),
+        Column::Partuuid => text(&partition.uuid),
+        _ => volume_cell(volume, column),
+    }
+}
+
+/// What a column shows of that on which a file system may be.
+fn volume_cell(volume: &VolumeProperties, column: Column) -> String {
+    match column {
+        Column::Size => human(volume.size),
+        Column::Type => text(&volume.filesystem_type),
+        Column::Version => text(&volume.filesystem_version),
+        Column::Label => text(&volume.filesystem_label),
+        Column::Uuid => text(&volume.filesystem_uuid),
+        Column::Mountpoints => mount_points(volume),
+        _ => NOTHING.to_owned(),
     }
 }
 
@@ -197,8 +239,8 @@ pub fn file(attached: &Attached) -> String {
 
 /// The mount points, separated by commas.
 #[must_use]
-pub fn mount_points(attached: &Attached) -> String {
-    let points: Vec<String> = attached.volume.mount_points.iter().map(|bytes| path(bytes)).collect();
+pub fn mount_points(volume: &VolumeProperties) -> String {
+    let points: Vec<String> = volume.mount_points.iter().map(|bytes| path(bytes)).collect();
     if points.is_empty() { NOTHING.to_owned() } else { points.join(",") }
 }
 
@@ -236,10 +278,12 @@ fn path(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
     use loopd_dbus::properties::to_bus_path;
 
     use super::*;
-    use crate::output::json::tests::example;
+    use crate::cli::{Cli, List, Verb};
+    use crate::output::json::tests::{example, partition};
 
     const COLUMNS: &[Column] = &[Column::Device, Column::Size, Column::Type, Column::File];
     const PLAIN: Style = Style { legend: true, bold: false, width: None };
@@ -248,6 +292,7 @@ mod tests {
         let mut attached = example();
         attached.attachment.device = format!("/dev/loop{number}");
         attached.attachment.backing_file = to_bus_path(file);
+        attached.partitions.clear();
         attached
     }
 
@@ -313,15 +358,45 @@ DEVICE      MOUNTPOINTS   FILE
 
     #[test]
     fn parts_hang_below_their_device() {
-        let mut row = Row::new(&attached(9, b"/a"), COLUMNS);
-        let part = |name: &str| Row {
-            cells: vec![name.to_owned(), "1M".to_owned(), "-".to_owned(), "-".to_owned()],
-            parts: vec![],
+        let Ok(Verb::List(List { columns, .. })) =
+            Cli::try_parse_from(["loopctl", "list"]).map(|cli| cli.verb)
+        else {
+            panic!()
         };
-        row.parts = vec![part("loop9p1"), part("loop9p2")];
-        let shown = render(COLUMNS, &[row], PLAIN);
-        assert!(shown.contains("\n├─loop9p1   1M"), "{shown}");
-        assert!(shown.contains("\n└─loop9p2   1M"), "{shown}");
+        let mut disk = Attached { partitions: vec![partition(12, 1), partition(12, 2)], ..example() };
+        disk.attachment.read_only = true;
+        let second = &mut disk.partitions[1];
+        second.volume = VolumeProperties { device: "/dev/loop0p2".to_owned(), ..VolumeProperties::default() };
+        second.partition.label = "EFI system".to_owned();
+        let expected = "\
+DEVICE          SIZE  RO   TYPE  LABEL  MOUNTPOINTS        STATE     FILE
+/dev/loop0      64M   yes  -     -      -                  attached  /home/a/x.img
+├─/dev/loop0p1  20M   yes  ext4  data   /run/media/a/data  -         -
+└─/dev/loop0p2  0B    yes  -     -      -                  -         -
+/dev/loop9      64M   no   -     -      -                  attached  /a
+";
+        let rows = [Row::new(&disk, &columns), Row::new(&attached(9, b"/a"), &columns)];
+        assert_eq!(render(&columns, &rows, PLAIN), expected);
+    }
+
+    #[test]
+    fn partitions_have_columns_of_their_own() {
+        let columns = &[
+            Column::Number,
+            Column::Start,
+            Column::Pttype,
+            Column::Parttype,
+            Column::Partlabel,
+            Column::Partuuid,
+        ];
+        let mut disk = example();
+        disk.partitions[0].partition.label = "root\n".to_owned();
+        let expected = "\
+0  -        -    -                                     -       -
+1  1048576  gpt  0fc63daf-8483-4772-8e79-3d69d8477de4  root\\n  …
+";
+        let shown = render(columns, &[Row::new(&disk, columns)], Style { legend: false, ..PLAIN });
+        assert_eq!(shown, expected);
     }
 
     #[test]
@@ -335,6 +410,7 @@ DEVICE      MOUNTPOINTS   FILE
         for column in Column::value_variants() {
             assert!(!header(*column).is_empty());
             assert!(!cell(&example(), *column).is_empty(), "{column:?}");
+            assert!(!part_cell(&example(), &partition(12, 1), *column).is_empty(), "{column:?}");
         }
     }
 }

@@ -8,6 +8,7 @@ use zbus::interface;
 use zbus::message::Header;
 
 use super::Room;
+use crate::authority::Deed;
 use crate::kernel::DiskSequence;
 
 /// One attached loop device.
@@ -40,6 +41,15 @@ impl Attachment {
         let caller = self.room.identify(&header).await?;
         let attachment = self.room.find(self.id)?;
         self.room.detach(&caller, &attachment, options.lazy).await
+    }
+
+    async fn rescan_partitions(&self, #[zbus(header)] header: Header<'_>) -> Result<(), Error> {
+        let caller = self.room.identify(&header).await?;
+        let attachment = self.room.find(self.id)?;
+        self.room.authority.allow(&caller, Deed::Change(&attachment)).await?;
+        self.room.engine.rescan(self.id).await?;
+        self.room.engine.told().await;
+        Ok(())
     }
 
     #[zbus(property(emits_changed_signal = "const"))]

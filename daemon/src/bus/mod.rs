@@ -15,6 +15,7 @@ use crate::kernel::{DiskSequence, Linux};
 
 mod attachment;
 mod manager;
+mod partition;
 mod publisher;
 mod volume;
 mod wire;

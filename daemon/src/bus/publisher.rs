@@ -3,18 +3,21 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use loopd_dbus::names::{ATTACHMENT, VOLUME, attachment_path};
-use loopd_dbus::{AttachmentProperties, VolumeProperties};
+use loopd_dbus::names::{ATTACHMENT, PARTITION, VOLUME, attachment_path, partition_path};
+use loopd_dbus::{AttachmentProperties, PartitionProperties, VolumeProperties};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tracing::error;
 use zbus::fdo::Properties;
 use zbus::names::InterfaceName;
 use zbus::object_server::SignalEmitter;
+use zbus::wire::ObjectPath;
 use zbus::{Connection, Variant};
 
 use super::attachment::Attachment;
+use super::partition::Partition;
 use super::volume::Volume;
 use super::{Room, wire};
 use crate::engine::{Event, Snapshot};
@@ -31,6 +34,13 @@ pub struct Publisher {
 struct Published {
     attachment: Arc<RwLock<AttachmentProperties>>,
     volume: Arc<RwLock<VolumeProperties>>,
+    partitions: HashMap<u32, PublishedPartition>,
+}
+
+/// What the object of one partition shows.
+struct PublishedPartition {
+    partition: Arc<RwLock<PartitionProperties>>,
+    volume: Arc<RwLock<VolumeProperties>>,
 }
 
 impl Publisher {
@@ -44,8 +54,7 @@ impl Publisher {
     pub async fn run(mut self, mut events: UnboundedReceiver<Event>) {
         while let Some(event) = events.recv().await {
             let told = match event {
-                Event::Added(snapshot) => self.add(&snapshot).await,
-                Event::Changed(snapshot) => self.change(&snapshot).await,
+                Event::Added(snapshot) | Event::Changed(snapshot) => self.show(&snapshot).await,
                 Event::Removed(id) => self.remove(id).await,
                 Event::Checkpoint(done) => {
                     let _nobody_waits = done.send(());
@@ -58,51 +67,113 @@ impl Publisher {
         }
     }
 
-    async fn add(&mut self, snapshot: &Snapshot) -> zbus::Result<()> {
-        if self.objects.contains_key(&snapshot.id) {
-            return self.change(snapshot).await;
-        }
-        let attachment = Arc::new(RwLock::new(wire::attachment(snapshot)));
-        let volume = Arc::new(RwLock::new(wire::volume(snapshot)));
-        let published = Published { attachment: Arc::clone(&attachment), volume: Arc::clone(&volume) };
-        self.objects.insert(snapshot.id, published);
-        let path = attachment_path(snapshot.id.0);
-        let server = self.connection.object_server();
-        server.at(&path, Volume::new(volume)).await?;
-        server.at(&path, Attachment::new(self.room.clone(), snapshot.id, attachment)).await?;
-        Ok(())
+    /// Makes the objects of an attachment show what it is now.
+    async fn show(&mut self, snapshot: &Snapshot) -> zbus::Result<()> {
+        let mut object = match self.objects.remove(&snapshot.id) {
+            Some(object) => {
+                self.change(snapshot, &object).await?;
+                object
+            }
+            None => self.add(snapshot).await?,
+        };
+        let shown = self.show_partitions(snapshot, &mut object.partitions).await;
+        self.objects.insert(snapshot.id, object);
+        shown
     }
 
-    async fn change(&mut self, snapshot: &Snapshot) -> zbus::Result<()> {
-        let Some(object) = self.objects.get(&snapshot.id) else { return Ok(()) };
+    async fn add(&self, snapshot: &Snapshot) -> zbus::Result<Published> {
+        let attachment = Arc::new(RwLock::new(wire::attachment(snapshot)));
+        let volume = Arc::new(RwLock::new(wire::volume(snapshot)));
+        let path = attachment_path(snapshot.id.0);
+        let server = self.connection.object_server();
+        server.at(&path, Volume::new(Arc::clone(&volume))).await?;
+        let object = Attachment::new(self.room.clone(), snapshot.id, Arc::clone(&attachment));
+        server.at(&path, object).await?;
+        Ok(Published { attachment, volume, partitions: HashMap::new() })
+    }
+
+    async fn change(&self, snapshot: &Snapshot, object: &Published) -> zbus::Result<()> {
+        let path = attachment_path(snapshot.id.0);
         let (attachment, volume) = (wire::attachment(snapshot), wire::volume(snapshot));
         let of_attachment = attachment.changes_since(&replace(&object.attachment, attachment.clone()));
         let of_volume = volume.changes_since(&replace(&object.volume, volume.clone()));
-        self.emit(snapshot.id, ATTACHMENT, of_attachment).await?;
-        self.emit(snapshot.id, VOLUME, of_volume).await
+        self.emit(&path, ATTACHMENT, of_attachment).await?;
+        self.emit(&path, VOLUME, of_volume).await
+    }
+
+    async fn show_partitions(
+        &self,
+        snapshot: &Snapshot,
+        objects: &mut HashMap<u32, PublishedPartition>,
+    ) -> zbus::Result<()> {
+        let is_there = |number: u32| {
+            snapshot.partitions.iter().any(|partition| partition.partition.node.number == number)
+        };
+        let gone: Vec<u32> = objects.keys().copied().filter(|number| !is_there(*number)).collect();
+        for number in gone {
+            objects.remove(&number);
+            self.remove_partition(snapshot.id, number).await?;
+        }
+        for partition in &snapshot.partitions {
+            let path = partition_path(snapshot.id.0, partition.partition.node.number);
+            let (now, volume) =
+                (wire::partition(snapshot, partition), wire::partition_volume(snapshot, partition));
+            match objects.entry(partition.partition.node.number) {
+                Entry::Occupied(known) => {
+                    let changes = now.changes_since(&replace(&known.get().partition, now.clone()));
+                    self.emit(&path, PARTITION, changes).await?;
+                    let changes = volume.changes_since(&replace(&known.get().volume, volume.clone()));
+                    self.emit(&path, VOLUME, changes).await?;
+                }
+                Entry::Vacant(free) => drop(free.insert(self.add_partition(&path, now, volume).await?)),
+            }
+        }
+        Ok(())
+    }
+
+    async fn add_partition(
+        &self,
+        path: &ObjectPath<'_>,
+        partition: PartitionProperties,
+        volume: VolumeProperties,
+    ) -> zbus::Result<PublishedPartition> {
+        let (partition, volume) = (Arc::new(RwLock::new(partition)), Arc::new(RwLock::new(volume)));
+        let server = self.connection.object_server();
+        server.at(path, Volume::new(Arc::clone(&volume))).await?;
+        server.at(path, Partition::new(Arc::clone(&partition))).await?;
+        Ok(PublishedPartition { partition, volume })
     }
 
     async fn emit(
         &self,
-        id: DiskSequence,
+        path: &ObjectPath<'_>,
         interface: &'static str,
         changes: HashMap<&'static str, Variant<'static>>,
     ) -> zbus::Result<()> {
         if changes.is_empty() {
             return Ok(());
         }
-        let emitter = SignalEmitter::new(&self.connection, attachment_path(id.0))?;
+        let emitter = SignalEmitter::new(&self.connection, path)?;
         let interface = InterfaceName::from_static_str_unchecked(interface);
         Properties::properties_changed(&emitter, interface, changes, Cow::Borrowed(&[])).await
     }
 
     async fn remove(&mut self, id: DiskSequence) -> zbus::Result<()> {
-        if self.objects.remove(&id).is_none() {
-            return Ok(());
+        let Some(object) = self.objects.remove(&id) else { return Ok(()) };
+        for number in object.partitions.into_keys() {
+            self.remove_partition(id, number).await?;
         }
         let path = attachment_path(id.0);
         let server = self.connection.object_server();
         server.remove::<Attachment, _>(&path).await?;
+        server.remove::<Volume, _>(&path).await?;
+        Ok(())
+    }
+
+    async fn remove_partition(&self, id: DiskSequence, number: u32) -> zbus::Result<()> {
+        let path = partition_path(id.0, number);
+        let server = self.connection.object_server();
+        server.remove::<Partition, _>(&path).await?;
         server.remove::<Volume, _>(&path).await?;
         Ok(())
     }

@@ -1,11 +1,14 @@
 //! The engine's words as the contract's.
 
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
+use loopd_dbus::names::attachment_path;
 use loopd_dbus::properties::{NO_OWNER, to_bus_path};
-use loopd_dbus::{AttachmentProperties, VolumeProperties};
+use loopd_dbus::{AttachmentProperties, PartitionProperties, VolumeProperties};
 
-use crate::engine::Snapshot;
+use crate::engine::{PartitionSnapshot, Snapshot};
+use crate::kernel::{FileSystem, Partition};
 
 /// The properties of `org.loopd1.Attachment`.
 pub fn attachment(snapshot: &Snapshot) -> AttachmentProperties {
@@ -38,19 +41,40 @@ pub fn attachment(snapshot: &Snapshot) -> AttachmentProperties {
 
 /// The properties of the `org.loopd1.Volume` of the whole device.
 pub fn volume(snapshot: &Snapshot) -> VolumeProperties {
-    let found = &snapshot.file_system;
+    volume_of(snapshot.device.node(), snapshot.device.size, &snapshot.file_system, &snapshot.mount_points)
+}
+
+/// The properties of the `org.loopd1.Partition` of a partition.
+pub fn partition(snapshot: &Snapshot, partition: &PartitionSnapshot) -> PartitionProperties {
+    let Partition { node, entry } = &partition.partition;
+    PartitionProperties {
+        number: node.number,
+        offset: node.start,
+        size: node.size,
+        table: entry.table.clone(),
+        kind: entry.kind.clone(),
+        uuid: entry.uuid.clone(),
+        label: entry.label.clone(),
+        attachment: attachment_path(snapshot.id.0).into(),
+    }
+}
+
+/// The properties of the `org.loopd1.Volume` of a partition.
+pub fn partition_volume(snapshot: &Snapshot, partition: &PartitionSnapshot) -> VolumeProperties {
+    let node = &partition.partition.node;
+    let device = snapshot.device.partition_node(node.number);
+    volume_of(device, node.size, &partition.file_system, &partition.mount_points)
+}
+
+fn volume_of(device: String, size: u64, found: &FileSystem, mount_points: &[PathBuf]) -> VolumeProperties {
     VolumeProperties {
-        device: snapshot.device.node(),
-        size: snapshot.device.size,
+        device,
+        size,
         usage: found.usage.clone(),
         filesystem_type: found.kind.clone(),
         filesystem_version: found.version.clone(),
         filesystem_label: found.label.clone(),
         filesystem_uuid: found.uuid.clone(),
-        mount_points: snapshot
-            .mount_points
-            .iter()
-            .map(|path| to_bus_path(path.as_os_str().as_bytes()))
-            .collect(),
+        mount_points: mount_points.iter().map(|path| to_bus_path(path.as_os_str().as_bytes())).collect(),
     }
 }

@@ -1,5 +1,6 @@
 //! From an order to an attachment. Whatever fails on the way undoes the steps before it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -9,7 +10,7 @@ use tracing::info;
 
 use super::attachment::{Record, Stage};
 use super::{AttachRequest, ClientId, Engine, Event, Ownership, Snapshot};
-use crate::kernel::{Attached, DiskSequence, Kernel};
+use crate::kernel::{Attached, DiskSequence, Kernel, Occasion};
 use crate::text::printable;
 
 /// Whoever asked, as far as the engine has to know.
@@ -46,12 +47,14 @@ impl<K: Kernel> Engine<K> {
     ) -> Result<Snapshot, Error> {
         let slot = self.attachments_of_a_uid.enter(caller.uid())?;
         if caller.vanished() {
-            return Err(vanished(caller));
+            return Err(abandoned());
         }
         let request = order.request;
         let attached = self.kernel.attach(order.file, &request).await?;
+        let partitioning = attached.partitioning.clone();
         let id = self.record(attached, &request, caller, slot);
-        match self.settle(id, &request, caller).await {
+        self.take_partitions(id, &partitioning);
+        match self.settle(id, &request, partitioning.missing, caller).await {
             Ok(()) => self.publish(id).await,
             Err(error) => {
                 self.discard(id).await;
@@ -68,21 +71,23 @@ impl<K: Kernel> Engine<K> {
         caller: &impl Caller,
         slot: super::Slot,
     ) -> DiskSequence {
-        let Attached { device, hold, claim, node_made } = attached;
+        let Attached { device, hold, claim, node_made, partitioning } = attached;
         let client = (request.lifetime != Lifetime::Persistent).then(|| caller.client().clone());
         let ownership =
             Ownership { uid: caller.uid(), client, lifetime: request.lifetime, since: microseconds_now() };
         self.displace(device.number);
         let mut state = self.state();
-        let seen =
-            state.processed.get(&device.number).filter(|(sequence, _)| *sequence == device.disk_sequence);
+        let seen = state.seen(device.number, None, device.disk_sequence);
         let (processed, file_system) =
-            (seen.is_some(), seen.map(|(_, found)| found.clone()).unwrap_or_default());
+            (seen.is_some(), seen.map(|found| found.file_system.clone()).unwrap_or_default());
         let id = state.insert(Record {
             device,
             ownership: Some(ownership),
             state: State::Attached,
             file_system,
+            partitions: BTreeMap::new(),
+            partitioned: !partitioning.missing,
+            partitioning: Arc::default(),
             hold,
             // Who vanishes from now on is found by `client_vanished`.
             stage: Stage::Pending { client: caller.client().clone(), abandoned: caller.vanished() },
@@ -101,6 +106,7 @@ impl<K: Kernel> Engine<K> {
         self: &Arc<Self>,
         id: DiskSequence,
         request: &AttachRequest,
+        partitions_missing: bool,
         caller: &impl Caller,
     ) -> Result<(), Error> {
         // Events of a claimed number were passed over: one of them may have been its end.
@@ -108,16 +114,31 @@ impl<K: Kernel> Engine<K> {
             return Err(detached_meanwhile(id));
         }
         if !caller.still_there().await {
-            return Err(vanished(caller));
+            return Err(abandoned());
         }
-        if request.wait && self.kernel.udev_runs() {
-            self.await_udev(id, caller).await?;
+        let waits = request.wait && self.kernel.udev_runs();
+        let deadline = Instant::now() + self.settings.wait_for_udev;
+        if partitions_missing {
+            if waits {
+                // udev answers our close of the device with BLKRRPART, which would drop the
+                // partitions that we add: that is over once it has processed the device.
+                self.await_udev(id, deadline, |record| record.processed).await?;
+            }
+            self.look_at_partitions(id, Occasion::Changed).await?;
+        }
+        if waits {
+            self.await_udev(id, deadline, Record::is_processed).await?;
         }
         Ok(())
     }
 
-    async fn await_udev(&self, id: DiskSequence, caller: &impl Caller) -> Result<(), Error> {
-        let deadline = Instant::now() + self.settings.wait_for_udev;
+    /// Waits until udev has done what `done` asks for.
+    pub(super) async fn await_udev(
+        &self,
+        id: DiskSequence,
+        deadline: Instant,
+        done: impl Fn(&Record<K>) -> bool,
+    ) -> Result<(), Error> {
         loop {
             let Some(changed) = self.state().records.get(&id).map(|record| Arc::clone(&record.changed))
             else {
@@ -128,8 +149,8 @@ impl<K: Kernel> Engine<K> {
             woken.as_mut().enable();
             match self.state().records.get(&id) {
                 None => return Err(detached_meanwhile(id)),
-                Some(record) if record.is_abandoned() => return Err(vanished(caller)),
-                Some(record) if record.processed => return Ok(()),
+                Some(record) if record.is_abandoned() => return Err(abandoned()),
+                Some(record) if done(record) => return Ok(()),
                 Some(_) => {}
             }
             if tokio::time::timeout_at(deadline, woken).await.is_err() {
@@ -140,15 +161,15 @@ impl<K: Kernel> Engine<K> {
 
     fn udev_is_late(&self, id: DiskSequence) -> Error {
         let state = self.state();
-        let node = state.records.get(&id).map(|record| record.device.node()).unwrap_or_default();
+        let record = state.records.get(&id);
+        let node = record.map(|record| record.device.node()).unwrap_or_default();
         let waited = self.settings.wait_for_udev.as_secs_f32();
-        Error::new(
-            ErrorKind::Timeout,
-            format!(
-                "udev did not process {node} within {waited} s, so it was detached again; \
-                 look at systemd-udevd, or attach with wait=false (loopctl attach --no-wait)"
-            ),
-        )
+        let remedy = if record.is_some_and(Record::is_published) {
+            "look at systemd-udevd"
+        } else {
+            "so it was detached again; look at systemd-udevd, or attach with wait=false (loopctl attach --no-wait)"
+        };
+        Error::new(ErrorKind::Timeout, format!("udev did not process {node} within {waited} s; {remedy}"))
     }
 
     /// Shows the attachment to the world, unless it ended meanwhile.
@@ -195,13 +216,10 @@ impl<K: Kernel> Engine<K> {
     }
 }
 
-fn vanished(caller: &impl Caller) -> Error {
+fn abandoned() -> Error {
     Error::new(
         ErrorKind::AccessDenied,
-        format!(
-            "the client {} vanished before its device was ready, so it was detached again",
-            caller.client()
-        ),
+        "the client vanished before its device was ready, so it was detached again",
     )
 }
 

@@ -1,5 +1,6 @@
 //! One attachment: its device, whom it belongs to, and where it stands.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use tokio::sync::Notify;
 
 use super::ledger::Slot;
 use crate::kernel::mount_table::MountTable;
-use crate::kernel::{Device, DiskSequence, FileSystem, Kernel};
+use crate::kernel::{Device, DiskSequence, FileSystem, Found, Kernel, Partition};
 
 /// A client: the unique name of its bus connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -33,6 +34,17 @@ pub struct Ownership {
     pub since: u64,
 }
 
+/// What the world may know of a partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartitionSnapshot {
+    /// Its node, and its entry in the table.
+    pub partition: Partition,
+    /// What udev found on it.
+    pub file_system: FileSystem,
+    /// Where it is mounted.
+    pub mount_points: Vec<PathBuf>,
+}
+
 /// What the world may know of an attachment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
@@ -48,6 +60,44 @@ pub struct Snapshot {
     pub file_system: FileSystem,
     /// Where the whole device is mounted.
     pub mount_points: Vec<PathBuf>,
+    /// Its partitions, by number.
+    pub partitions: Vec<PartitionSnapshot>,
+}
+
+/// A partition as the engine keeps it.
+pub(super) struct PartitionRecord {
+    pub partition: Partition,
+    pub file_system: FileSystem,
+    /// Whether udev has processed it.
+    pub processed: bool,
+}
+
+impl PartitionRecord {
+    /// A partition that was not there before, and what udev has said of it meanwhile.
+    pub fn new(partition: &Partition, found: Option<Found>) -> Self {
+        let mut record =
+            Self { partition: partition.clone(), file_system: FileSystem::default(), processed: false };
+        if let Some(found) = found {
+            record.take(&found);
+        }
+        record
+    }
+
+    /// Takes what the table says now.
+    pub fn read_again(&mut self, partition: &Partition) {
+        if !partition.entry.table.is_empty() {
+            self.partition.entry = partition.entry.clone();
+        }
+    }
+
+    /// Takes what udev found; what it does not tell stays as it was read from the table.
+    pub fn take(&mut self, found: &Found) {
+        self.processed = true;
+        self.file_system = found.file_system.clone();
+        if !found.entry.table.is_empty() {
+            self.partition.entry = found.entry.clone();
+        }
+    }
 }
 
 /// Whether the world was told of an attachment.
@@ -70,6 +120,12 @@ pub(super) struct Record<K: Kernel> {
     pub ownership: Option<Ownership>,
     pub state: State,
     pub file_system: FileSystem,
+    /// By number.
+    pub partitions: BTreeMap<u32, PartitionRecord>,
+    /// Whether they were looked at, and made where that is for us to do.
+    pub partitioned: bool,
+    /// Partitions are looked at by one task at a time.
+    pub partitioning: Arc<tokio::sync::Mutex<()>>,
     /// Keeps an autoclear device alive.
     pub hold: Option<K::Hold>,
     /// Whether the world was told of it.
@@ -93,6 +149,9 @@ impl<K: Kernel> Record<K> {
             ownership: None,
             state: State::Attached,
             file_system,
+            partitions: BTreeMap::new(),
+            partitioned: false,
+            partitioning: Arc::default(),
             hold: None,
             stage: Stage::Published,
             processed: true,
@@ -111,7 +170,27 @@ impl<K: Kernel> Record<K> {
             state: self.state,
             file_system: self.file_system.clone(),
             mount_points: mounts.of(self.device.device_number, &self.device.node()).to_vec(),
+            partitions: self.partitions.values().map(|partition| self.show(partition, mounts)).collect(),
         }
+    }
+
+    fn show(&self, record: &PartitionRecord, mounts: &MountTable) -> PartitionSnapshot {
+        let node = &record.partition.node;
+        PartitionSnapshot {
+            partition: record.partition.clone(),
+            file_system: record.file_system.clone(),
+            mount_points: mounts.of(node.device_number, &self.device.partition_node(node.number)).to_vec(),
+        }
+    }
+
+    /// Whether udev has processed the device and each partition.
+    pub fn is_processed(&self) -> bool {
+        self.processed && self.partitions.values().all(|partition| partition.processed)
+    }
+
+    /// Whether nobody is taking it down.
+    pub fn is_attached(&self) -> bool {
+        self.state == State::Attached
     }
 
     /// Whether the world was told of it.

@@ -40,10 +40,18 @@ impl<K: Kernel> Engine<K> {
                 Ok(())
             }
             Attempt::InUse => {
-                let users = self.kernel.users(attachment.device.number).await.unwrap_or_default();
+                let mut users = self.kernel.users(attachment.device.number).await.unwrap_or_default();
+                users.holders.extend(self.stacked_on(&attachment.device.node()));
                 Err(busy(&attachment, &users))
             }
         }
+    }
+
+    /// Loop devices that have this one as their backing file.
+    fn stacked_on(&self, node: &str) -> Vec<String> {
+        let state = self.state();
+        let stacked = state.records.values().filter(|record| record.device.backing_file == node.as_bytes());
+        stacked.map(|record| record.device.node()).collect()
     }
 
     /// Ends what ends with this client, in whatever stage it is.

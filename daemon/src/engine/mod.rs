@@ -15,18 +15,19 @@ mod attachment;
 mod detach;
 mod ledger;
 mod observe;
+mod partition;
 mod request;
 #[cfg(test)]
 mod simulation;
 
 pub use attach::{Caller, Order};
-pub use attachment::{ClientId, Ownership, Snapshot};
+pub use attachment::{ClientId, Ownership, PartitionSnapshot, Snapshot};
 pub use ledger::{Ledger, Slot};
 pub use observe::Uevent;
 pub use request::AttachRequest;
 
 use crate::kernel::mount_table::MountTable;
-use crate::kernel::{DiskSequence, FileSystem, Kernel, node};
+use crate::kernel::{DiskSequence, Found, Kernel, node};
 use attachment::Record;
 
 /// Times and bounds.
@@ -84,8 +85,9 @@ struct Attachments<K: Kernel> {
     records: HashMap<DiskSequence, Record<K>>,
     /// The attachment that a number stands for now.
     by_number: HashMap<u32, DiskSequence>,
-    /// What udev last processed of each number: its event may come before the record is made.
-    processed: HashMap<u32, (DiskSequence, FileSystem)>,
+    /// What udev last processed of each device and partition: its event may come before the record
+    /// is made.
+    processed: HashMap<(u32, Option<u32>), (DiskSequence, Found)>,
     mounts: MountTable,
 }
 
@@ -184,6 +186,12 @@ impl<K: Kernel> Attachments<K> {
         self.by_number.insert(record.device.number, id);
         self.records.insert(id, record);
         id
+    }
+
+    /// What udev said of a device or partition of this attach.
+    fn seen(&self, number: u32, partition: Option<u32>, sequence: DiskSequence) -> Option<&Found> {
+        let seen = self.processed.get(&(number, partition));
+        seen.filter(|(seen, _)| *seen == sequence).map(|(_, found)| found)
     }
 
     fn remove(&mut self, id: DiskSequence) -> Option<Record<K>> {

@@ -9,17 +9,21 @@ use super::attach::audit;
 use super::attachment::Record;
 use super::{Engine, Event};
 use crate::kernel::mount_table::MountTable;
-use crate::kernel::{Device, DiskSequence, FileSystem, Kernel};
+use crate::kernel::{Device, DiskSequence, Found, Kernel, Occasion};
 
 /// Something happened to a loop device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Uevent {
     /// N of `/dev/loopN`.
     pub number: u32,
+    /// N of `/dev/loop0pN`, where it is about a partition.
+    pub partition: Option<u32>,
+    /// Whether the device or partition is gone.
+    pub removed: bool,
     /// The disk sequence that the event names.
     pub disk_sequence: Option<DiskSequence>,
     /// What udev found, where the event comes from udev; `None` where the kernel itself tells.
-    pub processed: Option<FileSystem>,
+    pub processed: Option<Found>,
     /// Whether the size changed.
     pub resized: bool,
 }
@@ -27,12 +31,13 @@ pub struct Uevent {
 impl<K: Kernel> Engine<K> {
     /// Takes notice of an event.
     pub fn observe(self: &Arc<Self>, event: Uevent) {
-        if let (Some(sequence), Some(found)) = (event.disk_sequence, &event.processed) {
-            self.state().processed.insert(event.number, (sequence, found.clone()));
-        }
+        self.remember(&event);
         let glance = self.kernel.glance(event.number);
         match self.current(event.number, glance.bound) {
-            Some(id) => self.note_processed(id, event),
+            Some(id) => {
+                self.note_processed(id, &event);
+                self.follow_partitions(id, &event);
+            }
             None if glance.bound.is_some() && !glance.claimed => self.spawn_refresh(event.number),
             None => {}
         }
@@ -58,24 +63,40 @@ impl<K: Kernel> Engine<K> {
         self.current(number, None);
     }
 
-    fn note_processed(self: &Arc<Self>, id: DiskSequence, event: Uevent) {
-        let resized = event.resized;
-        let number = event.number;
-        self.update(id, |record| {
-            if let Some(found) = event.processed
-                && event.disk_sequence == Some(record.device.disk_sequence)
-            {
-                record.processed = true;
-                record.file_system = found;
-            }
-        });
-        if resized {
-            self.spawn_refresh(number);
+    fn remember(&self, event: &Uevent) {
+        let device = (event.number, event.partition);
+        if event.removed {
+            self.state().processed.remove(&device);
+        } else if let (Some(sequence), Some(found)) = (event.disk_sequence, &event.processed) {
+            self.state().processed.insert(device, (sequence, found.clone()));
         }
     }
 
+    fn note_processed(self: &Arc<Self>, id: DiskSequence, event: &Uevent) {
+        if event.resized {
+            self.spawn_refresh(event.number);
+        }
+        let Some(found) = event.processed.as_ref().filter(|_| !event.removed) else { return };
+        self.update(id, |record| {
+            if event.disk_sequence != Some(record.device.disk_sequence) {
+                return;
+            }
+            match event.partition {
+                None => {
+                    record.processed = true;
+                    record.file_system = found.file_system.clone();
+                }
+                Some(number) => {
+                    if let Some(partition) = record.partitions.get_mut(&number) {
+                        partition.take(found);
+                    }
+                }
+            }
+        });
+    }
+
     /// Changes a record, wakes who waits for it, and tells the world where it looks different.
-    fn update(&self, id: DiskSequence, change: impl FnOnce(&mut Record<K>)) {
+    pub(super) fn update(&self, id: DiskSequence, change: impl FnOnce(&mut Record<K>)) {
         let mut guard = self.state();
         let state = &mut *guard;
         let Some(record) = state.records.get_mut(&id) else { return };
@@ -101,7 +122,7 @@ impl<K: Kernel> Engine<K> {
         };
         let glance = self.kernel.glance(number);
         let known = self.current(number, glance.bound);
-        let Some((device, found)) = status else { return };
+        let Some(device) = status else { return };
         if Some(device.disk_sequence) != glance.bound {
             // Between two states: an event follows.
             return debug!(number, "changed while it was looked at");
@@ -109,20 +130,24 @@ impl<K: Kernel> Engine<K> {
         match known {
             Some(id) => self.update(id, |record| record.device = device),
             None if glance.claimed => {}
-            None => self.add_foreign(device, found.unwrap_or_default()),
+            None => self.add_foreign(device).await,
         }
     }
 
-    fn add_foreign(&self, device: Device, file_system: FileSystem) {
-        let mut state = self.state();
-        let seen =
-            state.processed.get(&device.number).filter(|(sequence, _)| *sequence == device.disk_sequence);
-        let file_system = seen.map_or(file_system, |(_, found)| found.clone());
-        let id = state.insert(Record::foreign(device, file_system));
-        if let Some(record) = state.records.get(&id) {
-            let snapshot = record.snapshot(id, &state.mounts);
-            self.tell(Event::Added(Box::new(snapshot)));
-        }
+    async fn add_foreign(self: &Arc<Self>, device: Device) {
+        let number = device.number;
+        let id = {
+            let mut state = self.state();
+            let seen = state.seen(number, None, device.disk_sequence).cloned();
+            let found = seen.or_else(|| self.kernel.stored(number, None)).unwrap_or_default();
+            let id = state.insert(Record::foreign(device, found.file_system));
+            if let Some(record) = state.records.get(&id) {
+                let snapshot = record.snapshot(id, &state.mounts);
+                self.tell(Event::Added(Box::new(snapshot)));
+            }
+            id
+        };
+        let _gone_meanwhile = self.look_at_partitions(id, Occasion::Foreign).await;
     }
 
     /// The kernel has taken it down.
@@ -145,7 +170,7 @@ impl<K: Kernel> Engine<K> {
         let before = std::mem::replace(&mut state.mounts, mounts);
         for (id, record) in state.records.iter().filter(|(_, record)| record.is_published()) {
             let after = record.snapshot(*id, &state.mounts);
-            if after.mount_points != before.of(record.device.device_number, &record.device.node()) {
+            if after != record.snapshot(*id, &before) {
                 self.tell(Event::Changed(Box::new(after)));
             }
         }
@@ -160,26 +185,33 @@ impl<K: Kernel> Engine<K> {
         numbers.dedup();
         for number in numbers {
             self.refresh(number).await;
+            self.recover_partitions(number).await;
             self.recover_processed(number).await;
         }
     }
 
     /// A lost event may be the one that someone waits for: udev, now idle, has it in its database.
-    async fn recover_processed(&self, number: u32) {
+    async fn recover_processed(self: &Arc<Self>, number: u32) {
         let waiting = {
             let state = self.state();
             let id = state.by_number.get(&number).copied();
-            id.filter(|id| state.records.get(id).is_some_and(|record| !record.processed))
+            id.filter(|id| state.records.get(id).is_some_and(|record| !record.is_processed()))
         };
         let Some(id) = waiting else { return };
-        if let Ok(Some((device, Some(found)))) = self.kernel.status(number).await
-            && self.is_current(id, Some(device.disk_sequence))
-        {
-            info!(number, "events of udev were lost; its database was read instead");
-            self.update(id, |record| {
-                record.processed = true;
-                record.file_system = found;
-            });
+        if !self.is_current(id, self.kernel.glance(number).bound) {
+            return;
         }
+        info!(number, "events of udev were lost; its database is read instead");
+        self.update(id, |record| {
+            if let Some(found) = self.kernel.stored(number, None) {
+                record.processed = true;
+                record.file_system = found.file_system;
+            }
+            for (partition, record) in &mut record.partitions {
+                if let Some(found) = self.kernel.stored(number, Some(*partition)) {
+                    record.take(&found);
+                }
+            }
+        });
     }
 }

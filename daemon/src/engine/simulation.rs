@@ -432,6 +432,27 @@ async fn a_node_made_for_an_attach_is_removed_with_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_waiting_attach_has_all_its_partitions_and_they_stay() {
+    let house = House::with_udev();
+    house.machine.set_partitions(3);
+    let client = Client::new(":1.1", 7);
+    let attached = house.attach(&client, Lifetime::Client).await.unwrap();
+    let kinds: Vec<_> =
+        attached.partitions.iter().map(|partition| partition.file_system.kind.as_str()).collect();
+    assert_eq!(kinds, vec![format!("fs{}", attached.id); 3], "udev has processed each of them");
+    // BLKRRPART by udev or anyone else.
+    house.machine.drop_partitions(attached.device.number);
+    house.settle().await;
+    assert_eq!(house.engine.find(attached.id).unwrap().partitions, attached.partitions);
+    house.agree();
+
+    let options = AttachOptions { partition_scan: false, ..AttachOptions::default() };
+    assert!(house.attach_with(&client, options).await.unwrap().partitions.is_empty());
+    client.vanish(&house.engine);
+    house.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_uid_cannot_take_everything() {
     let house = House::with_udev();
     let greedy = Client::new(":1.1", 7);
@@ -488,6 +509,7 @@ async fn storm(seed: u64) {
         match random.u8(..14) {
             0..=4 => {
                 let lifetime = if random.bool() { Lifetime::Client } else { Lifetime::Persistent };
+                house.machine.set_partitions(random.u32(..3));
                 let options = AttachOptions { lifetime, wait: random.bool(), ..AttachOptions::default() };
                 tasks.spawn(async move { drop(house.attach_with(&client, options).await) });
             }
@@ -503,6 +525,7 @@ async fn storm(seed: u64) {
             9 => house.machine.close_elsewhere(number),
             10 => house.machine.mount(number),
             11 => house.machine.unmount(number),
+            13 if random.bool() => house.machine.drop_partitions(number),
             12 => {
                 clients.retain(|other| other.id != client.id);
                 client.vanish(&house.engine);

@@ -41,7 +41,35 @@ mod raw {
     nix::ioctl_read!(
         /// `BLKGETDISKSEQ`, Linux 5.15.
         blkgetdiskseq, 0x12, 128, u64);
+    nix::ioctl_none!(
+        /// Lets the kernel read the partition table again.
+        blkrrpart, 0x12, 95);
+    nix::ioctl_write_ptr_bad!(
+        /// Adds or deletes a partition.
+        blkpg, nix::request_code_none!(0x12, 105), super::BlkpgArgument);
 }
+
+/// `struct blkpg_ioctl_arg` of `linux/blkpg.h`.
+#[repr(C)]
+pub struct BlkpgArgument {
+    op: c_int,
+    flags: c_int,
+    datalen: c_int,
+    data: *mut BlkpgPartition,
+}
+
+/// `struct blkpg_partition` of `linux/blkpg.h`: start and length in bytes.
+#[repr(C)]
+struct BlkpgPartition {
+    start: i64,
+    length: i64,
+    pno: c_int,
+    devname: [u8; 64],
+    volname: [u8; 64],
+}
+
+const BLKPG_ADD_PARTITION: c_int = 1;
+const BLKPG_DEL_PARTITION: c_int = 2;
 
 fn number_argument(number: u32) -> Result<c_int> {
     c_int::try_from(number).map_err(|_| nix::Error::EINVAL)
@@ -124,4 +152,38 @@ pub fn disk_sequence(device: impl AsFd) -> Result<u64> {
     // SAFETY: the kernel writes one `u64`.
     unsafe { raw::blkgetdiskseq(device.as_fd().as_raw_fd(), &raw mut sequence) }?;
     Ok(sequence)
+}
+
+fn blkpg(device: impl AsFd, op: c_int, number: u32, start: u64, length: u64) -> Result<()> {
+    let bytes = |bytes: u64| i64::try_from(bytes).map_err(|_| nix::Error::EINVAL);
+    let mut partition = BlkpgPartition {
+        start: bytes(start)?,
+        length: bytes(length)?,
+        pno: number_argument(number)?,
+        devname: [0; 64],
+        volname: [0; 64],
+    };
+    let datalen = c_int::try_from(size_of::<BlkpgPartition>()).map_err(|_| nix::Error::EINVAL)?;
+    let argument = BlkpgArgument { op, flags: 0, datalen, data: &raw mut partition };
+    // SAFETY: the kernel reads one `blkpg_ioctl_arg` and the `blkpg_partition` that it points to;
+    // both outlive the call.
+    unsafe { raw::blkpg(device.as_fd().as_raw_fd(), &raw const argument) }.map(drop)
+}
+
+/// `BLKPG_ADD_PARTITION`: start and length in bytes. Needs CAP_SYS_ADMIN. `EBUSY` where it
+/// overlaps another one or the number is taken.
+pub fn add_partition(disk: impl AsFd, number: u32, start: u64, length: u64) -> Result<()> {
+    blkpg(disk, BLKPG_ADD_PARTITION, number, start, length)
+}
+
+/// `BLKPG_DEL_PARTITION`. Needs CAP_SYS_ADMIN. `EBUSY` where it is in use.
+pub fn delete_partition(disk: impl AsFd, number: u32) -> Result<()> {
+    blkpg(disk, BLKPG_DEL_PARTITION, number, 0, 0)
+}
+
+/// `BLKRRPART`: drops the partitions and reads the table again. Needs CAP_SYS_ADMIN; `EINVAL` on a
+/// device without PARTSCAN, `EBUSY` where a partition is in use.
+pub fn reread_partitions(disk: impl AsFd) -> Result<()> {
+    // SAFETY: there is no argument, and the descriptor is borrowed open.
+    unsafe { raw::blkrrpart(disk.as_fd().as_raw_fd()) }.map(drop)
 }

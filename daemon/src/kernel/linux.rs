@@ -7,17 +7,19 @@ use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 
 use linux_raw_sys::loop_device::_bindgen_ty_1 as LoFlags;
 use linux_raw_sys::loop_device::loop_info64;
 use loopd_dbus::{Error, ErrorKind, Lifetime};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use tracing::debug;
 
 use super::backing_file::{self, Examined};
 use super::{
-    Attached, Device, DiskSequence, FileFacts, FileSystem, Glance, Kernel, Users, ioctl, node, sysfs,
+    Attached, Device, DiskSequence, FileFacts, Found, Glance, Kernel, Occasion, PartitionNode, Partitioning,
+    Users, ioctl, node, partitions, sysfs,
 };
 use crate::engine::AttachRequest;
 use crate::text::printable;
@@ -27,13 +29,15 @@ use crate::udev;
 const ATTEMPTS: usize = 64;
 /// Block sizes up to this one are taken by every kernel.
 const SMALLEST_PAGE: u32 = 4096;
+/// The block size where nothing asks for another.
+const SECTOR: u32 = 512;
 
 /// The loop driver.
 pub struct Linux {
     shared: Arc<Shared>,
 }
 
-struct Shared {
+pub struct Shared {
     control: OwnedFd,
     /// Numbers that an attach of this process is working on. Held for the choice of a number only,
     /// never while the kernel looks at a file: that may hang, and must not stop anyone else.
@@ -42,6 +46,8 @@ struct Shared {
     removed: Condvar,
     /// The largest block size that this kernel was not seen to refuse.
     largest_block: AtomicU32,
+    /// Whether the kernel reads partition tables, once that was seen.
+    scans: OnceLock<bool>,
 }
 
 /// What this process is doing to a number.
@@ -68,6 +74,34 @@ impl Shared {
     fn claims(&self) -> std::sync::MutexGuard<'_, HashMap<u32, Work>> {
         self.claims.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Whether the kernel reads partition tables, where that was seen already.
+    pub fn scans_itself(&self) -> Option<bool> {
+        self.scans.get().copied()
+    }
+
+    /// Whether the kernel reads partition tables: so it does where it was `seen` to, else it is
+    /// given a sample.
+    pub fn kernel_scans(self: &Arc<Self>, seen: bool) -> bool {
+        *self.scans.get_or_init(|| {
+            let scans = seen || try_sample(self).unwrap_or(false);
+            let how = if scans { "reads" } else { "does not read" };
+            debug!("this kernel {how} partition tables");
+            scans
+        })
+    }
+}
+
+/// Attaches an image with one partition for a moment and looks whether its node appears.
+fn try_sample(shared: &Arc<Shared>) -> Option<bool> {
+    let request = AttachRequest {
+        read_only: true,
+        wait: false,
+        ..AttachRequest::new(loopd_dbus::AttachOptions::default()).ok()?
+    };
+    let sample = partitions::sample_image().ok()?;
+    let attached = bind(shared, &sample, &request).ok()?;
+    Some(!sysfs::partitions(attached.device.number).is_empty())
 }
 
 impl Linux {
@@ -89,6 +123,7 @@ impl Linux {
                 claims: Mutex::default(),
                 removed: Condvar::new(),
                 largest_block: AtomicU32::new(65536),
+                scans: OnceLock::new(),
             }),
         })
     }
@@ -106,8 +141,9 @@ impl Linux {
 
 /// Refuses kernels without disk sequence numbers.
 fn require_disk_sequences() -> Result<(), Error> {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let release = release.trim_ascii_end();
+    let name =
+        nix::sys::utsname::uname().map_err(|errno| failed("tell the kernel's version", "uname", errno))?;
+    let release = name.release().to_string_lossy();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
     let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     if version < (5, 15) {
@@ -145,12 +181,12 @@ impl Kernel for Linux {
     }
 
     async fn hold(&self, number: u32, disk_sequence: DiskSequence) -> Result<Option<OwnedFd>, Error> {
-        self.blocking(move |_| open_attached(number, disk_sequence, OFlag::O_RDONLY)).await
+        self.blocking(move |_| open_attached(number, disk_sequence)).await
     }
 
     async fn clear(&self, number: u32, disk_sequence: DiskSequence) -> Result<(), Error> {
         self.blocking(move |_| {
-            let Some(device) = open_attached(number, disk_sequence, OFlag::O_RDONLY)? else { return Ok(()) };
+            let Some(device) = open_attached(number, disk_sequence)? else { return Ok(()) };
             match ioctl::clear(&device) {
                 Ok(()) | Err(Errno::ENXIO) => Ok(()),
                 Err(errno) => Err(failed(&format!("detach {}", node(number)), "LOOP_CLR_FD", errno)),
@@ -163,8 +199,12 @@ impl Kernel for Linux {
         self.blocking(move |_| keep(number, disk_sequence)).await
     }
 
-    async fn status(&self, number: u32) -> Result<Option<(Device, Option<FileSystem>)>, Error> {
-        self.blocking(move |_| Ok(status(number)?.map(|device| (device, udev::stored(number))))).await
+    async fn status(&self, number: u32) -> Result<Option<Device>, Error> {
+        self.blocking(move |_| status(number)).await
+    }
+
+    fn stored(&self, number: u32, partition: Option<u32>) -> Option<Found> {
+        udev::stored(number, partition)
     }
 
     async fn users(&self, number: u32) -> Result<Users, Error> {
@@ -183,6 +223,23 @@ impl Kernel for Linux {
                 Ok(())
             })
             .await;
+    }
+
+    async fn partition(
+        &self,
+        number: u32,
+        disk_sequence: DiskSequence,
+        occasion: Occasion,
+    ) -> Result<Partitioning, Error> {
+        self.blocking(move |shared| partitions::settle(shared, number, disk_sequence, occasion)).await
+    }
+
+    fn partition_nodes(&self, number: u32) -> Vec<PartitionNode> {
+        sysfs::partitions(number)
+    }
+
+    fn scans_itself(&self) -> bool {
+        self.shared.scans_itself() == Some(true)
     }
 
     fn bound_numbers(&self) -> Vec<u32> {
@@ -212,7 +269,7 @@ fn descriptor_shortage(error: &std::io::Error) -> Error {
 }
 
 /// Opens the node of a loop device.
-fn open(number: u32, access: OFlag) -> nix::Result<OwnedFd> {
+pub fn open(number: u32, access: OFlag) -> nix::Result<OwnedFd> {
     let file = OpenOptions::new()
         .read(true)
         .write(access == OFlag::O_RDWR)
@@ -223,8 +280,17 @@ fn open(number: u32, access: OFlag) -> nix::Result<OwnedFd> {
     if is_block_device { Ok(file.into()) } else { Err(Errno::ENOTBLK) }
 }
 
+/// Opens the device for reading where it still is the one of this attach.
+pub fn open_attached(number: u32, disk_sequence: DiskSequence) -> Result<Option<OwnedFd>, Error> {
+    open_attached_for(number, disk_sequence, OFlag::O_RDONLY)
+}
+
 /// Opens the device only where it still is the one of this attach; `None` where that is over.
-fn open_attached(number: u32, disk_sequence: DiskSequence, access: OFlag) -> Result<Option<OwnedFd>, Error> {
+fn open_attached_for(
+    number: u32,
+    disk_sequence: DiskSequence,
+    access: OFlag,
+) -> Result<Option<OwnedFd>, Error> {
     let device = match open(number, access) {
         Ok(device) => device,
         Err(Errno::ENXIO | Errno::ENOENT | Errno::ENODEV) => return Ok(None),
@@ -235,8 +301,21 @@ fn open_attached(number: u32, disk_sequence: DiskSequence, access: OFlag) -> Res
 }
 
 fn attach(shared: &Arc<Shared>, file: &OwnedFd, request: &AttachRequest) -> Result<Attached<Linux>, Error> {
+    let mut attached = bind(shared, file, request)?;
+    if request.partition_scan {
+        attached.partitioning = partitions::first_look(shared, file, &attached.device);
+    }
+    Ok(attached)
+}
+
+fn bind(shared: &Arc<Shared>, file: &OwnedFd, request: &AttachRequest) -> Result<Attached<Linux>, Error> {
     let examined = backing_file::examine(file)?;
     backing_file::check_fit(&examined, request)?;
+    let block_size = match request.block_size {
+        0 => choose_block_size(file, &examined, request),
+        wanted => wanted,
+    };
+    let request = &AttachRequest { block_size, ..request.clone() };
     let largest = shared.largest_block.load(Ordering::Relaxed);
     if request.block_size > largest {
         return Err(block_size_refused(&examined, request, largest));
@@ -245,10 +324,20 @@ fn attach(shared: &Arc<Shared>, file: &OwnedFd, request: &AttachRequest) -> Resu
     let mut claims = Vec::new();
     while claims.len() < ATTEMPTS {
         let claim = claim(shared, request.number, &examined)?;
+        if !partitions::sweep(claim.number) && request.number.is_none() {
+            claims.push(claim);
+            continue;
+        }
         match configure(&claim, file, &examined, request) {
             Ok((device, hold)) => {
                 let node_made = claim.node_made;
-                return Ok(Attached { device, hold, claim, node_made });
+                return Ok(Attached {
+                    device,
+                    hold,
+                    partitioning: Partitioning::default(),
+                    claim,
+                    node_made,
+                });
             }
             Err(Errno::EBUSY | Errno::ENXIO | Errno::ENOENT | Errno::ENODEV) if request.number.is_none() => {
                 claims.push(claim);
@@ -271,6 +360,15 @@ fn attach(shared: &Arc<Shared>, file: &OwnedFd, request: &AttachRequest) -> Resu
             printable(&examined.facts.path)
         ),
     ))
+}
+
+/// 512, or what the image's partition table was written for.
+fn choose_block_size(file: &OwnedFd, examined: &Examined, request: &AttachRequest) -> u32 {
+    let shown = examined.size.map(|size| match request.size_limit {
+        0 => size - request.offset,
+        limit => limit.min(size - request.offset),
+    });
+    shown.and_then(|size| partitions::sector_size(file, request.offset, size)).unwrap_or(SECTOR)
 }
 
 /// Chooses a number, or takes the wanted one, under the one lock.
@@ -465,7 +563,7 @@ fn heal(number: u32, file: &OwnedFd) {
 
 /// Takes autoclear back: the device stays although `LOOP_CLR_FD` was called on it.
 fn keep(number: u32, disk_sequence: DiskSequence) -> Result<(), Error> {
-    let Some(device) = open_attached(number, disk_sequence, OFlag::O_RDWR)? else { return Ok(()) };
+    let Some(device) = open_attached_for(number, disk_sequence, OFlag::O_RDWR)? else { return Ok(()) };
     for _ in 0..ATTEMPTS {
         let mut info = match ioctl::status(&device) {
             Ok(info) => info,

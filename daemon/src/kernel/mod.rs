@@ -9,6 +9,7 @@ mod backing_file;
 mod ioctl;
 mod linux;
 pub mod mount_table;
+mod partitions;
 mod readiness;
 #[cfg(test)]
 pub mod simulated;
@@ -92,6 +93,12 @@ impl Device {
     pub fn node(&self) -> String {
         node(self.number)
     }
+
+    /// The node of a partition.
+    #[must_use]
+    pub fn partition_node(&self, partition: u32) -> String {
+        format!("/dev/loop{}p{partition}", self.number)
+    }
 }
 
 /// The device node of a loop device.
@@ -115,6 +122,76 @@ pub struct FileSystem {
     pub uuid: String,
 }
 
+/// What udev found on a device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// The file system.
+    pub file_system: FileSystem,
+    /// The entry of a partition in its table.
+    pub entry: TableEntry,
+    /// Whether the device has a partition table.
+    pub has_table: bool,
+}
+
+/// A partition's node, as sysfs shows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PartitionNode {
+    /// N of `/dev/loop0pN`.
+    pub number: u32,
+    /// Major and minor number of the node.
+    pub device_number: (u32, u32),
+    /// Bytes into the device.
+    pub start: u64,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// What the partition table says of a partition; empty where that is not known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TableEntry {
+    /// `gpt`, `dos`, or what libblkid calls it.
+    pub table: String,
+    /// The type: a GUID, or `0x83`.
+    pub kind: String,
+    /// The partition's UUID.
+    pub uuid: String,
+    /// The partition's name.
+    pub label: String,
+}
+
+/// A partition.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Partition {
+    /// Its node.
+    pub node: PartitionNode,
+    /// Its entry in the table.
+    pub entry: TableEntry,
+}
+
+/// The partitions of a device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Partitioning {
+    /// Those that have nodes, by number.
+    pub partitions: Vec<Partition>,
+    /// Whether there are more, whose nodes are still to be made.
+    pub missing: bool,
+    /// Whether there are more, and making their nodes was not allowed.
+    pub unmade: bool,
+    /// Whether udev was asked to have the table read again: its event for the device follows.
+    pub udev_rereads: bool,
+}
+
+/// Why a device's partitions are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Occasion {
+    /// Nodes may have to be made or deleted.
+    Changed,
+    /// Someone wants the table to be read again.
+    Rescan,
+    /// It is not for us to make its nodes.
+    Foreign,
+}
+
 /// A device just attached.
 pub struct Attached<K: Kernel + ?Sized> {
     /// The device.
@@ -122,6 +199,9 @@ pub struct Attached<K: Kernel + ?Sized> {
     /// Keeps an autoclear device alive: the device goes when this is released. `None` for a
     /// device that lives until it is cleared.
     pub hold: Option<K::Hold>,
+    /// Its partitions, where the request wants them: those that the kernel made, and whether more
+    /// are to be made.
+    pub partitioning: Partitioning,
     /// While it lives, [`Kernel::glance`] says so.
     pub claim: K::Claim,
     /// Whether the device node was made for this attach.
@@ -204,16 +284,31 @@ pub trait Kernel: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// The device with all that is known of it; `None` where nothing is attached.
-    fn status(
-        &self,
-        number: u32,
-    ) -> impl Future<Output = Result<Option<(Device, Option<FileSystem>)>, Error>> + Send;
+    fn status(&self, number: u32) -> impl Future<Output = Result<Option<Device>, Error>> + Send;
+
+    /// What udev's database has of a device or of a partition; `None` where udev has not seen it.
+    fn stored(&self, number: u32, partition: Option<u32>) -> Option<Found>;
 
     /// Who uses the device.
     fn users(&self, number: u32) -> impl Future<Output = Result<Users, Error>> + Send;
 
     /// Removes a device node that was made for an attach; quietly keeps one that is in use.
     fn remove(&self, number: u32) -> impl Future<Output = ()> + Send;
+
+    /// Makes the partitions' nodes what the table says, where the kernel does not do so itself, and
+    /// tells which there are; none where this attach is over.
+    fn partition(
+        &self,
+        number: u32,
+        disk_sequence: DiskSequence,
+        occasion: Occasion,
+    ) -> impl Future<Output = Result<Partitioning, Error>> + Send;
+
+    /// The partitions' nodes: reads sysfs and never blocks.
+    fn partition_nodes(&self, number: u32) -> Vec<PartitionNode>;
+
+    /// Whether the kernel is known to read partition tables.
+    fn scans_itself(&self) -> bool;
 
     /// The numbers of all loop devices that have something attached.
     fn bound_numbers(&self) -> Vec<u32>;

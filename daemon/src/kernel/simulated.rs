@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use loopd_dbus::{Error, ErrorKind, Lifetime};
 
-use super::{Attached, Device, DiskSequence, FileFacts, FileKind, FileSystem, Glance, Kernel, Users};
+use super::{
+    Attached, Device, DiskSequence, FileFacts, FileKind, FileSystem, Found, Glance, Kernel, Occasion,
+    Partition, PartitionNode, Partitioning, TableEntry, Users,
+};
 use crate::engine::{AttachRequest, Uevent};
 
 /// The simulated machine; clones are the same machine.
@@ -34,7 +37,9 @@ struct Machine {
     bound: BTreeMap<u32, Bound>,
     claimed: Vec<u32>,
     last_sequence: u64,
-    uevents: Vec<(u32, DiskSequence)>,
+    uevents: Vec<Happened>,
+    /// Partitions in every image.
+    partitions: u32,
     steps: usize,
     hook: Option<Hook>,
     random: Option<fastrand::Rng>,
@@ -42,8 +47,28 @@ struct Machine {
     removed_nodes: Vec<u32>,
 }
 
+struct Happened {
+    number: u32,
+    partition: Option<u32>,
+    sequence: DiskSequence,
+    removed: bool,
+}
+
+fn found(sequence: DiskSequence) -> Found {
+    let file_system = FileSystem { kind: format!("fs{sequence}"), ..FileSystem::default() };
+    Found { file_system, entry: TableEntry::default(), has_table: true }
+}
+
+fn nodes(bound: &Bound) -> Vec<PartitionNode> {
+    let node = |number| PartitionNode { number, device_number: (259, number), start: 0, size: 512 };
+    (1..=bound.partitions).map(node).collect()
+}
+
 #[derive(Debug)]
 struct Bound {
+    partition_scan: bool,
+    /// Partitions that have nodes.
+    partitions: u32,
     sequence: DiskSequence,
     file: u64,
     autoclear: bool,
@@ -111,15 +136,30 @@ impl Simulated {
     /// The events since the last look.
     pub fn take_uevents(&self) -> Vec<Uevent> {
         let taken = std::mem::take(&mut self.lock().uevents);
-        taken
-            .into_iter()
-            .map(|(number, sequence)| Uevent {
-                number,
-                disk_sequence: Some(sequence),
-                processed: Some(FileSystem { kind: format!("fs{sequence}"), ..FileSystem::default() }),
-                resized: false,
-            })
-            .collect()
+        let tell = |happened: Happened| Uevent {
+            number: happened.number,
+            partition: happened.partition,
+            removed: happened.removed,
+            disk_sequence: Some(happened.sequence),
+            processed: Some(found(happened.sequence)),
+            resized: false,
+        };
+        taken.into_iter().map(tell).collect()
+    }
+
+    /// Images have this many partitions from now on.
+    pub fn set_partitions(&self, partitions: u32) {
+        self.lock().partitions = partitions;
+    }
+
+    /// Drops the partitions of a device, as BLKRRPART does.
+    pub fn drop_partitions(&self, number: u32) {
+        let mut machine = self.lock();
+        let Some(bound) = machine.bound.get_mut(&number) else { return };
+        let (dropped, sequence) = (std::mem::take(&mut bound.partitions), bound.sequence);
+        for partition in 1..=dropped {
+            machine.uevents.push(Happened { number, partition: Some(partition), sequence, removed: true });
+        }
     }
 
     /// What is bound: number, sequence and whether it goes at the last close.
@@ -191,7 +231,7 @@ impl Simulated {
         if bound.autoclear && bound.holds == 0 && bound.openers == 0 && bound.mounts == 0 {
             machine.bound.remove(&number);
             machine.last_sequence += 1;
-            machine.uevents.push((number, sequence));
+            machine.uevents.push(Happened { number, partition: None, sequence, removed: false });
         }
     }
 
@@ -223,8 +263,20 @@ impl Machine {
     fn bind(&mut self, number: u32, file: u64, autoclear: bool) -> DiskSequence {
         self.last_sequence += 1;
         let sequence = DiskSequence(self.last_sequence);
-        self.bound.insert(number, Bound { sequence, file, autoclear, holds: 0, openers: 0, mounts: 0 });
-        self.uevents.push((number, sequence));
+        self.bound.insert(
+            number,
+            Bound {
+                partition_scan: false,
+                partitions: 0,
+                sequence,
+                file,
+                autoclear,
+                holds: 0,
+                openers: 0,
+                mounts: 0,
+            },
+        );
+        self.uevents.push(Happened { number, partition: None, sequence, removed: false });
         sequence
     }
 
@@ -236,6 +288,7 @@ impl Machine {
             disk_sequence: bound.sequence,
             backing_inode: bound.file,
             autoclear: bound.autoclear,
+            partition_scan: bound.partition_scan,
             ..Device::default()
         })
     }
@@ -269,11 +322,14 @@ impl Kernel for Simulated {
             let sequence = machine.bind(number, file, held);
             if let Some(bound) = machine.bound.get_mut(&number) {
                 bound.holds = usize::from(held);
+                bound.partition_scan = request.partition_scan;
             }
             (machine.device(number).unwrap(), sequence)
         };
         let hold = held.then(|| Hold { machine: self.clone(), number, sequence });
-        Ok(Attached { device, hold, claim, node_made: request.number.is_some() })
+        let missing = request.partition_scan && self.lock().partitions > 0;
+        let partitioning = Partitioning { missing, ..Partitioning::default() };
+        Ok(Attached { device, hold, partitioning, claim, node_made: request.number.is_some() })
     }
 
     async fn release(&self, hold: Hold) {
@@ -304,12 +360,51 @@ impl Kernel for Simulated {
         Ok(())
     }
 
-    async fn status(&self, number: u32) -> Result<Option<(Device, Option<FileSystem>)>, Error> {
+    async fn status(&self, number: u32) -> Result<Option<Device>, Error> {
         self.step().await?;
-        Ok(self.lock().device(number).map(|device| {
-            let kind = format!("fs{}", device.disk_sequence);
-            (device, Some(FileSystem { kind, ..FileSystem::default() }))
-        }))
+        Ok(self.lock().device(number))
+    }
+
+    fn stored(&self, number: u32, partition: Option<u32>) -> Option<Found> {
+        let machine = self.lock();
+        let bound = machine.bound.get(&number)?;
+        partition.is_none_or(|partition| partition <= bound.partitions).then(|| found(bound.sequence))
+    }
+
+    async fn partition(
+        &self,
+        number: u32,
+        sequence: DiskSequence,
+        occasion: Occasion,
+    ) -> Result<Partitioning, Error> {
+        self.step().await?;
+        let mut machine = self.lock();
+        let machine = &mut *machine;
+        let Some(bound) = machine.bound.get_mut(&number).filter(|bound| bound.sequence == sequence) else {
+            return Ok(Partitioning::default());
+        };
+        if occasion != Occasion::Foreign {
+            for partition in bound.partitions..machine.partitions {
+                machine.uevents.push(Happened {
+                    number,
+                    partition: Some(partition + 1),
+                    sequence,
+                    removed: false,
+                });
+            }
+            bound.partitions = bound.partitions.max(machine.partitions);
+        }
+        let partitions =
+            nodes(bound).into_iter().map(|node| Partition { node, ..Partition::default() }).collect();
+        Ok(Partitioning { partitions, ..Partitioning::default() })
+    }
+
+    fn partition_nodes(&self, number: u32) -> Vec<PartitionNode> {
+        self.lock().bound.get(&number).map(nodes).unwrap_or_default()
+    }
+
+    fn scans_itself(&self) -> bool {
+        false
     }
 
     async fn users(&self, number: u32) -> Result<Users, Error> {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use super::{DiskSequence, Users, mount_table, node};
+use super::{DiskSequence, PartitionNode, Users, mount_table};
 
 fn attribute_path(number: u32, attribute: &str) -> PathBuf {
     PathBuf::from(format!("/sys/block/loop{number}/{attribute}"))
@@ -79,6 +79,31 @@ fn block_names(number: u32) -> Vec<String> {
     names
 }
 
+/// The partitions' nodes of a device, by number.
+pub fn partitions(number: u32) -> Vec<PartitionNode> {
+    let prefix = format!("loop{number}p");
+    let mut nodes: Vec<PartitionNode> = block_names(number)
+        .iter()
+        .filter_map(|name| Some((name, name.strip_prefix(&prefix)?.parse().ok()?)))
+        .filter_map(|(name, partition)| partition_node(name, partition))
+        .collect();
+    nodes.sort_unstable_by_key(|node| node.number);
+    nodes
+}
+
+fn partition_node(name: &str, number: u32) -> Option<PartitionNode> {
+    let sectors = |attribute: &str| -> Option<u64> {
+        let text = fs::read_to_string(format!("/sys/class/block/{name}/{attribute}")).ok()?;
+        text.trim_ascii_end().parse::<u64>().ok()?.checked_mul(512)
+    };
+    Some(PartitionNode {
+        number,
+        device_number: device_number(name)?,
+        start: sectors("start")?,
+        size: sectors("size")?,
+    })
+}
+
 fn holders(block_name: &str) -> Vec<String> {
     let Ok(entries) = fs::read_dir(format!("/sys/class/block/{block_name}/holders")) else {
         return Vec::new();
@@ -100,16 +125,6 @@ fn swap_devices() -> Vec<String> {
     text.lines().skip(1).filter_map(|line| line.split_ascii_whitespace().next()).map(str::to_owned).collect()
 }
 
-/// Loop devices that have this one as their backing file.
-fn stacked_on(number: u32) -> Vec<String> {
-    let wanted = node(number).into_bytes();
-    bound_numbers()
-        .into_iter()
-        .filter(|other| backing_file(*other).is_some_and(|file| file == wanted))
-        .map(node)
-        .collect()
-}
-
 /// Who uses the device or a partition of it.
 pub fn users(number: u32) -> std::io::Result<Users> {
     let mounts = mount_table::read()?;
@@ -125,6 +140,5 @@ pub fn users(number: u32) -> std::io::Result<Users> {
             users.holders.push(format!("swap on {device_node}"));
         }
     }
-    users.holders.extend(stacked_on(number));
     Ok(users)
 }

@@ -1,22 +1,20 @@
 //! What the signals of loopd's objects mean: one event for each thing that happened.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use loopd_dbus::State;
-use loopd_dbus::names::{ATTACHMENT, VOLUME, disk_sequence_of};
+use loopd_dbus::names::{ATTACHMENT, PARTITION, VOLUME};
 use serde::Serialize;
 use serde_json::{Map, Value};
-use zbus::{OwnedVariant, Variant};
+use zbus::Variant;
 
+use crate::objects::{Interfaces, Objects, Properties, place};
 use crate::output::json::path as shown_path;
 use crate::output::printable;
 use crate::output::table::time;
-
-/// Properties as they are sent, by name.
-pub type Properties = HashMap<String, OwnedVariant>;
-/// The properties of each interface of an object.
-pub type Interfaces = HashMap<String, Properties>;
+use crate::size::human;
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -30,6 +28,10 @@ pub enum Kind {
     Detaching,
     /// It is gone.
     Detached,
+    /// A partition has a node.
+    PartitionAdded,
+    /// It has none any more.
+    PartitionRemoved,
     /// loopd is on the bus.
     DaemonStarted,
     /// loopd is not on the bus any more.
@@ -43,6 +45,8 @@ impl Kind {
             Self::Changed => "changed",
             Self::Detaching => "detaching",
             Self::Detached => "detached",
+            Self::PartitionAdded => "partition-added",
+            Self::PartitionRemoved => "partition-removed",
             Self::DaemonStarted => "daemon-started",
             Self::DaemonStopped => "daemon-stopped",
         }
@@ -57,18 +61,22 @@ pub struct Event {
     pub kind: Kind,
     /// When it was heard of, in microseconds since 1970.
     pub time_us: u64,
-    /// The device node; null for the daemon's events.
+    /// The device node, of a partition its own; null for the daemon's events.
     pub device: Option<String>,
+    /// The partition's number; only there for a partition.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub partition: Option<u32>,
     /// The object on the bus; null for the daemon's events.
     pub path: Option<String>,
-    /// New values by the property's name on the bus; those of `Attachment` for [`Kind::Attached`].
+    /// New values by the property's name on the bus; those of `Attachment` for [`Kind::Attached`],
+    /// and all of them for [`Kind::PartitionAdded`].
     pub changed: Map<String, Value>,
 }
 
 impl Event {
     /// Something happened to loopd itself.
     pub fn of_daemon(kind: Kind) -> Self {
-        Self { kind, time_us: now(), device: None, path: None, changed: Map::new() }
+        Self { kind, time_us: now(), device: None, partition: None, path: None, changed: Map::new() }
     }
 
     /// The line for people.
@@ -78,12 +86,22 @@ impl Event {
             line.push(' ');
             line.push_str(device);
         }
-        match (self.kind, self.changed.get("BackingFile")) {
-            (Kind::Attached, Some(Value::String(file))) => line.push_str(&format!(" {file}")),
-            (Kind::Attached, _) => {}
-            _ => self.changed.iter().for_each(|(name, value)| line.push_str(&format!(" {name}={value}"))),
-        }
+        line.push_str(&self.details());
         printable(line.as_bytes())
+    }
+
+    fn details(&self) -> String {
+        match self.kind {
+            Kind::Attached => match self.changed.get("BackingFile") {
+                Some(Value::String(file)) => format!(" {file}"),
+                _ => String::new(),
+            },
+            Kind::PartitionAdded => match self.changed.get("Size").and_then(Value::as_u64) {
+                Some(size) => format!(" {}", human(size)),
+                None => String::new(),
+            },
+            _ => self.changed.iter().map(|(name, value)| format!(" {name}={value}")).collect(),
+        }
     }
 }
 
@@ -92,21 +110,41 @@ fn now() -> u64 {
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// The attachments that are known, and what was last heard of each. An attachment's interfaces come
-/// and go in signals of their own; this makes one event of them.
+/// The attachments and partitions that are known, and what was last heard of each. An object's
+/// interfaces come and go in signals of their own; this makes one event of them.
 #[derive(Debug, Default)]
 pub struct Tracker {
     known: BTreeMap<String, Known>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Known {
-    /// Whether its `Attachment` interface was seen; `Volume` may come first.
-    is_attached: bool,
+    /// Its number where it is a partition.
+    partition: Option<u32>,
+    /// The interfaces that were seen: they come in any order.
+    seen: BTreeSet<&'static str>,
+    /// Whether its coming was an event already.
+    is_told: bool,
     properties: Map<String, Value>,
 }
 
 impl Known {
+    fn new(partition: Option<u32>) -> Self {
+        Self { partition, seen: BTreeSet::new(), is_told: false, properties: Map::new() }
+    }
+
+    /// The interface that only this kind of object has.
+    fn own_interface(partition: Option<u32>) -> &'static str {
+        if partition.is_some() { PARTITION } else { ATTACHMENT }
+    }
+
+    /// Whether enough was seen to tell of it: an attachment's own interface has all that an event
+    /// says, and a partition's node is in the other one.
+    fn is_complete(&self) -> bool {
+        self.seen.contains(Self::own_interface(self.partition))
+            && (self.partition.is_none() || self.seen.contains(VOLUME))
+    }
+
     /// Takes the values; gives those that replace others.
     fn update(&mut self, values: &Map<String, Value>) -> Map<String, Value> {
         let mut replaced = Map::new();
@@ -121,7 +159,17 @@ impl Known {
 
     fn event(&self, kind: Kind, path: &str, changed: Map<String, Value>) -> Event {
         let device = self.properties.get("Device").and_then(Value::as_str).map(str::to_owned);
-        Event { kind, time_us: now(), device, path: Some(path.to_owned()), changed }
+        let path = Some(path.to_owned());
+        Event { kind, time_us: now(), device, partition: self.partition, path, changed }
+    }
+
+    /// It is there: once.
+    fn come(&mut self, path: &str, own: Map<String, Value>) -> Event {
+        self.is_told = true;
+        match self.partition {
+            Some(_) => self.event(Kind::PartitionAdded, path, self.properties.clone()),
+            None => self.event(Kind::Attached, path, own),
+        }
     }
 
     fn change(&self, path: &str, changed: Map<String, Value>) -> Option<Event> {
@@ -134,17 +182,18 @@ impl Known {
 impl Tracker {
     /// `InterfacesAdded`, or an object of `GetManagedObjects`.
     pub fn added(&mut self, path: &str, interfaces: &Interfaces) -> Option<Event> {
-        disk_sequence_of(path)?;
+        let (_, partition) = place(path)?;
+        let own_interface = Known::own_interface(partition);
         let values = |name| interfaces.get(name).map(plain_properties).unwrap_or_default();
-        let known = self.known.entry(path.to_owned()).or_default();
+        let own = values(own_interface);
+        let known = self.known.entry(path.to_owned()).or_insert_with(|| Known::new(partition));
+        known.seen.extend([own_interface, VOLUME].iter().filter(|name| interfaces.contains_key(**name)));
         let mut replaced = known.update(&values(VOLUME));
-        let attachment = values(ATTACHMENT);
-        replaced.append(&mut known.update(&attachment));
-        if interfaces.contains_key(ATTACHMENT) && !known.is_attached {
-            known.is_attached = true;
-            return Some(known.event(Kind::Attached, path, attachment));
+        replaced.append(&mut known.update(&own));
+        if known.is_told {
+            return known.change(path, replaced);
         }
-        known.change(path, replaced)
+        known.is_complete().then(|| known.come(path, own))
     }
 
     /// `PropertiesChanged`; a property whose new value was not sent is null.
@@ -155,36 +204,45 @@ impl Tracker {
         properties: &Properties,
         invalidated: &[String],
     ) -> Option<Event> {
-        disk_sequence_of(path)?;
-        if interface != ATTACHMENT && interface != VOLUME {
+        let (_, partition) = place(path)?;
+        if interface != Known::own_interface(partition) && interface != VOLUME {
             return None;
         }
+        let known = self.known.entry(path.to_owned()).or_insert_with(|| Known::new(partition));
         let mut values = plain_properties(properties);
+        // Both interfaces of a partition have its size, and each tells of a new one.
+        values.retain(|name, value| known.properties.get(name) != Some(value));
         values.extend(invalidated.iter().map(|name| (name.clone(), Value::Null)));
-        let known = self.known.entry(path.to_owned()).or_default();
         known.update(&values);
+        if partition.is_some() && !known.is_told {
+            // Its coming will tell of all of it.
+            return None;
+        }
         known.change(path, values)
     }
 
     /// `InterfacesRemoved`.
     pub fn removed(&mut self, path: &str, interfaces: &[String]) -> Option<Event> {
-        let whole = interfaces.iter().any(|name| name == ATTACHMENT);
-        let is_attached = self.known.get(path)?.is_attached;
-        if is_attached && !whole {
+        let known = self.known.get(path)?;
+        let own_interface = Known::own_interface(known.partition);
+        if known.is_told && !interfaces.iter().any(|name| name == own_interface) {
             return None;
         }
         let known = self.known.remove(path)?;
-        is_attached.then(|| known.event(Kind::Detached, path, Map::new()))
+        let kind = if known.partition.is_some() { Kind::PartitionRemoved } else { Kind::Detached };
+        known.is_told.then(|| known.event(kind, path, Map::new()))
     }
 
-    /// What there is now: the events that were missed.
-    pub fn replace(&mut self, objects: &HashMap<String, Interfaces>) -> Vec<Event> {
-        let there: HashSet<&String> = objects.keys().collect();
-        let gone: Vec<String> = self.known.keys().filter(|path| !there.contains(path)).cloned().collect();
-        let all = [ATTACHMENT.to_owned()];
+    /// What there is now: the events that were missed. Partitions come after their device, and go
+    /// before it.
+    pub fn replace(&mut self, objects: &Objects) -> Vec<Event> {
+        let is_gone = |path: &&String| !objects.contains_key(path.as_str());
+        let mut gone: Vec<String> = self.known.keys().filter(is_gone).cloned().collect();
+        gone.sort_by_key(|path| place(path).map(|(sequence, partition)| (sequence, Reverse(partition))));
+        let all = [ATTACHMENT, PARTITION].map(str::to_owned);
         let mut events: Vec<Event> = gone.iter().filter_map(|path| self.removed(path, &all)).collect();
         let mut paths: Vec<&String> = objects.keys().collect();
-        paths.sort_by_key(|path| disk_sequence_of(path));
+        paths.sort_by_key(|path| place(path));
         events.extend(paths.into_iter().filter_map(|path| self.added(path, &objects[path])));
         events
     }
@@ -229,17 +287,17 @@ fn bytes(items: &[Variant<'_>]) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use loopd_dbus::{AttachmentProperties, VolumeProperties};
+    use std::collections::HashMap;
+
+    use loopd_dbus::{AttachmentProperties, PartitionProperties, VolumeProperties};
     use serde_json::json;
 
     use super::*;
-    use crate::output::json::tests::example;
+    use crate::output::json::tests::{example, partition};
+    use crate::partition::tests::received as properties;
 
     const PATH: &str = "/org/loopd1/attachment/12";
-
-    fn properties(dict: HashMap<&'static str, Variant<'static>>) -> Properties {
-        dict.into_iter().map(|(name, value)| (name.to_owned(), value.try_into_owned().unwrap())).collect()
-    }
+    const PART: &str = "/org/loopd1/attachment/12/p1";
 
     fn attachment(properties_of: &AttachmentProperties) -> Interfaces {
         Interfaces::from([(ATTACHMENT.to_owned(), properties(properties_of.to_dict()))])
@@ -247,6 +305,16 @@ mod tests {
 
     fn volume(properties_of: &VolumeProperties) -> Interfaces {
         Interfaces::from([(VOLUME.to_owned(), properties(properties_of.to_dict()))])
+    }
+
+    /// The two interfaces of the example's partition, each alone, in both orders.
+    fn partition_signals() -> [[Interfaces; 2]; 2] {
+        let one = || {
+            let of_partition = properties(partition(12, 1).partition.to_dict());
+            Interfaces::from([(PARTITION.to_owned(), of_partition)])
+        };
+        let other = || volume(&partition(12, 1).volume);
+        [[one(), other()], [other(), one()]]
     }
 
     fn state(state: &'static str) -> Properties {
@@ -277,6 +345,81 @@ mod tests {
             assert_eq!((events[0].kind, events[0].device.as_deref()), (Kind::Detached, Some("/dev/loop0")));
             assert!(tracker.known.is_empty());
         }
+    }
+
+    #[test]
+    fn a_partition_comes_and_goes_in_one_event_each() {
+        for signals in partition_signals() {
+            let mut tracker = Tracker::default();
+            let events: Vec<Event> =
+                signals.iter().filter_map(|signal| tracker.added(PART, signal)).collect();
+            let [event] = events.as_slice() else { panic!("{events:?}") };
+            assert_eq!((event.kind, event.partition), (Kind::PartitionAdded, Some(1)));
+            assert_eq!(event.path.as_deref(), Some(PART));
+            assert!(event.line().ends_with("Z partition-added /dev/loop0p1 20M"), "{}", event.line());
+            assert_eq!(
+                (&event.changed["Table"], &event.changed["FilesystemLabel"]),
+                (&json!("gpt"), &json!("data"))
+            );
+            assert_eq!(event.changed["Attachment"], PATH);
+            assert!(signals.iter().all(|signal| tracker.added(PART, signal).is_none()));
+
+            for names in [[PARTITION, VOLUME], [VOLUME, PARTITION]] {
+                signals.iter().for_each(|signal| drop(tracker.added(PART, signal)));
+                let events: Vec<Event> =
+                    names.iter().filter_map(|name| tracker.removed(PART, &[(*name).to_owned()])).collect();
+                let [event] = events.as_slice() else { panic!("{events:?}") };
+                assert_eq!((event.kind, event.partition), (Kind::PartitionRemoved, Some(1)));
+                assert!(event.line().ends_with("Z partition-removed /dev/loop0p1"), "{}", event.line());
+                assert!(tracker.known.is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn both_interfaces_in_one_signal_are_one_event_as_well() {
+        let [[mut both, volume], _] = partition_signals();
+        both.extend(volume);
+        let mut tracker = Tracker::default();
+        assert_eq!(tracker.added(PART, &both).unwrap().kind, Kind::PartitionAdded);
+        let names = [VOLUME, PARTITION].map(str::to_owned);
+        assert_eq!(tracker.removed(PART, &names).unwrap().kind, Kind::PartitionRemoved);
+        assert_eq!(tracker.removed(PART, &names), None);
+    }
+
+    #[test]
+    fn half_a_partition_is_no_event() {
+        for [first, second] in partition_signals() {
+            let mut tracker = Tracker::default();
+            let seen: Vec<String> = first.keys().cloned().collect();
+            assert_eq!(tracker.added(PART, &first), None);
+            assert_eq!(tracker.removed(PART, &seen), None);
+            assert!(tracker.known.is_empty());
+
+            tracker.added(PART, &first);
+            let name = properties(HashMap::from([("Label", "new".into())]));
+            assert_eq!(tracker.changed(PART, PARTITION, &name, &[]), None);
+            assert_eq!(tracker.added(PART, &second).unwrap().kind, Kind::PartitionAdded);
+        }
+    }
+
+    #[test]
+    fn a_change_of_both_interfaces_is_told_once() {
+        let mut tracker = Tracker::default();
+        for signal in &partition_signals()[0] {
+            tracker.added(PART, signal);
+        }
+        let before = partition(12, 1);
+        let grown =
+            PartitionProperties { size: 1 << 30, label: "root".to_owned(), ..before.partition.clone() };
+        let event = tracker
+            .changed(PART, PARTITION, &properties(grown.changes_since(&before.partition)), &[])
+            .unwrap();
+        assert_eq!((event.kind, event.partition), (Kind::Changed, Some(1)));
+        assert!(event.line().ends_with("Z changed /dev/loop0p1 Label=\"root\" Size=1073741824"));
+        let size = properties(HashMap::from([("Size", (1_u64 << 30).into())]));
+        assert_eq!(tracker.changed(PART, VOLUME, &size, &[]), None);
+        assert_eq!(tracker.changed(PART, ATTACHMENT, &state("detaching"), &[]), None);
     }
 
     #[test]
@@ -312,6 +455,24 @@ mod tests {
     }
 
     #[test]
+    fn partitions_come_after_their_device_and_go_before_it() {
+        let [[mut part, volume], _] = partition_signals();
+        part.extend(volume);
+        let mut tracker = Tracker::default();
+        let there = HashMap::from([
+            (PART.to_owned(), part),
+            ("/org/loopd1/attachment/12/p10".to_owned(), Interfaces::new()),
+            (PATH.to_owned(), attachment(&example().attachment)),
+        ]);
+        let kinds: Vec<Kind> = tracker.replace(&there).iter().map(|event| event.kind).collect();
+        assert_eq!(kinds, [Kind::Attached, Kind::PartitionAdded]);
+        assert_eq!(tracker.replace(&there), []);
+        let kinds: Vec<Kind> = tracker.replace(&HashMap::new()).iter().map(|event| event.kind).collect();
+        assert_eq!(kinds, [Kind::PartitionRemoved, Kind::Detached]);
+        assert!(tracker.known.is_empty());
+    }
+
+    #[test]
     fn an_event_is_one_json_object_a_line() {
         let mut tracker = Tracker::default();
         tracker.added(PATH, &volume(&example().volume));
@@ -323,6 +484,13 @@ mod tests {
         let text = serde_json::to_string(&event).unwrap();
         let expected = r#"{"event":"changed","time_us":5,"device":"/dev/loop0","path":"/org/loopd1/attachment/12","changed":{"MountPoints":["/mnt\n"]}}"#;
         assert_eq!(text, expected);
+        for signal in &partition_signals()[0] {
+            tracker.added(PART, signal);
+        }
+        let mut event = tracker.removed(PART, &[PARTITION.to_owned()]).unwrap();
+        event.time_us = 5;
+        let expected = r#"{"event":"partition-removed","time_us":5,"device":"/dev/loop0p1","partition":1,"path":"/org/loopd1/attachment/12/p1","changed":{}}"#;
+        assert_eq!(serde_json::to_string(&event).unwrap(), expected);
         let daemon = serde_json::to_value(Event::of_daemon(Kind::DaemonStopped)).unwrap();
         assert_eq!(daemon["event"], "daemon-stopped");
         assert_eq!(daemon["device"], json!(null));

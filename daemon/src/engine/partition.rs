@@ -1,0 +1,144 @@
+//! The partitions of attachments: which there are, and what udev says of each.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use loopd_dbus::{Error, ErrorKind};
+use tokio::time::Instant;
+use tracing::warn;
+
+use super::attachment::{PartitionRecord, Record};
+use super::{Engine, Uevent};
+use crate::kernel::{Device, DiskSequence, Found, Kernel, Occasion, Partition, Partitioning};
+
+impl<K: Kernel> Engine<K> {
+    /// Has the partition table read again, and makes the partitions what it says; returns when udev
+    /// has processed them.
+    ///
+    /// # Errors
+    /// `Busy` where a partition is in use, `NotSupported`, `Timeout`, `Kernel`.
+    pub async fn rescan(self: &Arc<Self>, id: DiskSequence) -> Result<(), Error> {
+        let deadline = Instant::now() + self.settings.wait_for_udev;
+        self.update(id, |record| record.processed = false);
+        let seen = self.look_at_partitions(id, Occasion::Rescan).await;
+        if !seen.as_ref().is_ok_and(|seen| seen.udev_rereads) {
+            self.update(id, |record| record.processed = true);
+        }
+        if seen?.unmade {
+            return Err(Error::new(
+                ErrorKind::NotSupported,
+                "this kernel reads no partition tables, and loopd may not add partitions itself: put partitions.conf \
+                 from among loopd's documents into /etc/systemd/system/loopd.service.d",
+            ));
+        }
+        if self.kernel.udev_runs() {
+            self.await_udev(id, deadline, Record::is_processed).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes the partitions' nodes, where that is for us to do, and the record true.
+    pub(super) async fn look_at_partitions(
+        self: &Arc<Self>,
+        id: DiskSequence,
+        occasion: Occasion,
+    ) -> Result<Partitioning, Error> {
+        let known = self.state().records.get(&id).map(|record| {
+            (record.device.number, record.device.disk_sequence, Arc::clone(&record.partitioning))
+        });
+        let Some((number, sequence, partitioning)) = known else {
+            return Ok(Partitioning::default());
+        };
+        let _alone = partitioning.lock().await;
+        let seen = self.kernel.partition(number, sequence, occasion).await?;
+        self.take_partitions(id, &seen);
+        if occasion != Occasion::Foreign {
+            self.update(id, |record| record.partitioned = true);
+        }
+        Ok(seen)
+    }
+
+    /// Makes the record say what was seen.
+    pub(super) fn take_partitions(&self, id: DiskSequence, seen: &Partitioning) {
+        let mut found: BTreeMap<u32, Found> = {
+            let state = self.state();
+            let Some(Device { number, disk_sequence, .. }) =
+                state.records.get(&id).map(|record| &record.device)
+            else {
+                return;
+            };
+            let of = |partition: &Partition| {
+                state.seen(*number, Some(partition.node.number), *disk_sequence).cloned()
+            };
+            seen.partitions
+                .iter()
+                .filter_map(|partition| Some((partition.node.number, of(partition)?)))
+                .collect()
+        };
+        self.update(id, |record| {
+            let mut before = std::mem::take(&mut record.partitions);
+            for partition in &seen.partitions {
+                let number = partition.node.number;
+                let known = before.remove(&number).filter(|known| known.partition.node == partition.node);
+                let known = match known {
+                    Some(mut known) => {
+                        known.read_again(partition);
+                        known
+                    }
+                    None => PartitionRecord::new(partition, found.remove(&number)),
+                };
+                record.partitions.insert(number, known);
+            }
+            if seen.unmade {
+                record.device.partition_scan = false;
+            }
+        });
+    }
+
+    /// Looks at the partitions again where an event says that they may have changed.
+    pub(super) fn follow_partitions(self: &Arc<Self>, id: DiskSequence, event: &Uevent) {
+        let occasion = match self.state().records.get(&id) {
+            Some(record) if self.may_have_changed(record, event) => occasion(record),
+            _ => return,
+        };
+        let engine = Arc::clone(self);
+        tokio::spawn(async move { engine.look_again(id, occasion).await });
+    }
+
+    fn may_have_changed(&self, record: &Record<K>, event: &Uevent) -> bool {
+        let nodes = self.kernel.partition_nodes(event.number);
+        if !nodes.iter().eq(record.partitions.values().map(|partition| &partition.partition.node)) {
+            return true;
+        }
+        // Where the kernel does not read tables, only reading one tells whether it has changed.
+        let has_table = event.processed.as_ref().is_some_and(|found| found.has_table);
+        let ours =
+            record.is_published() && occasion(record) == Occasion::Changed && !self.kernel.scans_itself();
+        ours && event.partition.is_none() && (has_table || !record.partitions.is_empty())
+    }
+
+    async fn look_again(self: &Arc<Self>, id: DiskSequence, occasion: Occasion) {
+        if let Err(error) = self.look_at_partitions(id, occasion).await {
+            warn!(disk_sequence = id.0, "its partitions cannot be looked at: {error}");
+        }
+    }
+
+    /// After lost events.
+    pub(super) async fn recover_partitions(self: &Arc<Self>, number: u32) {
+        let known = {
+            let state = self.state();
+            let id = state.by_number.get(&number).copied();
+            id.and_then(|id| Some((id, occasion(state.records.get(&id)?))))
+        };
+        if let Some((id, occasion)) = known {
+            self.look_again(id, occasion).await;
+        }
+    }
+}
+
+/// Nodes are made only for those who asked for it, on what is not being taken down.
+fn occasion<K: Kernel>(record: &Record<K>) -> Occasion {
+    let ours = record.ownership.is_some() && record.device.partition_scan && record.is_attached();
+    // Its attach sees to the partitions first.
+    if ours && record.partitioned { Occasion::Changed } else { Occasion::Foreign }
+}
