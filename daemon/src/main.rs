@@ -165,7 +165,7 @@ async fn watch_clients(
 fn observer(engine: &Arc<Engine<Linux>>) -> impl FnMut(udev::Notice) {
     let engine = Arc::clone(engine);
     move |notice| match notice {
-        udev::Notice::Uevent(uevent) => engine.observe(uevent),
+        udev::Notice::Uevent(uevent) => engine.observe(*uevent),
         udev::Notice::Lost => {
             warn!("events of udev were lost; everything is looked at again");
             let engine = Arc::clone(&engine);

@@ -20,7 +20,7 @@ const QUIET: Duration = Duration::from_millis(200);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Notice {
     /// A loop device changed.
-    Uevent(Uevent),
+    Uevent(Box<Uevent>),
     /// Events were lost, and udev has been idle since: look at everything.
     Lost,
 }
@@ -96,7 +96,7 @@ fn drain(socket: &Socket, tell: &mut impl FnMut(Notice)) -> bool {
         match socket.socket.iter().next() {
             Some(event) => {
                 if let Some(uevent) = read(&event, socket.from_udev) {
-                    tell(Notice::Uevent(uevent));
+                    tell(Notice::Uevent(Box::new(uevent)));
                 }
             }
             // The crate shows an overflow as "no event"; errno is what libudev left behind.

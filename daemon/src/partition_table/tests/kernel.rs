@@ -7,7 +7,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -91,7 +92,7 @@ fn ask(cases: &[Case]) -> Result<BTreeMap<usize, Answer>, String> {
     let script = folder.path().join("init");
     let text = SCRIPT.replace("FOLDER", folder.path().to_str().unwrap());
     fs::write(&script, text.replace("PREFIX", prefix.to_str().unwrap().trim_end_matches('/'))).unwrap();
-    Command::new("chmod").arg("+x").arg(&script).status().unwrap();
+    fs::set_permissions(&script, Permissions::from_mode(0o755)).unwrap();
     let output = Command::new("timeout")
         .arg((60 + cases.len()).to_string())
         .arg(linux)
