@@ -285,6 +285,11 @@ pub fn open_attached(number: u32, disk_sequence: DiskSequence) -> Result<Option<
     open_attached_for(number, disk_sequence, OFlag::O_RDONLY)
 }
 
+/// Whether the device was attached with PARTSCAN.
+pub fn wants_partitions(device: &OwnedFd) -> bool {
+    ioctl::status(device).is_ok_and(|info| info.lo_flags & LoFlags::LO_FLAGS_PARTSCAN as u32 != 0)
+}
+
 /// Opens the device only where it still is the one of this attach; `None` where that is over.
 fn open_attached_for(
     number: u32,

@@ -57,12 +57,22 @@ pub fn settle(
     occasion: Occasion,
 ) -> Result<Partitioning, Error> {
     let Some(disk) = linux::open_attached(number, disk_sequence)? else { return Ok(Partitioning::default()) };
-    let udev_rereads =
-        occasion == Occasion::Rescan && shared.scans_itself() != Some(false) && reread(number, &disk)?;
+    let rescan = occasion == Occasion::Rescan;
+    if rescan && !linux::wants_partitions(&disk) {
+        return Err(not_read_again(
+            number,
+            ErrorKind::NotSupported,
+            "it was attached without partition-scan",
+        ));
+    }
+    let udev_rereads = rescan && shared.scans_itself() != Some(false) && reread(number, &disk)?;
     let disk = File::from(disk);
     let table = read_table(number, &mut Bytes::new(&disk, 0, sysfs::size(number)));
     let nodes = sysfs::partitions(number);
     let for_us = occasion != Occasion::Foreign && concerns_us(shared, table.as_ref(), &nodes, false);
+    if for_us && rescan {
+        delete_all_or_none(number, &disk, table.as_ref(), &nodes)?;
+    }
     let unmade = for_us && make(number, &disk, table.as_ref(), &nodes);
     let partitions = described(sysfs::partitions(number), table.as_ref());
     Ok(Partitioning { partitions, missing: false, unmade, udev_rereads })
@@ -150,28 +160,59 @@ fn is_node_of(node: &PartitionNode, partition: &partition_table::Partition) -> b
     (node.number, node.start, node.size) == (partition.number, partition.start, partition.size)
 }
 
-fn delete_other(number: u32, disk: &File, table: Option<&Table>, nodes: &[PartitionNode]) {
-    let is_right = |node: &&PartitionNode| {
+/// The nodes that the table does not have.
+fn stale<'a>(table: Option<&Table>, nodes: &'a [PartitionNode]) -> Vec<&'a PartitionNode> {
+    let is_right = |node: &PartitionNode| {
         table.is_some_and(|table| table.partitions.iter().any(|partition| is_node_of(node, partition)))
     };
-    for stale in nodes.iter().filter(|node| !is_right(node)) {
-        if let Err(errno) = ioctl::delete_partition(disk, stale.number) {
-            warn!(
+    nodes.iter().filter(|node| !is_right(node)).collect()
+}
+
+fn delete_other(number: u32, disk: &File, table: Option<&Table>, nodes: &[PartitionNode]) {
+    for stale in stale(table, nodes) {
+        match ioctl::delete_partition(disk, stale.number) {
+            // Deleted already.
+            Ok(()) | Err(Errno::ENXIO) => {}
+            Err(errno) => warn!(
                 device = node(number),
                 partition = stale.number,
                 "a stale partition stays: {}",
                 errno.desc()
-            );
+            ),
         }
     }
+}
+
+/// Deletes what the table does not have, or, where one of them is in use, nothing: as BLKRRPART.
+fn delete_all_or_none(
+    number: u32,
+    disk: &File,
+    table: Option<&Table>,
+    nodes: &[PartitionNode],
+) -> Result<(), Error> {
+    let mut deleted: Vec<&PartitionNode> = Vec::new();
+    for stale in stale(table, nodes) {
+        if ioctl::delete_partition(disk, stale.number) == Err(Errno::EBUSY) {
+            for partition in deleted {
+                let _best_effort =
+                    ioctl::add_partition(disk, partition.number, partition.start, partition.size);
+            }
+            let why = format!("its partition {} is in use; unmount or close it first", stale.number);
+            return Err(not_read_again(number, ErrorKind::Busy, &why));
+        }
+        deleted.push(stale);
+    }
+    Ok(())
+}
+
+fn not_read_again(number: u32, kind: ErrorKind, why: &str) -> Error {
+    Error::new(kind, format!("cannot read the partition table of {} again: {why}", node(number)))
 }
 
 /// Has the kernel read the table again. Without the privilege for that, udev is made to: it does so
 /// when a descriptor that was open for writing is closed. True where udev's answer is to come.
 fn reread(number: u32, disk: &OwnedFd) -> Result<bool, Error> {
-    let refused = |kind, why: &str| {
-        Err(Error::new(kind, format!("cannot read the partition table of {} again: {why}", node(number))))
-    };
+    let refused = |kind, why| Err(not_read_again(number, kind, why));
     match ioctl::reread_partitions(disk) {
         Ok(()) => Ok(false),
         Err(Errno::EPERM | Errno::EACCES) if udev::runs() => {
