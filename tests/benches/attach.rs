@@ -18,6 +18,7 @@ use loopd_tests::image::{Image, MIB};
 use loopd_tests::polkit::{Polkit, Setup};
 use loopd_tests::process::{PATIENCE, Process, eventually, installed, tied};
 use loopd_tests::sysfs::LoopDevice;
+use loopd_tests::table::Gpt;
 use loopd_tests::{host, loop_ioctl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use zbus::Connection;
@@ -56,8 +57,20 @@ enum Way {
     Loopd { manager: Manager, wait: bool },
     /// A whole losetup process.
     Losetup,
+    /// `SetupLoop` of an image with two partitions, until udev has processed them.
+    LoopdPartitions(Manager),
+    /// A whole losetup process on the same image, and a whole `udevadm settle` after it.
+    LosetupPartitions,
     /// `LoopSetup` over a connection that is open already.
     Udisks { connection: Connection, _process: Process },
+}
+
+/// What is attached.
+struct Images {
+    /// A file system.
+    plain: Image,
+    /// Two partitions.
+    partitioned: Image,
 }
 
 /// How to undo it.
@@ -75,12 +88,18 @@ impl Way {
             Self::Loopd { wait: false, .. } => "SetupLoop wait=false",
             Self::Loopd { wait: true, .. } => "SetupLoop wait=true",
             Self::Losetup => "losetup -f --show",
+            Self::LoopdPartitions(_) => "SetupLoop, 2 partitions",
+            Self::LosetupPartitions => "losetup -fP + settle",
             Self::Udisks { .. } => "UDisks2 LoopSetup",
         }
     }
 
-    /// Attaches the image, detaches it, and gives how long each took.
-    async fn round(&self, image: &Path) -> Result<(Duration, Duration)> {
+    /// Attaches its image, detaches it, and gives how long each took.
+    async fn round(&self, images: &Images) -> Result<(Duration, Duration)> {
+        let image = match self {
+            Self::LoopdPartitions(_) | Self::LosetupPartitions => &images.partitioned.path,
+            _ => &images.plain.path,
+        };
         if let Self::IoctlsAndUdev(_, socket) = self {
             // What earlier rounds left.
             socket.iter().for_each(drop);
@@ -114,10 +133,19 @@ impl Way {
                 let (_, node) = manager.setup_loop(file.as_fd(), &options).await?;
                 Ok((LoopDevice::from_node(&node)?, Detach::Loopd))
             }
-            Self::Losetup => {
-                let output = Command::new("losetup").args(["-f", "--show"]).arg(image).output()?;
-                let node = String::from_utf8(output.stdout)?;
-                Ok((LoopDevice::from_node(node.trim_end())?, Detach::Ioctl))
+            Self::Losetup => Ok((losetup("-f", image)?, Detach::Ioctl)),
+            Self::LoopdPartitions(manager) => {
+                let file = open(image)?;
+                let options = AttachOptions { lifetime: Lifetime::Persistent, ..AttachOptions::default() };
+                let (_, node) = manager.setup_loop(file.as_fd(), &options).await?;
+                let device = LoopDevice::from_node(&node)?;
+                ensure!(device.partitions().len() == 2, "{node} has no two partitions");
+                Ok((device, Detach::Loopd))
+            }
+            Self::LosetupPartitions => {
+                let device = losetup("-fP", image)?;
+                Command::new("udevadm").arg("settle").status()?;
+                Ok((device, Detach::Ioctl))
             }
             Self::Udisks { connection, .. } => {
                 let file = open(image)?;
@@ -135,7 +163,7 @@ impl Way {
 
     async fn detach(&self, device: LoopDevice, how: Detach) -> Result<()> {
         match (self, how) {
-            (Self::Loopd { manager, .. }, Detach::Loopd) => {
+            (Self::Loopd { manager, .. } | Self::LoopdPartitions(manager), Detach::Loopd) => {
                 Ok(manager.detach(&device.node(), DetachOptions::default()).await?)
             }
             (Self::Udisks { connection, .. }, Detach::Udisks(object)) => {
@@ -156,6 +184,11 @@ fn no_options() -> std::collections::HashMap<&'static str, zbus::Variant<'static
 
 fn open(path: impl AsRef<Path>) -> Result<File> {
     Ok(File::options().read(true).write(true).open(path)?)
+}
+
+fn losetup(how: &str, image: &Path) -> Result<LoopDevice> {
+    let output = Command::new("losetup").args([how, "--show"]).arg(image).output()?;
+    LoopDevice::from_node(String::from_utf8(output.stdout)?.trim_end())
 }
 
 fn bare(control: &File, image: &Path) -> Result<LoopDevice> {
@@ -190,9 +223,13 @@ async fn bench(rounds: usize) -> Result<()> {
     let folder = host::get()?.new_folder()?;
     let folder = folder.path();
     let uuid = "11111111-2222-3333-4444-000000000010";
-    let image = Image::ext4_sized(folder, "image", "bench", uuid, 64 * MIB).await?;
+    let images = Images {
+        plain: Image::ext4_sized(folder, "image", "bench", uuid, 64 * MIB).await?,
+        partitioned: Image::sparse(folder, "partitioned", 64 * MIB)?,
+    };
+    Gpt::new(&[(2048, 43007), (43008, 131_000)]).write(&images.partitioned)?;
     let bus = Bus::start(folder)?;
-    let daemon = Daemon::start(&bus, folder, &[("LOOPD_LOG", "info")]).await?;
+    let daemon = Daemon::start(&bus, folder, &[], &[("LOOPD_LOG", "info")]).await?;
     let connection = bus.connect().await?;
     let manager = Manager::new(&connection, Interaction::Forbidden).await?;
     manager.version().await?;
@@ -205,8 +242,10 @@ async fn bench(rounds: usize) -> Result<()> {
             udev::MonitorBuilder::new()?.match_subsystem("block")?.listen()?,
         ),
         Way::Loopd { manager: manager.clone(), wait: false },
-        Way::Loopd { manager, wait: true },
+        Way::Loopd { manager: manager.clone(), wait: true },
         Way::Losetup,
+        Way::LoopdPartitions(manager),
+        Way::LosetupPartitions,
     ];
     let mut polkit = Polkit::None;
     match udisks(&bus, folder, &mut polkit).await {
@@ -215,26 +254,26 @@ async fn bench(rounds: usize) -> Result<()> {
     }
     if !installed("losetup") {
         println!("SKIPPED losetup: it is not installed");
-        ways.retain(|way| !matches!(way, Way::Losetup));
+        ways.retain(|way| !matches!(way, Way::Losetup | Way::LosetupPartitions));
     }
 
     let mut times = vec![(Vec::new(), Vec::new()); ways.len()];
     for _ in 0..rounds {
         for (way, (attached, detached)) in ways.iter().zip(&mut times) {
-            let (attach, detach) = way.round(&image.path).await.with_context(|| way.name())?;
+            let (attach, detach) = way.round(&images).await.with_context(|| way.name())?;
             attached.push(attach);
             detached.push(detach);
         }
     }
 
-    println!("{rounds} rounds, 64 MiB of ext4, read-write; milliseconds\n");
-    println!("{:<22}{:>10}{:>10}{:>16}{:>10}", "", "attach", "p95", "detach", "p95");
+    println!("{rounds} rounds, 64 MiB, ext4 or two partitions, read-write; milliseconds\n");
+    println!("{:<24}{:>10}{:>10}{:>16}{:>10}", "", "attach", "p95", "detach", "p95");
     for (way, (attached, detached)) in ways.iter().zip(&mut times) {
         attached.sort_unstable();
         detached.sort_unstable();
         let [a, a95] = [50, 95].map(|percent| percentile(attached, percent));
         let [d, d95] = [50, 95].map(|percent| percentile(detached, percent));
-        println!("{:<22}{a:>10.2}{a95:>10.2}{d:>16.2}{d95:>10.2}", way.name());
+        println!("{:<24}{a:>10.2}{a95:>10.2}{d:>16.2}{d95:>10.2}", way.name());
     }
     let after = Memory::of(daemon.pid())?;
     println!("\nloopd's memory: {memory} idle, {after} after the rounds\n");

@@ -5,7 +5,7 @@ use loopd_dbus::names::ROOT_PATH;
 use loopd_dbus::{AttachOptions, Lifetime};
 use loopd_tests::image::{Image, MIB};
 use loopd_tests::polkit::Setup;
-use loopd_tests::process::{installed, output};
+use loopd_tests::process::{needs, output};
 use loopd_tests::world::{Attached, World};
 use loopd_tests::{Outcome, skip};
 
@@ -22,10 +22,6 @@ async fn run(world: &World, program: &str, words: &[&str]) -> anyhow::Result<Str
     let errors = String::from_utf8_lossy(&output.stderr);
     anyhow::ensure!(output.status.success(), "{program} {words:?}: {}: {errors}", output.status);
     Ok(String::from_utf8(output.stdout)?)
-}
-
-fn needs(program: &str) -> anyhow::Result<()> {
-    if installed(program) { Ok(()) } else { skip(format!("{program} is not installed")) }
 }
 
 async fn attach(world: &World, image: &Image) -> anyhow::Result<Attached> {

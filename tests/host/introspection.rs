@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Context as _;
-use loopd_dbus::names::{ATTACHMENT, BUS_NAME, MANAGER, ROOT_PATH, VOLUME};
-use loopd_dbus::{AttachOptions, AttachmentProperties, VolumeProperties};
+use loopd_dbus::names::{ATTACHMENT, BUS_NAME, MANAGER, PARTITION, ROOT_PATH, VOLUME};
+use loopd_dbus::{AttachOptions, AttachmentProperties, PartitionProperties, VolumeProperties};
 use loopd_tests::Outcome;
 use loopd_tests::bus::repository;
 use loopd_tests::image::{Image, MIB};
 use loopd_tests::polkit::Setup;
+use loopd_tests::table::Gpt;
 use loopd_tests::world::World;
 use roxmltree::{Document, Node, ParsingOptions};
 
@@ -64,14 +65,25 @@ fn shipped(name: &str) -> anyhow::Result<Members> {
     interface(&std::fs::read_to_string(file)?, name)
 }
 
+/// An image with one partition.
+fn partitioned(world: &World) -> anyhow::Result<Image> {
+    let image = Image::sparse(&world.folder, "image", 4 * MIB)?;
+    Gpt::new(&[(2048, 4095)]).write(&image)?;
+    Ok(image)
+}
+
 async fn shipped_xml_is_true(world: &mut World) -> Outcome {
     assert_eq!(interface(&introspect(world, ROOT_PATH).await?, MANAGER)?, shipped(MANAGER)?);
-    let image = Image::sparse(&world.folder, "image", MIB)?;
+    let image = partitioned(world)?;
     let attached = world.attach(&image.open()?, &AttachOptions::default()).await?;
-    let own = introspect(world, attached.path.as_str()).await?;
-    for name in [ATTACHMENT, VOLUME] {
-        assert_eq!(interface(&own, name)?, shipped(name)?, "{name}");
+    let partition = format!("{}/p1", attached.path);
+    for (path, names) in [(attached.path.as_str(), [ATTACHMENT, VOLUME]), (&partition, [PARTITION, VOLUME])] {
+        let own = introspect(world, path).await?;
+        for name in names {
+            assert_eq!(interface(&own, name)?, shipped(name)?, "{name} of {path}");
+        }
     }
+    assert!(shipped(ATTACHMENT)?.contains_key("method RescanPartitions"));
     world.detach(&attached).await
 }
 
@@ -79,6 +91,7 @@ async fn properties_are_the_contracts(_: &mut World) -> Outcome {
     for (interface, dictionary) in [
         (ATTACHMENT, AttachmentProperties::default().to_dict()),
         (VOLUME, VolumeProperties::default().to_dict()),
+        (PARTITION, PartitionProperties::default().to_dict()),
     ] {
         let types: BTreeSet<String> = dictionary
             .iter()
@@ -95,13 +108,14 @@ async fn properties_are_the_contracts(_: &mut World) -> Outcome {
 }
 
 async fn tree_shows_the_objects(world: &mut World) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", MIB)?;
+    let image = partitioned(world)?;
     let attached = world.attach(&image.open()?, &AttachOptions::default()).await?;
     let sequence: u64 = attached.device.number("diskseq")?;
     for (path, child) in [
         ("/".to_owned(), "org".to_owned()),
         (ROOT_PATH.to_owned(), "attachment".to_owned()),
         (format!("{ROOT_PATH}/attachment"), sequence.to_string()),
+        (format!("{ROOT_PATH}/attachment/{sequence}"), "p1".to_owned()),
     ] {
         let xml = introspect(world, &path).await?;
         assert!(xml.contains(&format!("<node name=\"{child}\"")), "{path} has no {child}: {xml}");

@@ -14,6 +14,7 @@ mod detach;
 mod foreign;
 mod introspection;
 mod loopctl;
+mod partitions;
 mod robustness;
 mod signals;
 mod udev;
@@ -30,6 +31,9 @@ fn main() -> std::process::ExitCode {
         foreign::TESTS,
         introspection::TESTS,
         udev::TESTS,
+        partitions::TESTS,
+        partitions::damaged::TESTS,
+        partitions::unprivileged::TESTS,
         robustness::TESTS,
         concurrency::TESTS,
     ];

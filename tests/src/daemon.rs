@@ -19,16 +19,25 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts it, without waiting for anything. Its standard error goes to a file in the folder.
+    /// Starts it, without waiting for anything: through the wrapper, a command that runs the rest of
+    /// its words in its own place, where that is not empty. Its standard error goes to a file in the
+    /// folder.
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn spawn(bus: &Bus, folder: &Path, environment: &[(&str, &str)]) -> Result<Self> {
+    pub fn spawn(bus: &Bus, folder: &Path, wrapper: &[&str], environment: &[(&str, &str)]) -> Result<Self> {
         let log = folder.join("loopd.log");
         let log_file = std::fs::File::options().create(true).append(true).open(&log)?;
         let program = std::env::var_os("LOOPD_BIN").map_or_else(|| built("loopd"), PathBuf::from);
         ensure!(program.exists(), "{} is not built", program.display());
-        let mut command = tied(program);
+        let mut command = match wrapper {
+            [] => tied(program),
+            [first, words @ ..] => {
+                let mut command = tied(first);
+                command.args(words).arg(program);
+                command
+            }
+        };
         if std::env::var_os("LOOPD_LOG").is_none() {
             command.env("LOOPD_LOG", "debug");
         }
@@ -47,8 +56,13 @@ impl Daemon {
     ///
     /// # Errors
     /// It does not.
-    pub async fn start(bus: &Bus, folder: &Path, environment: &[(&str, &str)]) -> Result<Self> {
-        let mut daemon = Self::spawn(bus, folder, environment)?;
+    pub async fn start(
+        bus: &Bus,
+        folder: &Path,
+        wrapper: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Result<Self> {
+        let mut daemon = Self::spawn(bus, folder, wrapper, environment)?;
         let connection = bus.connect().await?;
         let names = zbus::fdo::DBusProxy::new(&connection).await?;
         let process = &mut daemon.process;

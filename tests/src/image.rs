@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use crate::process::run;
-use crate::sysfs::LoopDevice;
+use crate::sysfs::{Extent, LoopDevice};
 
 /// A mebibyte.
 pub const MIB: u64 = 1 << 20;
@@ -50,6 +50,24 @@ impl Image {
         run("mkfs.ext4", ["-q", "-F", "-L", label, "-U", uuid].map(OsStr::new).into_iter().chain([path]))
             .await?;
         Ok(image)
+    }
+
+    /// An ext4 file system within the file.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub async fn add_ext4(&self, place: Extent, label: &str, uuid: &str) -> Result<()> {
+        let offset = format!("offset={}", place.start);
+        let kibibytes = format!("{}k", place.size / 1024);
+        let path = self.path.to_string_lossy();
+        run("mkfs.ext4", ["-q", "-F", "-L", label, "-U", uuid, "-E", &offset, &path, &kibibytes]).await?;
+        Ok(())
+    }
+
+    /// Its path, for commands.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.path.to_str().expect("the tests' names are UTF-8")
     }
 
     /// Opens it for reading and writing.
@@ -99,9 +117,17 @@ impl Mounted {
     /// # Errors
     /// mount's.
     pub async fn new(device: LoopDevice, parent: &Path, name: &str) -> Result<Self> {
+        Self::node(&device.node(), parent, name).await
+    }
+
+    /// Mounts the device with this node at a new folder of this name.
+    ///
+    /// # Errors
+    /// mount's.
+    pub async fn node(node: &str, parent: &Path, name: &str) -> Result<Self> {
         let folder = parent.join(name);
         std::fs::create_dir_all(&folder)?;
-        run("mount", [OsStr::new(&device.node()), folder.as_os_str()]).await?;
+        run("mount", [OsStr::new(node), folder.as_os_str()]).await?;
         Ok(Self { folder, mounted: true })
     }
 

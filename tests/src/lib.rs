@@ -15,6 +15,7 @@ pub mod process;
 pub mod runner;
 pub mod signals;
 pub mod sysfs;
+pub mod table;
 pub mod udev;
 pub mod world;
 

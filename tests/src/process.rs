@@ -153,6 +153,14 @@ pub fn installed(program: &str) -> bool {
         .any(|folder| folder.join(program).is_file())
 }
 
+/// Ends the test as skipped where a program is not installed.
+///
+/// # Errors
+/// It is not.
+pub fn needs(program: &str) -> Result<()> {
+    if installed(program) { Ok(()) } else { crate::skip(format!("{program} is not installed")) }
+}
+
 /// A process id as a signal wants it.
 #[must_use]
 pub fn pid(id: u32) -> Pid {

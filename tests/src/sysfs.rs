@@ -1,5 +1,6 @@
 //! The kernel's own word about loop devices.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -68,23 +69,71 @@ impl LoopDevice {
     }
 }
 
+/// A partition's place on its device, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Its first byte.
+    pub start: u64,
+    /// How many there are.
+    pub size: u64,
+}
+
+/// Where the partitions are, by number.
+pub type Extents = BTreeMap<u32, Extent>;
+
+impl LoopDevice {
+    /// The node of a partition.
+    #[must_use]
+    pub fn partition_node(self, number: u32) -> String {
+        format!("{}p{number}", self.node())
+    }
+
+    /// The partitions that the kernel has now.
+    #[must_use]
+    pub fn partitions(self) -> Extents {
+        let folder = format!("/sys/block/loop{}", self.0);
+        let sectors = |number: u32, name: &str| -> Option<u64> {
+            let path = format!("{folder}/loop{}p{number}/{name}", self.0);
+            Some(std::fs::read_to_string(path).ok()?.trim_end().parse::<u64>().ok()? * 512)
+        };
+        let extent =
+            |number| Some(Extent { start: sectors(number, "start")?, size: sectors(number, "size")? });
+        numbers_in(&folder, &format!("loop{}p", self.0))
+            .into_iter()
+            .filter_map(|number| Some((number, extent(number)?)))
+            .collect()
+    }
+
+    /// The partitions that have a node in `/dev`.
+    #[must_use]
+    pub fn partition_nodes(self) -> BTreeSet<u32> {
+        numbers_in("/dev", &format!("loop{}p", self.0))
+    }
+}
+
+/// The numbers after this prefix in the names in a folder.
+fn numbers_in(folder: &str, prefix: &str) -> BTreeSet<u32> {
+    let Ok(entries) = Path::new(folder).read_dir() else { return BTreeSet::new() };
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_prefix(prefix)?.parse().ok()).collect()
+}
+
+/// The free devices that still have partitions.
+#[must_use]
+pub fn stale_partitions() -> Vec<LoopDevice> {
+    all().into_iter().filter(|device| !device.bound() && !device.partitions().is_empty()).collect()
+}
+
 /// Every loop device that the kernel has.
 #[must_use]
 pub fn all() -> Vec<LoopDevice> {
-    let Ok(entries) = Path::new("/sys/block").read_dir() else { return Vec::new() };
-    let mut devices: Vec<_> = entries
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_prefix("loop")?.parse().ok())
-        .map(LoopDevice)
-        .collect();
-    devices.sort_unstable();
-    devices
+    numbers_in("/sys/block", "loop").into_iter().map(LoopDevice).collect()
 }
 
 /// The bound devices that only a test with this folder can have made: their file lies in it, or is a
 /// memory file, or a loop device. Whatever else the machine attaches meanwhile is not our business.
 #[must_use]
 pub fn bound_by_tests(folder: &Path) -> Vec<LoopDevice> {
-    let ours = [folder.as_os_str().as_bytes(), b"/memfd:loopd-probe", b"/dev/loop"];
+    let ours = [folder.as_os_str().as_bytes(), b"/memfd:loopd-", b"/dev/loop"];
     let is_ours = |file: Vec<u8>| ours.iter().any(|prefix| file.starts_with(prefix));
     all().into_iter().filter(|device| device.backing_file().is_some_and(is_ours)).collect()
 }

@@ -207,6 +207,15 @@ impl Listener {
         Ok(self.heard()?.into_iter().filter(|event| event.device == name).collect())
     }
 
+    /// Those about one device's partitions.
+    ///
+    /// # Errors
+    /// The record cannot be read.
+    pub fn about_partitions(&self, device: crate::sysfs::LoopDevice) -> Result<Vec<Uevent>> {
+        let prefix = format!("loop{}p", device.0);
+        Ok(self.heard()?.into_iter().filter(|event| event.device.starts_with(&prefix)).collect())
+    }
+
     /// Ends it.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! A bus, a polkit and a daemon, and the calls that tests make.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::AsFd as _;
@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use anyhow::{Context as _, Result, bail};
-use loopd_dbus::names::{ATTACHMENT, BUS_NAME, VOLUME};
+use loopd_dbus::names::{ATTACHMENT, BUS_NAME, PARTITION, ROOT_PATH, VOLUME};
 use loopd_dbus::proxy::{Attachment, Interaction, Listed, Manager};
 use loopd_dbus::{
-    AttachOptions, AttachmentProperties, DetachOptions, Error, ErrorKind, ListOptions, VolumeProperties,
+    AttachOptions, AttachmentProperties, DetachOptions, Error, ErrorKind, ListOptions, PartitionProperties,
+    VolumeProperties,
 };
 use zbus::wire::OwnedObjectPath;
 use zbus::{Connection, OwnedVariant};
@@ -45,6 +46,9 @@ impl Attached {
     }
 }
 
+/// The objects of an attachment's partitions, by number.
+pub type Partitions = BTreeMap<u32, (PartitionProperties, VolumeProperties)>;
+
 /// What a test runs in.
 #[derive(Debug)]
 pub struct World {
@@ -68,7 +72,7 @@ impl World {
     pub async fn start(polkit: Setup, folder: &Path) -> Result<Self> {
         let bus = Bus::start(folder)?;
         let polkit = Polkit::start(polkit, &bus, folder).await?;
-        let daemon = Daemon::start(&bus, folder, &[]).await?;
+        let daemon = Daemon::start(&bus, folder, &[], &[]).await?;
         let connection = bus.connect().await?;
         let manager = Manager::new(&connection, Interaction::Forbidden).await?;
         let mut world = Self {
@@ -102,7 +106,7 @@ impl World {
     /// # Errors
     /// It cannot be started.
     pub fn spawn_daemon(&self, folder: &Path) -> Result<Daemon> {
-        Daemon::spawn(&self.bus, folder, &[])
+        Daemon::spawn(&self.bus, folder, &[], &[])
     }
 
     /// Starts a daemon with these environment variables; one that still runs is asked to end first.
@@ -110,13 +114,25 @@ impl World {
     /// # Errors
     /// It does not start, or the old one does not end well.
     pub async fn restart_daemon(&mut self, environment: &[(&str, &str)]) -> Result<()> {
+        self.restart(&[], environment).await
+    }
+
+    /// The same, through a wrapper: a command that runs the rest of its words in its own place.
+    ///
+    /// # Errors
+    /// It does not start, or the old one does not end well.
+    pub async fn restart_daemon_under(&mut self, wrapper: &[&str]) -> Result<()> {
+        self.restart(wrapper, &[]).await
+    }
+
+    async fn restart(&mut self, wrapper: &[&str], environment: &[(&str, &str)]) -> Result<()> {
         if let Some(mut daemon) = self.daemon.take() {
             let status = daemon.terminate().await?;
             if !status.success() {
                 bail!("loopd answered SIGTERM with {status}");
             }
         }
-        self.daemon = Some(Daemon::start(&self.bus, &self.folder, environment).await?);
+        self.daemon = Some(Daemon::start(&self.bus, &self.folder, wrapper, environment).await?);
         self.note_descriptors().await
     }
 
@@ -206,12 +222,29 @@ impl World {
         Ok(AttachmentProperties::from_dict(&self.get_all(path, ATTACHMENT).await?)?)
     }
 
-    /// The properties of the attachment's volume.
+    /// The properties of the volume of an attachment or a partition.
     ///
     /// # Errors
     /// The daemon's, or one is missing.
     pub async fn volume(&self, path: &OwnedObjectPath) -> Result<VolumeProperties> {
         Ok(VolumeProperties::from_dict(&self.get_all(path, VOLUME).await?)?)
+    }
+
+    /// The objects of the attachment's partitions, by number.
+    ///
+    /// # Errors
+    /// The daemon's, or a property or an interface is missing.
+    pub async fn partitions(&self, attached: &Attached) -> Result<Partitions> {
+        let manager = zbus::fdo::ObjectManagerProxy::new(&self.connection, BUS_NAME, ROOT_PATH).await?;
+        let mut found = Partitions::new();
+        for (path, interfaces) in manager.get_managed_objects().await? {
+            let Some(number) = path.as_str().strip_prefix(&format!("{}/p", attached.path)) else { continue };
+            let of = |name: &str| interfaces.get(name).with_context(|| format!("{path} has no {name}"));
+            let partition = PartitionProperties::from_dict(of(PARTITION)?)?;
+            let volume = VolumeProperties::from_dict(of(VOLUME)?)?;
+            found.insert(number.parse()?, (partition, volume));
+        }
+        Ok(found)
     }
 
     async fn get_all(
