@@ -24,7 +24,8 @@ impl<K: Kernel> Engine<K> {
         if !seen.as_ref().is_ok_and(|seen| seen.udev_rereads) {
             self.update(id, |record| record.processed = true);
         }
-        if seen?.unmade {
+        let seen = seen?;
+        if seen.unmade {
             return Err(Error::new(
                 ErrorKind::NotSupported,
                 "this kernel reads no partition tables, and loopd may not add partitions itself: put partitions.conf \
@@ -33,6 +34,13 @@ impl<K: Kernel> Engine<K> {
         }
         if self.kernel.udev_runs() {
             self.await_udev(id, deadline, Record::is_processed).await?;
+        }
+        // udev does not say whether the kernel did what it was asked for.
+        if seen.udev_rereads && self.look_at_partitions(id, Occasion::Foreign).await?.outdated {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                "the kernel kept the partitions that it had, since one of them is in use; unmount or close it first",
+            ));
         }
         Ok(())
     }

@@ -177,6 +177,8 @@ pub struct Partitioning {
     pub missing: bool,
     /// Whether there are more, and making their nodes was not allowed.
     pub unmade: bool,
+    /// Whether the kernel, which reads tables itself, has other partitions than the table.
+    pub outdated: bool,
     /// Whether udev was asked to have the table read again: its event for the device follows.
     pub udev_rereads: bool,
 }

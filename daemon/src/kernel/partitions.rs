@@ -74,8 +74,15 @@ pub fn settle(
         delete_all_or_none(number, &disk, table.as_ref(), &nodes)?;
     }
     let unmade = for_us && make(number, &disk, table.as_ref(), &nodes);
-    let partitions = described(sysfs::partitions(number), table.as_ref());
-    Ok(Partitioning { partitions, missing: false, unmade, udev_rereads })
+    let nodes = sysfs::partitions(number);
+    let outdated = shared.scans_itself() == Some(true) && is_outdated(table.as_ref(), &nodes);
+    Ok(Partitioning {
+        partitions: described(nodes, table.as_ref()),
+        missing: false,
+        unmade,
+        outdated,
+        udev_rereads,
+    })
 }
 
 /// The partitions of a device that was attached just now: nobody but the kernel can have made a
@@ -92,6 +99,13 @@ pub fn first_look(shared: &Arc<Shared>, file: &OwnedFd, device: &Device) -> Part
 fn concerns_us(shared: &Arc<Shared>, table: Option<&Table>, nodes: &[PartitionNode], seen: bool) -> bool {
     let wanted = table.is_some_and(|table| !table.partitions.is_empty());
     (wanted || !nodes.is_empty()) && !shared.kernel_scans(seen)
+}
+
+/// Whether these are not the nodes of a table that the kernel understands.
+fn is_outdated(table: Option<&Table>, nodes: &[PartitionNode]) -> bool {
+    let Some(table) = table.filter(|table| !table.from_backup) else { return false };
+    let has_node = |partition| nodes.iter().any(|node| is_node_of(node, partition));
+    table.partitions.len() != nodes.len() || !table.partitions.iter().all(has_node)
 }
 
 fn described(nodes: Vec<PartitionNode>, table: Option<&Table>) -> Vec<Partition> {

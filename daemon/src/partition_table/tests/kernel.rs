@@ -63,8 +63,8 @@ while read name size partitions; do
   done
   echo $line
   losetup -d $device
-  continue
-
+  losetup -r -b $size $device $name
+  line="blkpg $name"
   for partition in $partitions; do
     number=${partition%%:*} extent=${partition#*:}
     addpart $device $number ${extent%:*} ${extent#*:} 2>/dev/null && line="$line $number"
@@ -165,24 +165,12 @@ fn compare(case: &Case, mut answer: Answer) {
     let inverted = |number| reading.warnings.contains(&Warning::EndsBeforeStart { number });
     answer.nodes.retain(|node| !inverted(node.0));
     if let Some(expected) = expected_nodes(&reading) {
-        if answer.nodes != expected {
-            eprintln!(
-                "DIFF {:?} {:?} {:x?} {:x?}",
-                answer.nodes,
-                expected,
-                &case.image[..32],
-                &case.image[440..512]
-            );
-            return;
-        }
         assert_eq!(answer.nodes, expected, "block size {}: {reading:#?}", case.block_size);
     }
     let partitions = reading.table.iter().flat_map(|table| &table.partitions);
     let taken: Vec<_> =
         partitions.filter(|found| found.refusal.is_none()).map(|found| found.number).collect();
-    if false {
-        assert_eq!(answer.taken, taken, "block size {}: {reading:#?}", case.block_size);
-    }
+    assert_eq!(answer.taken, taken, "block size {}: {reading:#?}", case.block_size);
 }
 
 fn cases() -> Vec<Case> {
@@ -225,12 +213,7 @@ fn add_changed_images(cases: &Mutex<Vec<Case>>) {
     let bases = Bases::new();
     bolero::check!().with_iterations(CHANGED_IMAGES).with_type::<Input>().for_each(|input| {
         let (image, block_size) = bases.image_and_block_size(input);
-        if image.len() >= 4096
-            && read(&mut Memory::from(image.clone()), u32::try_from(block_size).unwrap())
-                .unwrap()
-                .table
-                .is_none_or(|t| t.from_backup)
-        {
+        if image.len() >= 4096 {
             let block_size = u32::try_from(block_size).unwrap();
             cases.lock().unwrap().push(Case { block_size, image });
         }
