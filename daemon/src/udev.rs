@@ -159,6 +159,11 @@ fn found(device: &udev::Device) -> Found {
             uuid: property("ID_PART_ENTRY_UUID"),
             label: unescape(&property("ID_PART_ENTRY_NAME")),
         },
+        // In sectors of 512 bytes, whatever the block size.
+        start: property("ID_PART_ENTRY_OFFSET")
+            .parse::<u64>()
+            .ok()
+            .and_then(|sectors| sectors.checked_mul(512)),
         has_table: device.property_value("ID_PART_TABLE_TYPE").is_some(),
     }
 }

@@ -90,8 +90,12 @@ impl PartitionRecord {
         }
     }
 
-    /// Takes what udev found; what it does not tell stays as it was read from the table.
+    /// Takes what udev found; what it does not tell stays as it was read from the table. What it
+    /// said of an earlier partition with this number is passed over.
     pub fn take(&mut self, found: &Found) {
+        if found.start.is_some_and(|start| start != self.partition.node.start) {
+            return;
+        }
         self.processed = true;
         self.file_system = found.file_system.clone();
         if !found.entry.table.is_empty() {

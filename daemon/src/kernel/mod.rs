@@ -129,6 +129,8 @@ pub struct Found {
     pub file_system: FileSystem,
     /// The entry of a partition in its table.
     pub entry: TableEntry,
+    /// Where udev saw a partition begin, in bytes; `None` where it does not tell.
+    pub start: Option<u64>,
     /// Whether the device has a partition table.
     pub has_table: bool,
 }

@@ -10,7 +10,7 @@ use loopd_dbus::{Error, ErrorKind, Lifetime};
 
 use super::{
     Attached, Device, DiskSequence, FileFacts, FileKind, FileSystem, Found, Glance, Kernel, Occasion,
-    Partition, PartitionNode, Partitioning, TableEntry, Users,
+    Partition, PartitionNode, Partitioning, Users,
 };
 use crate::engine::{AttachRequest, Uevent};
 
@@ -56,7 +56,7 @@ struct Happened {
 
 fn found(sequence: DiskSequence) -> Found {
     let file_system = FileSystem { kind: format!("fs{sequence}"), ..FileSystem::default() };
-    Found { file_system, entry: TableEntry::default(), has_table: true }
+    Found { file_system, has_table: true, ..Found::default() }
 }
 
 fn nodes(bound: &Bound) -> Vec<PartitionNode> {
