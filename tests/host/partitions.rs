@@ -590,6 +590,7 @@ async fn rescan_while_mounted(world: &mut World) -> Outcome {
     let before = world.partitions(&attached).await?;
     let mounted = Mounted::node(&attached.device.partition_node(2), &world.folder, "mount point").await?;
     sfdisk(world, image.name(), &[], ONE).await?;
+    run("blockdev", ["--flushbufs", &attached.device.node()]).await?;
     let object = world.object(&attached.path).await?;
     let error = refusal(object.rescan_partitions().await)?;
     expect_kind(&error, ErrorKind::Busy)?;

@@ -106,7 +106,8 @@ async fn busy(world: &mut World) -> Outcome {
             assert!(attached.device.bound(), "{what}: gone with its opener");
             assert_eq!(world.properties(&attached.path).await?, before, "{what}");
             world.detach(&attached).await?;
-            assert!(!attached.device.bound(), "{what}: still bound");
+            let file = attached.device.backing_file().map(|file| String::from_utf8_lossy(&file).into_owned());
+            assert_eq!(file, None, "{what}: still bound");
         }
     }
     Ok(())
