@@ -6,7 +6,7 @@ packages=(
     gcc libc6-dev make                            # what rustc and this Makefile stand on
     pkg-config libudev-dev                        # build
     dbus polkitd udev e2fsprogs util-linux mount  # tests and demo: bus, polkit, udev, images, losetup
-    fdisk gdisk parted xorriso dosfstools         # tests: partition tables by many hands
+    fdisk gdisk parted xorriso dosfstools isolinux # tests: partition tables by many hands
     systemd libglib2.0-bin python3-dbus           # tests: busctl, gdbus and python as foreign clients
     libxml2-utils shellcheck                      # make check
 )
