@@ -33,9 +33,6 @@ EXAMPLES
   Attach the 512 MiB that start 1 MiB into the file, read-only:
     $ loopctl attach -r -o 1M --size-limit 512M disk.img
 
-  Take the device that has the file already, or attach it:
-    $ loopctl attach --overlap reuse disk.img
-
 SIZES
   N is a number of bytes, or has a suffix: K, M, G, T, P, E (also KiB, MiB, …) are powers of 1024; \
 KB, MB, GB, TB, PB, EB are powers of 1000.";
@@ -209,7 +206,7 @@ pub struct AttachArgs {
     /// What to do where the file is attached already.
     ///
     /// `allow` attaches it once more, `refuse` fails, and `reuse` gives back the device whose file,
-    /// offset and size limit are the same.
+    /// offset and size limit are the same. This version of loopd refuses the last two.
     #[arg(long, value_name = "POLICY", default_value = "allow", value_parser = overlap())]
     pub overlap: Overlap,
     /// Do not wait until udev has processed the device.
@@ -229,8 +226,8 @@ pub struct Attach {
     /// When the device is detached by itself.
     ///
     /// `persistent`: never. `mount`: with the last unmount of the device or of one of its
-    /// partitions, and after 60 seconds where it is not mounted at all. For a device that goes with
-    /// a command, see `loopctl run`.
+    /// partitions, and after 60 seconds where it is not mounted at all; this version of loopd refuses
+    /// it. For a device that goes with a command, see `loopctl run`.
     #[arg(long, value_name = "LIFETIME", default_value = "persistent", value_parser = lifetime())]
     pub lifetime: Lifetime,
     /// Print the device's properties as a JSON object instead of the device node.
