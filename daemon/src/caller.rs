@@ -24,7 +24,6 @@ pub struct Caller {
     uid: u32,
     subject: Subject,
     interactive: bool,
-    callers: Arc<Callers>,
     _slot: Slot,
 }
 
@@ -44,7 +43,7 @@ impl Callers {
     ///
     /// # Errors
     /// The caller is gone, or has too many calls under way.
-    pub async fn identify(self: &Arc<Self>, header: &Header<'_>) -> Result<Caller, Error> {
+    pub async fn identify(&self, header: &Header<'_>) -> Result<Caller, Error> {
         let sender = header.sender().ok_or_else(unknown)?;
         let watch = self.clients.watch(ClientId(sender.to_string()));
         let uid = match watch.known_uid() {
@@ -54,7 +53,7 @@ impl Callers {
         let slot = self.calls_of_a_uid.enter(uid)?;
         let subject = Subject::new_for_message_header(header).map_err(|_| unknown())?;
         let interactive = header.primary().flags().contains(Flags::ALLOW_INTERACTIVE_AUTH);
-        Ok(Caller { watch, uid, subject, interactive, callers: Arc::clone(self), _slot: slot })
+        Ok(Caller { watch, uid, subject, interactive, _slot: slot })
     }
 }
 
@@ -101,10 +100,5 @@ impl engine::Caller for Caller {
 
     fn vanished(&self) -> bool {
         self.watch.is_gone()
-    }
-
-    async fn still_there(&self) -> bool {
-        let Ok(name) = BusName::try_from(self.client().0.as_str()) else { return false };
-        !self.vanished() && self.callers.bus.name_has_owner(name).await.unwrap_or(false)
     }
 }

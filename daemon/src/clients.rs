@@ -1,5 +1,8 @@
 //! Tells when a bus name is gone.
 //!
+//! None slips through: a client is watched first, and then either its uid is known, so that its end
+//! is still to come, or the bus is asked for it, which fails where the client is gone.
+//!
 //! One match rule serves all clients: dbus-daemon allows 512 rules a connection.
 
 use std::collections::HashMap;
@@ -12,9 +15,15 @@ use crate::engine::ClientId;
 /// The clients that have a call under way, and the uids of those that had one.
 #[derive(Clone, Default)]
 pub struct Clients {
-    watched: Arc<Mutex<HashMap<ClientId, Watched>>>,
+    known: Arc<Mutex<Known>>,
+}
+
+/// Under one lock, so that an end is seen by both or by neither.
+#[derive(Default)]
+struct Known {
+    watched: HashMap<ClientId, Watched>,
     /// A unique name is never used twice, so what the bus said of it holds until it is gone.
-    uids: Arc<Mutex<HashMap<ClientId, u32>>>,
+    uids: HashMap<ClientId, u32>,
 }
 
 struct Watched {
@@ -30,34 +39,31 @@ pub struct Watch {
 }
 
 impl Clients {
-    fn watched(&self) -> MutexGuard<'_, HashMap<ClientId, Watched>> {
-        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts to watch a client. One that vanished before is not noticed: ask the bus as well.
+    /// Starts to watch a client. One that vanished before has no known uid: ask the bus for it.
     #[must_use]
     pub fn watch(&self, client: ClientId) -> Watch {
-        let mut watched = self.watched();
-        let entry = watched
+        let mut known = self.known();
+        let entry = known
+            .watched
             .entry(client.clone())
             .or_insert_with(|| Watched { calls: 0, gone: watch::channel(false).0 });
         entry.calls += 1;
         let gone = entry.gone.subscribe();
-        drop(watched);
+        drop(known);
         Watch { clients: self.clone(), client, gone }
-    }
-
-    fn uids(&self) -> MutexGuard<'_, HashMap<ClientId, u32>> {
-        self.uids.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The bus says that this name is gone.
     pub fn vanished(&self, client: &ClientId) {
-        if let Some(watched) = self.watched().get(client) {
+        let mut known = self.known();
+        known.uids.remove(client);
+        if let Some(watched) = known.watched.get(client) {
             watched.gone.send_replace(true);
         }
-        // After the line above, so that a uid learnt meanwhile does not stay.
-        self.uids().remove(client);
     }
 }
 
@@ -71,14 +77,14 @@ impl Watch {
     /// The client's uid, where the bus was asked before.
     #[must_use]
     pub fn known_uid(&self) -> Option<u32> {
-        self.clients.uids().get(&self.client).copied()
+        self.clients.known().uids.get(&self.client).copied()
     }
 
     /// Keeps the uid that the bus has told of this client, until it vanishes.
     pub fn learn_uid(&self, uid: u32) {
-        let mut uids = self.clients.uids();
+        let mut known = self.clients.known();
         if !self.is_gone() {
-            uids.insert(self.client.clone(), uid);
+            known.uids.insert(self.client.clone(), uid);
         }
     }
 
@@ -98,11 +104,11 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        let mut watched = self.clients.watched();
-        if let Some(entry) = watched.get_mut(&self.client) {
+        let mut known = self.clients.known();
+        if let Some(entry) = known.watched.get_mut(&self.client) {
             entry.calls -= 1;
             if entry.calls == 0 {
-                watched.remove(&self.client);
+                known.watched.remove(&self.client);
             }
         }
     }
@@ -128,7 +134,7 @@ mod tests {
         assert_eq!((second.known_uid(), other.known_uid()), (None, Some(8)));
         clients.vanished(&name(":1.2"));
         drop((second, other));
-        assert!(clients.watched().is_empty());
-        assert!(clients.uids().is_empty());
+        assert!(clients.known().watched.is_empty());
+        assert!(clients.known().uids.is_empty());
     }
 }

@@ -19,10 +19,8 @@ pub trait Caller: Send + Sync {
     fn client(&self) -> &ClientId;
     /// Its uid.
     fn uid(&self) -> u32;
-    /// Whether it was seen to vanish.
+    /// Whether it has vanished. Whoever calls is watched from before until after the call.
     fn vanished(&self) -> bool;
-    /// Asks the bus whether it is still there: catches one that vanished before it was watched.
-    fn still_there(&self) -> impl Future<Output = bool> + Send;
 }
 
 /// A file and what to make of it.
@@ -54,7 +52,7 @@ impl<K: Kernel> Engine<K> {
         let partitioning = attached.partitioning.clone();
         let id = self.record(attached, &request, caller, slot);
         self.take_partitions(id, &partitioning);
-        match self.settle(id, &request, partitioning.missing, caller).await {
+        match self.settle(id, &request, partitioning.missing).await {
             Ok(()) => self.publish(id).await,
             Err(error) => {
                 self.discard(id).await;
@@ -107,14 +105,10 @@ impl<K: Kernel> Engine<K> {
         id: DiskSequence,
         request: &AttachRequest,
         partitions_missing: bool,
-        caller: &impl Caller,
     ) -> Result<(), Error> {
         // Events of a claimed number were passed over: one of them may have been its end.
         if self.look_whether_gone(id) {
             return Err(detached_meanwhile(id));
-        }
-        if !caller.still_there().await {
-            return Err(abandoned());
         }
         let waits = request.wait && self.kernel.udev_runs();
         let deadline = Instant::now() + self.settings.wait_for_udev;

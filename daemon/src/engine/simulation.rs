@@ -45,11 +45,6 @@ impl Caller for Client {
     fn vanished(&self) -> bool {
         self.gone.load(Ordering::Relaxed)
     }
-
-    async fn still_there(&self) -> bool {
-        tokio::task::yield_now().await;
-        !self.vanished()
-    }
 }
 
 /// What the bus would show.
@@ -251,31 +246,6 @@ async fn a_client_that_vanishes_at_any_moment_leaves_nothing() {
             house.assert_empty().await;
         }
     }
-}
-
-#[tokio::test(start_paused = true)]
-async fn one_that_was_gone_before_the_watch_is_noticed() {
-    struct Unwatched(Client);
-    impl Caller for Unwatched {
-        fn client(&self) -> &ClientId {
-            &self.0.id
-        }
-        fn uid(&self) -> u32 {
-            self.0.uid
-        }
-        fn vanished(&self) -> bool {
-            false
-        }
-        async fn still_there(&self) -> bool {
-            false
-        }
-    }
-    let house = House::with_udev();
-    let request = AttachRequest::new(AttachOptions::default()).unwrap();
-    let caller = Unwatched(Client::new(":1.1", 7));
-    let error = house.engine.attach(Order { file: 1, request }, &caller).await.unwrap_err();
-    assert_eq!(error.kind, ErrorKind::AccessDenied);
-    house.assert_empty().await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,5 +1,4 @@
-//! The ioctls of the loop driver (`linux/loop.h`) and of block
-//! devices (`linux/fs.h`), each as a safe function of an open descriptor.
+//! The ioctls of the loop driver (`linux/loop.h`) and of block devices (`linux/fs.h`), each as a safe function of an open descriptor.
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -41,6 +40,15 @@ mod raw {
     nix::ioctl_read!(
         /// `BLKGETDISKSEQ`, Linux 5.15.
         blkgetdiskseq, 0x12, 128, u64);
+    nix::ioctl_read_bad!(
+        /// Size in bytes: 64 bits of them, whatever the request's code says.
+        blkgetsize64, nix::request_code_read!(0x12, 114, size_of::<usize>()), u64);
+    nix::ioctl_read_bad!(
+        /// Whether writes are refused.
+        blkroget, nix::request_code_none!(0x12, 94), super::c_int);
+    nix::ioctl_read_bad!(
+        /// Logical block size.
+        blksszget, nix::request_code_none!(0x12, 104), super::c_int);
     nix::ioctl_none!(
         /// Lets the kernel read the partition table again.
         blkrrpart, 0x12, 95);
@@ -152,6 +160,30 @@ pub fn disk_sequence(device: impl AsFd) -> Result<u64> {
     // SAFETY: the kernel writes one `u64`.
     unsafe { raw::blkgetdiskseq(device.as_fd().as_raw_fd(), &raw mut sequence) }?;
     Ok(sequence)
+}
+
+/// `BLKGETSIZE64`: the size in bytes.
+pub fn size(device: impl AsFd) -> Result<u64> {
+    let mut size = 0;
+    // SAFETY: the kernel writes one `u64`.
+    unsafe { raw::blkgetsize64(device.as_fd().as_raw_fd(), &raw mut size) }?;
+    Ok(size)
+}
+
+/// `BLKROGET`: whether the device refuses writes.
+pub fn read_only(device: impl AsFd) -> Result<bool> {
+    let mut read_only = 0;
+    // SAFETY: the kernel writes one `int`.
+    unsafe { raw::blkroget(device.as_fd().as_raw_fd(), &raw mut read_only) }?;
+    Ok(read_only != 0)
+}
+
+/// `BLKSSZGET`: the logical block size in bytes.
+pub fn block_size(device: impl AsFd) -> Result<u32> {
+    let mut size = 0;
+    // SAFETY: the kernel writes one `int`.
+    unsafe { raw::blksszget(device.as_fd().as_raw_fd(), &raw mut size) }?;
+    number_result(size)
 }
 
 fn blkpg(device: impl AsFd, op: c_int, number: u32, start: u64, length: u64) -> Result<()> {

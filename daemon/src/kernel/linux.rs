@@ -257,7 +257,8 @@ impl Kernel for Linux {
     }
 }
 
-fn failed(asked: &str, call: &str, errno: Errno) -> Error {
+/// An errno that has no name of its own in the contract.
+pub fn failed(asked: &str, call: &str, errno: Errno) -> Error {
     Error::new(ErrorKind::Kernel, format!("cannot {asked}: {call} failed with {errno:?} ({})", errno.desc()))
 }
 
@@ -604,21 +605,24 @@ fn status(number: u32) -> Result<Option<Device>, Error> {
 fn read_device(number: u32, device: &OwnedFd) -> nix::Result<Device> {
     let has = |flags: u32, flag: LoFlags| flags & flag as u32 != 0;
     let info = ioctl::status(device)?;
+    let node = nix::sys::stat::fstat(device)?.st_rdev;
+    let minor = |device| u32::try_from(nix::sys::stat::minor(device)).unwrap_or_default();
+    let major = |device| u32::try_from(nix::sys::stat::major(device)).unwrap_or_default();
     let name_length = info.lo_file_name.iter().position(|byte| *byte == 0).unwrap_or(info.lo_file_name.len());
     Ok(Device {
         number,
-        device_number: sysfs::device_number(&format!("loop{number}")).unwrap_or_default(),
+        device_number: (major(node), minor(node)),
         disk_sequence: DiskSequence(ioctl::disk_sequence(device)?),
         backing_file: sysfs::backing_file(number).unwrap_or_default(),
         backing_device: info.lo_device,
         backing_inode: info.lo_inode,
         offset: info.lo_offset,
         size_limit: info.lo_sizelimit,
-        size: sysfs::size(number),
+        size: ioctl::size(device)?,
         reference: String::from_utf8_lossy(&info.lo_file_name[..name_length]).into_owned(),
-        read_only: sysfs::read_only(number),
-        direct_io: sysfs::direct_io(number),
-        block_size: sysfs::block_size(number),
+        read_only: ioctl::read_only(device)?,
+        direct_io: has(info.lo_flags, LoFlags::LO_FLAGS_DIRECT_IO),
+        block_size: ioctl::block_size(device)?,
         partition_scan: has(info.lo_flags, LoFlags::LO_FLAGS_PARTSCAN),
         autoclear: has(info.lo_flags, LoFlags::LO_FLAGS_AUTOCLEAR),
     })

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use loopd_dbus::Error;
 
 mod backing_file;
+mod bytes;
 mod ioctl;
 mod linux;
 pub mod mount_table;

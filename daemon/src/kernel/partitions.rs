@@ -6,7 +6,6 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use loopd_dbus::{Error, ErrorKind};
@@ -15,38 +14,14 @@ use nix::fcntl::OFlag;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use tracing::{debug, warn};
 
+use super::bytes::Bytes;
 use super::linux::Shared;
 use super::{
     Device, DiskSequence, Occasion, Partition, PartitionNode, Partitioning, TableEntry, ioctl, linux, node,
     sysfs,
 };
-use crate::partition_table::{self, Image, Table};
+use crate::partition_table::{self, Table};
 use crate::udev;
-
-/// A loop device, or the part of a file that one shows, as bytes to look for a table in.
-pub struct Bytes<'a> {
-    file: &'a File,
-    offset: u64,
-    size: u64,
-}
-
-impl<'a> Bytes<'a> {
-    /// The bytes of a file from an offset on.
-    pub fn new(file: &'a File, offset: u64, size: u64) -> Self {
-        Self { file, offset, size }
-    }
-}
-
-impl Image for Bytes<'_> {
-    fn size(&self) -> u64 {
-        self.size
-    }
-
-    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        let offset = self.offset.checked_add(offset).ok_or(io::ErrorKind::InvalidInput)?;
-        self.file.read_exact_at(buffer, offset)
-    }
-}
 
 /// Makes the nodes what the table says, where the kernel does not do so itself, and tells which
 /// partitions there are.
@@ -67,7 +42,10 @@ pub fn settle(
     }
     let udev_rereads = rescan && shared.scans_itself() != Some(false) && reread(number, &disk)?;
     let disk = File::from(disk);
-    let table = read_table(number, &mut Bytes::new(&disk, 0, sysfs::size(number)));
+    let size = ioctl::size(&disk).map_err(|errno| linux::failed("learn the size", "BLKGETSIZE64", errno))?;
+    let block_size = ioctl::block_size(&disk)
+        .map_err(|errno| linux::failed("learn the block size", "BLKSSZGET", errno))?;
+    let table = read_table(number, block_size, &mut Bytes::new(&disk, 0, size));
     let nodes = sysfs::partitions(number);
     let for_us = occasion != Occasion::Foreign && concerns_us(shared, table.as_ref(), &nodes, false);
     if for_us && rescan {
@@ -89,7 +67,8 @@ pub fn settle(
 /// node. The table is read from the file, whose pages are at hand; those of the device are not.
 pub fn first_look(shared: &Arc<Shared>, file: &OwnedFd, device: &Device) -> Partitioning {
     let Ok(file) = file.try_clone().map(File::from) else { return Partitioning::default() };
-    let table = read_table(device.number, &mut Bytes::new(&file, device.offset, device.size));
+    let table =
+        read_table(device.number, device.block_size, &mut Bytes::new(&file, device.offset, device.size));
     let nodes = sysfs::partitions(device.number);
     let missing = concerns_us(shared, table.as_ref(), &nodes, !nodes.is_empty());
     Partitioning { partitions: described(nodes, table.as_ref()), missing, ..Partitioning::default() }
@@ -112,8 +91,8 @@ fn described(nodes: Vec<PartitionNode>, table: Option<&Table>) -> Vec<Partition>
     nodes.into_iter().map(|node| Partition { entry: entry(table, &node), node }).collect()
 }
 
-fn read_table(number: u32, bytes: &mut Bytes<'_>) -> Option<Table> {
-    match partition_table::read(bytes, sysfs::block_size(number)) {
+fn read_table(number: u32, block_size: u32, bytes: &mut Bytes<'_>) -> Option<Table> {
+    match partition_table::read(bytes, block_size) {
         Ok(reading) => {
             for warning in &reading.warnings {
                 warn!(device = node(number), "partition table: {warning}");

@@ -37,26 +37,6 @@ pub fn backing_file(number: u32) -> Option<Vec<u8>> {
     Some(path)
 }
 
-/// Whether direct I/O is on.
-pub fn direct_io(number: u32) -> bool {
-    number_in::<u8>(number, "loop/dio") == Some(1)
-}
-
-/// Whether the device refuses writes.
-pub fn read_only(number: u32) -> bool {
-    number_in::<u8>(number, "ro") == Some(1)
-}
-
-/// Size of the device in bytes; sysfs counts sectors of 512 bytes.
-pub fn size(number: u32) -> u64 {
-    number_in::<u64>(number, "size").unwrap_or(0).saturating_mul(512)
-}
-
-/// Logical block size in bytes.
-pub fn block_size(number: u32) -> u32 {
-    number_in(number, "queue/logical_block_size").unwrap_or(512)
-}
-
 /// The numbers of all loop devices with something attached.
 pub fn bound_numbers() -> Vec<u32> {
     let Ok(entries) = fs::read_dir("/sys/block") else { return Vec::new() };

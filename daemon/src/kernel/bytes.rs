@@ -1,0 +1,90 @@
+//! A loop device, or the part of a file that one shows, as bytes to look for a partition table in.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
+use crate::partition_table::Image;
+
+/// What direct I/O wants offset, length and memory to be multiples of: the largest sector that
+/// disks have (`open(2)`, `O_DIRECT`).
+const ALIGNMENT: usize = 4096;
+
+/// The bytes of a file from an offset on.
+pub struct Bytes<'a> {
+    file: &'a File,
+    offset: u64,
+    size: u64,
+    direct: bool,
+}
+
+impl<'a> Bytes<'a> {
+    /// `size` bytes from `offset` on.
+    pub fn new(file: &'a File, offset: u64, size: u64) -> Self {
+        let direct = fcntl(file, FcntlArg::F_GETFL)
+            .is_ok_and(|flags| OFlag::from_bits_retain(flags).contains(OFlag::O_DIRECT));
+        Self { file, offset, size, direct }
+    }
+}
+
+impl Image for Bytes<'_> {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let offset = self.offset.checked_add(offset).ok_or(io::ErrorKind::InvalidInput)?;
+        if self.direct {
+            read_aligned(self.file, offset, buffer)
+        } else {
+            self.file.read_exact_at(buffer, offset)
+        }
+    }
+}
+
+/// Reads what lies around the wanted bytes, as direct I/O has it.
+fn read_aligned(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+    let before = usize::try_from(offset % ALIGNMENT as u64).unwrap_or_default();
+    let wanted = before + buffer.len();
+    let length = wanted.next_multiple_of(ALIGNMENT);
+    let mut memory = vec![0; length + ALIGNMENT];
+    let start = memory.as_ptr().align_offset(ALIGNMENT);
+    let around = memory.get_mut(start..start + length).ok_or(io::ErrorKind::OutOfMemory)?;
+    // The file may end within the last block; what is read before it is a whole number of them.
+    let read = file.read_at(around, offset - before as u64)?;
+    let found = around.get(before..wanted).filter(|_| read >= wanted).ok_or(io::ErrorKind::UnexpectedEof)?;
+    buffer.copy_from_slice(found);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::OpenOptionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn direct_and_buffered_reads_agree() {
+        let path = std::env::temp_dir().join(format!("loopd-bytes-{}", std::process::id()));
+        let content: Vec<u8> = (0..5000_u32).flat_map(u32::to_le_bytes).collect();
+        std::fs::write(&path, &content).unwrap();
+        let direct = File::options().read(true).custom_flags(OFlag::O_DIRECT.bits()).open(&path);
+        let buffered = File::open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let Ok(direct) = direct else { return eprintln!("SKIPPED: no direct I/O in the temporary folder") };
+        assert!(Bytes::new(&direct, 0, 0).direct);
+        for (offset, length) in [(0, 512), (512, 512), (4090, 20), (16_384, 3616), (19_999, 1), (19_990, 512)]
+        {
+            let read = |file| {
+                let mut buffer = vec![0; length];
+                Bytes::new(file, 100, 20_000)
+                    .read_at(offset, &mut buffer)
+                    .map(|()| buffer)
+                    .map_err(|error| error.kind())
+            };
+            assert_eq!(read(&direct), read(&buffered), "{offset} {length}");
+        }
+    }
+}
