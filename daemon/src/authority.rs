@@ -28,6 +28,8 @@ pub enum Deed<'a> {
     Attach(&'a FileFacts, Option<u32>),
     /// Detach or change this attachment.
     Change(&'a Snapshot),
+    /// Remove the device with this number.
+    Remove(u32),
 }
 
 /// Asks polkit.
@@ -115,6 +117,7 @@ impl Deed<'_> {
                 let owned = attachment.ownership.as_ref().is_some_and(|ownership| ownership.uid == uid);
                 (!owned).then_some(ACTION_MANAGE_OTHERS)
             }
+            Self::Remove(_) => Some(ACTION_MANAGE_OTHERS),
         }
     }
 
@@ -122,6 +125,7 @@ impl Deed<'_> {
     /// choose one.
     fn details(self, uid: u32) -> (String, String, String) {
         match self {
+            Self::Remove(number) => (node(number), String::new(), String::new()),
             Self::Attach(file, number) => {
                 (number.map(node).unwrap_or_default(), printable(&file.path), uid.to_string())
             }

@@ -7,9 +7,10 @@ use loopd_dbus::{AttachmentProperties, DetachOptions, Error, ErrorKind};
 use zbus::interface;
 use zbus::message::Header;
 
-use super::Room;
+use super::{Room, invalid};
 use crate::authority::Deed;
-use crate::kernel::DiskSequence;
+use crate::engine::is_block_size;
+use crate::kernel::{Change, DiskSequence};
 
 /// One attached loop device.
 pub struct Attachment {
@@ -24,6 +25,11 @@ impl Attachment {
         Self { room, id, properties }
     }
 
+    async fn change(&self, header: &Header<'_>, change: Change) -> Result<(), Error> {
+        let caller = self.room.may_change(header, self.id).await?;
+        self.room.changed(&caller, self.room.engine.change(self.id, change).await).await
+    }
+
     fn properties(&self) -> RwLockReadGuard<'_, AttachmentProperties> {
         self.properties.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -36,20 +42,56 @@ impl Attachment {
         #[zbus(header)] header: Header<'_>,
         options: ReceivedOptions,
     ) -> Result<(), Error> {
-        let options = DetachOptions::decode(options)
-            .map_err(|option| Error::new(ErrorKind::InvalidArgs, option.to_string()))?;
+        let options = DetachOptions::decode(options).map_err(invalid)?;
         let caller = self.room.identify(&header).await?;
         let attachment = self.room.find(self.id)?;
         self.room.detach(&caller, &attachment, options.lazy).await
     }
 
     async fn rescan_partitions(&self, #[zbus(header)] header: Header<'_>) -> Result<(), Error> {
-        let caller = self.room.identify(&header).await?;
-        let attachment = self.room.find(self.id)?;
-        self.room.authority.allow(&caller, Deed::Change(&attachment)).await?;
-        self.room.engine.rescan(self.id).await?;
-        self.room.engine.told().await;
-        Ok(())
+        let caller = self.room.may_change(&header, self.id).await?;
+        self.room.changed(&caller, self.room.engine.rescan(self.id).await).await
+    }
+
+    async fn set_capacity(&self, #[zbus(header)] header: Header<'_>) -> Result<(), Error> {
+        self.change(&header, Change::Capacity).await
+    }
+
+    async fn set_direct_io(&self, #[zbus(header)] header: Header<'_>, on: bool) -> Result<(), Error> {
+        self.change(&header, Change::DirectIo(on)).await
+    }
+
+    async fn set_block_size(&self, #[zbus(header)] header: Header<'_>, bytes: u32) -> Result<(), Error> {
+        if !is_block_size(bytes) {
+            return Err(Error::new(
+                ErrorKind::InvalidArgs,
+                format!("the block size {bytes} is not a power of two from 512 to 65536"),
+            ));
+        }
+        self.change(&header, Change::BlockSize(bytes)).await
+    }
+
+    async fn set_lifetime(&self, #[zbus(header)] header: Header<'_>, lifetime: String) -> Result<(), Error> {
+        let lifetime = lifetime.parse().map_err(invalid)?;
+        let caller = self.room.may_change(&header, self.id).await?;
+        let result = self.room.engine.set_lifetime(self.id, lifetime, &caller).await;
+        self.room.changed(&caller, result).await
+    }
+
+    async fn replace_backing_file(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        file: zbus::OwnedFd,
+    ) -> Result<(), Error> {
+        let file = file.into();
+        let caller = self.room.may_change(&header, self.id).await?;
+        if self.room.authority.asks(&caller) {
+            let facts = self.room.engine.examine(&file).await?;
+            let number = self.room.find(self.id)?.device.number;
+            self.room.authority.allow(&caller, Deed::Attach(&facts, Some(number))).await?;
+        }
+        let result = self.room.engine.replace_backing_file(self.id, file).await;
+        self.room.changed(&caller, result).await
     }
 
     #[zbus(property(emits_changed_signal = "const"))]

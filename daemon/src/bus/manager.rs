@@ -5,13 +5,13 @@ use std::os::fd::OwnedFd;
 
 use loopd_dbus::names::attachment_path;
 use loopd_dbus::options::ReceivedOptions;
-use loopd_dbus::{AttachOptions, DetachOptions, Error, ErrorKind, InvalidOption, ListOptions};
+use loopd_dbus::{AttachOptions, DetachOptions, Error, ErrorKind, ListOptions};
 use tracing::info;
 use zbus::message::Header;
 use zbus::wire::{ObjectPath, OwnedObjectPath};
 use zbus::{Variant, interface};
 
-use super::{Room, wire};
+use super::{Room, invalid, wire};
 use crate::authority::Deed;
 use crate::caller::Caller;
 use crate::engine::{AttachRequest, Caller as _, Order, Snapshot};
@@ -75,6 +75,21 @@ impl Manager {
         Ok(self.room.engine.list().iter().filter(|snapshot| wanted(snapshot)).map(listed).collect())
     }
 
+    #[zbus(out_args("device"))]
+    async fn find_free(&self, #[zbus(header)] header: Header<'_>) -> Result<String, Error> {
+        // Bounded for each uid: it may make a device.
+        let _caller = self.room.identify(&header).await?;
+        Ok(crate::kernel::node(self.room.engine.free_number().await?))
+    }
+
+    async fn remove_device(&self, #[zbus(header)] header: Header<'_>, device: String) -> Result<(), Error> {
+        let number = loop_number(&device)?;
+        let caller = self.room.identify(&header).await?;
+        self.room.authority.allow(&caller, Deed::Remove(number)).await?;
+        let result = self.room.engine.remove_device(number).await;
+        self.room.changed(&caller, result).await
+    }
+
     #[zbus(property(emits_changed_signal = "const"))]
     fn version(&self) -> &'static str {
         env!("CARGO_PKG_VERSION")
@@ -116,10 +131,6 @@ fn listed(snapshot: &Snapshot) -> Listed {
     let mut properties = wire::attachment(snapshot).to_dict();
     properties.extend(wire::volume(snapshot).to_dict());
     (attachment_path(snapshot.id.0).into(), properties)
-}
-
-fn invalid(option: InvalidOption) -> Error {
-    Error::new(ErrorKind::InvalidArgs, option.to_string())
 }
 
 /// N of a `/dev/loopN`, and of nothing else.

@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use loopd_dbus::Error;
 use loopd_dbus::names::{BUS_NAME, ROOT_PATH};
+use loopd_dbus::{Error, ErrorKind, InvalidOption};
+use tracing::info;
 use zbus::Connection;
 use zbus::fdo::{ObjectManager, RequestNameFlags};
 use zbus::message::Header;
 
 use crate::authority::{Authority, Deed};
 use crate::caller::{Caller, Callers};
-use crate::engine::{Engine, Snapshot};
+use crate::engine::{Caller as _, Engine, Snapshot};
 use crate::kernel::{DiskSequence, Linux};
 
 mod attachment;
@@ -46,11 +47,31 @@ impl Room {
         Ok(())
     }
 
-    fn find(&self, id: DiskSequence) -> Result<Snapshot, Error> {
-        self.engine.find(id).ok_or_else(|| {
-            Error::new(loopd_dbus::ErrorKind::UnknownObject, format!("the attachment {id} is gone"))
+    /// Who calls, and what the attachment is, once the authority has agreed to a change of it.
+    async fn may_change(&self, header: &Header<'_>, id: DiskSequence) -> Result<Caller, Error> {
+        let caller = self.identify(header).await?;
+        let attachment = self.find(id)?;
+        self.authority.allow(&caller, Deed::Change(&attachment)).await?;
+        Ok(caller)
+    }
+
+    /// What a change came to, once the bus was told of it.
+    async fn changed(&self, caller: &Caller, result: Result<(), Error>) -> Result<(), Error> {
+        self.engine.told().await;
+        result.inspect_err(|error| {
+            info!(uid = caller.uid(), client = %caller.client(), "not changed: {error}");
         })
     }
+
+    fn find(&self, id: DiskSequence) -> Result<Snapshot, Error> {
+        self.engine
+            .find(id)
+            .ok_or_else(|| Error::new(ErrorKind::UnknownObject, format!("the attachment {id} is gone")))
+    }
+}
+
+fn invalid(option: InvalidOption) -> Error {
+    Error::new(ErrorKind::InvalidArgs, option.to_string())
 }
 
 /// Puts the root object on the bus.

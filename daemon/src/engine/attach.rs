@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use loopd_dbus::{Error, ErrorKind, Lifetime, State};
+use loopd_dbus::{Error, ErrorKind, Lifetime, Overlap, State};
 use tokio::time::Instant;
 use tracing::info;
 
@@ -32,13 +32,28 @@ pub struct Order<F> {
 }
 
 impl<K: Kernel> Engine<K> {
-    /// Attaches the file; returns when the attachment is what the request asks for, and was told
+    /// Attaches the file, or gives back what it is attached to where the request wants that; returns when the attachment is what the request asks for, and was told
     /// to the world.
     ///
     /// # Errors
     /// Those of the contract. Nothing is left attached then, but for what is still in use, which
     /// goes with its last user.
     pub async fn attach(
+        self: &Arc<Self>,
+        order: Order<K::File>,
+        caller: &impl Caller,
+    ) -> Result<Snapshot, Error> {
+        if order.request.overlap == Overlap::Allow {
+            return self.attach_anew(order, caller).await;
+        }
+        let (_alone, reused) = self.mind_overlap(&order.file, &order.request, caller).await?;
+        match reused {
+            Some(reused) => Ok(reused),
+            None => self.attach_anew(order, caller).await,
+        }
+    }
+
+    async fn attach_anew(
         self: &Arc<Self>,
         order: Order<K::File>,
         caller: &impl Caller,
@@ -93,7 +108,8 @@ impl<K: Kernel> Engine<K> {
             node_made,
             changed: Arc::default(),
             operation: Arc::default(),
-            _slot: Some(slot),
+            replacing: false,
+            slot: Some(slot),
         });
         drop(claim);
         id
@@ -226,7 +242,7 @@ fn detached_meanwhile(id: DiskSequence) -> Error {
     )
 }
 
-fn microseconds_now() -> u64 {
+pub(super) fn microseconds_now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }

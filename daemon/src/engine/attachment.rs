@@ -142,8 +142,10 @@ pub(super) struct Record<K: Kernel> {
     pub changed: Arc<Notify>,
     /// One operation on a device at a time.
     pub operation: Arc<tokio::sync::Mutex<()>>,
+    /// Whether its backing file is being replaced, and its disk sequence with it.
+    pub replacing: bool,
     /// Counts against its owner's limit.
-    pub _slot: Option<Slot>,
+    pub slot: Option<Slot>,
 }
 
 impl<K: Kernel> Record<K> {
@@ -162,7 +164,8 @@ impl<K: Kernel> Record<K> {
             node_made: false,
             changed: Arc::default(),
             operation: Arc::default(),
-            _slot: None,
+            replacing: false,
+            slot: None,
         }
     }
 

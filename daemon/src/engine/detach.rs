@@ -8,8 +8,10 @@ use tokio::time::Instant;
 
 use super::attach::audit;
 use super::{ClientId, Engine, Event, Snapshot};
-use crate::kernel::{DiskSequence, Kernel, Users};
+use crate::kernel::{Change, DiskSequence, Kernel, Users};
 use crate::text::printable;
+
+const OR_LAZILY: &str = "end that first, or detach lazily";
 
 /// How a non-lazy detach went.
 enum Attempt {
@@ -32,7 +34,7 @@ impl<K: Kernel> Engine<K> {
         }
         let users = self.kernel.users(attachment.device.number).await?;
         if !users.is_empty() {
-            return Err(busy(&attachment, &users));
+            return Err(busy("detach", &attachment, &users, OR_LAZILY));
         }
         match self.try_detach(&attachment).await? {
             Attempt::Gone => {
@@ -42,7 +44,7 @@ impl<K: Kernel> Engine<K> {
             Attempt::InUse => {
                 let mut users = self.kernel.users(attachment.device.number).await.unwrap_or_default();
                 users.holders.extend(self.stacked_on(&attachment.device.node()));
-                Err(busy(&attachment, &users))
+                Err(busy("detach", &attachment, &users, OR_LAZILY))
             }
         }
     }
@@ -78,7 +80,7 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    async fn lock_device(&self, id: DiskSequence) -> Result<OwnedMutexGuard<()>, Error> {
+    pub(super) async fn lock_device(&self, id: DiskSequence) -> Result<OwnedMutexGuard<()>, Error> {
         let operation = self.state().records.get(&id).map(|record| Arc::clone(&record.operation));
         Ok(operation.ok_or_else(|| gone(id))?.lock_owned().await)
     }
@@ -121,18 +123,41 @@ impl<K: Kernel> Engine<K> {
         if self.await_end(attachment.id).await {
             return Ok(Attempt::Gone);
         }
-        let (number, sequence) = (attachment.device.number, attachment.device.disk_sequence);
         if was_held {
-            let hold = self.kernel.hold(number, sequence).await?;
-            if let Some(unclaimed) = self.restore_hold(attachment.id, hold) {
-                self.kernel.release(unclaimed).await;
-            }
+            self.take_hold(attachment).await?;
         } else if !attachment.device.autoclear {
-            self.kernel.keep(number, sequence).await?;
+            self.take_clear_back(attachment).await?;
         }
         self.look_whether_gone(attachment.id);
         let still_there = self.state().records.contains_key(&attachment.id);
         Ok(if still_there { Attempt::InUse } else { Attempt::Gone })
+    }
+
+    /// Has the device stay although it was cleared: without autoclear or, where the kernel does not
+    /// let us change that of a read-only device, with a descriptor of ours.
+    async fn take_clear_back(self: &Arc<Self>, attachment: &Snapshot) -> Result<(), Error> {
+        let (number, sequence) = (attachment.device.number, attachment.device.disk_sequence);
+        match self.kernel.change(number, sequence, Change::Autoclear(false)).await {
+            Ok(_) => Ok(()),
+            Err(error) => match self.take_hold(attachment).await {
+                Ok(true) => {
+                    self.update(attachment.id, |record| record.device.autoclear = true);
+                    Ok(())
+                }
+                Ok(false) | Err(_) => Err(error),
+            },
+        }
+    }
+
+    /// Takes a descriptor that keeps the device; false where it is gone.
+    pub(super) async fn take_hold(self: &Arc<Self>, attachment: &Snapshot) -> Result<bool, Error> {
+        let (number, sequence) = (attachment.device.number, attachment.device.disk_sequence);
+        let hold = self.kernel.hold(number, sequence).await?;
+        let taken = hold.is_some();
+        if let Some(unclaimed) = self.restore_hold(attachment.id, hold) {
+            self.kernel.release(unclaimed).await;
+        }
+        Ok(taken)
     }
 
     /// Puts a hold back; gives it to the caller where the attachment ended meanwhile.
@@ -197,11 +222,12 @@ impl<K: Kernel> Engine<K> {
     }
 }
 
-fn gone(id: DiskSequence) -> Error {
+pub(super) fn gone(id: DiskSequence) -> Error {
     Error::new(ErrorKind::NotFound, format!("the attachment with disk sequence {id} is gone"))
 }
 
-fn busy(attachment: &Snapshot, users: &Users) -> Error {
+/// What a device in use is told as.
+pub(super) fn busy(asked: &str, attachment: &Snapshot, users: &Users, remedy: &str) -> Error {
     let mut held_by: Vec<String> = users
         .mount_points
         .iter()
@@ -214,7 +240,7 @@ fn busy(attachment: &Snapshot, users: &Users) -> Error {
     Error::new(
         ErrorKind::Busy,
         format!(
-            "cannot detach {} ({}): it is {}; end that first, or detach lazily",
+            "cannot {asked} {} ({}): it is {}; {remedy}",
             attachment.device.node(),
             printable(&attachment.device.backing_file),
             held_by.join(", ")

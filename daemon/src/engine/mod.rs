@@ -12,9 +12,11 @@ use tokio::sync::{mpsc, oneshot};
 
 mod attach;
 mod attachment;
+mod change;
 mod detach;
 mod ledger;
 mod observe;
+mod overlap;
 mod partition;
 mod request;
 #[cfg(test)]
@@ -24,7 +26,7 @@ pub use attach::{Caller, Order};
 pub use attachment::{ClientId, Ownership, PartitionSnapshot, Snapshot};
 pub use ledger::{Ledger, Slot};
 pub use observe::Uevent;
-pub use request::AttachRequest;
+pub use request::{AttachRequest, is_block_size};
 
 use crate::kernel::mount_table::MountTable;
 use crate::kernel::{DiskSequence, Found, Kernel, node};
@@ -78,6 +80,7 @@ pub struct Engine<K: Kernel> {
     state: Mutex<Attachments<K>>,
     events: mpsc::UnboundedSender<Event>,
     attachments_of_a_uid: Ledger,
+    file_locks: overlap::FileLocks,
 }
 
 /// The state behind the engine's lock.
@@ -103,6 +106,7 @@ impl<K: Kernel> Engine<K> {
                 settings.attachments_of_a_uid,
             ),
             settings,
+            file_locks: overlap::FileLocks::default(),
             state: Mutex::new(Attachments {
                 records: HashMap::new(),
                 by_number: HashMap::new(),
@@ -136,6 +140,22 @@ impl<K: Kernel> Engine<K> {
     /// `InvalidBackingFile`.
     pub async fn examine(&self, file: &K::File) -> Result<crate::kernel::FileFacts, Error> {
         self.kernel.examine(file).await
+    }
+
+    /// A number that nothing is attached to. See [`Kernel::free_number`].
+    ///
+    /// # Errors
+    /// `NoFreeDevice`.
+    pub async fn free_number(&self) -> Result<u32, Error> {
+        self.kernel.free_number().await
+    }
+
+    /// Removes a device that nothing is attached to. See [`Kernel::remove_device`].
+    ///
+    /// # Errors
+    /// `NotFound`, `Busy`.
+    pub async fn remove_device(&self, number: u32) -> Result<(), Error> {
+        self.kernel.remove_device(number).await
     }
 
     /// Every attachment that the world was told of, by number.

@@ -55,7 +55,10 @@ impl<K: Kernel> Engine<K> {
 
     /// Whether an attachment is what the kernel has bound.
     pub(super) fn is_current(&self, id: DiskSequence, bound: Option<DiskSequence>) -> bool {
-        self.state().records.get(&id).is_some_and(|record| Some(record.device.disk_sequence) == bound)
+        self.state()
+            .records
+            .get(&id)
+            .is_some_and(|record| record.replacing || Some(record.device.disk_sequence) == bound)
     }
 
     /// Makes room for a new attach on this number: what stood there before has ended.

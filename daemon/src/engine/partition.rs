@@ -131,6 +131,15 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
+    /// Looks at the partitions after a change of ours.
+    pub(super) async fn partitions_may_have_changed(self: &Arc<Self>, id: DiskSequence) -> Result<(), Error> {
+        let occasion = self.state().records.get(&id).map(occasion);
+        match occasion {
+            Some(occasion) => self.look_at_partitions(id, occasion).await.map(drop),
+            None => Ok(()),
+        }
+    }
+
     /// After lost events.
     pub(super) async fn recover_partitions(self: &Arc<Self>, number: u32) {
         let known = {

@@ -30,6 +30,8 @@ pub struct AttachRequest {
     pub reference: String,
     /// N of the wanted `/dev/loopN`.
     pub number: Option<u32>,
+    /// What to do when the file is attached already.
+    pub overlap: Overlap,
     /// Wait for udev.
     pub wait: bool,
 }
@@ -49,8 +51,7 @@ impl AttachRequest {
             format!("the size limit {} is less than one sector of 512 bytes", options.size_limit)
         })?;
         let block_size = options.block_size;
-        let is_size = block_size.is_power_of_two() && (512..=65536).contains(&block_size);
-        check(is_size || block_size == 0, || {
+        check(is_block_size(block_size) || block_size == 0, || {
             format!("the block size {block_size} is not a power of two from 512 to 65536 (0 chooses it)")
         })?;
         check(options.reference.len() <= LONGEST_REFERENCE, || {
@@ -65,7 +66,9 @@ impl AttachRequest {
                 options.number.unwrap_or(0)
             )
         })?;
-        check_supported(options.lifetime, options.overlap)?;
+        if options.lifetime == Lifetime::Mount {
+            return Err(super::change::mount_is_not_supported());
+        }
         Ok(Self {
             offset: options.offset,
             size_limit: options.size_limit,
@@ -76,9 +79,16 @@ impl AttachRequest {
             lifetime: options.lifetime,
             reference: options.reference,
             number: options.number,
+            overlap: options.overlap,
             wait: options.wait,
         })
     }
+}
+
+/// Whether the loop driver could take a logical block size.
+#[must_use]
+pub fn is_block_size(bytes: u32) -> bool {
+    bytes.is_power_of_two() && (512..=65536).contains(&bytes)
 }
 
 /// The kernel counts in signed 64 bit (`LOOP_CONFIGURE` would say `EOVERFLOW`).
@@ -86,19 +96,6 @@ fn check_extent(name: &str, bytes: u64) -> Result<(), Error> {
     check(i64::try_from(bytes).is_ok(), || {
         format!("the {name} {bytes} is above {}, the largest that the kernel takes", i64::MAX)
     })
-}
-
-fn check_supported(lifetime: Lifetime, overlap: Overlap) -> Result<(), Error> {
-    let unsupported = match (lifetime, overlap) {
-        (Lifetime::Mount, _) => {
-            "lifetime \"mount\" is not supported by this version; take \"client\" or \"persistent\""
-        }
-        (_, Overlap::Refuse | Overlap::Reuse) => {
-            "overlap \"refuse\" and \"reuse\" are not supported by this version; take \"allow\""
-        }
-        _ => return Ok(()),
-    };
-    Err(Error::new(ErrorKind::NotSupported, format!("cannot attach: {unsupported}")))
 }
 
 fn check(holds: bool, message: impl FnOnce() -> String) -> Result<(), Error> {
@@ -133,8 +130,6 @@ mod tests {
         assert_eq!(refused(|o| o.reference = "x".repeat(64)), ErrorKind::InvalidArgs);
         assert_eq!(refused(|o| o.number = Some(1 << 20)), ErrorKind::InvalidArgs);
         assert_eq!(refused(|o| o.lifetime = Lifetime::Mount), ErrorKind::NotSupported);
-        assert_eq!(refused(|o| o.overlap = Overlap::Reuse), ErrorKind::NotSupported);
-        assert_eq!(refused(|o| o.overlap = Overlap::Refuse), ErrorKind::NotSupported);
     }
 
     #[test]

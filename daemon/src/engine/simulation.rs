@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use loopd_dbus::{AttachOptions, ErrorKind, Lifetime, State};
+use loopd_dbus::{AttachOptions, ErrorKind, Lifetime, Overlap, State};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::*;
@@ -122,6 +122,20 @@ impl House {
     async fn attach_with(&self, client: &Client, options: AttachOptions) -> Result<Snapshot, Error> {
         let order = Order { file: 1, request: AttachRequest::new(options)? };
         self.engine.attach(order, client).await
+    }
+
+    /// Has this step fail, counted from the machine's start on; tells whether it was reached.
+    fn fail_at(&self, failing: usize) -> Arc<AtomicBool> {
+        let reached = Arc::new(AtomicBool::new(false));
+        let (seen, before) = (Arc::clone(&reached), self.machine.steps());
+        self.machine.interfere(move |step| {
+            if step != before + failing {
+                return Interference::None;
+            }
+            seen.store(true, Ordering::Relaxed);
+            Interference::Fail
+        });
+        reached
     }
 
     /// Lets everything that is under way come to its end.
@@ -423,6 +437,148 @@ async fn a_waiting_attach_has_all_its_partitions_and_they_stay() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lifetime_can_be_changed_and_a_lazy_detach_taken_back() {
+    let house = House::with_udev();
+    let (owner, other) = (Client::new(":1.1", 7), Client::new(":1.2", 0));
+    let attached = house.attach(&owner, Lifetime::Client).await.unwrap();
+    let (id, number) = (attached.id, attached.device.number);
+    house.engine.set_lifetime(id, Lifetime::Persistent, &other).await.unwrap();
+    owner.vanish(&house.engine);
+    house.settle().await;
+    let persistent = house.engine.find(id).unwrap();
+    assert!(!persistent.device.autoclear);
+    assert_eq!(
+        persistent.ownership.as_ref().map(|ownership| (ownership.uid, ownership.client.clone())),
+        Some((7, None))
+    );
+    house.agree();
+
+    house.machine.open_elsewhere(number);
+    house.engine.detach(id, true).await.unwrap();
+    house.engine.set_lifetime(id, Lifetime::Client, &other).await.unwrap();
+    house.machine.close_elsewhere(number);
+    house.settle().await;
+    assert_eq!(house.engine.find(id).unwrap().state, State::Attached);
+    house.agree();
+    other.vanish(&house.engine);
+    house.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_who_vanished_before_the_lifetime_was_bound_takes_it_along() {
+    let house = House::with_udev();
+    let owner = Client::new(":1.1", 7);
+    let attached = house.attach(&owner, Lifetime::Persistent).await.unwrap();
+    let (leaving, engine) = (owner.clone(), Arc::clone(&house.engine));
+    house.machine.interfere(move |_| {
+        leaving.vanish(&engine);
+        Interference::None
+    });
+    house.engine.set_lifetime(attached.id, Lifetime::Client, &owner).await.unwrap();
+    house.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_that_fails_at_any_step_changes_nothing() {
+    for lifetime in [Lifetime::Client, Lifetime::Persistent] {
+        let other = if lifetime == Lifetime::Client { Lifetime::Persistent } else { Lifetime::Client };
+        for failing in 1.. {
+            let house = House::with_udev();
+            let client = Client::new(":1.1", 7);
+            let attached = house.attach(&client, lifetime).await.unwrap();
+            let before = house.machine.bound();
+            let reached = house.fail_at(failing);
+            let changed = house.engine.set_lifetime(attached.id, other, &client).await;
+            if !reached.load(Ordering::Relaxed) {
+                assert!(failing > 1 && changed.is_ok(), "no step failed");
+                break;
+            }
+            house.settle().await;
+            house.agree();
+            if changed.is_err() {
+                assert_eq!(house.engine.find(attached.id).unwrap().ownership, attached.ownership);
+                assert_eq!(house.machine.bound(), before);
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_attached_can_be_adopted() {
+    let house = House::with_udev();
+    let client = Client::new(":1.1", 0);
+    house.machine.attach_elsewhere();
+    house.settle().await;
+    let foreign = house.engine.list().remove(0);
+    house.engine.set_lifetime(foreign.id, Lifetime::Client, &client).await.unwrap();
+    house.settle().await;
+    house.agree();
+    client.vanish(&house.engine);
+    house.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replaced_file_keeps_its_object() {
+    for moment in 0..60 {
+        let house = House::new(Simulated::random(moment));
+        house.start_udev(0);
+        let client = Client::new(":1.1", 7);
+        let attached = house.attach(&client, Lifetime::Client).await.unwrap();
+        house.engine.replace_backing_file(attached.id, 2).await.unwrap();
+        house.settle().await;
+        let replaced = house.engine.find(attached.id).unwrap();
+        assert_eq!(replaced.device.backing_inode, 2);
+        assert!(replaced.device.disk_sequence.0 > attached.device.disk_sequence.0);
+        assert_eq!(replaced.file_system.kind, format!("fs{}", replaced.device.disk_sequence));
+        house.agree();
+        client.vanish(&house.engine);
+        house.assert_empty().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_is_not_attached_twice_where_that_is_not_wanted() {
+    let house = House::with_udev();
+    let client = Client::new(":1.1", 7);
+    let with = |overlap, offset| AttachOptions {
+        overlap,
+        offset,
+        lifetime: Lifetime::Persistent,
+        ..AttachOptions::default()
+    };
+    // All at once: one attaches, the others find it.
+    let mut attaches = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let (engine, client) = (Arc::clone(&house.engine), client.clone());
+        let request = AttachRequest::new(with(Overlap::Reuse, 0)).unwrap();
+        attaches.spawn(async move { engine.attach(Order { file: 1, request }, &client).await.unwrap().id });
+    }
+    let ids: HashSet<_> = attaches.join_all().await.into_iter().collect();
+    assert_eq!(ids.len(), 1);
+    for options in [with(Overlap::Refuse, 0), with(Overlap::Reuse, 512)] {
+        let error = house.attach_with(&client, options).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Overlap, "{error}");
+    }
+    let id = *ids.iter().next().unwrap();
+    house.machine.open_elsewhere(0);
+    house.engine.detach(id, true).await.unwrap();
+    let stranger = Client::new(":1.2", 8);
+    let error = house.attach_with(&stranger, with(Overlap::Reuse, 0)).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Overlap, "a detach of others is not taken back");
+    let reused = house.attach_with(&client, with(Overlap::Reuse, 0)).await.unwrap();
+    assert_eq!((reused.id, reused.state), (id, State::Attached));
+    house.machine.close_elsewhere(0);
+    house.settle().await;
+    house.agree();
+    house.engine.detach(id, false).await.unwrap();
+
+    // One that no event has told of yet.
+    house.machine.attach_elsewhere();
+    let error = house.attach_with(&client, with(Overlap::Refuse, 0)).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Overlap);
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_uid_cannot_take_everything() {
     let house = House::with_udev();
     let greedy = Client::new(":1.1", 7);
@@ -476,7 +632,28 @@ async fn storm(seed: u64) {
         let client = clients[random.usize(..clients.len())].clone();
         let number = random.u32(..8);
         let house = Arc::clone(&house);
-        match random.u8(..14) {
+        match random.u8(..17) {
+            14 => {
+                let lifetime = if random.bool() { Lifetime::Client } else { Lifetime::Persistent };
+                tasks.spawn(async move {
+                    if let Ok(attachment) = house.engine.locate(number).await {
+                        let _gone = house.engine.set_lifetime(attachment.id, lifetime, &client).await;
+                    }
+                });
+            }
+            15 => {
+                tasks.spawn(async move {
+                    if let Ok(attachment) = house.engine.locate(number).await {
+                        let _gone = house.engine.replace_backing_file(attachment.id, 2).await;
+                    }
+                });
+            }
+            16 => {
+                let overlap = if random.bool() { Overlap::Reuse } else { Overlap::Refuse };
+                let offset = random.u64(..3) * 512;
+                let options = AttachOptions { overlap, offset, size_limit: 512, ..AttachOptions::default() };
+                tasks.spawn(async move { drop(house.attach_with(&client, options).await) });
+            }
             0..=4 => {
                 let lifetime = if random.bool() { Lifetime::Client } else { Lifetime::Persistent };
                 house.machine.set_partitions(random.u32(..3));

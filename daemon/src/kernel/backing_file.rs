@@ -18,8 +18,6 @@ pub struct Examined {
     pub facts: FileFacts,
     /// Bytes of a regular file; `None` for a block device, whose size the kernel knows.
     pub size: Option<u64>,
-    /// Whether the descriptor allows writing.
-    pub writable: bool,
 }
 
 fn invalid(message: impl Into<String>) -> Error {
@@ -65,9 +63,14 @@ pub fn examine(file: impl AsFd) -> Result<Examined, Error> {
         }
     };
     Ok(Examined {
-        facts: FileFacts { kind, path, device: status.st_dev, inode: status.st_ino },
+        facts: FileFacts {
+            kind,
+            path,
+            device: status.st_dev,
+            inode: status.st_ino,
+            writable: access == OFlag::O_RDWR,
+        },
         size: (kind == FileKind::Regular).then(|| u64::try_from(status.st_size).unwrap_or(0)),
-        writable: access == OFlag::O_RDWR,
     })
 }
 

@@ -5,15 +5,17 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use linux_raw_sys::ctypes::c_int;
 use linux_raw_sys::loop_device::{
-    LOOP_CLR_FD, LOOP_CONFIGURE, LOOP_CTL_ADD, LOOP_CTL_GET_FREE, LOOP_CTL_REMOVE, LOOP_GET_STATUS64,
-    LOOP_SET_STATUS64, loop_config, loop_info64,
+    LOOP_CHANGE_FD, LOOP_CLR_FD, LOOP_CONFIGURE, LOOP_CTL_ADD, LOOP_CTL_GET_FREE, LOOP_CTL_REMOVE,
+    LOOP_GET_STATUS64, LOOP_SET_BLOCK_SIZE, LOOP_SET_CAPACITY, LOOP_SET_DIRECT_IO, LOOP_SET_STATUS64,
+    loop_config, loop_info64,
 };
 use nix::Result;
 
 mod raw {
     use super::{
-        LOOP_CLR_FD, LOOP_CONFIGURE, LOOP_CTL_ADD, LOOP_CTL_GET_FREE, LOOP_CTL_REMOVE, LOOP_GET_STATUS64,
-        LOOP_SET_STATUS64, loop_config, loop_info64,
+        LOOP_CHANGE_FD, LOOP_CLR_FD, LOOP_CONFIGURE, LOOP_CTL_ADD, LOOP_CTL_GET_FREE, LOOP_CTL_REMOVE,
+        LOOP_GET_STATUS64, LOOP_SET_BLOCK_SIZE, LOOP_SET_CAPACITY, LOOP_SET_DIRECT_IO, LOOP_SET_STATUS64,
+        loop_config, loop_info64,
     };
 
     nix::ioctl_write_int_bad!(
@@ -37,6 +39,18 @@ mod raw {
     nix::ioctl_write_ptr_bad!(
         /// Writes the state.
         set_status64, LOOP_SET_STATUS64, loop_info64);
+    nix::ioctl_write_int_bad!(
+        /// Shows another file of the same size.
+        change_fd, LOOP_CHANGE_FD);
+    nix::ioctl_none_bad!(
+        /// Takes the file's size anew.
+        set_capacity, LOOP_SET_CAPACITY);
+    nix::ioctl_write_int_bad!(
+        /// Bypasses the page cache, or does not.
+        set_direct_io, LOOP_SET_DIRECT_IO);
+    nix::ioctl_write_int_bad!(
+        /// Changes the logical block size.
+        set_block_size, LOOP_SET_BLOCK_SIZE);
     nix::ioctl_read!(
         /// `BLKGETDISKSEQ`, Linux 5.15.
         blkgetdiskseq, 0x12, 128, u64);
@@ -152,6 +166,33 @@ pub fn status(device: impl AsFd) -> Result<loop_info64> {
 pub fn set_status(device: impl AsFd, info: &loop_info64) -> Result<()> {
     // SAFETY: the kernel reads one `loop_info64`, which outlives the call.
     unsafe { raw::set_status64(device.as_fd().as_raw_fd(), info) }.map(drop)
+}
+
+/// `LOOP_CHANGE_FD`: shows another file of the same size. `EINVAL` where the device is writable or
+/// the sizes differ.
+pub fn change_file(device: impl AsFd, file: BorrowedFd<'_>) -> Result<()> {
+    // SAFETY: the argument is a descriptor's number, borrowed open, as the device's is.
+    unsafe { raw::change_fd(device.as_fd().as_raw_fd(), file.as_raw_fd()) }.map(drop)
+}
+
+/// `LOOP_SET_CAPACITY`: takes the file's size anew. Needs a descriptor open for writing, or
+/// CAP_SYS_ADMIN, as the next two do.
+pub fn set_capacity(device: impl AsFd) -> Result<()> {
+    // SAFETY: there is no argument, and the descriptor is borrowed open.
+    unsafe { raw::set_capacity(device.as_fd().as_raw_fd()) }.map(drop)
+}
+
+/// `LOOP_SET_DIRECT_IO`: `EINVAL` where the file cannot.
+pub fn set_direct_io(device: impl AsFd, on: bool) -> Result<()> {
+    // SAFETY: the argument is a number, no memory is passed, and the descriptor is borrowed open.
+    unsafe { raw::set_direct_io(device.as_fd().as_raw_fd(), c_int::from(on)) }.map(drop)
+}
+
+/// `LOOP_SET_BLOCK_SIZE`, in bytes. `EAGAIN` or `EBUSY` while someone uses the device.
+pub fn set_block_size(device: impl AsFd, bytes: u32) -> Result<()> {
+    let bytes = number_argument(bytes)?;
+    // SAFETY: the argument is a number, no memory is passed, and the descriptor is borrowed open.
+    unsafe { raw::set_block_size(device.as_fd().as_raw_fd(), bytes) }.map(drop)
 }
 
 /// `BLKGETDISKSEQ` (Linux 5.15; `ENOTTY` before).

@@ -18,8 +18,8 @@ use tracing::debug;
 
 use super::backing_file::{self, Examined};
 use super::{
-    Attached, Device, DiskSequence, FileFacts, Found, Glance, Kernel, Occasion, PartitionNode, Partitioning,
-    Users, ioctl, node, partitions, sysfs,
+    Attached, Change, Device, DiskSequence, FileFacts, Found, Glance, Kernel, Occasion, PartitionNode,
+    Partitioning, Users, change, ioctl, node, partitions, sysfs,
 };
 use crate::engine::AttachRequest;
 use crate::text::printable;
@@ -195,8 +195,30 @@ impl Kernel for Linux {
         .await
     }
 
-    async fn keep(&self, number: u32, disk_sequence: DiskSequence) -> Result<(), Error> {
-        self.blocking(move |_| keep(number, disk_sequence)).await
+    async fn change(
+        &self,
+        number: u32,
+        disk_sequence: DiskSequence,
+        wanted: Change,
+    ) -> Result<Option<Device>, Error> {
+        self.blocking(move |_| change::apply(number, disk_sequence, wanted)).await
+    }
+
+    async fn replace(
+        &self,
+        number: u32,
+        disk_sequence: DiskSequence,
+        file: OwnedFd,
+    ) -> Result<Option<Device>, Error> {
+        self.blocking(move |_| change::replace(number, disk_sequence, &file)).await
+    }
+
+    async fn free_number(&self) -> Result<u32, Error> {
+        self.blocking(|shared| free_number(shared, &shared.claims(), "find a free loop device")).await
+    }
+
+    async fn remove_device(&self, number: u32) -> Result<(), Error> {
+        self.blocking(move |shared| remove_device(shared, number)).await
     }
 
     async fn status(&self, number: u32) -> Result<Option<Device>, Error> {
@@ -292,7 +314,7 @@ pub fn wants_partitions(device: &OwnedFd) -> bool {
 }
 
 /// Opens the device only where it still is the one of this attach; `None` where that is over.
-fn open_attached_for(
+pub fn open_attached_for(
     number: u32,
     disk_sequence: DiskSequence,
     access: OFlag,
@@ -387,12 +409,33 @@ fn claim(shared: &Arc<Shared>, wanted: Option<u32>, examined: &Examined) -> Resu
         Some(number) if claims.contains_key(&number) || sysfs::is_bound(number) => {
             return Err(taken(number, examined));
         }
-        Some(number) => (number, ensure_exists(shared, number, examined)?),
-        None => (free_number(shared, &claims, examined)?, false),
+        Some(number) => (number, ensure_exists(shared, number, &attaching(examined))?),
+        None => (free_number(shared, &claims, &attaching(examined))?, false),
     };
     claims.insert(number, Work::Attach);
     drop(claims);
     Ok(Claim { shared: Arc::clone(shared), number, node_made })
+}
+
+/// Removes a device for a caller.
+fn remove_device(shared: &Shared, number: u32) -> Result<(), Error> {
+    let error = |kind, why: &str| Err(Error::new(kind, format!("cannot remove {}: {why}", node(number))));
+    match shared.claims().entry(number) {
+        Entry::Occupied(_) => return error(ErrorKind::Busy, "something is being attached to it"),
+        Entry::Vacant(free) => drop(free.insert(Work::Remove)),
+    }
+    let removed = ioctl::remove(&shared.control, number);
+    shared.claims().remove(&number);
+    shared.removed.notify_all();
+    match removed {
+        Ok(()) => Ok(()),
+        Err(Errno::ENODEV) => error(ErrorKind::NotFound, "there is no such device"),
+        Err(Errno::EBUSY) if sysfs::is_bound(number) => {
+            error(ErrorKind::Busy, "a file is attached to it; detach it first")
+        }
+        Err(Errno::EBUSY) => error(ErrorKind::Busy, "a process has it open"),
+        Err(errno) => Err(failed(&format!("remove {}", node(number)), "LOOP_CTL_REMOVE", errno)),
+    }
 }
 
 /// Removes a node, unless someone here or elsewhere uses it. Takes some 50 ms.
@@ -417,33 +460,36 @@ fn taken(number: u32, examined: &Examined) -> Error {
     )
 }
 
-fn ensure_exists(shared: &Shared, number: u32, examined: &Examined) -> Result<bool, Error> {
+fn attaching(examined: &Examined) -> String {
+    format!("attach {}", printable(&examined.facts.path))
+}
+
+fn ensure_exists(shared: &Shared, number: u32, asked: &str) -> Result<bool, Error> {
     if sysfs::exists(number) {
         return Ok(false);
     }
     match ioctl::add(&shared.control, number) {
         Ok(_) => Ok(true),
         Err(Errno::EEXIST) => Ok(false),
-        Err(errno) => Err(no_device(&format!("make {}", node(number)), examined, errno)),
+        Err(errno) => Err(no_device(asked, &format!("make {}", node(number)), errno)),
     }
 }
 
 /// The kernel's choice, or the next number after it that nobody here is working on.
-fn free_number(shared: &Shared, claims: &HashMap<u32, Work>, examined: &Examined) -> Result<u32, Error> {
+fn free_number(shared: &Shared, claims: &HashMap<u32, Work>, asked: &str) -> Result<u32, Error> {
     let first = ioctl::free_number(&shared.control)
-        .map_err(|errno| no_device("find a free loop device", examined, errno))?;
+        .map_err(|errno| no_device(asked, "find a free loop device", errno))?;
     let number =
         (first..).find(|number| !claims.contains_key(number) && !sysfs::is_bound(*number)).unwrap_or(first);
-    ensure_exists(shared, number, examined)?;
+    ensure_exists(shared, number, asked)?;
     Ok(number)
 }
 
-fn no_device(asked: &str, examined: &Examined, errno: Errno) -> Error {
+fn no_device(asked: &str, step: &str, errno: Errno) -> Error {
     Error::new(
         ErrorKind::NoFreeDevice,
         format!(
-            "cannot attach {}: the kernel would not {asked} ({errno:?}, {}); detach one that is not needed (loopctl list --all)",
-            printable(&examined.facts.path),
+            "cannot {asked}: the kernel would not {step} ({errno:?}, {}); detach one that is not needed (loopctl list --all)",
             errno.desc()
         ),
     )
@@ -457,7 +503,7 @@ fn configure(
     examined: &Examined,
     request: &AttachRequest,
 ) -> nix::Result<(Device, Option<OwnedFd>)> {
-    let writable = examined.writable && !request.read_only;
+    let writable = examined.facts.writable && !request.read_only;
     let device = open(claim.number, if writable { OFlag::O_RDWR } else { OFlag::O_RDONLY })?;
     ioctl::configure(&device, file.as_fd(), request.block_size, info(request))?;
     match finish(claim, &device, request, writable) {
@@ -567,25 +613,6 @@ fn heal(number: u32, file: &OwnedFd) {
     }
 }
 
-/// Takes autoclear back: the device stays although `LOOP_CLR_FD` was called on it.
-fn keep(number: u32, disk_sequence: DiskSequence) -> Result<(), Error> {
-    let Some(device) = open_attached_for(number, disk_sequence, OFlag::O_RDWR)? else { return Ok(()) };
-    for _ in 0..ATTEMPTS {
-        let mut info = match ioctl::status(&device) {
-            Ok(info) => info,
-            Err(_) => return Ok(()),
-        };
-        info.lo_flags &= !(LoFlags::LO_FLAGS_AUTOCLEAR as u32);
-        match ioctl::set_status(&device, &info) {
-            Ok(()) | Err(Errno::ENXIO) => return Ok(()),
-            // The page cache was filled meanwhile (loop_set_status before Linux 6.x).
-            Err(Errno::EAGAIN) => {}
-            Err(errno) => return Err(failed(&format!("keep {}", node(number)), "LOOP_SET_STATUS64", errno)),
-        }
-    }
-    Err(failed(&format!("keep {}", node(number)), "LOOP_SET_STATUS64", Errno::EAGAIN))
-}
-
 fn status(number: u32) -> Result<Option<Device>, Error> {
     if !sysfs::is_bound(number) {
         return Ok(None);
@@ -602,7 +629,8 @@ fn status(number: u32) -> Result<Option<Device>, Error> {
     }
 }
 
-fn read_device(number: u32, device: &OwnedFd) -> nix::Result<Device> {
+/// The state of an open device.
+pub fn read_device(number: u32, device: &OwnedFd) -> nix::Result<Device> {
     let has = |flags: u32, flag: LoFlags| flags & flag as u32 != 0;
     let info = ioctl::status(device)?;
     let node = nix::sys::stat::fstat(device)?.st_rdev;

@@ -7,6 +7,7 @@ use loopd_dbus::Error;
 
 mod backing_file;
 mod bytes;
+mod change;
 mod ioctl;
 mod linux;
 pub mod mount_table;
@@ -51,6 +52,8 @@ pub struct FileFacts {
     pub device: u64,
     /// `st_ino`.
     pub inode: u64,
+    /// Whether the descriptor allows writing.
+    pub writable: bool,
 }
 
 /// A loop device with something attached.
@@ -213,6 +216,20 @@ pub struct Attached<K: Kernel + ?Sized> {
     pub node_made: bool,
 }
 
+/// What can be changed of an attached device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The size is taken from the file anew.
+    Capacity,
+    /// The page cache of the backing file is bypassed, or not.
+    DirectIo(bool),
+    /// The logical block size, in bytes: a power of two from 512 to 65536.
+    BlockSize(u32),
+    /// Whether the device goes at its last close. Setting it fails on some kernels while the device
+    /// is mounted.
+    Autoclear(bool),
+}
+
 /// Who uses a device, as far as the kernel tells.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Users {
@@ -281,12 +298,29 @@ pub trait Kernel: Send + Sync + 'static {
         disk_sequence: DiskSequence,
     ) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// Takes an autoclear flag back; does nothing where this attach is over.
-    fn keep(
+    /// Changes the device and gives what it is then; `None` where this attach is over. After an
+    /// error it is as it was.
+    fn change(
         &self,
         number: u32,
         disk_sequence: DiskSequence,
-    ) -> impl Future<Output = Result<(), Error>> + Send;
+        change: Change,
+    ) -> impl Future<Output = Result<Option<Device>, Error>> + Send;
+
+    /// Has a read-only device show another file of the same size, under a new disk sequence; `None`
+    /// where this attach is over.
+    fn replace(
+        &self,
+        number: u32,
+        disk_sequence: DiskSequence,
+        file: Self::File,
+    ) -> impl Future<Output = Result<Option<Device>, Error>> + Send;
+
+    /// The number of a device that nothing is attached to; made where there is none.
+    fn free_number(&self) -> impl Future<Output = Result<u32, Error>> + Send;
+
+    /// Removes a device. Fails with `NotFound`, or with `Busy` where it is attached or open.
+    fn remove_device(&self, number: u32) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// The device with all that is known of it; `None` where nothing is attached.
     fn status(&self, number: u32) -> impl Future<Output = Result<Option<Device>, Error>> + Send;

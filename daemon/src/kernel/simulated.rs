@@ -9,7 +9,7 @@ use std::time::Duration;
 use loopd_dbus::{Error, ErrorKind, Lifetime};
 
 use super::{
-    Attached, Device, DiskSequence, FileFacts, FileKind, FileSystem, Found, Glance, Kernel, Occasion,
+    Attached, Change, Device, DiskSequence, FileFacts, FileKind, FileSystem, Found, Glance, Kernel, Occasion,
     Partition, PartitionNode, Partitioning, Users,
 };
 use crate::engine::{AttachRequest, Uevent};
@@ -67,9 +67,13 @@ fn nodes(bound: &Bound) -> Vec<PartitionNode> {
 #[derive(Debug)]
 struct Bound {
     partition_scan: bool,
+    offset: u64,
+    read_only: bool,
     /// Partitions that have nodes.
     partitions: u32,
     sequence: DiskSequence,
+    /// The sequence that the attach gave it.
+    attach: DiskSequence,
     file: u64,
     autoclear: bool,
     /// Descriptors of the daemon.
@@ -83,12 +87,12 @@ struct Bound {
 pub struct Hold {
     machine: Simulated,
     number: u32,
-    sequence: DiskSequence,
+    attach: DiskSequence,
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.machine.change(self.number, self.sequence, |bound| bound.holds -= 1);
+        self.machine.alter(self.number, |bound| bound.attach == self.attach, |bound| bound.holds -= 1);
     }
 }
 
@@ -126,6 +130,11 @@ impl Simulated {
     /// Calls `hook` before each step, with the step's number from 1.
     pub fn interfere(&self, hook: impl FnMut(usize) -> Interference + Send + 'static) {
         self.lock().hook = Some(Box::new(hook));
+    }
+
+    /// How many steps there were.
+    pub fn steps(&self) -> usize {
+        self.lock().steps
     }
 
     /// Whether udev is there.
@@ -215,19 +224,15 @@ impl Simulated {
     }
 
     fn change_number(&self, number: u32, change: impl FnOnce(&mut Bound)) {
-        let sequence = self.lock().bound.get(&number).map(|bound| bound.sequence);
-        if let Some(sequence) = sequence {
-            self.change(number, sequence, change);
-        }
+        self.alter(number, |_| true, change);
     }
 
     /// Changes a device, and takes it down where that was its last close.
-    fn change(&self, number: u32, sequence: DiskSequence, change: impl FnOnce(&mut Bound)) {
+    fn alter(&self, number: u32, meant: impl Fn(&Bound) -> bool, change: impl FnOnce(&mut Bound)) {
         let mut machine = self.lock();
-        let Some(bound) = machine.bound.get_mut(&number).filter(|bound| bound.sequence == sequence) else {
-            return;
-        };
+        let Some(bound) = machine.bound.get_mut(&number).filter(|bound| meant(bound)) else { return };
         change(bound);
+        let sequence = bound.sequence;
         if bound.autoclear && bound.holds == 0 && bound.openers == 0 && bound.mounts == 0 {
             machine.bound.remove(&number);
             machine.last_sequence += 1;
@@ -267,8 +272,11 @@ impl Machine {
             number,
             Bound {
                 partition_scan: false,
+                offset: 0,
+                read_only: false,
                 partitions: 0,
                 sequence,
+                attach: sequence,
                 file,
                 autoclear,
                 holds: 0,
@@ -289,6 +297,8 @@ impl Machine {
             backing_inode: bound.file,
             autoclear: bound.autoclear,
             partition_scan: bound.partition_scan,
+            offset: bound.offset,
+            read_only: bound.read_only,
             ..Device::default()
         })
     }
@@ -301,7 +311,7 @@ impl Kernel for Simulated {
 
     async fn examine(&self, file: &u64) -> Result<FileFacts, Error> {
         self.step().await?;
-        Ok(FileFacts { kind: FileKind::Regular, path: Vec::new(), device: 0, inode: *file })
+        Ok(FileFacts { kind: FileKind::Regular, path: Vec::new(), device: 0, inode: *file, writable: true })
     }
 
     async fn attach(&self, file: u64, request: &AttachRequest) -> Result<Attached<Self>, Error> {
@@ -323,10 +333,12 @@ impl Kernel for Simulated {
             if let Some(bound) = machine.bound.get_mut(&number) {
                 bound.holds = usize::from(held);
                 bound.partition_scan = request.partition_scan;
+                bound.offset = request.offset;
+                bound.read_only = request.read_only;
             }
             (machine.device(number).unwrap(), sequence)
         };
-        let hold = held.then(|| Hold { machine: self.clone(), number, sequence });
+        let hold = held.then(|| Hold { machine: self.clone(), number, attach: sequence });
         let missing = request.partition_scan && self.lock().partitions > 0;
         let partitioning = Partitioning { missing, ..Partitioning::default() };
         Ok(Attached { device, hold, partitioning, claim, node_made: request.number.is_some() })
@@ -345,18 +357,58 @@ impl Kernel for Simulated {
             return Ok(None);
         };
         bound.holds += 1;
-        Ok(Some(Hold { machine: self.clone(), number, sequence }))
+        Ok(Some(Hold { machine: self.clone(), number, attach: bound.attach }))
     }
 
     async fn clear(&self, number: u32, sequence: DiskSequence) -> Result<(), Error> {
         self.step().await?;
-        self.change(number, sequence, |bound| bound.autoclear = true);
+        self.alter(number, |bound| bound.sequence == sequence, |bound| bound.autoclear = true);
         Ok(())
     }
 
-    async fn keep(&self, number: u32, sequence: DiskSequence) -> Result<(), Error> {
+    async fn change(
+        &self,
+        number: u32,
+        sequence: DiskSequence,
+        change: Change,
+    ) -> Result<Option<Device>, Error> {
         self.step().await?;
-        self.change(number, sequence, |bound| bound.autoclear = false);
+        if let Change::Autoclear(autoclear) = change {
+            self.alter(number, |bound| bound.sequence == sequence, |bound| bound.autoclear = autoclear);
+        }
+        Ok(self.lock().device(number).filter(|device| device.disk_sequence == sequence))
+    }
+
+    async fn replace(&self, number: u32, sequence: DiskSequence, file: u64) -> Result<Option<Device>, Error> {
+        self.step().await?;
+        let replaced = {
+            let mut guard = self.lock();
+            let machine = &mut *guard;
+            let next = DiskSequence(machine.last_sequence + 1);
+            let bound = machine.bound.get_mut(&number).filter(|bound| bound.sequence == sequence);
+            bound.map(|bound| {
+                (bound.sequence, bound.file) = (next, file);
+                machine.last_sequence += 1;
+                machine.uevents.push(Happened { number, partition: None, sequence: next, removed: false });
+            })
+        };
+        // The world may see the new sequence before the engine does.
+        self.step().await.ok();
+        Ok(replaced.and_then(|()| self.lock().device(number)))
+    }
+
+    async fn free_number(&self) -> Result<u32, Error> {
+        self.step().await?;
+        Ok(self.lock().free_number())
+    }
+
+    async fn remove_device(&self, number: u32) -> Result<(), Error> {
+        self.step().await?;
+        let mut machine = self.lock();
+        if machine.bound.contains_key(&number) {
+            return Err(Error::new(ErrorKind::Busy, "attached"));
+        }
+        machine.removed_nodes.push(number);
         Ok(())
     }
 

@@ -1,0 +1,164 @@
+//! Changes of what is attached: size, direct I/O, block size, lifetime, backing file.
+
+use std::sync::Arc;
+
+use loopd_dbus::{Error, ErrorKind, Lifetime, State};
+
+use super::attach::{Caller, audit, microseconds_now};
+use super::detach::gone;
+use super::{Engine, Ownership, Snapshot};
+use crate::kernel::{Change, Device, DiskSequence, Kernel};
+
+impl<K: Kernel> Engine<K> {
+    /// Changes the device; after an error it is as it was.
+    ///
+    /// # Errors
+    /// `NotFound`, `Busy`, `NotSupported`, `Kernel`.
+    pub async fn change(self: &Arc<Self>, id: DiskSequence, change: Change) -> Result<(), Error> {
+        let _alone = self.lock_device(id).await?;
+        let attachment = self.find(id).ok_or_else(|| gone(id))?;
+        if matches!(change, Change::BlockSize(_)) {
+            self.refuse_in_use(&attachment).await?;
+        }
+        self.apply(&attachment, change).await?;
+        audit("changed", &attachment);
+        // A table may lie elsewhere now, and udev answers our close with BLKRRPART.
+        self.partitions_may_have_changed(id).await
+    }
+
+    /// A file system does not survive that the size of its blocks changes under it.
+    async fn refuse_in_use(&self, attachment: &Snapshot) -> Result<(), Error> {
+        let users = self.kernel.users(attachment.device.number).await?;
+        if users.is_empty() {
+            return Ok(());
+        }
+        Err(super::detach::busy("change the block size of", attachment, &users, "end that first"))
+    }
+
+    async fn apply(self: &Arc<Self>, attachment: &Snapshot, change: Change) -> Result<(), Error> {
+        let (number, sequence) = (attachment.device.number, attachment.device.disk_sequence);
+        let Some(device) = self.kernel.change(number, sequence, change).await? else {
+            self.look_whether_gone(attachment.id);
+            return Err(gone(attachment.id));
+        };
+        self.update(attachment.id, |record| record.device = device);
+        Ok(())
+    }
+
+    /// Gives the attachment another lifetime: `Client` binds it to the caller's connection. A lazy
+    /// detach is taken back, and what loopd did not attach is the caller's from then on.
+    ///
+    /// # Errors
+    /// `NotFound`, `NotSupported`, `LimitExceeded`, `Kernel`; it is as it was then.
+    pub async fn set_lifetime(
+        self: &Arc<Self>,
+        id: DiskSequence,
+        lifetime: Lifetime,
+        caller: &impl Caller,
+    ) -> Result<(), Error> {
+        let _alone = self.lock_device(id).await?;
+        let attachment = self.find(id).ok_or_else(|| gone(id))?;
+        let slot = match attachment.ownership {
+            Some(_) => None,
+            None => Some(self.attachments_of_a_uid.enter(caller.uid())?),
+        };
+        match lifetime {
+            Lifetime::Persistent => self.let_stay(&attachment).await?,
+            Lifetime::Client => self.let_go_with_us(&attachment).await?,
+            Lifetime::Mount => return Err(mount_is_not_supported()),
+        }
+        let client = (lifetime == Lifetime::Client).then(|| caller.client().clone());
+        self.update(id, |record| {
+            let owner = record.ownership.take();
+            let (uid, since) =
+                owner.map_or_else(|| (caller.uid(), microseconds_now()), |owner| (owner.uid, owner.since));
+            record.ownership = Some(Ownership { uid, client, lifetime, since });
+            record.state = State::Attached;
+            record.slot = record.slot.take().or(slot);
+        });
+        if let Some(changed) = self.find(id) {
+            audit("lifetime changed", &changed);
+        }
+        // One that vanished before it was bound ends now; later ones are found by `client_vanished`.
+        if caller.vanished() {
+            self.client_vanished(caller.client());
+        }
+        Ok(())
+    }
+
+    /// Without autoclear and without a descriptor of ours it stays until it is detached.
+    async fn let_stay(self: &Arc<Self>, attachment: &Snapshot) -> Result<(), Error> {
+        self.apply(attachment, Change::Autoclear(false)).await?;
+        let hold = self.state().records.get_mut(&attachment.id).and_then(|record| record.hold.take());
+        if let Some(hold) = hold {
+            self.kernel.release(hold).await;
+        }
+        Ok(())
+    }
+
+    /// With autoclear it stays for as long as our descriptor is open.
+    async fn let_go_with_us(self: &Arc<Self>, attachment: &Snapshot) -> Result<(), Error> {
+        let id = attachment.id;
+        let held = self.state().records.get(&id).is_some_and(|record| record.hold.is_some());
+        if !held && !self.take_hold(attachment).await? {
+            self.look_whether_gone(id);
+            return Err(gone(id));
+        }
+        let bound = self.apply(attachment, Change::Autoclear(true)).await;
+        if bound.is_err() && !held {
+            let hold = self.state().records.get_mut(&id).and_then(|record| record.hold.take());
+            if let Some(hold) = hold {
+                self.kernel.release(hold).await;
+            }
+        }
+        bound
+    }
+
+    /// Shows another file of the same size on a read-only device.
+    ///
+    /// # Errors
+    /// `NotFound`, `InvalidBackingFile`, `NotSupported`, `Kernel`; the file is the one before then.
+    pub async fn replace_backing_file(
+        self: &Arc<Self>,
+        id: DiskSequence,
+        file: K::File,
+    ) -> Result<(), Error> {
+        let _alone = self.lock_device(id).await?;
+        let attachment = self.find(id).ok_or_else(|| gone(id))?;
+        let (number, sequence) = (attachment.device.number, attachment.device.disk_sequence);
+        // The kernel's new sequence is seen before we are told it.
+        self.update(id, |record| record.replacing = true);
+        let replaced = self.kernel.replace(number, sequence, file).await;
+        let device = replaced.as_ref().ok().and_then(Option::as_ref).cloned();
+        self.take_replaced(id, device);
+        if self.look_whether_gone(id) || replaced?.is_none() {
+            return Err(gone(id));
+        }
+        if let Some(replaced) = self.find(id) {
+            audit("backing file replaced", &replaced);
+        }
+        self.partitions_may_have_changed(id).await
+    }
+
+    /// Ends a replacement; with the device as it is then, where it succeeded.
+    fn take_replaced(&self, id: DiskSequence, device: Option<Device>) {
+        let found = device
+            .as_ref()
+            .and_then(|device| self.state().seen(device.number, None, device.disk_sequence).cloned());
+        self.update(id, |record| {
+            record.replacing = false;
+            let Some(device) = device else { return };
+            record.device = device;
+            record.processed = found.is_some();
+            record.file_system = found.unwrap_or_default().file_system;
+            record.partitions.clear();
+        });
+    }
+}
+
+pub(super) fn mount_is_not_supported() -> Error {
+    Error::new(
+        ErrorKind::NotSupported,
+        "lifetime \"mount\" is not supported by this version; take \"client\" or \"persistent\"",
+    )
+}

@@ -1,0 +1,200 @@
+//! What to do with a file that is attached already.
+//!
+//! Only those who ask for it pay: every loop device is looked at, since the event of one that
+//! another program attached a moment ago may still be under way.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use loopd_dbus::{Error, ErrorKind, Lifetime, Overlap, State};
+use tokio::sync::OwnedMutexGuard;
+
+use super::attach::Caller;
+use super::{AttachRequest, Engine, Snapshot};
+use crate::kernel::{Device, FileFacts, Kernel, node};
+use crate::text::printable;
+
+type File = (u64, u64);
+
+/// One attach of a file at a time, among those that mind the others.
+#[derive(Default)]
+pub(super) struct FileLocks {
+    locks: Mutex<HashMap<File, Weak<tokio::sync::Mutex<()>>>>,
+}
+
+impl FileLocks {
+    async fn lock(&self, file: File) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+            locks.retain(|_, lock| lock.strong_count() > 0);
+            let lock = locks.get(&file).and_then(Weak::upgrade).unwrap_or_default();
+            locks.insert(file, Arc::downgrade(&lock));
+            lock
+        };
+        lock.lock_owned().await
+    }
+}
+
+impl<K: Kernel> Engine<K> {
+    /// Keeps others from attaching the file meanwhile, and gives back the device that serves the
+    /// request already.
+    ///
+    /// # Errors
+    /// `Overlap` where the request does not want what is there; `InvalidBackingFile`.
+    pub(super) async fn mind_overlap(
+        self: &Arc<Self>,
+        file: &K::File,
+        request: &AttachRequest,
+        caller: &impl Caller,
+    ) -> Result<(OwnedMutexGuard<()>, Option<Snapshot>), Error> {
+        let facts = self.kernel.examine(file).await?;
+        let alone = self.file_locks.lock((facts.device, facts.inode)).await;
+        self.discover().await;
+        let there: Vec<Snapshot> = self
+            .list()
+            .into_iter()
+            .filter(|shown| shows(&shown.device, &facts) && overlaps(&shown.device, request))
+            .filter(|shown| !self.look_whether_gone(shown.id))
+            .collect();
+        let Some(first) = there.first() else { return Ok((alone, None)) };
+        if request.overlap == Overlap::Refuse {
+            return Err(refused(first, "detach it first, or attach with overlap=allow or reuse"));
+        }
+        let reused = self.choose(&there, &facts, request, caller)?;
+        self.revive(&reused, request, caller).await?;
+        let reused = self.find(reused.id).ok_or_else(|| super::detach::gone(reused.id))?;
+        super::attach::audit("reused", &reused);
+        Ok((alone, Some(reused)))
+    }
+
+    fn choose(
+        &self,
+        there: &[Snapshot],
+        facts: &FileFacts,
+        request: &AttachRequest,
+        caller: &impl Caller,
+    ) -> Result<Snapshot, Error> {
+        let same = |shown: &&Snapshot| {
+            (shown.device.offset, shown.device.size_limit) == (request.offset, request.size_limit)
+        };
+        let writable = facts.writable && !request.read_only;
+        let mut why = "its offset or size limit is another; ask for the same, or attach with overlap=allow";
+        for shown in there.iter().filter(same) {
+            let device = &shown.device;
+            if request.number.is_some_and(|number| number != device.number) {
+                why = "that is not the device that was asked for";
+            } else if device.read_only && writable {
+                why = "it is read-only; ask for a read-only one, or attach with overlap=allow";
+            } else if shown.state == State::Detaching && !may_change(shown, caller) {
+                why = "its owner is detaching it; wait until it is gone, or attach with overlap=allow";
+            } else {
+                return Ok(shown.clone());
+            }
+        }
+        let shown = there.iter().find(same).or(there.first());
+        shown.map_or_else(|| Err(Error::new(ErrorKind::Overlap, why)), |shown| Err(refused(shown, why)))
+    }
+
+    /// Takes back a detach that waits for the last close, and whatever else would end the device
+    /// before the caller wants that.
+    async fn revive(
+        self: &Arc<Self>,
+        reused: &Snapshot,
+        request: &AttachRequest,
+        caller: &impl Caller,
+    ) -> Result<(), Error> {
+        let outlived = request.lifetime == Lifetime::Persistent && reused.device.autoclear;
+        if (reused.state == State::Detaching || outlived) && may_change(reused, caller) {
+            self.set_lifetime(reused.id, request.lifetime, caller).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes notice of devices whose events have not come yet.
+    async fn discover(self: &Arc<Self>) {
+        let known = |number: &u32| {
+            let id = self.state().by_number.get(number).copied();
+            id.is_some_and(|id| self.is_current(id, self.kernel.glance(*number).bound))
+        };
+        let unknown: Vec<u32> =
+            self.kernel.bound_numbers().into_iter().filter(|number| !known(number)).collect();
+        for number in unknown {
+            self.refresh(number).await;
+        }
+    }
+}
+
+/// What one owns one may change, and root may change everything: nobody is asked about more here.
+fn may_change(shown: &Snapshot, caller: &impl Caller) -> bool {
+    caller.uid() == 0 || shown.ownership.as_ref().is_some_and(|ownership| ownership.uid == caller.uid())
+}
+
+fn shows(device: &Device, file: &FileFacts) -> bool {
+    (device.backing_device, device.backing_inode) == (file.device, file.inode)
+}
+
+fn overlaps(device: &Device, request: &AttachRequest) -> bool {
+    let (one, other) = (extent(device.offset, device.size_limit), extent(request.offset, request.size_limit));
+    one.start < other.end && other.start < one.end
+}
+
+/// The bytes of the file; without a limit, to wherever its end may come to lie.
+fn extent(offset: u64, size_limit: u64) -> Range<u64> {
+    offset..if size_limit == 0 { u64::MAX } else { offset.saturating_add(size_limit) }
+}
+
+fn refused(shown: &Snapshot, why: &str) -> Error {
+    let device = &shown.device;
+    let limit = match device.size_limit {
+        0 => String::new(),
+        limit => format!(", {limit} bytes"),
+    };
+    Error::new(
+        ErrorKind::Overlap,
+        format!(
+            "{} is attached to {} already, from offset {}{limit} on: {why}",
+            printable(&device.backing_file),
+            node(device.number),
+            device.offset,
+        ),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extents_overlap_where_they_share_a_byte() {
+        let overlap = |one: (u64, u64), other: (u64, u64)| {
+            let device = Device { offset: one.0, size_limit: one.1, ..Device::default() };
+            let mut request = AttachRequest::new(loopd_dbus::AttachOptions::default()).unwrap();
+            (request.offset, request.size_limit) = other;
+            overlaps(&device, &request)
+        };
+        for (one, other, expected) in [
+            ((0, 0), (0, 0), true),
+            ((0, 0), (1 << 40, 512), true),
+            ((0, 512), (512, 512), false),
+            ((0, 1024), (512, 512), true),
+            ((512, 512), (0, 512), false),
+            ((512, 0), (0, 512), false),
+            ((512, 0), (0, 0), true),
+        ] {
+            assert_eq!(overlap(one, other), expected, "{one:?} {other:?}");
+            assert_eq!(overlap(other, one), expected, "{other:?} {one:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn locks_of_files_go_with_their_users() {
+        let locks = FileLocks::default();
+        let first = locks.lock((1, 1)).await;
+        let _other = locks.lock((1, 2)).await;
+        assert!(tokio::time::timeout(std::time::Duration::from_millis(1), locks.lock((1, 1))).await.is_err());
+        drop(first);
+        let _again = locks.lock((1, 1)).await;
+        assert_eq!(locks.locks.lock().unwrap().len(), 2);
+    }
+}
