@@ -69,6 +69,21 @@ EXAMPLES
   One partition, named by its node:
     $ loopctl info loop3p1";
 
+const RESIZE_EXAMPLES: &str = "\
+EXAMPLES
+  Make an image larger, and its device and file system with it:
+    $ truncate -s 2G disk.img
+    $ loopctl resize disk.img
+    $ sudo resize2fs /dev/loop3";
+
+const SET_EXAMPLES: &str = "\
+EXAMPLES
+  Have the device detached with its last unmount, and bypass the page cache until then:
+    $ loopctl set loop3 --lifetime mount --direct-io on
+
+SIZES
+  N is a number of bytes, or has a suffix: K (or KiB) is 1024 bytes, KB 1000.";
+
 const RESCAN_EXAMPLES: &str = "\
 EXAMPLES
   Write a partition table into the image, and have its partitions made:
@@ -141,6 +156,18 @@ pub enum Verb {
     /// properties of the partitions stand below those of their device.
     #[command(after_help = INFO_EXAMPLES)]
     Info(Info),
+    /// Give a loop device the size that its backing file has now.
+    ///
+    /// That is for a file that has grown or shrunk since it was attached. A file system on the device
+    /// keeps its own size until it is resized by its own tool.
+    #[command(after_help = RESIZE_EXAMPLES)]
+    Resize(Resize),
+    /// Change how a loop device works.
+    ///
+    /// Block size, direct I/O and lifetime are changed in this order; where one of them fails, what
+    /// was changed before it stays so.
+    #[command(after_help = SET_EXAMPLES)]
+    Set(Set),
     /// Read the partition table of a loop device again.
     ///
     /// That is for a table that was changed after the device was attached. When the command
@@ -206,7 +233,9 @@ pub struct AttachArgs {
     /// What to do where the file is attached already.
     ///
     /// `allow` attaches it once more, `refuse` fails, and `reuse` gives back the device whose file,
-    /// offset and size limit are the same. This version of loopd refuses the last two.
+    /// offset and size limit are the same; that device is not changed, and its other options stay
+    /// what they are. `reuse` also fails where the file is attached at another offset or with
+    /// another size, or read-only where --read-only is not given.
     #[arg(long, value_name = "POLICY", default_value = "allow", value_parser = overlap())]
     pub overlap: Overlap,
     /// Do not wait until udev has processed the device.
@@ -355,6 +384,47 @@ pub struct Info {
     pub json: bool,
 }
 
+/// The arguments of `resize`.
+#[derive(Args, Clone, Debug)]
+pub struct Resize {
+    /// A device node (/dev/loop3, loop3) or a backing file; a file stands for each device it is
+    /// attached to. A file with the name loop3 is ./loop3.
+    #[arg(value_name = "TARGET")]
+    pub target: OsString,
+}
+
+/// The arguments of `set`.
+#[derive(Args, Clone, Debug)]
+#[command(group = clap::ArgGroup::new("change").required(true).multiple(true))]
+pub struct Set {
+    /// A device node (/dev/loop3, loop3) or a backing file; a file stands for each device it is
+    /// attached to. A file with the name loop3 is ./loop3.
+    #[arg(value_name = "TARGET")]
+    pub target: OsString,
+    /// Whether to bypass the page cache of the backing file; an error where the file cannot do that.
+    #[arg(long, value_name = "SWITCH", group = "change")]
+    pub direct_io: Option<Switch>,
+    /// The logical block size: a power of two from 512 to 64K.
+    #[arg(short, long, value_name = "N", value_parser = given_block_size, group = "change")]
+    pub block_size: Option<u32>,
+    /// When the device is detached by itself.
+    ///
+    /// `persistent`: never. `mount`: with the last unmount of the device or of one of its
+    /// partitions, and after 60 seconds where it is not mounted at all; this version of loopd refuses
+    /// it.
+    #[arg(long, value_name = "LIFETIME", value_parser = lifetime(), group = "change")]
+    pub lifetime: Option<Lifetime>,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// On
+    On,
+    /// Off
+    Off,
+}
+
 /// The arguments of `rescan`.
 #[derive(Args, Clone, Debug)]
 pub struct Rescan {
@@ -425,6 +495,13 @@ fn block_size(text: &str) -> Result<u32, String> {
     }
 }
 
+fn given_block_size(text: &str) -> Result<u32, String> {
+    match block_size(text)? {
+        0 => Err("a block size is a power of two from 512 to 65536".to_owned()),
+        size => Ok(size),
+    }
+}
+
 fn reference(text: &str) -> Result<String, String> {
     match text.len() {
         0..=63 => Ok(text.to_owned()),
@@ -480,6 +557,22 @@ mod tests {
         assert_eq!(rescan.target, "x.img");
         usage_error("loopctl rescan");
         usage_error("loopctl rescan loop3 loop4");
+    }
+
+    #[test]
+    fn a_change_has_a_target_and_something_to_change() {
+        let Ok(Verb::Set(set)) = parse("loopctl set loop3 --direct-io off -b 4K --lifetime persistent")
+        else {
+            panic!()
+        };
+        assert_eq!((set.direct_io, set.block_size), (Some(Switch::Off), Some(4096)));
+        assert_eq!(set.lifetime, Some(Lifetime::Persistent));
+        usage_error("loopctl set loop3");
+        usage_error("loopctl set --direct-io on");
+        usage_error("loopctl set loop3 --direct-io perhaps");
+        assert!(usage_error("loopctl set loop3 -b 0").contains("power of two"));
+        usage_error("loopctl resize");
+        usage_error("loopctl resize loop3 2G");
     }
 
     #[test]

@@ -5,10 +5,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
 
 use anyhow::Context;
-use loopd_dbus::proxy::{Interaction, Manager};
+use loopd_dbus::proxy::{Attachment, Interaction, Manager};
 use zbus::address::Transport;
 use zbus::address::transport::UnixSocket;
 use zbus::connection::Builder;
+use zbus::wire::OwnedObjectPath;
 use zbus::{Address, Connection, DBusError, fdo};
 
 use crate::output::reason;
@@ -27,6 +28,15 @@ impl Bus {
     async fn new(connection: Connection, interaction: Interaction) -> anyhow::Result<Self> {
         let manager = Manager::new(&connection, interaction).await.map_err(explain)?;
         Ok(Self { connection, manager, interaction })
+    }
+
+    /// The attachment with this path. It is not asked anything yet.
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub async fn attachment(&self, path: &OwnedObjectPath) -> anyhow::Result<Attachment> {
+        let path = path.clone().into_inner();
+        Attachment::new(&self.connection, path, self.interaction).await.map_err(explain)
     }
 }
 

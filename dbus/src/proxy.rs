@@ -11,7 +11,7 @@ use zbus::wire::{DynamicDeserialize, DynamicType, ObjectPath, OwnedObjectPath};
 use zbus::{Connection, Fd, OwnedVariant, Proxy};
 
 use crate::names::{ATTACHMENT, BUS_NAME, MANAGER, ROOT_PATH};
-use crate::options::{AttachOptions, DetachOptions, ListOptions};
+use crate::options::{AttachOptions, DetachOptions, Lifetime, ListOptions};
 
 /// An attachment's path and its properties: those of `Attachment` and of `Volume`.
 pub type Listed = (OwnedObjectPath, HashMap<String, OwnedVariant>);
@@ -95,6 +95,22 @@ impl Manager {
         call(&self.proxy, "List", Interaction::Forbidden, &(options.encode(),)).await
     }
 
+    /// The node of a loop device that is free at this moment; another process may take it first.
+    ///
+    /// # Errors
+    /// `NoFreeDevice`, or the bus failed.
+    pub async fn find_free(&self) -> zbus::Result<String> {
+        call(&self.proxy, "FindFree", Interaction::Forbidden, &()).await
+    }
+
+    /// Takes a free loop device's number and node away.
+    ///
+    /// # Errors
+    /// Those of the contract, or the bus failed.
+    pub async fn remove_device(&self, device: &str) -> zbus::Result<()> {
+        call(&self.proxy, "RemoveDevice", self.interaction, &(device,)).await
+    }
+
     /// The daemon's version.
     ///
     /// # Errors
@@ -154,5 +170,45 @@ impl Attachment {
     /// Those of the contract, or the bus failed.
     pub async fn rescan_partitions(&self) -> zbus::Result<()> {
         call(&self.proxy, "RescanPartitions", self.interaction, &()).await
+    }
+
+    /// Has the size of the backing file read again.
+    ///
+    /// # Errors
+    /// Those of the contract, or the bus failed.
+    pub async fn set_capacity(&self) -> zbus::Result<()> {
+        call(&self.proxy, "SetCapacity", self.interaction, &()).await
+    }
+
+    /// Bypasses the page cache of the backing file, or stops to.
+    ///
+    /// # Errors
+    /// Those of the contract, or the bus failed.
+    pub async fn set_direct_io(&self, direct_io: bool) -> zbus::Result<()> {
+        call(&self.proxy, "SetDirectIo", self.interaction, &(direct_io,)).await
+    }
+
+    /// Sets the logical block size, in bytes.
+    ///
+    /// # Errors
+    /// Those of the contract, or the bus failed.
+    pub async fn set_block_size(&self, block_size: u32) -> zbus::Result<()> {
+        call(&self.proxy, "SetBlockSize", self.interaction, &(block_size,)).await
+    }
+
+    /// Changes when it ends; `Client` binds it to this connection.
+    ///
+    /// # Errors
+    /// Those of the contract, or the bus failed.
+    pub async fn set_lifetime(&self, lifetime: Lifetime) -> zbus::Result<()> {
+        call(&self.proxy, "SetLifetime", self.interaction, &(lifetime.as_str(),)).await
+    }
+
+    /// Puts another file of the same size behind a read-only attachment.
+    ///
+    /// # Errors
+    /// Those of the contract, or the bus failed.
+    pub async fn replace_backing_file(&self, file: BorrowedFd<'_>) -> zbus::Result<()> {
+        call(&self.proxy, "ReplaceBackingFile", self.interaction, &(Fd::from(file),)).await
     }
 }

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
-use loopd_dbus::proxy::{Attachment, Interaction, Manager};
+use loopd_dbus::proxy::{Interaction, Manager};
 use loopd_dbus::{AttachOptions, Lifetime, ListOptions, Overlap};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -71,8 +71,7 @@ pub async fn look_for_unmade_partitions(
     if !options.wait || !options.partition_scan {
         return;
     }
-    let path = path.clone().into_inner();
-    let Ok(attachment) = Attachment::new(&bus.connection, path, bus.interaction).await else { return };
+    let Ok(attachment) = bus.attachment(path).await else { return };
     if let Ok(partition_scan) = attachment.partition_scan().await {
         warn_of_unmade_partitions(options, device, partition_scan);
     }

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 
-use loopd_dbus::proxy::{Attachment, Interaction};
+use loopd_dbus::proxy::Interaction;
 use loopd_dbus::{DetachOptions, Error, ErrorKind, ListOptions};
 
 use crate::agent::with_agent;
@@ -67,9 +67,7 @@ async fn detach_each(bus: &Bus, attached: &[Attached], options: DetachOptions) -
 
 /// By its object, which stands for this very attachment: the node may hold another file by now.
 async fn detach(bus: &Bus, attached: &Attached, options: DetachOptions) -> anyhow::Result<()> {
-    let path = attached.path.clone().into_inner();
-    let attachment = Attachment::new(&bus.connection, path, bus.interaction).await.map_err(explain)?;
-    attachment.detach(options).await.map_err(explain)
+    bus.attachment(&attached.path).await?.detach(options).await.map_err(explain)
 }
 
 /// Whether what was to be detached was gone already.

@@ -7,11 +7,18 @@ mod info;
 mod list;
 mod monitor;
 mod rescan;
+mod resize;
 mod run;
+mod set;
 
-use loopd_dbus::proxy::Interaction;
+use std::ffi::OsStr;
 
+use loopd_dbus::proxy::{Attachment, Interaction};
+
+use crate::agent::with_agent;
 use crate::cli::{Cli, Global, Verb};
+use crate::connection;
+use crate::target::Target;
 
 /// Does what the command line says; gives the exit status.
 ///
@@ -24,6 +31,8 @@ pub async fn run(cli: &Cli) -> anyhow::Result<u8> {
         Verb::Detach(args) => detach::run(args, interaction).await,
         Verb::List(args) => list::run(args, cli.global.no_color).await,
         Verb::Info(args) => info::run(args).await,
+        Verb::Resize(args) => resize::run(args, interaction).await,
+        Verb::Set(args) => set::run(args, interaction).await,
         Verb::Rescan(args) => rescan::run(args, interaction).await,
         Verb::Run(args) => run::run(args, interaction).await,
         Verb::Monitor(args) => monitor::run(*args).await,
@@ -34,4 +43,26 @@ pub async fn run(cli: &Cli) -> anyhow::Result<u8> {
 /// Without a terminal a prompt is allowed, too: a graphical agent may be there.
 fn interaction(global: Global) -> Interaction {
     if global.no_ask_password { Interaction::Forbidden } else { Interaction::Allowed }
+}
+
+/// Makes the change to each device that the word stands for; one that fails does not stop the
+/// others.
+async fn change_each(
+    word: &OsStr,
+    interaction: Interaction,
+    change: impl AsyncFn(&Attachment) -> anyhow::Result<()>,
+) -> anyhow::Result<u8> {
+    let bus = connection::open(interaction).await?;
+    let found = Target::resolve(word).find(&bus.manager).await?;
+    with_agent(interaction, async {
+        if let [one] = found.as_slice() {
+            return change(&bus.attachment(&one.path).await?).await.map(|()| 0);
+        }
+        let mut results = Vec::new();
+        for one in &found {
+            results.push(change(&bus.attachment(&one.path).await?).await);
+        }
+        Ok(detach::status(&results))
+    })
+    .await
 }
