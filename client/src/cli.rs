@@ -193,6 +193,12 @@ pub enum Verb {
     /// daemon-started and daemon-stopped for loopd itself. It ends at SIGINT or SIGTERM. It does
     /// not start loopd.
     Monitor(Monitor),
+    /// Take losetup's arguments, and print what losetup prints.
+    ///
+    /// The same happens when loopctl is started under the name losetup. loopctl-losetup(1) tells
+    /// what differs from losetup(8); `loopctl losetup --help` lists the options.
+    #[command(disable_help_flag = true)]
+    Losetup(Losetup),
     /// Print the completion script for a shell.
     ///
     /// For example: loopctl completion bash > ~/.local/share/bash-completion/completions/loopctl
@@ -455,6 +461,14 @@ pub struct Monitor {
     pub json: bool,
 }
 
+/// The arguments of `losetup`.
+#[derive(Args, Clone, Debug)]
+pub struct Losetup {
+    /// What losetup is given.
+    #[arg(value_name = "ARGUMENT", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub words: Vec<OsString>,
+}
+
 /// The arguments of `completion`.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct Completion {
@@ -573,6 +587,19 @@ mod tests {
         assert!(usage_error("loopctl set loop3 -b 0").contains("power of two"));
         usage_error("loopctl resize");
         usage_error("loopctl resize loop3 2G");
+    }
+
+    #[test]
+    fn losetup_gets_its_words_untouched() {
+        let words = |line| match parse(line) {
+            Ok(Verb::Losetup(losetup)) => losetup.words,
+            other => panic!("{line}: {other:?}"),
+        };
+        assert_eq!(words("loopctl losetup"), [""; 0]);
+        assert_eq!(words("loopctl losetup --help"), ["--help"]);
+        assert_eq!(words("loopctl losetup -V"), ["-V"]);
+        assert_eq!(words("loopctl losetup -fP --show x.img"), ["-fP", "--show", "x.img"]);
+        assert_eq!(words("loopctl losetup -a --no-color -- x"), ["-a", "--no-color", "--", "x"]);
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod agent;
 mod cli;
 mod command;
 mod connection;
+mod losetup;
 mod objects;
 mod output;
 mod partition;
@@ -13,10 +14,17 @@ mod target;
 use std::process::ExitCode;
 
 use clap::{ColorChoice, FromArgMatches};
+use loopd_dbus::proxy::Interaction;
 
 fn main() -> ExitCode {
+    let mut words = std::env::args_os();
+    let program = words.next();
+    if losetup::is_called(program.as_deref()) {
+        let words: Vec<_> = words.collect();
+        return ExitCode::from(run(losetup::run(&words, Interaction::Allowed)));
+    }
     ExitCode::from(match parse() {
-        Ok(cli) => run(&cli),
+        Ok(cli) => run(async { command::run(&cli).await.unwrap_or_else(|error| output::report(&error)) }),
         Err(error) => output::report_usage(&error),
     })
 }
@@ -30,7 +38,8 @@ fn parse() -> Result<cli::Cli, clap::Error> {
     cli::Cli::from_arg_matches(&command.try_get_matches()?)
 }
 
-fn run(cli: &cli::Cli) -> u8 {
+/// Does the work; gives the exit status.
+fn run(work: impl Future<Output = u8>) -> u8 {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -38,8 +47,8 @@ fn run(cli: &cli::Cli) -> u8 {
             return 1;
         }
     };
-    let result = runtime.block_on(command::run(cli));
+    let status = runtime.block_on(work);
     // A thread that hangs in a write is left behind.
     runtime.shutdown_background();
-    result.unwrap_or_else(|error| output::report(&error))
+    status
 }

@@ -19,8 +19,16 @@ pub struct Closed;
 /// # Errors
 /// [`Closed`], or it cannot be written.
 pub fn print(text: &str) -> anyhow::Result<()> {
+    print_bytes(text.as_bytes())
+}
+
+/// As [`print`], for what need not be UTF-8.
+///
+/// # Errors
+/// As [`print`].
+pub fn print_bytes(bytes: &[u8]) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(Closed.into()),
         Err(error) => anyhow::bail!("cannot write to standard output: {}", reason(&error)),
@@ -103,7 +111,9 @@ pub fn printable(bytes: &[u8]) -> String {
     shown
 }
 
-fn turns_direction(character: char) -> bool {
+/// Whether what follows the character may be shown in another order than it has.
+#[must_use]
+pub fn turns_direction(character: char) -> bool {
     matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 

@@ -233,7 +233,11 @@ async fn attachments_of(manager: &Manager, path: &Path) -> anyhow::Result<Vec<At
     Ok(found)
 }
 
-fn open_to_identify(path: &Path, metadata: &Metadata) -> io::Result<File> {
+/// Opens a file to tell loopd which one is meant.
+///
+/// # Errors
+/// It may not be read, or cannot be attached to a loop device.
+pub fn open_to_identify(path: &Path, metadata: &Metadata) -> io::Result<File> {
     // Nothing else can be attached, and opening it may have effects: a FIFO waits for a writer.
     if !metadata.is_file() && !metadata.file_type().is_block_device() {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -241,7 +245,9 @@ fn open_to_identify(path: &Path, metadata: &Metadata) -> io::Result<File> {
     fs::OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)
 }
 
-fn is_same_file(attachment: &AttachmentProperties, metadata: &Metadata) -> bool {
+/// Whether this file is behind the attachment.
+#[must_use]
+pub fn is_same_file(attachment: &AttachmentProperties, metadata: &Metadata) -> bool {
     (attachment.backing_device, attachment.backing_inode) == (metadata.dev(), metadata.ino())
 }
 

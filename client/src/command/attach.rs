@@ -139,7 +139,11 @@ pub fn open_backing_file(path: &Path, read_only: bool) -> anyhow::Result<File> {
     Ok(file)
 }
 
-fn open(path: &Path, write: bool) -> io::Result<File> {
+/// Opens a backing file.
+///
+/// # Errors
+/// It cannot be opened.
+pub fn open(path: &Path, write: bool) -> io::Result<File> {
     // Should the path have become a FIFO meanwhile, a plain open would wait for ever.
     let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     let file = OpenOptions::new().read(true).write(write).custom_flags(flags.bits()).open(path)?;
@@ -148,7 +152,9 @@ fn open(path: &Path, write: bool) -> io::Result<File> {
     Ok(file)
 }
 
-fn is_write_protected(error: &io::Error) -> bool {
+/// Whether the file can perhaps be opened for reading.
+#[must_use]
+pub fn is_write_protected(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw);
     matches!(errno, Some(Errno::EACCES | Errno::EROFS | Errno::EPERM))
 }

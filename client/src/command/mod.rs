@@ -1,6 +1,6 @@
 //! The verbs, one file each.
 
-mod attach;
+pub mod attach;
 mod completion;
 mod detach;
 mod info;
@@ -17,8 +17,8 @@ use loopd_dbus::proxy::{Attachment, Interaction};
 
 use crate::agent::with_agent;
 use crate::cli::{Cli, Global, Verb};
-use crate::connection;
 use crate::target::Target;
+use crate::{connection, losetup};
 
 /// Does what the command line says; gives the exit status.
 ///
@@ -36,6 +36,7 @@ pub async fn run(cli: &Cli) -> anyhow::Result<u8> {
         Verb::Rescan(args) => rescan::run(args, interaction).await,
         Verb::Run(args) => run::run(args, interaction).await,
         Verb::Monitor(args) => monitor::run(*args).await,
+        Verb::Losetup(args) => Ok(losetup::run(&args.words, interaction).await),
         Verb::Completion(args) => completion::run(*args),
     }
 }
