@@ -165,6 +165,7 @@ fn found(device: &udev::Device) -> Found {
             .ok()
             .and_then(|sectors| sectors.checked_mul(512)),
         has_table: device.property_value("ID_PART_TABLE_TYPE").is_some(),
+        uevent: property("SEQNUM").parse().unwrap_or(u64::MAX),
     }
 }
 

@@ -9,8 +9,7 @@ use std::time::{Duration, SystemTime};
 use loopd_dbus::names::attachment_path;
 use loopd_dbus::properties::{from_bus_path, to_bus_path};
 use loopd_dbus::{
-    AttachOptions, AttachmentProperties, DetachOptions, ErrorKind, Lifetime, ListOptions, Overlap,
-    VolumeProperties,
+    AttachOptions, AttachmentProperties, DetachOptions, ErrorKind, Lifetime, ListOptions, VolumeProperties,
 };
 use loopd_tests::image::{Image, MIB};
 use loopd_tests::polkit::Setup;
@@ -40,7 +39,6 @@ loopd_tests::tests! {
         persistent_lifetime_is_not,
         with_wait_udev_is_done,
         without_wait_udev_follows,
-        overlap_is_not_supported_yet,
         mount_lifetime_is_not_supported_yet,
         block_device_as_the_file,
         same_file_twice,
@@ -331,15 +329,6 @@ async fn without_wait_udev_follows(world: &mut World) -> Outcome {
     })
     .await?;
     world.detach(&attached).await
-}
-
-async fn overlap_is_not_supported_yet(world: &mut World) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", MIB)?;
-    for overlap in [Overlap::Refuse, Overlap::Reuse] {
-        let error = world.attach_fails(&image.open()?, &AttachOptions { overlap, ..plain() }).await?;
-        expect_kind(&error, ErrorKind::NotSupported)?;
-    }
-    world.assert_no_leak().await
 }
 
 async fn mount_lifetime_is_not_supported_yet(world: &mut World) -> Outcome {

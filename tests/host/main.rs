@@ -8,12 +8,14 @@
 mod attach;
 mod authority;
 mod bad_input;
+mod change;
 mod clients;
 mod concurrency;
 mod detach;
 mod foreign;
 mod introspection;
 mod loopctl;
+mod overlap;
 mod partitions;
 mod robustness;
 mod signals;
@@ -24,6 +26,8 @@ fn main() -> std::process::ExitCode {
         attach::TESTS,
         signals::TESTS,
         detach::TESTS,
+        change::TESTS,
+        overlap::TESTS,
         clients::TESTS,
         authority::TESTS,
         bad_input::TESTS,

@@ -6,19 +6,20 @@ use std::os::fd::AsRawFd as _;
 
 use anyhow::{Context as _, Result};
 use linux_raw_sys::loop_device::{
-    LOOP_CLR_FD, LOOP_CONFIGURE, LOOP_CTL_GET_FREE, LOOP_CTL_REMOVE, LOOP_GET_STATUS64, loop_config,
-    loop_info64,
+    LOOP_CLR_FD, LOOP_CONFIGURE, LOOP_CTL_ADD, LOOP_CTL_GET_FREE, LOOP_CTL_REMOVE, LOOP_GET_STATUS64,
+    loop_config, loop_info64,
 };
 
 use crate::sysfs::LoopDevice;
 
 mod raw {
     use super::{
-        LOOP_CLR_FD, LOOP_CONFIGURE, LOOP_CTL_GET_FREE, LOOP_CTL_REMOVE, LOOP_GET_STATUS64, loop_config,
-        loop_info64,
+        LOOP_CLR_FD, LOOP_CONFIGURE, LOOP_CTL_ADD, LOOP_CTL_GET_FREE, LOOP_CTL_REMOVE, LOOP_GET_STATUS64,
+        loop_config, loop_info64,
     };
 
     nix::ioctl_none_bad!(get_free, LOOP_CTL_GET_FREE);
+    nix::ioctl_write_int_bad!(add, LOOP_CTL_ADD);
     nix::ioctl_write_int_bad!(remove, LOOP_CTL_REMOVE);
     nix::ioctl_write_ptr_bad!(configure, LOOP_CONFIGURE, loop_config);
     nix::ioctl_none_bad!(clear, LOOP_CLR_FD);
@@ -41,6 +42,16 @@ pub fn get_free(control: &File) -> Result<LoopDevice> {
     // SAFETY: the ioctl takes no argument.
     let number = unsafe { raw::get_free(control.as_raw_fd()) }?;
     Ok(LoopDevice(u32::try_from(number)?))
+}
+
+/// Makes a device.
+///
+/// # Errors
+/// It is there.
+pub fn add(control: &File, device: LoopDevice) -> Result<()> {
+    // SAFETY: the argument is a plain number.
+    unsafe { raw::add(control.as_raw_fd(), device.0.cast_signed()) }?;
+    Ok(())
 }
 
 /// Takes a free device's number away.

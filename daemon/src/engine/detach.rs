@@ -134,7 +134,7 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Has the device stay although it was cleared: without autoclear or, where the kernel does not
-    /// let us change that of a read-only device, with a descriptor of ours.
+    /// let us take that back, with a descriptor of ours.
     async fn take_clear_back(self: &Arc<Self>, attachment: &Snapshot) -> Result<(), Error> {
         let (number, sequence) = (attachment.device.number, attachment.device.disk_sequence);
         match self.kernel.change(number, sequence, Change::Autoclear(false)).await {

@@ -35,8 +35,9 @@ impl<K: Kernel> Engine<K> {
         let glance = self.kernel.glance(event.number);
         match self.current(event.number, glance.bound) {
             Some(id) => {
+                let nodes = self.note_nodes(id, event.number);
                 self.note_processed(id, &event);
-                self.follow_partitions(id, &event);
+                self.follow_partitions(id, &event, &nodes);
             }
             None if glance.bound.is_some() && !glance.claimed => self.spawn_refresh(event.number),
             None => {}

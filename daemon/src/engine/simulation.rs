@@ -74,12 +74,15 @@ async fn udev(machine: Simulated, engine: SimulatedEngine, seed: u64) {
     loop {
         tokio::time::sleep(Duration::from_micros(random.u64(500..5000))).await;
         let mut lost = false;
-        for event in machine.take_uevents() {
+        while let Some(event) = machine.take_uevent() {
             // One in fifty is lost; the monitor notices and asks for a look at everything.
             if seed != 0 && random.u8(..50) == 0 {
                 lost = true;
-            } else {
-                engine.observe(event);
+                continue;
+            }
+            engine.observe(event);
+            if random.bool() {
+                tokio::time::sleep(Duration::from_micros(random.u64(..2000))).await;
             }
         }
         if lost {
@@ -427,7 +430,9 @@ async fn a_waiting_attach_has_all_its_partitions_and_they_stay() {
     // BLKRRPART by udev or anyone else.
     house.machine.drop_partitions(attached.device.number);
     house.settle().await;
-    assert_eq!(house.engine.find(attached.id).unwrap().partitions, attached.partitions);
+    let partitions = house.engine.find(attached.id).unwrap().partitions;
+    let kinds: Vec<_> = partitions.iter().map(|partition| partition.file_system.kind.as_str()).collect();
+    assert_eq!(kinds, vec![format!("fs{}", attached.id); 3], "they were made again");
     house.agree();
 
     let options = AttachOptions { partition_scan: false, ..AttachOptions::default() };
@@ -578,6 +583,32 @@ async fn a_file_is_not_attached_twice_where_that_is_not_wanted() {
     assert_eq!(error.kind, ErrorKind::Overlap);
 }
 
+/// Linux 6.1 reads the table anew while udev probes the partitions of the first reading.
+#[tokio::test(start_paused = true)]
+async fn a_waiting_attach_waits_for_partitions_that_are_made_anew() {
+    for moment in 0..100 {
+        let house = House::new(Simulated::random(moment));
+        house.start_udev(0);
+        house.machine.set_partitions(2);
+        let machine = house.machine.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_micros(moment * 150)).await;
+            machine.reread_partitions(0);
+        });
+        let client = Client::new(":1.1", 7);
+        let attached = house.attach(&client, Lifetime::Client).await.unwrap();
+        let kinds = |attached: &Snapshot| -> Vec<_> {
+            attached.partitions.iter().map(|partition| partition.file_system.kind.clone()).collect()
+        };
+        assert_eq!(kinds(&attached), vec![format!("fs{}", attached.id); 2], "moment {moment}");
+        house.settle().await;
+        assert_eq!(kinds(&house.engine.find(attached.id).unwrap()), kinds(&attached), "moment {moment}");
+        house.agree();
+        client.vanish(&house.engine);
+        house.assert_empty().await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn one_uid_cannot_take_everything() {
     let house = House::with_udev();
@@ -673,6 +704,7 @@ async fn storm(seed: u64) {
             10 => house.machine.mount(number),
             11 => house.machine.unmount(number),
             13 if random.bool() => house.machine.drop_partitions(number),
+            13 => house.machine.reread_partitions(number),
             12 => {
                 clients.retain(|other| other.id != client.id);
                 client.vanish(&house.engine);

@@ -16,7 +16,8 @@ const ATTEMPTS: u32 = 64;
 
 /// Changes the device and looks what it is then.
 pub fn apply(number: u32, disk_sequence: DiskSequence, change: Change) -> Result<Option<Device>, Error> {
-    let Some(device) = open_for(number, disk_sequence)? else { return Ok(None) };
+    let device = linux::open_attached_for(number, disk_sequence, OFlag::O_RDWR)?;
+    let Some(device) = device else { return Ok(None) };
     let before = linux::read_device(number, &device).map_err(|errno| unreadable(number, errno))?;
     let done = (0..ATTEMPTS).map(|_| call(&device, change)).find(|result| !is_passing(*result));
     match done.unwrap_or(Err(Errno::EAGAIN)) {
@@ -32,14 +33,6 @@ pub fn apply(number: u32, disk_sequence: DiskSequence, change: Change) -> Result
         return Err(refusal(&before, change, Errno::EINVAL));
     }
     Ok(Some(after))
-}
-
-/// For writing, which the kernel asks for; a read-only device does without, where we may.
-fn open_for(number: u32, disk_sequence: DiskSequence) -> Result<Option<OwnedFd>, Error> {
-    match linux::open(number, OFlag::O_RDWR) {
-        Err(Errno::EACCES | Errno::EROFS | Errno::EPERM) => linux::open_attached(number, disk_sequence),
-        _ => linux::open_attached_for(number, disk_sequence, OFlag::O_RDWR),
-    }
 }
 
 fn call(device: &OwnedFd, change: Change) -> nix::Result<()> {
@@ -127,11 +120,6 @@ fn refusal(device: &Device, change: Change, errno: Errno) -> Error {
         Change::Autoclear(_) => (format!("change the lifetime of {name} ({file})"), "LOOP_SET_STATUS64"),
     };
     let (kind, why) = match (change, errno) {
-        (_, Errno::EPERM | Errno::EACCES) if device.read_only => (
-            ErrorKind::NotSupported,
-            "it is read-only, and the kernel wants CAP_SYS_ADMIN for that; detach it and attach it anew"
-                .to_owned(),
-        ),
         (_, Errno::EBUSY | Errno::EAGAIN) => {
             (ErrorKind::Busy, "it is in use; end that first, then try again".to_owned())
         }

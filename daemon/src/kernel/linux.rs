@@ -260,6 +260,10 @@ impl Kernel for Linux {
         sysfs::partitions(number)
     }
 
+    fn last_uevent(&self) -> u64 {
+        sysfs::last_uevent()
+    }
+
     fn scans_itself(&self) -> bool {
         self.shared.scans_itself() == Some(true)
     }
@@ -322,6 +326,16 @@ pub fn open_attached_for(
     let device = match open(number, access) {
         Ok(device) => device,
         Err(Errno::ENXIO | Errno::ENOENT | Errno::ENODEV) => return Ok(None),
+        // Built without BLK_DEV_WRITE_MOUNTED.
+        Err(Errno::EBUSY) => {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!(
+                    "cannot open {} for writing: this kernel refuses that while it is mounted",
+                    node(number)
+                ),
+            ));
+        }
         Err(errno) => return Err(failed(&format!("open {}", node(number)), "open", errno)),
     };
     let same = ioctl::disk_sequence(&device) == Ok(disk_sequence.0) && ioctl::status(&device).is_ok();

@@ -1,7 +1,7 @@
 //! A kernel made of maps, for the engine's tests: it can be slow, busy, racy and full, fails where
 //! a test wants it to, and keeps the loop driver's rules.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -37,7 +37,7 @@ struct Machine {
     bound: BTreeMap<u32, Bound>,
     claimed: Vec<u32>,
     last_sequence: u64,
-    uevents: Vec<Happened>,
+    uevents: Uevents,
     /// Partitions in every image.
     partitions: u32,
     steps: usize,
@@ -47,20 +47,42 @@ struct Machine {
     removed_nodes: Vec<u32>,
 }
 
+#[derive(Default)]
+struct Uevents {
+    untold: VecDeque<Happened>,
+    last: u64,
+}
+
+impl Uevents {
+    fn push(&mut self, happened: Happened) -> u64 {
+        self.last += 1;
+        self.untold.push_back(Happened { uevent: self.last, ..happened });
+        self.last
+    }
+}
+
+#[derive(Default)]
 struct Happened {
+    uevent: u64,
     number: u32,
     partition: Option<u32>,
     sequence: DiskSequence,
     removed: bool,
 }
 
-fn found(sequence: DiskSequence) -> Found {
+fn found(sequence: DiskSequence, uevent: u64) -> Found {
     let file_system = FileSystem { kind: format!("fs{sequence}"), ..FileSystem::default() };
-    Found { file_system, has_table: true, ..Found::default() }
+    Found { file_system, has_table: true, uevent, ..Found::default() }
 }
 
 fn nodes(bound: &Bound) -> Vec<PartitionNode> {
-    let node = |number| PartitionNode { number, device_number: (259, number), start: 0, size: 512 };
+    let node = |number| PartitionNode {
+        number,
+        device_number: (259, number),
+        start: 0,
+        size: 512,
+        instance: bound.instance,
+    };
     (1..=bound.partitions).map(node).collect()
 }
 
@@ -71,6 +93,8 @@ struct Bound {
     read_only: bool,
     /// Partitions that have nodes.
     partitions: u32,
+    /// The event before they were made.
+    instance: u64,
     sequence: DiskSequence,
     /// The sequence that the attach gave it.
     attach: DiskSequence,
@@ -142,18 +166,11 @@ impl Simulated {
         self.lock().udev_runs = runs;
     }
 
-    /// The events since the last look.
-    pub fn take_uevents(&self) -> Vec<Uevent> {
-        let taken = std::mem::take(&mut self.lock().uevents);
-        let tell = |happened: Happened| Uevent {
-            number: happened.number,
-            partition: happened.partition,
-            removed: happened.removed,
-            disk_sequence: Some(happened.sequence),
-            processed: Some(found(happened.sequence)),
-            resized: false,
-        };
-        taken.into_iter().map(tell).collect()
+    /// The next event, once udev has processed it.
+    pub fn take_uevent(&self) -> Option<Uevent> {
+        let mut machine = self.lock();
+        let happened = machine.uevents.untold.pop_front()?;
+        Some(machine.tell(&happened))
     }
 
     /// Images have this many partitions from now on.
@@ -167,7 +184,40 @@ impl Simulated {
         let Some(bound) = machine.bound.get_mut(&number) else { return };
         let (dropped, sequence) = (std::mem::take(&mut bound.partitions), bound.sequence);
         for partition in 1..=dropped {
-            machine.uevents.push(Happened { number, partition: Some(partition), sequence, removed: true });
+            machine.uevents.push(Happened {
+                number,
+                partition: Some(partition),
+                sequence,
+                removed: true,
+                uevent: 0,
+            });
+        }
+    }
+
+    /// Has the kernel read the table anew, as BLKRRPART does where it has parsers: the nodes go and
+    /// come back.
+    pub fn reread_partitions(&self, number: u32) {
+        let mut guard = self.lock();
+        let machine = &mut *guard;
+        let Some(bound) = machine.bound.get_mut(&number) else { return };
+        let sequence = bound.sequence;
+        for partition in 1..=bound.partitions {
+            machine.uevents.push(Happened {
+                number,
+                partition: Some(partition),
+                sequence,
+                removed: true,
+                uevent: 0,
+            });
+        }
+        bound.instance = machine.uevents.last;
+        for partition in 1..=bound.partitions {
+            machine.uevents.push(Happened {
+                number,
+                partition: Some(partition),
+                sequence,
+                ..Happened::default()
+            });
         }
     }
 
@@ -236,7 +286,7 @@ impl Simulated {
         if bound.autoclear && bound.holds == 0 && bound.openers == 0 && bound.mounts == 0 {
             machine.bound.remove(&number);
             machine.last_sequence += 1;
-            machine.uevents.push(Happened { number, partition: None, sequence, removed: false });
+            machine.uevents.push(Happened { number, sequence, ..Happened::default() });
         }
     }
 
@@ -261,6 +311,26 @@ impl Simulated {
 }
 
 impl Machine {
+    fn tell(&self, happened: &Happened) -> Uevent {
+        let found = found(happened.sequence, happened.uevent);
+        // udev cannot probe a partition that was made anew since.
+        let bound = self.bound.get(&happened.number);
+        let stale =
+            happened.partition.is_some() && bound.is_some_and(|bound| bound.instance >= happened.uevent);
+        Uevent {
+            number: happened.number,
+            partition: happened.partition,
+            removed: happened.removed,
+            disk_sequence: Some(happened.sequence),
+            processed: Some(if stale {
+                Found { file_system: FileSystem::default(), ..found }
+            } else {
+                found
+            }),
+            resized: false,
+        }
+    }
+
     fn free_number(&self) -> u32 {
         (0..).find(|number| !self.bound.contains_key(number) && !self.claimed.contains(number)).unwrap()
     }
@@ -275,6 +345,7 @@ impl Machine {
                 offset: 0,
                 read_only: false,
                 partitions: 0,
+                instance: 0,
                 sequence,
                 attach: sequence,
                 file,
@@ -284,7 +355,7 @@ impl Machine {
                 mounts: 0,
             },
         );
-        self.uevents.push(Happened { number, partition: None, sequence, removed: false });
+        self.uevents.push(Happened { number, sequence, ..Happened::default() });
         sequence
     }
 
@@ -389,7 +460,7 @@ impl Kernel for Simulated {
             bound.map(|bound| {
                 (bound.sequence, bound.file) = (next, file);
                 machine.last_sequence += 1;
-                machine.uevents.push(Happened { number, partition: None, sequence: next, removed: false });
+                machine.uevents.push(Happened { number, sequence: next, ..Happened::default() });
             })
         };
         // The world may see the new sequence before the engine does.
@@ -420,7 +491,9 @@ impl Kernel for Simulated {
     fn stored(&self, number: u32, partition: Option<u32>) -> Option<Found> {
         let machine = self.lock();
         let bound = machine.bound.get(&number)?;
-        partition.is_none_or(|partition| partition <= bound.partitions).then(|| found(bound.sequence))
+        partition
+            .is_none_or(|partition| partition <= bound.partitions)
+            .then(|| found(bound.sequence, u64::MAX))
     }
 
     async fn partition(
@@ -436,23 +509,30 @@ impl Kernel for Simulated {
             return Ok(Partitioning::default());
         };
         if occasion != Occasion::Foreign {
+            if bound.partitions == 0 {
+                bound.instance = machine.uevents.last;
+            }
             for partition in bound.partitions..machine.partitions {
                 machine.uevents.push(Happened {
                     number,
                     partition: Some(partition + 1),
                     sequence,
-                    removed: false,
+                    ..Happened::default()
                 });
             }
             bound.partitions = bound.partitions.max(machine.partitions);
         }
         let partitions =
             nodes(bound).into_iter().map(|node| Partition { node, ..Partition::default() }).collect();
-        Ok(Partitioning { partitions, ..Partitioning::default() })
+        Ok(Partitioning { partitions, seen_at: machine.uevents.last, ..Partitioning::default() })
     }
 
     fn partition_nodes(&self, number: u32) -> Vec<PartitionNode> {
         self.lock().bound.get(&number).map(nodes).unwrap_or_default()
+    }
+
+    fn last_uevent(&self) -> u64 {
+        self.lock().uevents.last
     }
 
     fn scans_itself(&self) -> bool {

@@ -9,6 +9,8 @@
 //!   list [key=sig:value…]
 //!   get PATH INTERFACE
 //!   detach-object PATH [key=sig:value…]
+//!   change PATH METHOD [sig:value]     a method of the attachment; h:PATH is a file
+//!   remove DEVICE
 //! ```
 //!
 //! `--hold` keeps the connection until standard input closes. `--interactive` allows polkit to ask.
@@ -104,6 +106,14 @@ async fn make(words: &[OsString], connection: &Connection, flags: MethodFlags) -
                 call(connection, ROOT_PATH, MANAGER, "List", flags, &body).await?;
             Ok(listed.iter().map(|(path, properties)| json!([path.as_str(), shown(properties)])).collect())
         }
+        "change" => {
+            change(connection, text(1)?, text(2)?, words.get(3).map(OsString::as_os_str), flags).await?;
+            Ok(Value::Null)
+        }
+        "remove" => {
+            let () = call(connection, ROOT_PATH, MANAGER, "RemoveDevice", flags, &(text(1)?,)).await?;
+            Ok(Value::Null)
+        }
         "get" => {
             let body = (text(2)?,);
             let properties: HashMap<String, OwnedVariant> =
@@ -111,6 +121,30 @@ async fn make(words: &[OsString], connection: &Connection, flags: MethodFlags) -
             Ok(shown(&properties))
         }
         other => bail!("no such call: {other}"),
+    }
+}
+
+async fn change(
+    connection: &Connection,
+    path: &str,
+    method: &str,
+    argument: Option<&OsStr>,
+    flags: MethodFlags,
+) -> Result<()> {
+    let Some(argument) = argument else {
+        return call(connection, path, ATTACHMENT, method, flags, &()).await;
+    };
+    let (signature, value) =
+        argument.to_str().and_then(|word| word.split_once(':')).context("not sig:value")?;
+    match signature {
+        "b" => call(connection, path, ATTACHMENT, method, flags, &(value.parse::<bool>()?,)).await,
+        "u" => call(connection, path, ATTACHMENT, method, flags, &(value.parse::<u32>()?,)).await,
+        "s" => call(connection, path, ATTACHMENT, method, flags, &(value,)).await,
+        "h" => {
+            let file = OwnedFd::from(File::open(value)?);
+            call(connection, path, ATTACHMENT, method, flags, &(Fd::from(file.as_fd()),)).await
+        }
+        other => bail!("no such type: {other}"),
     }
 }
 
