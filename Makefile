@@ -26,7 +26,12 @@ KEEP := LOOPD_BIN,LOOPD_LOG,LOOPD_TEST_ROUNDS,LOOPD_TEST_SEED,RUST_BACKTRACE
 AS_ROOT := --config 'target."cfg(unix)".runner = ["sudo", "--preserve-env=$(KEEP)"]'
 endif
 
-.PHONY: all help deps check test bench demo install uninstall
+# Which Debian `make test-vm` boots.
+SUITE ?= bookworm
+# The package's own revision.
+REVISION ?= 1
+
+.PHONY: all help deps deps-packages deps-vm check test test-vm bench demo deb rpm check-packages install uninstall
 
 all:
 	$(CARGO) build --release -p loopd -p loopctl
@@ -37,12 +42,21 @@ help:
 	@echo "make uninstall    remove what make install has installed"
 	@echo "make demo         show what it does, on a private bus"
 	@echo "make test         unit tests, and the host tests as root; TESTS=word selects host tests"
+	@echo "make test-vm      the system tests, in a virtual machine with SUITE ($(SUITE)); TESTS as above"
+	@echo "make deb, rpm     the packages, in $(TARGET)/package; REVISION ($(REVISION)) is theirs"
+	@echo "make check-packages  look into both packages"
 	@echo "make bench        measure attaching, as root"
 	@echo "make check        formatting, lints, shipped files"
 	@echo "make deps         install the Debian packages that all this needs"
 
 deps:
 	@tests/deps.sh
+
+deps-packages:
+	@tests/deps.sh packages
+
+deps-vm:
+	@tests/deps.sh packages vm
 
 check: deps
 	$(CARGO) fmt --all --check
@@ -54,6 +68,19 @@ test: deps
 	$(CARGO) test --workspace --exclude loopd-tests
 	$(CARGO) test -p loopd-tests --lib --bins
 	$(CARGO) test -p loopd-tests --test host $(AS_ROOT) -- $(TESTS)
+
+test-vm: deps-vm all
+	$(CARGO) build -p loopd-tests --bin loopd-probe
+	tests/vm/run.sh $(SUITE) $(TARGET)/debug $(TESTS)
+
+deb: deps-packages all
+	packaging/deb.sh $(REVISION)
+
+rpm: deps-packages all
+	packaging/rpm.sh $(REVISION)
+
+check-packages: deps-packages all
+	packaging/check.sh
 
 bench: deps all
 	$(CARGO) build --release -p loopd-tests --bins
@@ -75,6 +102,7 @@ install:
 	sed 's#@LIBEXECDIR@#$(libexecdir)#g' systemd/loopd.service.in > $(DESTDIR)$(unitdir)/loopd.service
 	chmod 644 $(DESTDIR)$(dbusservicedir)/org.loopd1.service $(DESTDIR)$(unitdir)/loopd.service
 	$(INSTALL) -D -m 644 systemd/partitions.conf $(DESTDIR)$(docdir)/partitions.conf
+	$(INSTALL) -D -m 644 polkit/50-loopd-group.rules $(DESTDIR)$(docdir)/50-loopd-group.rules
 	for xml in dbus/*.xml; do $(INSTALL) -D -m 644 $$xml $(DESTDIR)$(datadir)/dbus-1/interfaces/$${xml#dbus/} || exit; done
 	$(INSTALL) -d $(DESTDIR)$(bashcompletiondir) $(DESTDIR)$(zshcompletiondir) $(DESTDIR)$(fishcompletiondir)
 	$(RELEASE)/loopctl completion bash > $(DESTDIR)$(bashcompletiondir)/loopctl

@@ -1,5 +1,6 @@
 #!/bin/bash
 # Installs the Debian packages that building and testing need; asks apt only for what is missing.
+# usage: deps.sh [packages] [vm]    with what our packages, or the virtual machine, need besides
 set -euo pipefail
 
 packages=(
@@ -10,6 +11,14 @@ packages=(
     systemd libglib2.0-bin python3-dbus           # tests: busctl, gdbus and python as foreign clients
     libxml2-utils shellcheck                      # make check
 )
+
+for further in "$@"; do
+    case $further in
+        packages) packages+=(debhelper lintian rpm) ;;
+        vm) packages+=(mmdebstrap qemu-system-x86 e2fsprogs debian-archive-keyring) ;;
+        *) echo "usage: deps.sh [packages] [vm]" >&2; exit 2 ;;
+    esac
+done
 
 missing=()
 for package in "${packages[@]}"; do

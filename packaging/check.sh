@@ -1,0 +1,32 @@
+#!/bin/bash
+# Looks into both packages: lintian finds no error in the Debian one, and each has what `make install`
+# installs, no less and no more.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source packaging/version.sh
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+# Paths without what a packager adds or renames: compression, Debian's changelogs and its file of
+# licences in place of ours.
+normalised() {
+    sed -E 's,^\.?/*,/,; s,\.gz$,,' |
+        grep -vE '/$|^/usr/share/doc/loopd(/(changelog(\.Debian)?|copyright|LICENSE-.*))?$' | sort
+}
+
+deb=$(packaging/deb.sh)
+lintian --fail-on error "$deb"
+echo "lintian: no error in ${deb##*/}"
+
+rpm=$(packaging/rpm.sh)
+make -s install PREFIX=/usr DESTDIR="$work/stage"
+(cd "$work/stage" && find . ! -type d) | normalised >"$work/installed"
+dpkg-deb --fsys-tarfile "$deb" | tar -t | normalised >"$work/deb"
+rpm -qlp "$rpm" | normalised >"$work/rpm"
+for package in deb rpm; do
+    diff -u "$work/installed" "$work/$package" || { echo "the $package is not what make install installs" >&2; exit 1; }
+done
+rpm -qp --licensefiles "$rpm" | grep -q LICENSE-MIT
+rpm -qp --requires "$rpm" | grep -q '^libudev'
+echo "files: the $(wc -l <"$work/installed") that make install installs, in ${deb##*/} and ${rpm##*/}"

@@ -1,0 +1,42 @@
+# The package is installed, and the bus starts the daemon, in its sandbox.
+# shellcheck shell=bash source-path=SCRIPTDIR/..
+
+test_the_package_installs() {
+    dpkg -i loopd-1.deb
+    # Every file is there as it was packed.
+    equal "dpkg --verify" "$(dpkg --verify loopd)" ""
+    equal "state" "$(systemctl is-active loopd.service || true)" inactive
+    equal "client" "$(loopctl --version)" "loopctl $(dpkg-query -W -f '${Version}' loopd | sed 's/-.*//')"
+}
+
+test_the_bus_starts_the_daemon() {
+    systemctl stop loopd.service
+    equal "devices" "$(loopctl list --no-legend)" ""
+    equal "state" "$(systemctl is-active loopd.service)" active
+    equal "type" "$(systemctl show -P Type loopd.service)" notify
+}
+
+test_the_daemon_has_no_capability() {
+    loopctl list
+    local status
+    status=$(cat "/proc/$(daemon_pid)/status")
+    contains "$status" $'^CapEff:\t0+$' $'^CapPrm:\t0+$' $'^CapBnd:\t0+$' $'^CapAmb:\t0+$' \
+        $'^NoNewPrivs:\t1$' $'^Seccomp:\t2$'
+}
+
+test_the_sandbox_scores_at_most_1_5() {
+    loopctl list
+    local said
+    said=$(systemd-analyze security --no-pager --threshold=15 loopd.service)
+    note "$(tail -n 1 <<<"$said")"
+}
+
+test_alice_at_the_seat_is_not_asked() {
+    image /home/alice/disk.img 8M alice
+    local device
+    device=$(active alice loopctl --no-ask-password attach disk.img)
+    is_attached "$device"
+    contains "$(active alice loopctl list)" "$device .*/home/alice/disk.img"
+    active alice loopctl --no-ask-password detach disk.img
+    is_free "$device"
+}

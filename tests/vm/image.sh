@@ -1,0 +1,115 @@
+#!/bin/bash
+# Prints the folder of a Debian image for `make test-vm`: a disk, its kernel and its initrd. What is
+# there already, made by this very script, is taken again.
+# usage: image.sh SUITE
+set -euo pipefail
+
+suite=${1:?usage: image.sh SUITE}
+cache=${LOOPD_VM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/loopd-vm}
+packages=(
+    linux-image-cloud-amd64 initramfs-tools zstd        # a distribution's kernel
+    systemd systemd-sysv udev libpam-systemd dbus polkitd # what loopd is at home with
+    passwd util-linux mount expect                      # users, and what they type
+    e2fsprogs fdisk dosfstools xorriso                  # images
+    udisks2                                             # memory beside its peer's
+)
+
+as_root=()
+((EUID == 0)) || as_root=(sudo)
+
+say() {
+    echo "image: $*" >&2
+}
+
+# The sources of the machine's own apt, for another suite.
+sources() {
+    local label uri
+    # shellcheck disable=SC2016 # apt's own words
+    apt-get indextargets --format '$(ORIGIN) $(LABEL) $(REPO_URI)' 'Created-By: Packages' |
+        sed -n 's/^Debian //p' | sort -u |
+        while read -r label uri; do
+            case $label in
+                Debian) printf 'deb %s %s main\n' "$uri" "$suite" "$uri" "$suite-updates" ;;
+                Debian-Security) printf 'deb %s %s main\n' "$uri" "$suite-security" ;;
+            esac
+        done
+}
+
+# Whatever the machine needs to get there: proxies, time-outs, clocks.
+apt_options() {
+    apt-config dump | grep -E '^Acquire::(http|https|Retries|Check-[A-Za-z-]+)\b' || true
+}
+
+# mmdebstrap calls this for the new root, with the privileges that it has there.
+customize() {
+    local root=$1 user
+    for user in alice bob carol admin; do
+        chroot "$root" useradd --create-home --shell /bin/bash "$user"
+        echo "$user:$user" | chroot "$root" chpasswd
+    done
+    # Whom Debian's polkit takes for administrators.
+    chroot "$root" usermod --append --groups sudo admin
+    echo loopd-vm >"$root/etc/hostname"
+    # The tests own the virtual terminals; nothing else should run meanwhile.
+    chroot "$root" systemctl -q mask getty@tty1.service getty@tty2.service autovt@.service \
+        serial-getty@ttyS0.service e2scrub_all.timer fstrim.timer
+    cat >"$root/etc/systemd/system/loopd-vm.service" <<'UNIT'
+[Unit]
+Description=Tests of loopd
+After=multi-user.target
+FailureAction=poweroff
+
+[Service]
+ExecStart=/bin/sh -c 'mkdir /srv/vm && tar -xf /dev/disk/by-id/virtio-tests -C /srv/vm && exec /srv/vm/run'
+StandardError=journal+console
+
+[Install]
+WantedBy=multi-user.target
+UNIT
+    chroot "$root" systemctl -q enable loopd-vm.service
+    # What is installed later is installed whole.
+    rm "$root/etc/dpkg/dpkg.cfg.d/99mmdebstrap"
+}
+
+make_root() {
+    local sources
+    sources=$(sources)
+    if [[ -z $sources ]]; then
+        "${as_root[@]}" apt-get update -q >&2
+        sources=$(sources)
+    fi
+    [[ $sources ]] || { say "apt knows no source of Debian packages (see apt-get indextargets)"; return 1; }
+    apt_options >"$work/apt.conf"
+    "${as_root[@]}" mmdebstrap --quiet --variant=essential --include="${packages[*]}" --aptopt="$work/apt.conf" \
+        --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
+        --dpkgopt='path-exclude=/usr/share/locale/*' \
+        --customize-hook="'$0' --customize \"\$1\"" "$suite" "$work/root" - <<<"$sources" >&2
+}
+
+make_image() {
+    work=$(mktemp -d "$cache/.$suite.XXXXXX")
+    trap '"${as_root[@]}" rm -rf --one-file-system "$work"' EXIT
+    say "building $suite in $work"
+    make_root
+    mkdir "$work/image"
+    # By the links that Debian keeps in /, whatever the version.
+    "${as_root[@]}" install -m 644 "$work/root/vmlinuz" "$work/root/initrd.img" "$work/image/"
+    # It is never written to, and thrown away after each run: a journal would be for nothing.
+    truncate -s 2G "$work/image/disk"
+    "${as_root[@]}" mkfs.ext4 -q -O ^has_journal -E lazy_itable_init=0 -L loopd-vm -d "$work/root" "$work/image/disk"
+    # Images of earlier versions of this script go.
+    rm -rf "$cache/$suite"-*
+    mv "$work/image" "$image"
+}
+
+if [[ $suite == --customize ]]; then
+    customize "$2"
+    exit
+fi
+
+image=$cache/$suite-$(sha256sum <"$0" | cut -c -16)
+mkdir -p "$cache"
+exec 9>"$cache/$suite.lock"
+flock 9
+[[ -e $image ]] || make_image
+echo "$image"

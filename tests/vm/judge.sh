@@ -1,0 +1,42 @@
+#!/bin/bash
+# Judges the results of a run (TAP), and writes a file for each test that failed.
+# usage: judge.sh FOLDER STATUS-OF-QEMU
+set -euo pipefail
+cd "${1:?usage: judge.sh FOLDER STATUS}"
+touch console
+status=${2:?usage: judge.sh FOLDER STATUS}
+
+verdict=0
+fail() {
+    echo "vm: $*" >&2
+    verdict=1
+}
+
+# After `not ok N - NAME` come its output (`# `) and its journal (`#journal `).
+awk '/^not ok /{file = $5 ".log"; print > file; next}
+     /^ok |^1\.\./{file = ""}
+     file && /^#/{sub(/^#(journal)? /, ""); print > file}' results
+
+planned=$(sed -n 's/^1\.\.//p' results)
+passed=$(grep -c '^ok ' results || true)
+skipped=$(grep -c '^ok .*# SKIP' results || true)
+failed=$(grep -c '^not ok ' results || true)
+
+[[ -s qemu ]] && sed 's/^/vm: qemu: /' qemu >&2
+((status == 0)) || fail "the machine did not end by itself (qemu's status $status)"
+if grep -qE 'Kernel panic|Attempted to kill init' console; then
+    fail "the guest's kernel panicked"
+fi
+if [[ ! $planned ]]; then
+    fail "no plan: the tests did not start"
+elif ((passed + failed != planned)); then
+    fail "$((planned - passed - failed)) of $planned results are missing"
+fi
+((failed == 0)) || fail "$failed failed: $(sed -n 's/^not ok [0-9]* - \([^ ]*\).*/\1/p' results | tr '\n' ' ')"
+if ((verdict)); then
+    tail -n 15 console | sed 's/^/vm: console: /' >&2
+    echo "vm: see $PWD: results, console, and a .log for each test that failed" >&2
+else
+    echo "vm: $((passed - skipped)) passed, $skipped skipped"
+fi
+exit "$verdict"

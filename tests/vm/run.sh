@@ -1,0 +1,88 @@
+#!/bin/bash
+# Boots a Debian in a virtual machine, has tests/vm/guest/run test our package in it, and judges what
+# came back. Everything that is left of a run is in target/vm/SUITE.
+# usage: run.sh SUITE PROGRAMS [WORD…]    PROGRAMS: the folder of loopd-probe; a WORD selects tests
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+suite=${1:?usage: run.sh SUITE PROGRAMS [WORD…]}
+programs=$(realpath "${2:?usage: run.sh SUITE PROGRAMS [WORD…]}")
+words=("${@:3}")
+# Seconds until the machine counts as hung; many times what it takes under emulation.
+readonly limit=${LOOPD_VM_TIMEOUT:-900}
+# Seconds in which a kernel under KVM must have come as far as its root file system.
+readonly probe_limit=10
+
+out=$(realpath -m "${CARGO_TARGET_DIR:-target}/vm/$suite")
+rm -rf "$out"
+mkdir -p "$out/payload"
+work=$(mktemp -d /var/tmp/loopd-vm.XXXXXX)
+machine=
+cleanup() {
+    [[ $machine ]] && kill -KILL "$machine" 2>/dev/null
+    rm -rf "$work"
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+
+# Whether a kernel boots with this accelerator: a /dev/kvm alone does not tell.
+boots_with() {
+    timeout --signal=KILL "$probe_limit" qemu-system-x86_64 -accel "$1" -cpu max -m 512 -nodefaults -display none \
+        -no-reboot -serial "file:$work/probe" -kernel "$image/vmlinuz" -append 'console=ttyS0 panic=-1' \
+        </dev/null >/dev/null 2>&1 || return 1
+    grep -q 'Unable to mount root fs' "$work/probe"
+}
+
+accelerator() {
+    if [[ -w /dev/kvm ]] && boots_with kvm; then
+        echo kvm
+    else
+        echo tcg,thread=multi
+    fi
+}
+
+# What the guest unpacks: the package, a later version of it, and the tests.
+make_payload() {
+    cp "$(packaging/deb.sh 1)" "$out/payload/loopd-1.deb"
+    cp "$(packaging/deb.sh 2)" "$out/payload/loopd-2.deb"
+    cp "$programs/loopd-probe" "$out/payload/"
+    cp -r tests/vm/guest/. "$out/payload/"
+    printf '%s\n' "${words[@]}" >"$out/payload/words"
+    tar -C "$out/payload" --owner=0 --group=0 -cf "$out/payload.tar" .
+    rm -rf "$out/payload"
+}
+
+start_machine() {
+    TMPDIR=$work qemu-system-x86_64 -accel "$accelerator" -cpu max -smp 2 -m 1536 -nodefaults -display none -no-reboot \
+        -kernel "$image/vmlinuz" -initrd "$image/initrd.img" \
+        -append 'root=LABEL=loopd-vm rw console=ttyS0 panic=-1 loglevel=4 mitigations=off systemd.show_status=no' \
+        -drive "file=$image/disk,format=raw,if=virtio,snapshot=on,cache=unsafe" \
+        -drive "file=$out/payload.tar,format=raw,if=none,readonly=on,id=tests" -device virtio-blk,drive=tests,serial=tests \
+        -device virtio-rng -serial "file:$out/console" \
+        -device virtio-serial -chardev "file,id=results,path=$out/results" -device virtserialport,chardev=results,name=results \
+        </dev/null 2>"$out/qemu" &
+    machine=$!
+}
+
+# Shows the results as they come, without the journals, until the machine is off.
+follow() {
+    tail -n +1 -s 0.5 --pid="$machine" -F "$out/results" 2>/dev/null | grep --line-buffered -v '^#journal ' || true
+}
+
+image=$(tests/vm/image.sh "$suite")
+make_payload
+accelerator=$(accelerator)
+echo "vm: $suite, $accelerator"
+: >"$out/results"
+start_machine
+follow &
+follower=$!
+# A machine that hangs is switched off.
+(sleep "$limit" && echo "vm: not off after $limit s" >>"$out/qemu" && kill -KILL "$machine") 2>/dev/null &
+watchdog=$!
+status=0
+wait "$machine" || status=$?
+machine=
+kill "$watchdog" 2>/dev/null || true
+wait "$follower" || true
+exec tests/vm/judge.sh "$out" "$status"
