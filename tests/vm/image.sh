@@ -9,7 +9,7 @@ cache=${LOOPD_VM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/loopd-vm}
 packages=(
     linux-image-cloud-amd64 initramfs-tools zstd        # a distribution's kernel
     systemd systemd-sysv udev libpam-systemd dbus polkitd # what loopd is at home with
-    passwd util-linux mount expect                      # users, and what they type
+    passwd util-linux mount expect jq                   # users, what they type and what they read
     e2fsprogs fdisk dosfstools xorriso                  # images
     udisks2                                             # memory beside its peer's
 )
@@ -47,15 +47,18 @@ customize() {
         chroot "$root" useradd --create-home --shell /bin/bash "$user"
         echo "$user:$user" | chroot "$root" chpasswd
     done
+    # Their service managers stay; else each session waits for one, which is slow under emulation.
+    mkdir -p "$root/var/lib/systemd/linger"
+    touch "$root"/var/lib/systemd/linger/{alice,bob}
     # Whom Debian's polkit takes for administrators.
     chroot "$root" usermod --append --groups sudo admin
-    echo loopd-vm >"$root/etc/hostname"
+    echo debian >"$root/etc/hostname"
     # The tests own the virtual terminals; nothing else should run meanwhile.
     chroot "$root" systemctl -q mask getty@tty1.service getty@tty2.service autovt@.service \
         serial-getty@ttyS0.service e2scrub_all.timer fstrim.timer
-    cat >"$root/etc/systemd/system/loopd-vm.service" <<'UNIT'
+    cat >"$root/etc/systemd/system/system-tests.service" <<'UNIT'
 [Unit]
-Description=Tests of loopd
+Description=What the payload wants to be run
 After=multi-user.target
 FailureAction=poweroff
 
@@ -66,7 +69,7 @@ StandardError=journal+console
 [Install]
 WantedBy=multi-user.target
 UNIT
-    chroot "$root" systemctl -q enable loopd-vm.service
+    chroot "$root" systemctl -q enable system-tests.service
     # What is installed later is installed whole.
     rm "$root/etc/dpkg/dpkg.cfg.d/99mmdebstrap"
 }
@@ -96,7 +99,7 @@ make_image() {
     "${as_root[@]}" install -m 644 "$work/root/vmlinuz" "$work/root/initrd.img" "$work/image/"
     # It is never written to, and thrown away after each run: a journal would be for nothing.
     truncate -s 2G "$work/image/disk"
-    "${as_root[@]}" mkfs.ext4 -q -O ^has_journal -E lazy_itable_init=0 -L loopd-vm -d "$work/root" "$work/image/disk"
+    "${as_root[@]}" mkfs.ext4 -q -O ^has_journal -E lazy_itable_init=0 -L debian -d "$work/root" "$work/image/disk"
     # Images of earlier versions of this script go.
     rm -rf "$cache/$suite"-*
     mv "$work/image" "$image"

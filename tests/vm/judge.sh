@@ -12,10 +12,10 @@ fail() {
     verdict=1
 }
 
-# After `not ok N - NAME` come its output (`# `) and its journal (`#journal `).
+# After `not ok N - NAME` come its output (`#trace `, and `# ` at the end) and its journal (`#journal `).
 awk '/^not ok /{file = $5 ".log"; print > file; next}
      /^ok |^1\.\./{file = ""}
-     file && /^#/{sub(/^#(journal)? /, ""); print > file}' results
+     file && /^#/{sub(/^#(trace|journal)? /, ""); print > file}' results
 
 planned=$(sed -n 's/^1\.\.//p' results)
 passed=$(grep -c '^ok ' results || true)
@@ -26,6 +26,18 @@ failed=$(grep -c '^not ok ' results || true)
 ((status == 0)) || fail "the machine did not end by itself (qemu's status $status)"
 if grep -qE 'Kernel panic|Attempted to kill init' console; then
     fail "the guest's kernel panicked"
+fi
+if grep -q 'Failed unmounting' console; then
+    fail "the power went off under a mounted file system"
+fi
+# Seconds; less than systemd gives a unit that does not end.
+readonly power_off_limit=60
+asked=$(sed -n 's/^# off with .* at //p' results)
+off=$(sed -n 's/^\[ *\([0-9.]*\)\] reboot: Power down.*/\1/p' console)
+if [[ ! $asked || ! $off ]]; then
+    fail "the machine did not go off with a mounted attachment"
+elif awk "BEGIN {exit !($off - $asked > $power_off_limit)}"; then
+    fail "to go off with a mounted attachment took the machine from $asked to $off s"
 fi
 if [[ ! $planned ]]; then
     fail "no plan: the tests did not start"

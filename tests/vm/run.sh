@@ -45,7 +45,7 @@ accelerator() {
 make_payload() {
     cp "$(packaging/deb.sh 1)" "$out/payload/loopd-1.deb"
     cp "$(packaging/deb.sh 2)" "$out/payload/loopd-2.deb"
-    cp "$programs/loopd-probe" "$out/payload/"
+    strip --strip-debug -o "$out/payload/loopd-probe" "$programs/loopd-probe"
     cp -r tests/vm/guest/. "$out/payload/"
     printf '%s\n' "${words[@]}" >"$out/payload/words"
     tar -C "$out/payload" --owner=0 --group=0 -cf "$out/payload.tar" .
@@ -55,7 +55,7 @@ make_payload() {
 start_machine() {
     TMPDIR=$work qemu-system-x86_64 -accel "$accelerator" -cpu max -smp 2 -m 1536 -nodefaults -display none -no-reboot \
         -kernel "$image/vmlinuz" -initrd "$image/initrd.img" \
-        -append 'root=LABEL=loopd-vm rw console=ttyS0 panic=-1 loglevel=4 mitigations=off systemd.show_status=no' \
+        -append 'root=LABEL=debian rw console=ttyS0 panic=-1 loglevel=4 mitigations=off systemd.show_status=no' \
         -drive "file=$image/disk,format=raw,if=virtio,snapshot=on,cache=unsafe" \
         -drive "file=$out/payload.tar,format=raw,if=none,readonly=on,id=tests" -device virtio-blk,drive=tests,serial=tests \
         -device virtio-rng -serial "file:$out/console" \
@@ -64,9 +64,9 @@ start_machine() {
     machine=$!
 }
 
-# Shows the results as they come, without the journals, until the machine is off.
+# Shows the results as they come, without traces and journals, until the machine is off.
 follow() {
-    tail -n +1 -s 0.5 --pid="$machine" -F "$out/results" 2>/dev/null | grep --line-buffered -v '^#journal ' || true
+    tail -n +1 -s 0.5 --pid="$machine" -F "$out/results" 2>/dev/null | grep --line-buffered -v '^#[a-z]' || true
 }
 
 image=$(tests/vm/image.sh "$suite")

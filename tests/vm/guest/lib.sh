@@ -24,12 +24,15 @@ fail() {
 
 # equal WHAT IS SHOULD-BE
 equal() {
+    local -
+    set +x
     [[ $2 == "$3" ]] || fail "$1: '$2' instead of '$3'"
 }
 
 # contains TEXT PATTERN…: all of the extended regular expressions.
 contains() {
-    local text=$1 pattern
+    local - text=$1 pattern
+    set +x
     shift
     for pattern in "$@"; do
         grep -qE -e "$pattern" <<<"$text" || fail "no '$pattern' in: $text"
@@ -38,7 +41,8 @@ contains() {
 
 # eventually COMMAND…: it succeeds within ten seconds.
 eventually() {
-    local end=$((SECONDS + 10))
+    local - end=$((SECONDS + 10))
+    set +x
     until "$@"; do
         ((SECONDS < end)) || fail "not after ten seconds: $*"
         sleep 0.1
@@ -83,6 +87,24 @@ remote() {
         -p User="$user" -p PAMName=login --setenv=HOME="/home/$user" -- "$@"
 }
 
+# Answers the prompt of a command on a terminal: active alice "$ask" PASSWORD COMMAND…
+# shellcheck disable=SC2034 # for the tests
+readonly ask=$PWD/ask.exp
+# The raw client: prints what came back as JSON, an error with its name.
+# shellcheck disable=SC2034 # as well
+readonly probe=$PWD/loopd-probe
+
+# rule TEXT: polkit has this rule, before all others, until forget_rules.
+rule() {
+    cat >/etc/polkit-1/rules.d/10-test.rules <<<"$1"
+    systemctl restart polkit.service
+}
+
+forget_rules() {
+    rm -f /etc/polkit-1/rules.d/{10-test,50-loopd-group}.rules
+    systemctl restart polkit.service
+}
+
 # ---- images and devices
 
 # image PATH SIZE [OWNER]: an empty file.
@@ -99,6 +121,26 @@ ext4_image() {
     [[ -z ${3-} ]] || chown "$3:" "$1"
 }
 
+# partitioned_image PATH TABLE SECTOR [OWNER]: two partitions of 4 MiB, ext4 (one) and vfat (TWO).
+partitioned_image() {
+    local mib=$((1024 * 1024 / $3)) device
+    image "$1" 12M
+    # sfdisk takes the size of the sectors from a device only.
+    device=$(losetup --find --show --sector-size "$3" "$1")
+    printf 'start=%s, size=%s\n' "$mib" $((4 * mib)) $((6 * mib)) $((4 * mib)) |
+        sfdisk --quiet --no-reread --no-tell-kernel --label "$2" "$device"
+    losetup --detach "$device"
+    eventually is_free "$device"
+    mkfs.ext4 -q -O ^has_journal -L one -E offset=$((1024 * 1024)) "$1" 4M
+    mkfs.vfat -n TWO -S "$3" --offset=$((6 * mib)) "$1" 4096 >/dev/null
+    [[ -z ${4-} ]] || chown "$4:" "$1"
+}
+
+# partitions <JSON: a line for each partition.
+partitions() {
+    jq -r '.partitions[] | "\(.number) \(.offset) \(.size) \(.table) \(.filesystem.type) \(.filesystem.label)"'
+}
+
 is_free() {
     [[ ! -e /sys/block/${1#/dev/}/loop/backing_file ]]
 }
@@ -107,6 +149,36 @@ is_attached() {
     ! is_free "$1"
 }
 
+detached() {
+    is_free "$1" || fail "$1 is still attached"
+}
+
+attached() {
+    is_attached "$1" || fail "$1 is not attached"
+}
+
+# ---- the daemon
+
 daemon_pid() {
     systemctl show -P MainPID loopd.service
+}
+
+# survives COMMAND…: a persistent attachment, and what is mounted of it, outlive the death of the
+# daemon that the command brings about; afterwards it serves again.
+survives() {
+    ext4_image /home/alice/disk.img kept alice
+    image /home/alice/other.img 1M alice
+    local device before
+    device=$(active alice loopctl attach disk.img)
+    mount "$device" /mnt
+    before=$(daemon_pid)
+    "$@"
+    eventually systemctl -q is-active loopd.service
+    [[ $(daemon_pid) != "$before" ]] || fail "it is the same daemon"
+    echo kept >/mnt/file
+    sync /mnt/file
+    umount /mnt
+    contains "$(loopctl list --all)" "^$device .*/home/alice/disk.img"
+    active alice bash -eux <<<'loopctl attach other.img; loopctl detach other.img'
+    loopctl detach "$device"
 }

@@ -1,5 +1,5 @@
 # The package is installed, and the bus starts the daemon, in its sandbox.
-# shellcheck shell=bash source-path=SCRIPTDIR/..
+# shellcheck shell=bash
 
 test_the_package_installs() {
     dpkg -i loopd-1.deb
@@ -29,14 +29,4 @@ test_the_sandbox_scores_at_most_1_5() {
     local said
     said=$(systemd-analyze security --no-pager --threshold=15 loopd.service)
     note "$(tail -n 1 <<<"$said")"
-}
-
-test_alice_at_the_seat_is_not_asked() {
-    image /home/alice/disk.img 8M alice
-    local device
-    device=$(active alice loopctl --no-ask-password attach disk.img)
-    is_attached "$device"
-    contains "$(active alice loopctl list)" "$device .*/home/alice/disk.img"
-    active alice loopctl --no-ask-password detach disk.img
-    is_free "$device"
 }

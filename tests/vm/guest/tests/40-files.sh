@@ -1,0 +1,38 @@
+# Files wherever they lie: the daemon sees none of these folders, only open descriptors.
+# shellcheck shell=bash
+
+# attaches_in FOLDER: what is written to the device is in the file, and the file is called so.
+attaches_in() {
+    image "$1/disk.img" 1M alice
+    local device
+    device=$(active alice loopctl attach "$1/disk.img")
+    equal "file" "$(loopctl info --json "$device" | jq -r .backing_file)" "$1/disk.img"
+    head -c 1M /dev/urandom >random
+    dd if=random of="$device" bs=64K oflag=direct status=none
+    loopctl detach "$1/disk.img"
+    cmp random "$1/disk.img"
+    rm "$1/disk.img"
+}
+
+test_an_image_below_home() {
+    attaches_in /home/alice
+}
+
+test_an_image_below_tmp() {
+    attaches_in /tmp
+}
+
+test_an_image_on_a_tmpfs() {
+    mkdir -p /srv/ram
+    mount -t tmpfs -o mode=1777 ram /srv/ram
+    attaches_in /srv/ram
+    umount /srv/ram
+}
+
+test_an_image_in_the_runtime_folder_of_a_user() {
+    active alice bash -eux <<'END'
+        truncate -s 1M "$XDG_RUNTIME_DIR/disk.img"
+        loopctl attach "$XDG_RUNTIME_DIR/disk.img"
+        loopctl detach "$XDG_RUNTIME_DIR/disk.img"
+END
+}

@@ -1,0 +1,55 @@
+# The ends of attachments that are in use, or that others end.
+# shellcheck shell=bash disable=SC2154 # of lib.sh
+
+test_busy_names_the_mount_points() {
+    ext4_image /home/alice/disk.img busy alice
+    local device answer
+    device=$(active alice loopctl attach disk.img)
+    mkdir -p '/mnt/a b'
+    mount "$device" '/mnt/a b'
+    answer=$(active alice "$probe" detach "$device")
+    equal "error" "$(jq -r .error <<<"$answer")" org.loopd1.Error.Busy
+    contains "$answer" "$device" '/mnt/a b'
+    attached "$device"
+    umount '/mnt/a b'
+    active alice loopctl detach "$device"
+    detached "$device"
+}
+
+test_a_lazy_detach_ends_with_the_last_user() {
+    ext4_image /home/alice/disk.img lazy alice
+    local device
+    device=$(active alice loopctl attach disk.img)
+    mount "$device" /mnt
+    active alice loopctl detach --lazy "$device"
+    equal "state" "$(loopctl list --json | jq -r '.[].state')" detaching
+    echo kept >/mnt/file
+    umount /mnt
+    eventually is_free "$device"
+    equal "file" "$(debugfs -R 'cat file' /home/alice/disk.img 2>/dev/null)" kept
+}
+
+is_unlisted() {
+    ! loopctl list --all --no-legend | grep -q "^$1 "
+}
+
+test_what_losetup_detaches_is_seen() {
+    image /home/alice/disk.img 1M alice
+    local device
+    device=$(active alice loopctl attach disk.img)
+    losetup -d "$device"
+    eventually is_unlisted "$device"
+}
+
+is_listed_as_foreign() {
+    loopctl list --all --json | jq -e --arg device "$1" '.[] | select(.device == $device and .managed == false)'
+}
+
+test_what_losetup_attaches_is_listed() {
+    image /home/alice/disk.img 1M alice
+    local device
+    device=$(losetup -f --show /home/alice/disk.img)
+    eventually is_listed_as_foreign "$device"
+    loopctl detach "$device"
+    detached "$device"
+}

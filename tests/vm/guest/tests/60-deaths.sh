@@ -1,0 +1,101 @@
+# What survives which death.
+# shellcheck shell=bash
+
+# login COMMAND…: alice logs in at the seat, runs it and stays.
+login() {
+    systemd-run --quiet --collect --unit=login --working-directory=/home/alice \
+        -p User=alice -p PAMName=login -p TTYPath=/dev/tty1 --setenv=HOME=/home/alice \
+        --setenv=XDG_SEAT=seat0 --setenv=XDG_VTNR=1 -- "$@"
+}
+
+# end_login SIGNAL: to every process of alice's session at the seat.
+end_login() {
+    loginctl kill-session --signal="$1" \
+        "$(loginctl list-sessions --no-legend | awk '$3 == "alice" && $4 == "seat0" {print $1}' | tail -n 1)"
+}
+
+has_device() {
+    losetup -n -O NAME -j "$1" | grep -q .
+}
+
+# device_of FILE: waits until it is attached.
+device_of() {
+    eventually has_device "$1"
+    losetup -n -O NAME -j "$1"
+}
+
+test_a_killed_client_takes_its_device_along() {
+    image /home/alice/disk.img 1M alice
+    login loopctl run disk.img -- sleep 600
+    local device
+    device=$(device_of /home/alice/disk.img)
+    eventually equal "lifetime" "$(loopctl info --json "$device" | jq -r .lifetime)" client
+    end_login KILL
+    eventually is_free "$device"
+}
+
+test_a_logout_takes_the_devices_of_the_session_along() {
+    image /home/alice/disk.img 1M alice
+    login loopctl run disk.img -- sleep 600
+    local device
+    device=$(device_of /home/alice/disk.img)
+    loginctl terminate-session \
+        "$(loginctl list-sessions --no-legend | awk '$3 == "alice" && $4 == "seat0" {print $1}' | tail -n 1)"
+    eventually is_free "$device"
+}
+
+is_detaching() {
+    loopctl list --json | jq -e '.[] | select(.state == "detaching")'
+}
+
+test_a_killed_client_leaves_what_is_mounted() {
+    ext4_image /home/alice/disk.img used alice
+    login loopctl run disk.img -- sleep 600
+    local device
+    device=$(device_of /home/alice/disk.img)
+    mount "$device" /mnt
+    end_login KILL
+    eventually is_detaching
+    echo kept >/mnt/file
+    sync /mnt/file
+    umount /mnt
+    eventually is_free "$device"
+}
+
+test_persistent_attachments_survive_a_restart() {
+    survives systemctl restart loopd.service
+}
+
+is_another() {
+    local pid
+    pid=$(daemon_pid)
+    ((pid != 0 && pid != $1))
+}
+
+kill_daemon() {
+    local pid
+    pid=$(daemon_pid)
+    kill -KILL "$pid"
+    eventually is_another "$pid"
+}
+
+test_persistent_attachments_survive_a_kill_of_the_daemon() {
+    survives kill_daemon
+}
+
+test_a_stopped_daemon_ends_well() {
+    image /home/alice/disk.img 1M alice
+    image /home/alice/other.img 1M alice
+    active alice loopctl attach disk.img
+    login loopctl run other.img -- sleep 600
+    local client
+    client=$(device_of /home/alice/other.img)
+    systemctl stop loopd.service
+    equal "result" "$(systemctl show -P Result loopd.service)" success
+    equal "status" "$(systemctl show -P ExecMainStatus loopd.service)" 0
+    # Nobody restarts it: what hangs on it ends; what was to stay stays.
+    eventually is_free "$client"
+    attached "$(losetup -n -O NAME -j /home/alice/disk.img)"
+    end_login KILL
+    loopctl detach /home/alice/disk.img
+}
