@@ -23,6 +23,7 @@ skipped=$(grep -c '^ok .*# SKIP' results || true)
 failed=$(grep -c '^not ok ' results || true)
 
 [[ -s qemu ]] && sed 's/^/vm: qemu: /' qemu >&2
+((status != 124)) || fail "the machine hung and was switched off"
 ((status == 0)) || fail "the machine did not end by itself (qemu's status $status)"
 if grep -qE 'Kernel panic|Attempted to kill init' console; then
     fail "the guest's kernel panicked"
@@ -33,7 +34,7 @@ fi
 # Seconds; less than systemd gives a unit that does not end.
 readonly power_off_limit=60
 asked=$(sed -n 's/^# off with .* at //p' results)
-off=$(sed -n 's/^\[ *\([0-9.]*\)\] reboot: Power down.*/\1/p' console)
+off=$(sed -n 's/.*\[ *\([0-9.]*\)\] reboot: Power down.*/\1/p' console)
 if [[ ! $asked || ! $off ]]; then
     fail "the machine did not go off with a mounted attachment"
 elif awk "BEGIN {exit !($off - $asked > $power_off_limit)}"; then

@@ -19,7 +19,9 @@ mkdir -p "$out/payload"
 work=$(mktemp -d /var/tmp/loopd-vm.XXXXXX)
 machine=
 cleanup() {
-    [[ $machine ]] && kill -KILL "$machine" 2>/dev/null
+    if [[ $machine ]]; then
+        kill "$machine" 2>/dev/null && wait "$machine"
+    fi
     rm -rf "$work"
 }
 trap cleanup EXIT
@@ -53,7 +55,7 @@ make_payload() {
 }
 
 start_machine() {
-    TMPDIR=$work qemu-system-x86_64 -accel "$accelerator" -cpu max -smp 2 -m 1536 -nodefaults -display none -no-reboot \
+    TMPDIR=$work timeout --kill-after=10 "$limit" qemu-system-x86_64 -accel "$accelerator" -cpu max -smp 2 -m 1536 -nodefaults -display none -no-reboot \
         -kernel "$image/vmlinuz" -initrd "$image/initrd.img" \
         -append 'root=LABEL=debian rw console=ttyS0 panic=-1 loglevel=4 mitigations=off systemd.show_status=no' \
         -drive "file=$image/disk,format=raw,if=virtio,snapshot=on,cache=unsafe" \
@@ -77,12 +79,8 @@ echo "vm: $suite, $accelerator"
 start_machine
 follow &
 follower=$!
-# A machine that hangs is switched off.
-(sleep "$limit" && echo "vm: not off after $limit s" >>"$out/qemu" && kill -KILL "$machine") 2>/dev/null &
-watchdog=$!
 status=0
 wait "$machine" || status=$?
 machine=
-kill "$watchdog" 2>/dev/null || true
 wait "$follower" || true
-exec tests/vm/judge.sh "$out" "$status"
+tests/vm/judge.sh "$out" "$status"
