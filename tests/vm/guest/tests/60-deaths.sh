@@ -1,5 +1,5 @@
 # What survives which death.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154 # of lib.sh
 
 # login COMMAND…: alice logs in at the seat, runs it and stays.
 login() {
@@ -98,4 +98,39 @@ test_a_stopped_daemon_ends_well() {
     attached "$(losetup -n -O NAME -j /home/alice/disk.img)"
     end_login KILL
     loopctl detach /home/alice/disk.img
+}
+
+# slow_attach: alice's call waits for udev, which is told to do nothing. Says where its answer will be.
+slow_attach() {
+    image /home/alice/slow.img 1M alice
+    loopctl list >&2
+    udevadm control --stop-exec-queue
+    active alice "$probe" setup regular /home/alice/slow.img lifetime=s:persistent >answer &
+    eventually has_device /home/alice/slow.img
+}
+
+is_stopping() {
+    [[ $(systemctl show -P ActiveState loopd.service) == deactivating ]]
+}
+
+test_sigterm_lets_a_call_end() {
+    slow_attach
+    systemctl stop --no-block loopd.service
+    eventually is_stopping
+    udevadm control --start-exec-queue
+    wait
+    contains "$(cat answer)" '"device":"/dev/loop'
+    eventually equal "state" "$(systemctl is-active loopd.service || true)" inactive
+    equal "result" "$(systemctl show -P Result loopd.service)" success
+    losetup --detach "$(losetup -n -O NAME -j /home/alice/slow.img)"
+}
+
+test_a_second_sigterm_ends_at_once_and_leaves_nothing() {
+    slow_attach
+    systemctl kill --kill-whom=main --signal=TERM loopd.service
+    systemctl kill --kill-whom=main --signal=TERM loopd.service
+    wait
+    udevadm control --start-exec-queue
+    contains "$(cat answer)" error
+    # What the call had made is undone; left_nothing looks.
 }
