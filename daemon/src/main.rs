@@ -129,6 +129,7 @@ async fn furnish(
         engine: Arc::clone(engine),
         authority: Arc::new(Authority::new(connection, prompts).await?),
         callers: Callers::new(bus, clients.clone(), calls),
+        objects: bus::Objects::default(),
     })
 }
 

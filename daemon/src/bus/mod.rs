@@ -6,7 +6,7 @@ use loopd_dbus::names::{BUS_NAME, ROOT_PATH};
 use loopd_dbus::{Error, ErrorKind, InvalidOption};
 use tracing::info;
 use zbus::Connection;
-use zbus::fdo::{ObjectManager, RequestNameFlags};
+use zbus::fdo::RequestNameFlags;
 use zbus::message::Header;
 
 use crate::authority::{Authority, Deed};
@@ -16,11 +16,13 @@ use crate::kernel::{DiskSequence, Linux};
 
 mod attachment;
 mod manager;
+mod objects;
 mod partition;
 mod publisher;
 mod volume;
 mod wire;
 
+pub use objects::Objects;
 pub use publisher::Publisher;
 
 /// What every object on the bus needs.
@@ -32,6 +34,8 @@ pub struct Room {
     pub authority: Arc<Authority>,
     /// Says who calls.
     pub callers: Arc<Callers>,
+    /// What is on the bus.
+    pub objects: Objects,
 }
 
 impl Room {
@@ -80,8 +84,7 @@ fn invalid(option: InvalidOption) -> Error {
 /// The connection failed.
 pub async fn serve(connection: &Connection, room: &Room) -> zbus::Result<()> {
     let server = connection.object_server();
-    // First, so that whatever comes below it is announced.
-    server.at(ROOT_PATH, ObjectManager).await?;
+    server.at(ROOT_PATH, room.objects.clone()).await?;
     server.at(ROOT_PATH, manager::Manager::new(room.clone())).await?;
     Ok(())
 }

@@ -4,9 +4,9 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use loopd_dbus::names::{ATTACHMENT, PARTITION, VOLUME, attachment_path, partition_path};
+use loopd_dbus::names::{ATTACHMENT, PARTITION, ROOT_PATH, VOLUME, attachment_path, partition_path};
 use loopd_dbus::{AttachmentProperties, PartitionProperties, VolumeProperties};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tracing::error;
@@ -17,6 +17,7 @@ use zbus::wire::ObjectPath;
 use zbus::{Connection, Variant};
 
 use super::attachment::Attachment;
+use super::objects::Interfaces;
 use super::partition::Partition;
 use super::volume::Volume;
 use super::{Room, wire};
@@ -89,6 +90,11 @@ impl Publisher {
         server.at(&path, Volume::new(Arc::clone(&volume))).await?;
         let object = Attachment::new(self.room.clone(), snapshot.id, Arc::clone(&attachment));
         server.at(&path, object).await?;
+        let shown = (Arc::clone(&attachment), Arc::clone(&volume));
+        let show = move || {
+            Interfaces::from([(ATTACHMENT, read(&shown.0).to_dict()), (VOLUME, read(&shown.1).to_dict())])
+        };
+        self.room.objects.add(&self.root()?, &path, Box::new(show)).await?;
         Ok(Published { attachment, volume, partitions: HashMap::new() })
     }
 
@@ -141,6 +147,11 @@ impl Publisher {
         let server = self.connection.object_server();
         server.at(path, Volume::new(Arc::clone(&volume))).await?;
         server.at(path, Partition::new(Arc::clone(&partition))).await?;
+        let shown = (Arc::clone(&partition), Arc::clone(&volume));
+        let show = move || {
+            Interfaces::from([(PARTITION, read(&shown.0).to_dict()), (VOLUME, read(&shown.1).to_dict())])
+        };
+        self.room.objects.add(&self.root()?, path, Box::new(show)).await?;
         Ok(PublishedPartition { partition, volume })
     }
 
@@ -158,6 +169,11 @@ impl Publisher {
         Properties::properties_changed(&emitter, interface, changes, Cow::Borrowed(&[])).await
     }
 
+    /// What the signals about objects come from.
+    fn root(&self) -> zbus::Result<SignalEmitter<'static>> {
+        SignalEmitter::new(&self.connection, ROOT_PATH)
+    }
+
     async fn remove(&mut self, id: DiskSequence) -> zbus::Result<()> {
         let Some(object) = self.objects.remove(&id) else { return Ok(()) };
         for number in object.partitions.into_keys() {
@@ -167,7 +183,7 @@ impl Publisher {
         let server = self.connection.object_server();
         server.remove::<Attachment, _>(&path).await?;
         server.remove::<Volume, _>(&path).await?;
-        Ok(())
+        self.room.objects.remove(&self.root()?, &path, &[ATTACHMENT, VOLUME]).await
     }
 
     async fn remove_partition(&self, id: DiskSequence, number: u32) -> zbus::Result<()> {
@@ -175,8 +191,12 @@ impl Publisher {
         let server = self.connection.object_server();
         server.remove::<Partition, _>(&path).await?;
         server.remove::<Volume, _>(&path).await?;
-        Ok(())
+        self.room.objects.remove(&self.root()?, &path, &[PARTITION, VOLUME]).await
     }
+}
+
+fn read<T>(shared: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    shared.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn replace<T>(shared: &RwLock<T>, new: T) -> T {
