@@ -113,7 +113,8 @@ pub fn runs() -> bool {
 }
 
 /// Whether udev has nothing left to process (`sd-device`'s `/run/udev/queue`).
-fn is_idle() -> bool {
+#[must_use]
+pub fn is_idle() -> bool {
     !Path::new("/run/udev/queue").exists()
 }
 
@@ -165,7 +166,6 @@ fn found(device: &udev::Device) -> Found {
             .ok()
             .and_then(|sectors| sectors.checked_mul(512)),
         has_table: device.property_value("ID_PART_TABLE_TYPE").is_some(),
-        uevent: property("SEQNUM").parse().unwrap_or(u64::MAX),
     }
 }
 

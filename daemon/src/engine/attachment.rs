@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 
 use super::ledger::Slot;
 use crate::kernel::mount_table::MountTable;
-use crate::kernel::{Device, DiskSequence, FileSystem, Found, Kernel, Partition, PartitionNode};
+use crate::kernel::{Device, DiskSequence, FileSystem, Found, Kernel, Partition};
 
 /// A client: the unique name of its bus connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -70,23 +70,13 @@ pub(super) struct PartitionRecord {
     pub file_system: FileSystem,
     /// Whether udev has processed it.
     pub processed: bool,
-    /// The kernel's last event before it was last seen.
-    pub seen_at: u64,
-    /// Events up to this one are of a node that was here before.
-    pub made_after: u64,
 }
 
 impl PartitionRecord {
-    /// A partition that was not there before this event of the kernel, and what udev has said of it
-    /// meanwhile.
-    pub fn new(partition: &Partition, made_after: u64, found: Option<Found>) -> Self {
-        let mut record = Self {
-            partition: partition.clone(),
-            file_system: FileSystem::default(),
-            processed: false,
-            seen_at: made_after,
-            made_after,
-        };
+    /// A partition that was not there before, and what udev has said of it meanwhile.
+    pub fn new(partition: &Partition, found: Option<Found>) -> Self {
+        let mut record =
+            Self { partition: partition.clone(), file_system: FileSystem::default(), processed: false };
         if let Some(found) = found {
             record.take(&found);
         }
@@ -100,23 +90,10 @@ impl PartitionRecord {
         }
     }
 
-    /// Notes that it was there after this event of the kernel, or that its node was made anew since
-    /// it was last seen: udev, which probed the one before, has not processed that yet.
-    pub fn seen(&mut self, nodes: &[PartitionNode], at: u64) {
-        let node = &mut self.partition.node;
-        if nodes.iter().any(|seen| seen == node) {
-            self.seen_at = at;
-        } else {
-            self.processed = false;
-            self.made_after = self.seen_at;
-        }
-    }
-
     /// Takes what udev found; what it does not tell stays as it was read from the table. What it
     /// said of an earlier partition with this number is passed over.
     pub fn take(&mut self, found: &Found) {
-        let elsewhere = found.start.is_some_and(|start| start != self.partition.node.start);
-        if elsewhere || found.uevent <= self.made_after {
+        if found.start.is_some_and(|start| start != self.partition.node.start) {
             return;
         }
         self.processed = true;

@@ -1,15 +1,20 @@
 //! What others do: udev's and the kernel's events, mounts, and loop devices that are not ours.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use loopd_dbus::State;
-use tracing::{debug, info, warn};
+use tokio::time::Instant;
+use tracing::{debug, warn};
 
 use super::attach::audit;
 use super::attachment::Record;
 use super::{Engine, Event};
 use crate::kernel::mount_table::MountTable;
 use crate::kernel::{Device, DiskSequence, Found, Kernel, Occasion};
+
+/// How long to leave udev to its work before looking whether it has ended.
+const UDEV_AT_WORK: Duration = Duration::from_millis(50);
 
 /// Something happened to a loop device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,13 +36,15 @@ pub struct Uevent {
 impl<K: Kernel> Engine<K> {
     /// Takes notice of an event.
     pub fn observe(self: &Arc<Self>, event: Uevent) {
+        if self.is_doubtful(&event) {
+            return self.spawn_recovery(event.number);
+        }
         self.remember(&event);
         let glance = self.kernel.glance(event.number);
         match self.current(event.number, glance.bound) {
             Some(id) => {
-                let nodes = self.note_nodes(id, event.number);
                 self.note_processed(id, &event);
-                self.follow_partitions(id, &event, &nodes);
+                self.follow_partitions(id, &event);
             }
             None if glance.bound.is_some() && !glance.claimed => self.spawn_refresh(event.number),
             None => {}
@@ -194,6 +201,30 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
+    /// Linux 6.1 reads the table again while udev probes the partitions of the first reading: they go
+    /// and come back, and what udev says of the first ones is blank. Its word on the next ones
+    /// follows.
+    fn is_doubtful(&self, event: &Uevent) -> bool {
+        let blank = event.processed.as_ref().is_some_and(Found::is_blank);
+        blank && !event.removed && event.partition.is_some() && self.kernel.scans_itself()
+    }
+
+    /// Where nothing follows, what udev said stands in its database.
+    fn spawn_recovery(self: &Arc<Self>, number: u32) {
+        let engine = Arc::clone(self);
+        let deadline = Instant::now() + self.settings.wait_for_udev;
+        tokio::spawn(async move {
+            while Instant::now() < deadline {
+                tokio::time::sleep(UDEV_AT_WORK).await;
+                if engine.kernel.udev_is_idle() {
+                    break;
+                }
+            }
+            engine.recover_partitions(number).await;
+            engine.recover_processed(number).await;
+        });
+    }
+
     /// A lost event may be the one that someone waits for: udev, now idle, has it in its database.
     async fn recover_processed(self: &Arc<Self>, number: u32) {
         let waiting = {
@@ -205,7 +236,6 @@ impl<K: Kernel> Engine<K> {
         if !self.is_current(id, self.kernel.glance(number).bound) {
             return;
         }
-        info!(number, "events of udev were lost; its database is read instead");
         self.update(id, |record| {
             if let Some(found) = self.kernel.stored(number, None) {
                 record.processed = true;

@@ -9,7 +9,7 @@ use tracing::warn;
 
 use super::attachment::{PartitionRecord, Record};
 use super::{Engine, Uevent};
-use crate::kernel::{Device, DiskSequence, Found, Kernel, Occasion, Partition, PartitionNode, Partitioning};
+use crate::kernel::{Device, DiskSequence, Found, Kernel, Occasion, Partition, Partitioning};
 
 impl<K: Kernel> Engine<K> {
     /// Has the partition table read again, and makes the partitions what it says; returns when udev
@@ -87,18 +87,15 @@ impl<K: Kernel> Engine<K> {
             let mut before = std::mem::take(&mut record.partitions);
             for partition in &seen.partitions {
                 let number = partition.node.number;
-                let mut now = match before.remove(&number) {
-                    Some(mut known) if known.partition.node == partition.node => {
+                let known = before.remove(&number).filter(|known| known.partition.node == partition.node);
+                let known = match known {
+                    Some(mut known) => {
                         known.read_again(partition);
                         known
                     }
-                    other => {
-                        let made_after = other.map_or(0, |other| other.seen_at);
-                        PartitionRecord::new(partition, made_after, found.remove(&number))
-                    }
+                    None => PartitionRecord::new(partition, found.remove(&number)),
                 };
-                now.seen_at = seen.seen_at;
-                record.partitions.insert(number, now);
+                record.partitions.insert(number, known);
             }
             if seen.unmade {
                 record.device.partition_scan = false;
@@ -107,33 +104,17 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Looks at the partitions again where an event says that they may have changed.
-    pub(super) fn follow_partitions(
-        self: &Arc<Self>,
-        id: DiskSequence,
-        event: &Uevent,
-        nodes: &[PartitionNode],
-    ) {
+    pub(super) fn follow_partitions(self: &Arc<Self>, id: DiskSequence, event: &Uevent) {
         let occasion = match self.state().records.get(&id) {
-            Some(record) if self.may_have_changed(record, event, nodes) => occasion(record),
+            Some(record) if self.may_have_changed(record, event) => occasion(record),
             _ => return,
         };
         let engine = Arc::clone(self);
         tokio::spawn(async move { engine.look_again(id, occasion).await });
     }
 
-    /// Notes which nodes are still the ones that were looked at.
-    pub(super) fn note_nodes(&self, id: DiskSequence, number: u32) -> Vec<PartitionNode> {
-        let any = self.state().records.get(&id).is_some_and(|record| !record.partitions.is_empty());
-        // Before the nodes: one that is made in between has a later event.
-        let seen_at = if any { self.kernel.last_uevent() } else { 0 };
-        let nodes = self.kernel.partition_nodes(number);
-        if let Some(record) = self.state().records.get_mut(&id) {
-            record.partitions.values_mut().for_each(|partition| partition.seen(&nodes, seen_at));
-        }
-        nodes
-    }
-
-    fn may_have_changed(&self, record: &Record<K>, event: &Uevent, nodes: &[PartitionNode]) -> bool {
+    fn may_have_changed(&self, record: &Record<K>, event: &Uevent) -> bool {
+        let nodes = self.kernel.partition_nodes(event.number);
         if !nodes.iter().eq(record.partitions.values().map(|partition| &partition.partition.node)) {
             return true;
         }

@@ -590,6 +590,7 @@ async fn a_waiting_attach_waits_for_partitions_that_are_made_anew() {
         let house = House::new(Simulated::random(moment));
         house.start_udev(0);
         house.machine.set_partitions(2);
+        house.machine.set_scans_itself();
         let machine = house.machine.clone();
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_micros(moment * 150)).await;

@@ -260,10 +260,6 @@ impl Kernel for Linux {
         sysfs::partitions(number)
     }
 
-    fn last_uevent(&self) -> u64 {
-        sysfs::last_uevent()
-    }
-
     fn scans_itself(&self) -> bool {
         self.shared.scans_itself() == Some(true)
     }
@@ -280,6 +276,10 @@ impl Kernel for Linux {
 
     fn udev_runs(&self) -> bool {
         udev::runs()
+    }
+
+    fn udev_is_idle(&self) -> bool {
+        udev::is_idle()
     }
 }
 

@@ -137,9 +137,15 @@ pub struct Found {
     pub start: Option<u64>,
     /// Whether the device has a partition table.
     pub has_table: bool,
-    /// The number of the kernel's event that udev has processed (`SEQNUM`); the largest where it
-    /// was read from udev's database, which is what udev said last.
-    pub uevent: u64,
+}
+
+impl Found {
+    /// Whether udev found nothing at all, not even a partition's entry in its table: so it says of
+    /// one that went while it was probed.
+    #[must_use]
+    pub fn is_blank(&self) -> bool {
+        self.file_system == FileSystem::default() && self.entry == TableEntry::default()
+    }
 }
 
 /// A partition's node, as sysfs shows it.
@@ -153,8 +159,6 @@ pub struct PartitionNode {
     pub start: u64,
     /// Bytes.
     pub size: u64,
-    /// Tells it from one that was there before under this number: the inode of its folder in sysfs.
-    pub instance: u64,
 }
 
 /// What the partition table says of a partition; empty where that is not known.
@@ -184,8 +188,6 @@ pub struct Partition {
 pub struct Partitioning {
     /// Those that have nodes, by number.
     pub partitions: Vec<Partition>,
-    /// The kernel's last event before they were looked at. See [`Kernel::last_uevent`].
-    pub seen_at: u64,
     /// Whether there are more, whose nodes are still to be made.
     pub missing: bool,
     /// Whether there are more, and making their nodes was not allowed.
@@ -353,10 +355,6 @@ pub trait Kernel: Send + Sync + 'static {
     /// The partitions' nodes: reads sysfs and never blocks.
     fn partition_nodes(&self, number: u32) -> Vec<PartitionNode>;
 
-    /// The number of the kernel's last event: reads a file of sysfs and never blocks. A node that is
-    /// made later has its event later.
-    fn last_uevent(&self) -> u64;
-
     /// Whether the kernel is known to read partition tables.
     fn scans_itself(&self) -> bool;
 
@@ -368,4 +366,7 @@ pub trait Kernel: Send + Sync + 'static {
 
     /// Whether udev is there to process events.
     fn udev_runs(&self) -> bool;
+
+    /// Whether udev has nothing left to process.
+    fn udev_is_idle(&self) -> bool;
 }

@@ -52,12 +52,10 @@ pub fn settle(
         delete_all_or_none(number, &disk, table.as_ref(), &nodes)?;
     }
     let unmade = for_us && make(number, &disk, table.as_ref(), &nodes);
-    let seen_at = sysfs::last_uevent();
     let nodes = sysfs::partitions(number);
     let outdated = shared.scans_itself() == Some(true) && is_outdated(table.as_ref(), &nodes);
     Ok(Partitioning {
         partitions: described(nodes, table.as_ref()),
-        seen_at,
         missing: false,
         unmade,
         outdated,
@@ -71,10 +69,9 @@ pub fn first_look(shared: &Arc<Shared>, file: &OwnedFd, device: &Device) -> Part
     let Ok(file) = file.try_clone().map(File::from) else { return Partitioning::default() };
     let table =
         read_table(device.number, device.block_size, &mut Bytes::new(&file, device.offset, device.size));
-    let seen_at = sysfs::last_uevent();
     let nodes = sysfs::partitions(device.number);
     let missing = concerns_us(shared, table.as_ref(), &nodes, !nodes.is_empty());
-    Partitioning { partitions: described(nodes, table.as_ref()), seen_at, missing, ..Partitioning::default() }
+    Partitioning { partitions: described(nodes, table.as_ref()), missing, ..Partitioning::default() }
 }
 
 /// Whether there is a difference between table and nodes that the kernel leaves to us.

@@ -44,6 +44,7 @@ struct Machine {
     hook: Option<Hook>,
     random: Option<fastrand::Rng>,
     udev_runs: bool,
+    scans_itself: bool,
     removed_nodes: Vec<u32>,
 }
 
@@ -70,19 +71,13 @@ struct Happened {
     removed: bool,
 }
 
-fn found(sequence: DiskSequence, uevent: u64) -> Found {
+fn found(sequence: DiskSequence) -> Found {
     let file_system = FileSystem { kind: format!("fs{sequence}"), ..FileSystem::default() };
-    Found { file_system, has_table: true, uevent, ..Found::default() }
+    Found { file_system, has_table: true, ..Found::default() }
 }
 
 fn nodes(bound: &Bound) -> Vec<PartitionNode> {
-    let node = |number| PartitionNode {
-        number,
-        device_number: (259, number),
-        start: 0,
-        size: 512,
-        instance: bound.instance,
-    };
+    let node = |number| PartitionNode { number, device_number: (259, number), start: 0, size: 512 };
     (1..=bound.partitions).map(node).collect()
 }
 
@@ -159,6 +154,11 @@ impl Simulated {
     /// How many steps there were.
     pub fn steps(&self) -> usize {
         self.lock().steps
+    }
+
+    /// The kernel is known to read partition tables.
+    pub fn set_scans_itself(&self) {
+        self.lock().scans_itself = true;
     }
 
     /// Whether udev is there.
@@ -312,7 +312,7 @@ impl Simulated {
 
 impl Machine {
     fn tell(&self, happened: &Happened) -> Uevent {
-        let found = found(happened.sequence, happened.uevent);
+        let found = found(happened.sequence);
         // udev cannot probe a partition that was made anew since.
         let bound = self.bound.get(&happened.number);
         let stale =
@@ -322,11 +322,7 @@ impl Machine {
             partition: happened.partition,
             removed: happened.removed,
             disk_sequence: Some(happened.sequence),
-            processed: Some(if stale {
-                Found { file_system: FileSystem::default(), ..found }
-            } else {
-                found
-            }),
+            processed: Some(if stale { Found::default() } else { found }),
             resized: false,
         }
     }
@@ -491,9 +487,7 @@ impl Kernel for Simulated {
     fn stored(&self, number: u32, partition: Option<u32>) -> Option<Found> {
         let machine = self.lock();
         let bound = machine.bound.get(&number)?;
-        partition
-            .is_none_or(|partition| partition <= bound.partitions)
-            .then(|| found(bound.sequence, u64::MAX))
+        partition.is_none_or(|partition| partition <= bound.partitions).then(|| found(bound.sequence))
     }
 
     async fn partition(
@@ -524,19 +518,15 @@ impl Kernel for Simulated {
         }
         let partitions =
             nodes(bound).into_iter().map(|node| Partition { node, ..Partition::default() }).collect();
-        Ok(Partitioning { partitions, seen_at: machine.uevents.last, ..Partitioning::default() })
+        Ok(Partitioning { partitions, ..Partitioning::default() })
     }
 
     fn partition_nodes(&self, number: u32) -> Vec<PartitionNode> {
         self.lock().bound.get(&number).map(nodes).unwrap_or_default()
     }
 
-    fn last_uevent(&self) -> u64 {
-        self.lock().uevents.last
-    }
-
     fn scans_itself(&self) -> bool {
-        false
+        self.lock().scans_itself
     }
 
     async fn users(&self, number: u32) -> Result<Users, Error> {
@@ -564,5 +554,9 @@ impl Kernel for Simulated {
 
     fn udev_runs(&self) -> bool {
         self.lock().udev_runs
+    }
+
+    fn udev_is_idle(&self) -> bool {
+        self.lock().uevents.untold.is_empty()
     }
 }

@@ -1,7 +1,6 @@
 //! What sysfs and procfs say of loop devices. None of these reads can block on a backing file.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use super::{DiskSequence, PartitionNode, Users, mount_table};
@@ -36,12 +35,6 @@ pub fn backing_file(number: u32) -> Option<Vec<u8>> {
         path.pop();
     }
     Some(path)
-}
-
-/// The number of the kernel's last event.
-pub fn last_uevent() -> u64 {
-    let text = fs::read_to_string("/sys/kernel/uevent_seqnum").unwrap_or_default();
-    text.trim_ascii_end().parse().unwrap_or(0)
 }
 
 /// The numbers of all loop devices with something attached.
@@ -88,7 +81,6 @@ fn partition_node(name: &str, number: u32) -> Option<PartitionNode> {
         device_number: device_number(name)?,
         start: sectors("start")?,
         size: sectors("size")?,
-        instance: fs::metadata(format!("/sys/class/block/{name}")).ok()?.ino(),
     })
 }
 
