@@ -15,6 +15,8 @@ mod detach;
 mod foreign;
 mod introspection;
 mod loopctl;
+mod loopctl_change;
+mod losetup;
 mod overlap;
 mod partitions;
 mod robustness;
@@ -32,6 +34,8 @@ fn main() -> std::process::ExitCode {
         authority::TESTS,
         bad_input::TESTS,
         loopctl::TESTS,
+        loopctl_change::TESTS,
+        losetup::TESTS,
         foreign::TESTS,
         introspection::TESTS,
         udev::TESTS,

@@ -55,14 +55,16 @@ impl Reason {
     pub fn of(error: &anyhow::Error) -> Self {
         let Some(told) = error.downcast_ref::<Error>() else { return Self::Told(format!("{error:#}")) };
         match told.kind {
-            ErrorKind::InvalidArgs | ErrorKind::InvalidBackingFile => Self::Errno(Errno::EINVAL),
             ErrorKind::AccessDenied | ErrorKind::InteractiveAuthorizationRequired => {
                 Self::Errno(Errno::EACCES)
             }
             ErrorKind::NotFound | ErrorKind::UnknownObject => Self::Errno(Errno::ENXIO),
             ErrorKind::Busy => Self::Errno(Errno::EBUSY),
             ErrorKind::NoFreeDevice => Self::Errno(Errno::ENODEV),
-            ErrorKind::Overlap
+            // What the kernel refuses as invalid is not sent; the rest are rules of loopd's own.
+            ErrorKind::InvalidArgs
+            | ErrorKind::InvalidBackingFile
+            | ErrorKind::Overlap
             | ErrorKind::NotSupported
             | ErrorKind::LimitExceeded
             | ErrorKind::Timeout

@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use loopd_dbus::ListOptions;
-use loopd_dbus::properties::from_bus_path;
+use loopd_dbus::properties::{from_bus_path, to_bus_path};
 use nix::errno::Errno;
 use nix::sys::stat::{major, minor};
 
@@ -40,7 +40,8 @@ pub async fn show(bus: &Bus, which: &Which, shape: &Shape) -> anyhow::Result<()>
     };
     let text = match shape {
         Shape::Table(columns, format) => {
-            let rows: Vec<Row> = shown.iter().map(|device| row(device, columns)).collect();
+            let is_aligned = !format.raw && !format.json;
+            let rows: Vec<Row> = shown.iter().map(|device| row(device, columns, is_aligned)).collect();
             draw(columns, &rows, *format, is_utf8())
         }
         Shape::Lines => shown.iter().map(line).collect::<Result<Vec<_>, _>>()?.concat(),
@@ -51,12 +52,26 @@ pub async fn show(bus: &Bus, which: &Which, shape: &Shape) -> anyhow::Result<()>
 /// The attachments, also those that loopd did not make, in the order of sysfs, as losetup has them.
 pub async fn all(bus: &Bus, options: ListOptions) -> anyhow::Result<Vec<Attached>> {
     let mut attached = list(&bus.manager, &ListOptions { all: true, ..options }).await?;
+    attached.iter_mut().for_each(refresh);
     let order: Vec<_> = fs::read_dir("/sys/block").into_iter().flatten().flatten().collect();
     attached.sort_by_cached_key(|one| {
         let name = format!("loop{}", one.attachment.number);
         order.iter().position(|entry| entry.file_name() == name.as_str()).unwrap_or(usize::MAX)
     });
     Ok(attached)
+}
+
+/// What the kernel tells nobody of when it changes, as sysfs has it now: the file may have been
+/// removed, and somebody else may have asked for a detach.
+fn refresh(attached: &mut Attached) {
+    let Attached { attachment, .. } = attached;
+    if let Ok(mut path) = fs::read(format!("/sys/block/loop{}/loop/backing_file", attachment.number)) {
+        path.pop_if(|byte| *byte == b'\n');
+        attachment.backing_file = to_bus_path(&path);
+    }
+    if let Some(autoclear) = attribute(attachment.number, "loop/autoclear") {
+        attachment.autoclear = autoclear != "0";
+    }
 }
 
 /// The device's attachment.
@@ -133,8 +148,13 @@ fn line(shown: &Shown) -> Result<Vec<u8>, Failure> {
     Ok([shown.name.as_slice(), identity.as_bytes(), file, end.as_bytes()].concat())
 }
 
-fn row(shown: &Shown, columns: &[Column]) -> Row {
-    columns.iter().map(|column| value(shown, *column)).collect()
+fn row(shown: &Shown, columns: &[Column], is_aligned: bool) -> Row {
+    let value = |column: &Column| {
+        let value = value(shown, *column)?;
+        let is_pair = matches!(column, Column::MajMin | Column::BackMajMin);
+        Some(if is_pair && !is_aligned { value.trim_ascii().to_vec() } else { value })
+    };
+    columns.iter().map(value).collect()
 }
 
 fn value(shown: &Shown, column: Column) -> Option<Vec<u8>> {
@@ -236,6 +256,8 @@ mod tests {
     fn device_numbers_are_aligned_at_the_colon() {
         let value = value(&shown(), Column::BackMajMin).unwrap();
         assert_eq!(value, b"     254:0  ");
+        let row = row(&shown(), &[Column::BackMajMin], false);
+        assert_eq!(row, [Some(b"254:0".to_vec())]);
         assert_eq!(numbers(Column::MajMin, 7, 20), "  7:20 ");
     }
 
@@ -245,6 +267,6 @@ mod tests {
         let columns =
             [Column::Offset, Column::Ro, Column::PartScan, Column::Ref, Column::Min, Column::LogSec];
         let expected = [None, Some(b"0".to_vec()), Some(b"1".to_vec()), None, None, None];
-        assert_eq!(row(&none, &columns), expected);
+        assert_eq!(row(&none, &columns, true), expected);
     }
 }

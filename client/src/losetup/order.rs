@@ -315,14 +315,25 @@ mod tests {
             ("loop3", Which::One(device("/dev/loop3")), Shape::Lines),
             ("-l loop3", Which::One(device("/dev/loop3")), table(plain)),
             ("-j x -o 1K", Which::Of("x".into(), Some(1024)), Shape::Lines),
-            ("-j x -O name,+ro", Which::All, Shape::Lines),
         ] {
-            if line.contains('+') {
-                assert_eq!(read(line), Err("unknown column: +ro".to_owned()));
-            } else {
-                assert_eq!(read(line), Ok(Order::Show(which, shape)), "{line:?}");
-            }
+            assert_eq!(read(line), Ok(Order::Show(which, shape)), "{line:?}");
         }
+    }
+
+    #[test]
+    fn which_columns_are_shown() {
+        let columns = |line| match read(line) {
+            Ok(Order::Show(_, Shape::Table(columns, _))) => Ok(columns),
+            Ok(other) => Err(format!("{other:?}")),
+            Err(said) => Err(said),
+        };
+        assert_eq!(columns("-O name,RO"), Ok(vec![Column::Name, Column::Ro]));
+        assert_eq!(columns("-O name -O RO loop3"), Ok(vec![Column::Ro]));
+        assert_eq!(columns("-l -O +REF"), Ok([&column::DEFAULT[..], &[Column::Ref]].concat()));
+        assert_eq!(columns("--output-all"), Ok(column::ALL.to_vec()));
+        assert_eq!(columns("-O name --output-all"), Ok(vec![Column::Name]));
+        assert_eq!(columns("-j x -O name,+ro"), Err("unknown column: +ro".to_owned()));
+        assert_eq!(columns("-O name -r"), Err(SETUP_ONLY.to_owned()));
     }
 
     #[test]

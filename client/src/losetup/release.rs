@@ -47,17 +47,31 @@ pub async fn remove(bus: &Bus, devices: &[Device]) -> bool {
     let mut is_done = true;
     for device in devices {
         let removed = match device.named_number() {
-            Some(number) => bus.manager.remove_device(&device_node(number)).await.map_err(|error| {
-                match Reason::of(&explain(error)) {
-                    Reason::Errno(Errno::ENXIO) => Errno::ENODEV.into(),
-                    reason => reason,
-                }
-            }),
+            Some(number) => remove_number(bus, number).await,
             None => Err(Errno::EINVAL.into()),
         };
         is_done &= tell(device, "remove failed", removed);
     }
     is_done
+}
+
+/// A passing user is waited for.
+async fn remove_number(bus: &Bus, number: u32) -> Result<(), Reason> {
+    let start = Instant::now();
+    loop {
+        let removed = bus.manager.remove_device(&device_node(number)).await;
+        let Err(reason) = removed.map_err(|error| Reason::of(&explain(error))) else { return Ok(()) };
+        match reason {
+            Reason::Errno(Errno::ENXIO) => return Err(Errno::ENODEV.into()),
+            Reason::Errno(Errno::EBUSY) if start.elapsed() < PASSING => {
+                if !matches!(listing::attached_to(bus, number).await, Ok(None)) {
+                    return Err(reason);
+                }
+            }
+            reason => return Err(reason),
+        }
+        sleep(GLANCE).await;
+    }
 }
 
 fn tell(device: &Device, what: &str, result: Result<(), Reason>) -> bool {

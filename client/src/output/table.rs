@@ -56,10 +56,11 @@ impl Row {
     }
 }
 
-/// The terminal's width in letters; `None` where standard output is no terminal.
+/// The width in letters of the terminal that standard output is; `None` where it is none, or does not
+/// know how wide it is.
 #[must_use]
 pub fn terminal_width() -> Option<u16> {
-    Table::new().width()
+    terminal_size::terminal_size_of(std::io::stdout()).map(|(width, _)| width.0)
 }
 
 /// Draws the table, with a newline at the end; nothing where there are no rows.
