@@ -22,7 +22,7 @@ RELEASE := $(TARGET)/release
 
 # cargo runs as whoever calls make; what it builds for the host tests runs as root.
 ifneq ($(shell id -u),0)
-KEEP := LOOPD_BIN,LOOPD_LOG,LOOPD_TEST_ROUNDS,LOOPD_TEST_SEED,RUST_BACKTRACE
+KEEP := LOOPD_BIN,LOOPD_LOG,LOOPD_LOSETUP,LOOPD_LOSETUP_RECORD,LOOPD_TEST_ROUNDS,LOOPD_TEST_SEED,RUST_BACKTRACE
 AS_ROOT := --config 'target."cfg(unix)".runner = ["sudo", "--preserve-env=$(KEEP)"]'
 endif
 
@@ -31,7 +31,7 @@ SUITE ?= bookworm
 # The package's own revision.
 REVISION ?= 1
 
-.PHONY: all help deps deps-packages deps-vm check test test-vm bench demo deb rpm check-packages install uninstall
+.PHONY: all help deps deps-packages deps-vm check docs test test-vm bench demo deb rpm check-packages install uninstall
 
 all:
 	$(CARGO) build --release -p loopd -p loopctl
@@ -47,6 +47,7 @@ help:
 	@echo "make check-packages  look into both packages"
 	@echo "make bench        measure attaching, as root"
 	@echo "make check        formatting, lints, shipped files"
+	@echo "make docs         make the manual pages and completions anew"
 	@echo "make deps         install the Debian packages that all this needs"
 
 deps:
@@ -61,7 +62,13 @@ deps-vm:
 check: deps
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) build -p loopd
+	$(CARGO) run -q -p loopd-tests --bin loopd-docs -- --check
 	tests/check-files.sh
+
+docs: deps
+	$(CARGO) build -p loopd
+	$(CARGO) run -q -p loopd-tests --bin loopd-docs
 
 test: deps
 	$(CARGO) build --workspace --bins
@@ -95,6 +102,8 @@ install:
 	@test -x $(RELEASE)/loopd && test -x $(RELEASE)/loopctl || { echo "not built yet: run make first" >&2; exit 1; }
 	$(INSTALL) -D -m 755 $(RELEASE)/loopd $(DESTDIR)$(libexecdir)/loopd
 	$(INSTALL) -D -m 755 $(RELEASE)/loopctl $(DESTDIR)$(bindir)/loopctl
+	$(INSTALL) -d $(DESTDIR)$(libexecdir)/loopctl
+	ln -sf $(bindir)/loopctl $(DESTDIR)$(libexecdir)/loopctl/losetup
 	$(INSTALL) -D -m 644 dbus/org.loopd1.conf $(DESTDIR)$(dbuspolicydir)/org.loopd1.conf
 	$(INSTALL) -D -m 644 polkit/org.loopd1.policy $(DESTDIR)$(polkitactiondir)/org.loopd1.policy
 	$(INSTALL) -d $(DESTDIR)$(dbusservicedir) $(DESTDIR)$(unitdir)
@@ -104,17 +113,17 @@ install:
 	$(INSTALL) -D -m 644 systemd/partitions.conf $(DESTDIR)$(docdir)/partitions.conf
 	$(INSTALL) -D -m 644 polkit/50-loopd-group.rules $(DESTDIR)$(docdir)/50-loopd-group.rules
 	for xml in dbus/*.xml; do $(INSTALL) -D -m 644 $$xml $(DESTDIR)$(datadir)/dbus-1/interfaces/$${xml#dbus/} || exit; done
-	$(INSTALL) -d $(DESTDIR)$(bashcompletiondir) $(DESTDIR)$(zshcompletiondir) $(DESTDIR)$(fishcompletiondir)
-	$(RELEASE)/loopctl completion bash > $(DESTDIR)$(bashcompletiondir)/loopctl
-	$(RELEASE)/loopctl completion zsh > $(DESTDIR)$(zshcompletiondir)/_loopctl
-	$(RELEASE)/loopctl completion fish > $(DESTDIR)$(fishcompletiondir)/loopctl.fish
+	$(INSTALL) -D -m 644 docs/completion/bash/loopctl $(DESTDIR)$(bashcompletiondir)/loopctl
+	$(INSTALL) -D -m 644 docs/completion/zsh/_loopctl $(DESTDIR)$(zshcompletiondir)/_loopctl
+	$(INSTALL) -D -m 644 docs/completion/fish/loopctl.fish $(DESTDIR)$(fishcompletiondir)/loopctl.fish
 	for page in $(wildcard docs/*.[1-8] docs/man/*.[1-8]); do \
 		$(INSTALL) -D -m 644 $$page $(DESTDIR)$(mandir)/man$${page##*.}/$${page##*/} || exit; done
 	for text in README.md LICENSE-MIT LICENSE-APACHE $(wildcard docs/*.md); do \
 		$(INSTALL) -D -m 644 $$text $(DESTDIR)$(docdir)/$${text##*/} || exit; done
 
 uninstall:
-	rm -f $(DESTDIR)$(libexecdir)/loopd $(DESTDIR)$(bindir)/loopctl
+	rm -f $(DESTDIR)$(libexecdir)/loopd $(DESTDIR)$(bindir)/loopctl $(DESTDIR)$(libexecdir)/loopctl/losetup
+	-rmdir $(DESTDIR)$(libexecdir)/loopctl
 	rm -f $(DESTDIR)$(dbuspolicydir)/org.loopd1.conf $(DESTDIR)$(polkitactiondir)/org.loopd1.policy
 	rm -f $(DESTDIR)$(dbusservicedir)/org.loopd1.service $(DESTDIR)$(unitdir)/loopd.service
 	rm -f $(patsubst dbus/%,$(DESTDIR)$(datadir)/dbus-1/interfaces/%,$(wildcard dbus/*.xml))

@@ -90,6 +90,13 @@ EXAMPLES
     $ sfdisk --no-reread --no-tell-kernel disk.img < table
     $ loopctl rescan disk.img";
 
+/// Environment variables, for the manual page.
+pub const ENVIRONMENT: &[(&str, &str)] = &[
+    ("NO_COLOR", "Where it is set and not empty, nothing is printed in colours or bold letters."),
+    ("LOOPCTL_DEVICE", "The device node, for the command of `loopctl run`."),
+    ("DBUS_SYSTEM_BUS_ADDRESS", "The address of the system bus, where it is not the usual one."),
+];
+
 /// Attach, list and detach loop devices through loopd.
 ///
 /// A loop device makes a regular file (the backing file) usable as a block device. loopctl asks the

@@ -6,6 +6,7 @@
 
 pub mod bus;
 pub mod daemon;
+pub mod docs;
 pub mod host;
 pub mod image;
 pub mod loop_ioctl;

@@ -13,7 +13,7 @@ mod order;
 mod release;
 mod setup;
 mod table;
-mod usage;
+pub mod usage;
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;

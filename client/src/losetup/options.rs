@@ -217,6 +217,15 @@ fn long(name: &str) -> Result<Spec, Failure> {
     }
 }
 
+/// The options that have a meaning today, each as the help has it.
+#[cfg(test)]
+pub fn all() -> impl Iterator<Item = String> {
+    OPTIONS.iter().map(|spec| match spec.short {
+        Some(letter) => format!("-{letter}, --{}", spec.long),
+        None => format!("    --{}", spec.long),
+    })
+}
+
 /// A switch's value.
 ///
 /// # Errors

@@ -1,0 +1,154 @@
+# Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
+function __fish_loopctl_global_optspecs
+    string join \n no-ask-password no-color h/help V/version
+end
+
+function __fish_loopctl_needs_command
+    # Figure out if the current invocation already has a command.
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_loopctl_global_optspecs) -- $cmd 2>/dev/null
+    or return
+    if set -q argv[1]
+        # Also print the command, so this can be used to figure out what it is.
+        echo $argv[1]
+        return 1
+    end
+    return 0
+end
+
+function __fish_loopctl_using_subcommand
+    set -l cmd (__fish_loopctl_needs_command)
+    test -z "$cmd"
+    and return 1
+    contains -- $cmd[1] $argv
+end
+
+complete -c loopctl -n "__fish_loopctl_needs_command" -l no-ask-password -d 'Never prompt for authorization'
+complete -c loopctl -n "__fish_loopctl_needs_command" -l no-color -d 'Print without colours and bold letters'
+complete -c loopctl -n "__fish_loopctl_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c loopctl -n "__fish_loopctl_needs_command" -s V -l version -d 'Print version'
+complete -c loopctl -n "__fish_loopctl_needs_command" -f -a "attach" -d 'Attach a file to a free loop device and print the device node'
+complete -c loopctl -n "__fish_loopctl_needs_command" -f -a "detach" -d 'Detach loop devices'
+complete -c loopctl -n "__fish_loopctl_needs_command" -f -a "list" -d 'List the loop devices and their partitions'
+complete -c loopctl -n "__fish_loopctl_needs_command" -f -a "info" -d 'Show every property of a loop device'
+complete -c loopctl -n "__fish_loopctl_needs_command" -f -a "resize" -d 'Give a loop device the size that its backing file has now'
+complete -c loopctl -n "__fish_loopctl_needs_command" -f -a "set" -d 'Change how a loop device works'
+complete -c loopctl -n "__fish_loopctl_needs_command" -f -a "rescan" -d 'Read the partition table of a loop device again'
+complete -c loopctl -n "__fish_loopctl_needs_command" -f -a "run" -d 'Attach a file for as long as a command runs'
+complete -c loopctl -n "__fish_loopctl_needs_command" -f -a "monitor" -d 'Print a line for each loop device and partition that comes, changes or goes'
+complete -c loopctl -n "__fish_loopctl_needs_command" -f -a "losetup" -d 'Take losetup\'s arguments, and print what losetup prints'
+complete -c loopctl -n "__fish_loopctl_needs_command" -f -a "completion" -d 'Print the completion script for a shell'
+complete -c loopctl -n "__fish_loopctl_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c loopctl -n "__fish_loopctl_using_subcommand attach" -s o -l offset -d 'Start this many bytes into the file' -r
+complete -c loopctl -n "__fish_loopctl_using_subcommand attach" -l size-limit -d 'Use at most this many bytes of the file; 0 is up to its end' -r
+complete -c loopctl -n "__fish_loopctl_using_subcommand attach" -s b -l block-size -d 'The logical block size: a power of two from 512 to 64K; 0 lets loopd choose' -r
+complete -c loopctl -n "__fish_loopctl_using_subcommand attach" -l reference -d 'A name of at most 63 bytes for the device, which losetup shows as REF' -r
+complete -c loopctl -n "__fish_loopctl_using_subcommand attach" -l device -d 'Ask for this device: /dev/loop3, loop3 or 3. By default any free one is taken' -r
+complete -c loopctl -n "__fish_loopctl_using_subcommand attach" -l overlap -d 'What to do where the file is attached already' -r -f -a "allow\t''
+refuse\t''
+reuse\t''"
+complete -c loopctl -n "__fish_loopctl_using_subcommand attach" -l lifetime -d 'When the device is detached by itself' -r -f -a "persistent\t''
+mount\t''"
+complete -c loopctl -n "__fish_loopctl_using_subcommand attach" -s r -l read-only -d 'Make the device read-only'
+complete -c loopctl -n "__fish_loopctl_using_subcommand attach" -l direct-io -d 'Bypass the page cache of the backing file; an error where the file cannot do that'
+complete -c loopctl -n "__fish_loopctl_using_subcommand attach" -l no-partitions -d 'Do not make the partitions\' nodes'
+complete -c loopctl -n "__fish_loopctl_using_subcommand attach" -l no-wait -d 'Do not wait until udev has processed the device'
+complete -c loopctl -n "__fish_loopctl_using_subcommand attach" -l json -d 'Print the device\'s properties as a JSON object instead of the device node'
+complete -c loopctl -n "__fish_loopctl_using_subcommand attach" -l no-ask-password -d 'Never prompt for authorization'
+complete -c loopctl -n "__fish_loopctl_using_subcommand attach" -l no-color -d 'Print without colours and bold letters'
+complete -c loopctl -n "__fish_loopctl_using_subcommand attach" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c loopctl -n "__fish_loopctl_using_subcommand detach" -l all -d 'Detach every device that loopd attached; those that fail do not stop the others'
+complete -c loopctl -n "__fish_loopctl_using_subcommand detach" -l lazy -d 'Where the device is in use, let the last close detach it, and do not wait for that'
+complete -c loopctl -n "__fish_loopctl_using_subcommand detach" -l no-ask-password -d 'Never prompt for authorization'
+complete -c loopctl -n "__fish_loopctl_using_subcommand detach" -l no-color -d 'Print without colours and bold letters'
+complete -c loopctl -n "__fish_loopctl_using_subcommand detach" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c loopctl -n "__fish_loopctl_using_subcommand list" -s o -l output -d 'The columns to show, separated by commas; upper or lower case' -r -f -a "DEVICE\t'Device node'
+NUMBER\t'N of /dev/loopN; of a partition, its number'
+SIZE\t'Size of the device or partition'
+RO\t'Whether the device is read-only'
+TYPE\t'Type of the file system'
+VERSION\t'Version of the file system'
+LABEL\t'Label of the file system'
+UUID\t'UUID of the file system'
+MOUNTPOINTS\t'Where the device or partition is mounted'
+START\t'Where a partition starts on its device, in bytes'
+PTTYPE\t'Kind of the partition table: gpt, dos'
+PARTTYPE\t'Type of a partition: a GUID, or a number as 0x83'
+PARTLABEL\t'Name of a partition in its table'
+PARTUUID\t'UUID of a partition in its table'
+LIFETIME\t'When the device is detached by itself; - where loopd did not attach it'
+STATE\t'attached, or detaching: it goes at the last close'
+FILE\t'Backing file'
+INODE\t'Inode of the backing file'
+OFFSET\t'Where the device starts in the backing file, in bytes'
+SIZELIMIT\t'How many bytes of the backing file it uses at most; 0 is up to the end'
+BLOCKSIZE\t'Logical block size in bytes'
+DIO\t'Whether the page cache of the backing file is bypassed'
+PARTSCAN\t'Whether the kernel looks for partitions'
+AUTOCLEAR\t'Whether the kernel detaches the device at the last close'
+REF\t'Reference'
+MANAGED\t'Whether loopd attached the device'
+OWNER\t'uid that attached the device'
+SINCE\t'When it was attached'
+DISKSEQ\t'Disk sequence'"
+complete -c loopctl -n "__fish_loopctl_using_subcommand list" -l all -d 'Show also the loop devices that loopd did not attach'
+complete -c loopctl -n "__fish_loopctl_using_subcommand list" -l json -d 'Print a JSON array; sizes are in bytes, and a path that is not UTF-8 is shown with U+FFFD in place of the other bytes'
+complete -c loopctl -n "__fish_loopctl_using_subcommand list" -l no-legend -d 'Do not print the header'
+complete -c loopctl -n "__fish_loopctl_using_subcommand list" -l no-ask-password -d 'Never prompt for authorization'
+complete -c loopctl -n "__fish_loopctl_using_subcommand list" -l no-color -d 'Print without colours and bold letters'
+complete -c loopctl -n "__fish_loopctl_using_subcommand list" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c loopctl -n "__fish_loopctl_using_subcommand info" -l json -d 'Print a JSON object; for a file that is attached more than once, one after the other'
+complete -c loopctl -n "__fish_loopctl_using_subcommand info" -l no-ask-password -d 'Never prompt for authorization'
+complete -c loopctl -n "__fish_loopctl_using_subcommand info" -l no-color -d 'Print without colours and bold letters'
+complete -c loopctl -n "__fish_loopctl_using_subcommand info" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c loopctl -n "__fish_loopctl_using_subcommand resize" -l no-ask-password -d 'Never prompt for authorization'
+complete -c loopctl -n "__fish_loopctl_using_subcommand resize" -l no-color -d 'Print without colours and bold letters'
+complete -c loopctl -n "__fish_loopctl_using_subcommand resize" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c loopctl -n "__fish_loopctl_using_subcommand set" -l direct-io -d 'Whether to bypass the page cache of the backing file; an error where the file cannot do that' -r -f -a "on\t'On'
+off\t'Off'"
+complete -c loopctl -n "__fish_loopctl_using_subcommand set" -s b -l block-size -d 'The logical block size: a power of two from 512 to 64K' -r
+complete -c loopctl -n "__fish_loopctl_using_subcommand set" -l lifetime -d 'When the device is detached by itself' -r -f -a "persistent\t''
+mount\t''"
+complete -c loopctl -n "__fish_loopctl_using_subcommand set" -l no-ask-password -d 'Never prompt for authorization'
+complete -c loopctl -n "__fish_loopctl_using_subcommand set" -l no-color -d 'Print without colours and bold letters'
+complete -c loopctl -n "__fish_loopctl_using_subcommand set" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c loopctl -n "__fish_loopctl_using_subcommand rescan" -l no-ask-password -d 'Never prompt for authorization'
+complete -c loopctl -n "__fish_loopctl_using_subcommand rescan" -l no-color -d 'Print without colours and bold letters'
+complete -c loopctl -n "__fish_loopctl_using_subcommand rescan" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c loopctl -n "__fish_loopctl_using_subcommand run" -s o -l offset -d 'Start this many bytes into the file' -r
+complete -c loopctl -n "__fish_loopctl_using_subcommand run" -l size-limit -d 'Use at most this many bytes of the file; 0 is up to its end' -r
+complete -c loopctl -n "__fish_loopctl_using_subcommand run" -s b -l block-size -d 'The logical block size: a power of two from 512 to 64K; 0 lets loopd choose' -r
+complete -c loopctl -n "__fish_loopctl_using_subcommand run" -l reference -d 'A name of at most 63 bytes for the device, which losetup shows as REF' -r
+complete -c loopctl -n "__fish_loopctl_using_subcommand run" -l device -d 'Ask for this device: /dev/loop3, loop3 or 3. By default any free one is taken' -r
+complete -c loopctl -n "__fish_loopctl_using_subcommand run" -l overlap -d 'What to do where the file is attached already' -r -f -a "allow\t''
+refuse\t''
+reuse\t''"
+complete -c loopctl -n "__fish_loopctl_using_subcommand run" -s r -l read-only -d 'Make the device read-only'
+complete -c loopctl -n "__fish_loopctl_using_subcommand run" -l direct-io -d 'Bypass the page cache of the backing file; an error where the file cannot do that'
+complete -c loopctl -n "__fish_loopctl_using_subcommand run" -l no-partitions -d 'Do not make the partitions\' nodes'
+complete -c loopctl -n "__fish_loopctl_using_subcommand run" -l no-wait -d 'Do not wait until udev has processed the device'
+complete -c loopctl -n "__fish_loopctl_using_subcommand run" -l no-ask-password -d 'Never prompt for authorization'
+complete -c loopctl -n "__fish_loopctl_using_subcommand run" -l no-color -d 'Print without colours and bold letters'
+complete -c loopctl -n "__fish_loopctl_using_subcommand run" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c loopctl -n "__fish_loopctl_using_subcommand monitor" -l json -d 'Print a JSON object a line, with event, time_us (microseconds since 1970), device, path (of the bus object) and changed (the properties with their new values; all of them at attached and partition-added); for a partition also partition, its number'
+complete -c loopctl -n "__fish_loopctl_using_subcommand monitor" -l no-ask-password -d 'Never prompt for authorization'
+complete -c loopctl -n "__fish_loopctl_using_subcommand monitor" -l no-color -d 'Print without colours and bold letters'
+complete -c loopctl -n "__fish_loopctl_using_subcommand monitor" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c loopctl -n "__fish_loopctl_using_subcommand losetup" -l no-ask-password -d 'Never prompt for authorization'
+complete -c loopctl -n "__fish_loopctl_using_subcommand losetup" -l no-color -d 'Print without colours and bold letters'
+complete -c loopctl -n "__fish_loopctl_using_subcommand completion" -l no-ask-password -d 'Never prompt for authorization'
+complete -c loopctl -n "__fish_loopctl_using_subcommand completion" -l no-color -d 'Print without colours and bold letters'
+complete -c loopctl -n "__fish_loopctl_using_subcommand completion" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c loopctl -n "__fish_loopctl_using_subcommand help; and not __fish_seen_subcommand_from attach detach list info resize set rescan run monitor losetup completion help" -f -a "attach" -d 'Attach a file to a free loop device and print the device node'
+complete -c loopctl -n "__fish_loopctl_using_subcommand help; and not __fish_seen_subcommand_from attach detach list info resize set rescan run monitor losetup completion help" -f -a "detach" -d 'Detach loop devices'
+complete -c loopctl -n "__fish_loopctl_using_subcommand help; and not __fish_seen_subcommand_from attach detach list info resize set rescan run monitor losetup completion help" -f -a "list" -d 'List the loop devices and their partitions'
+complete -c loopctl -n "__fish_loopctl_using_subcommand help; and not __fish_seen_subcommand_from attach detach list info resize set rescan run monitor losetup completion help" -f -a "info" -d 'Show every property of a loop device'
+complete -c loopctl -n "__fish_loopctl_using_subcommand help; and not __fish_seen_subcommand_from attach detach list info resize set rescan run monitor losetup completion help" -f -a "resize" -d 'Give a loop device the size that its backing file has now'
+complete -c loopctl -n "__fish_loopctl_using_subcommand help; and not __fish_seen_subcommand_from attach detach list info resize set rescan run monitor losetup completion help" -f -a "set" -d 'Change how a loop device works'
+complete -c loopctl -n "__fish_loopctl_using_subcommand help; and not __fish_seen_subcommand_from attach detach list info resize set rescan run monitor losetup completion help" -f -a "rescan" -d 'Read the partition table of a loop device again'
+complete -c loopctl -n "__fish_loopctl_using_subcommand help; and not __fish_seen_subcommand_from attach detach list info resize set rescan run monitor losetup completion help" -f -a "run" -d 'Attach a file for as long as a command runs'
+complete -c loopctl -n "__fish_loopctl_using_subcommand help; and not __fish_seen_subcommand_from attach detach list info resize set rescan run monitor losetup completion help" -f -a "monitor" -d 'Print a line for each loop device and partition that comes, changes or goes'
+complete -c loopctl -n "__fish_loopctl_using_subcommand help; and not __fish_seen_subcommand_from attach detach list info resize set rescan run monitor losetup completion help" -f -a "losetup" -d 'Take losetup\'s arguments, and print what losetup prints'
+complete -c loopctl -n "__fish_loopctl_using_subcommand help; and not __fish_seen_subcommand_from attach detach list info resize set rescan run monitor losetup completion help" -f -a "completion" -d 'Print the completion script for a shell'
+complete -c loopctl -n "__fish_loopctl_using_subcommand help; and not __fish_seen_subcommand_from attach detach list info resize set rescan run monitor losetup completion help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

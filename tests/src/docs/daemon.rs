@@ -1,0 +1,47 @@
+//! loopd(8), from what the daemon says of itself.
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use roff::bold;
+
+use super::{Manual, Page};
+
+/// The page. The help's first paragraph is what loopd is; further ones are sections, where they start
+/// with a heading and a colon.
+///
+/// # Errors
+/// loopd is not built, or its help has another form.
+pub fn page() -> Result<Page> {
+    let program = std::env::current_exe()?.with_file_name("loopd");
+    let output = Command::new(&program).arg("--help").output();
+    let output = output.with_context(|| format!("{}: build it first", program.display()))?;
+    ensure!(output.status.success(), "loopd --help: {}", output.status);
+    let help = String::from_utf8(output.stdout)?;
+    let mut manual = Manual::new("loopd", 8, "the daemon that attaches files to loop devices");
+    let mut description = Vec::new();
+    for paragraph in help.split("\n\n") {
+        match paragraph.strip_prefix("Usage: ") {
+            Some(usage) => drop(manual.heading("Synopsis").form(usage.trim())),
+            None => description.push(paragraph),
+        }
+    }
+    manual.heading("Description").prose(&description.join("\n\n"));
+    manual.heading("Files");
+    for (path, what) in FILES {
+        manual.item(vec![bold(*path)], what);
+    }
+    Ok(manual.see_also(&[("loopctl", 1), ("org.loopd1", 5), ("polkit", 8), ("systemd.service", 5)]))
+}
+
+/// What is installed beside it, and where it keeps things.
+const FILES: &[(&str, &str)] = &[
+    ("/run/loopd", "What it keeps while the machine is up."),
+    ("loopd.service", "The unit, which runs it without capabilities."),
+    (
+        "partitions.conf",
+        "A drop-in for the unit, which lets it make the nodes of partitions where the kernel does not.",
+    ),
+    ("org.loopd1.policy", "The actions of polkit, with who may do what by default."),
+    ("org.loopd1.conf", "What the message bus lets through."),
+];
