@@ -26,13 +26,14 @@ loopd_tests::tests! {
     Setup::None => [
         is_like_theirs,
         is_like_theirs_on_the_whole_machine,
+        is_like_theirs_on_their_devices,
         is_as_recorded,
         says_who_it_is,
         says_what_holds_a_device,
         as_a_word_of_loopctl,
         daemon_not_running,
     ];
-    Setup::StandIn(Says::Yes) => [user_with_a_yes_is_like_root];
+    Setup::StandIn(Says::Yes) => [user_with_a_yes_is_like_root, user_with_a_yes_has_their_devices];
     Setup::Real => [polkits_yes];
     Setup::StandIn(Says::No) => [user_with_a_no_is_like_any_user];
 }
@@ -178,9 +179,11 @@ async fn record(world: &World, stage: &Stage) -> Outcome {
             recording.add(stage, script, &answer);
         }
     }
-    for script in scripts::DENIED {
-        for answer in play_beside_root(world, stage, script, &self::theirs(GAMES)).await? {
-            recording.add(stage, script, &answer);
+    for (scripts, user) in [(scripts::DENIED, GAMES), (scripts::BESIDE_THEIRS, ROOT)] {
+        for script in scripts {
+            for answer in play_beside_root(world, stage, script, &self::theirs(user)).await? {
+                recording.add(stage, script, &answer);
+            }
         }
     }
     recording.write()
@@ -256,12 +259,26 @@ async fn polkits_yes(world: &mut World) -> Outcome {
 
 /// What polkit forbids looks as if the user had tried it without loopd.
 async fn user_with_a_no_is_like_any_user(world: &mut World) -> Outcome {
+    compare_beside_root(world, scripts::DENIED, theirs(GAMES), GAMES).await
+}
+
+/// What util-linux's losetup attached.
+async fn is_like_theirs_on_their_devices(world: &mut World) -> Outcome {
+    compare_beside_root(world, scripts::BESIDE_THEIRS, theirs(ROOT), ROOT).await
+}
+
+async fn user_with_a_yes_has_their_devices(world: &mut World) -> Outcome {
+    compare_beside_root(world, scripts::BESIDE_THEIRS, theirs(ROOT), GAMES).await
+}
+
+/// Plays the scripts through theirs and through ours as this user, where root has devices.
+async fn compare_beside_root(world: &World, scripts: &[Script], theirs: Side, user: User) -> Outcome {
     let stage = Stage::new(world)?;
-    let (theirs, ours) = (theirs(GAMES), ours(world, GAMES)?);
+    let ours = ours(world, user)?;
     let version = version(&theirs).await?;
     let recording = Recording::read()?;
     let mut verdict = Verdict::default();
-    for script in scripts::DENIED {
+    for script in scripts {
         let expected = play_beside_root(world, &stage, script, &theirs).await?;
         let found = play_beside_root(world, &stage, script, &ours).await?;
         for (theirs, ours) in expected.iter().zip(&found) {

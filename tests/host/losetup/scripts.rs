@@ -775,6 +775,19 @@ pub const WHOLE_MACHINE: &[Script] = &[
     ),
 ];
 
+/// Beside `$A` with a.img and `$B` with b.img, which util-linux's losetup has attached.
+pub const BESIDE_THEIRS: &[Script] = &[
+    script(
+        "look at theirs",
+        "$A\n-l $A\n-J --output-all $A\n-j a.img\n-j a.img -l\n$A b.img\n-L $C a.img\n-L -f --show a.img",
+    ),
+    script(
+        "change theirs",
+        "-c $A\n-b 1024 $A\n-O LOG-SEC $A\n-b 512 $A\n--direct-io $A\n-O DIO $A\n--direct-io=off $A\n-O DIO $A",
+    ),
+    script("detach theirs", "-d $A nonexistent $B\n$A\n-l $B\n-d $A\n$A b.img\n$A"),
+];
+
 /// For a user to whom polkit says no: `$A` and `$B` are root's.
 pub const DENIED: &[Script] = &[
     script("attach", "-f a.img\n--show -f a.img\n-f read-only.img\n-r -f a.img"),
