@@ -9,7 +9,7 @@ suite=${1:?usage: run.sh SUITE PROGRAMS [WORD…]}
 programs=$(realpath "${2:?usage: run.sh SUITE PROGRAMS [WORD…]}")
 words=("${@:3}")
 # Seconds until the machine counts as hung; many times what it takes under emulation.
-readonly limit=${LOOPD_VM_TIMEOUT:-900}
+readonly limit=${LOOPD_VM_TIMEOUT:-1800}
 # Seconds in which a kernel under KVM must have come as far as its root file system.
 readonly probe_limit=10
 
