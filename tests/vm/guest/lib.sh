@@ -87,6 +87,13 @@ remote() {
         -p User="$user" -p PAMName=login --setenv=HOME="/home/$user" -- "$@"
 }
 
+# login COMMAND…: alice logs in at the seat, runs it and stays.
+login() {
+    systemd-run --quiet --collect --unit=login --working-directory=/home/alice \
+        -p User=alice -p PAMName=login -p TTYPath=/dev/tty1 --setenv=HOME=/home/alice \
+        --setenv=XDG_SEAT=seat0 --setenv=XDG_VTNR=1 -- "$@"
+}
+
 # Answers the prompt of a command on a terminal: active alice "$ask" PASSWORD COMMAND…
 # shellcheck disable=SC2034 # for the tests
 readonly ask=$PWD/ask.exp
@@ -147,6 +154,16 @@ is_free() {
 
 is_attached() {
     ! is_free "$1"
+}
+
+has_device() {
+    losetup -n -O NAME -j "$1" | grep -q .
+}
+
+# device_of FILE: waits until it is attached.
+device_of() {
+    eventually has_device "$1"
+    losetup -n -O NAME -j "$1"
 }
 
 detached() {

@@ -1,27 +1,10 @@
 # What survives which death.
 # shellcheck shell=bash disable=SC2154 # of lib.sh
 
-# login COMMAND…: alice logs in at the seat, runs it and stays.
-login() {
-    systemd-run --quiet --collect --unit=login --working-directory=/home/alice \
-        -p User=alice -p PAMName=login -p TTYPath=/dev/tty1 --setenv=HOME=/home/alice \
-        --setenv=XDG_SEAT=seat0 --setenv=XDG_VTNR=1 -- "$@"
-}
-
 # end_login SIGNAL: to every process of alice's session at the seat.
 end_login() {
     loginctl kill-session --signal="$1" \
         "$(loginctl list-sessions --no-legend | awk '$3 == "alice" && $4 == "seat0" {print $1}' | tail -n 1)"
-}
-
-has_device() {
-    losetup -n -O NAME -j "$1" | grep -q .
-}
-
-# device_of FILE: waits until it is attached.
-device_of() {
-    eventually has_device "$1"
-    losetup -n -O NAME -j "$1"
 }
 
 test_a_killed_client_takes_its_device_along() {
