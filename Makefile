@@ -112,6 +112,7 @@ install:
 	chmod 644 $(DESTDIR)$(dbusservicedir)/org.loopd1.service $(DESTDIR)$(unitdir)/loopd.service
 	$(INSTALL) -D -m 644 systemd/partitions.conf $(DESTDIR)$(docdir)/partitions.conf
 	$(INSTALL) -D -m 644 polkit/50-loopd-group.rules $(DESTDIR)$(docdir)/50-loopd-group.rules
+	$(INSTALL) -D -m 644 docs/loopd.toml $(DESTDIR)$(docdir)/loopd.toml
 	for xml in dbus/*.xml; do $(INSTALL) -D -m 644 $$xml $(DESTDIR)$(datadir)/dbus-1/interfaces/$${xml#dbus/} || exit; done
 	$(INSTALL) -D -m 644 docs/completion/bash/loopctl $(DESTDIR)$(bashcompletiondir)/loopctl
 	$(INSTALL) -D -m 644 docs/completion/zsh/_loopctl $(DESTDIR)$(zshcompletiondir)/_loopctl

@@ -45,6 +45,8 @@ if have systemd-analyze "systemd units"; then
     echo "systemd units: ok"
 fi
 
+cargo run --quiet --package loopd -- --check-config docs/loopd.toml
+
 if have python3 "licences"; then
     cargo metadata --format-version 1 --locked | python3 tests/check-licences.py
 fi

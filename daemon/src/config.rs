@@ -1,64 +1,268 @@
-//! What the daemon is told at its start.
+//! The configuration: `/etc/loopd/loopd.toml`, and the drop-ins beside it.
 
-use std::ffi::OsString;
+use std::io::ErrorKind;
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 use crate::engine::Settings;
 
-/// What the command line asks for.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Arguments {
-    /// Be the daemon.
-    Run,
-    /// Print this and end.
-    Print(String),
-    /// Complain and end.
-    Wrong(String),
+const FILE: &str = "/etc/loopd/loopd.toml";
+/// Longer than anybody can mean, and short enough for every clock.
+const LONGEST: f64 = 365.0 * 24.0 * 3600.0;
+
+/// Where the configuration is read from: a file, and the `*.toml` in the folder of its name with
+/// `.d` behind it, in the order of their names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    file: PathBuf,
+    /// Whether the file must be there.
+    named: bool,
 }
 
-const HELP: &str = "\
-loopd attaches files to loop devices for those who may not do so themselves.
+impl Default for Source {
+    fn default() -> Self {
+        Self { file: PathBuf::from(FILE), named: false }
+    }
+}
 
-Usage: loopd [--help | --version]
+/// What the configuration says; what it leaves out has its default.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Config {
+    limits: Limits,
+    times: Times,
+}
 
-The service manager starts it as the system service loopd, or the message bus on
-the first call. People use loopctl. LOOPD_LOG sets the level of the log: error,
-warn, info, debug or trace.
-";
+/// Bounds for each user.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+struct Limits {
+    attachments: Option<u32>,
+    calls: Option<NonZeroU32>,
+    prompts: Option<u32>,
+}
 
-/// Reads the command line.
-pub fn arguments(mut arguments: impl Iterator<Item = OsString>) -> Arguments {
-    let Some(first) = arguments.next() else { return Arguments::Run };
-    match (first.to_str(), arguments.next()) {
-        (Some("-h" | "--help"), None) => Arguments::Print(HELP.to_owned()),
-        (Some("-V" | "--version"), None) => {
-            Arguments::Print(format!("loopd {}\n", env!("CARGO_PKG_VERSION")))
+/// In seconds.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+struct Times {
+    idle_exit: Option<Seconds>,
+    wait_for_udev: Option<Seconds>,
+    wait_for_users: Option<Seconds>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Seconds(Duration);
+
+impl<'de> Deserialize<'de> for Seconds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let seconds = f64::deserialize(deserializer)?;
+        if (0.0..=LONGEST).contains(&seconds) {
+            Ok(Self(Duration::from_secs_f64(seconds)))
+        } else {
+            Err(D::Error::custom(format!("{seconds} is not a time: a number of seconds from 0 to {LONGEST}")))
         }
-        _ => Arguments::Wrong(format!("unknown argument {}; loopd --help", first.display())),
     }
 }
 
-/// Times and bounds: the defaults, and `LOOPD_WAIT_TIMEOUT_MS` (milliseconds to wait for udev).
-pub fn settings() -> Settings {
-    let mut settings = Settings::default();
-    let wait = std::env::var("LOOPD_WAIT_TIMEOUT_MS").ok().and_then(|text| text.parse().ok());
-    if let Some(milliseconds) = wait {
-        settings.wait_for_udev = Duration::from_millis(milliseconds);
+impl Source {
+    /// This file and its drop-ins.
+    #[must_use]
+    pub fn named(file: PathBuf) -> Self {
+        Self { file, named: true }
     }
-    settings
+
+    /// Reads everything.
+    ///
+    /// # Errors
+    /// A line for a person: file, line, column, and what is wrong there.
+    pub fn read(&self) -> Result<Config, String> {
+        let mut config = Config::default();
+        for file in self.files()? {
+            config.overlay(read(&file)?);
+        }
+        Ok(config)
+    }
+
+    /// The files that there are, each of which overrules those before it.
+    ///
+    /// # Errors
+    /// A folder cannot be read, or a named file is not there.
+    pub fn files(&self) -> Result<Vec<PathBuf>, String> {
+        let mut drop_ins = self.file.clone().into_os_string();
+        drop_ins.push(".d");
+        let mut files = drop_ins_in(Path::new(&drop_ins))?;
+        let absent =
+            matches!(self.file.symlink_metadata(), Err(error) if error.kind() == ErrorKind::NotFound);
+        if self.named || !absent {
+            files.insert(0, self.file.clone());
+        }
+        Ok(files)
+    }
+}
+
+fn drop_ins_in(folder: &Path) -> Result<Vec<PathBuf>, String> {
+    let cannot = |error: std::io::Error| format!("{}: cannot be read: {error}", folder.display());
+    let entries = match folder.read_dir() {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(cannot(error)),
+    };
+    let mut files = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(cannot)?.path();
+        let is_hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if path.extension().is_some_and(|extension| extension == "toml") && !is_hidden {
+            files.push(path);
+        }
+    }
+    files.sort_unstable();
+    Ok(files)
+}
+
+fn read(file: &Path) -> Result<Config, String> {
+    let text = std::fs::read_to_string(file)
+        .map_err(|error| format!("{}: cannot be read: {error}", file.display()))?;
+    toml::from_str(&text).map_err(|error| {
+        let before = &text[..error.span().map_or(0, |span| span.start.min(text.len()))];
+        let line = before.split('\n').count();
+        let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+        format!("{}:{line}:{column}: {}", file.display(), error.message().replace('\n', ", "))
+    })
+}
+
+impl Config {
+    /// Takes what another one says over what this one says.
+    fn overlay(&mut self, other: Self) {
+        fn take<T>(old: &mut Option<T>, new: Option<T>) {
+            if new.is_some() {
+                *old = new;
+            }
+        }
+        take(&mut self.limits.attachments, other.limits.attachments);
+        take(&mut self.limits.calls, other.limits.calls);
+        take(&mut self.limits.prompts, other.limits.prompts);
+        take(&mut self.times.idle_exit, other.times.idle_exit);
+        take(&mut self.times.wait_for_udev, other.times.wait_for_udev);
+        take(&mut self.times.wait_for_users, other.times.wait_for_users);
+    }
+
+    /// Times and bounds.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        let count = |said: Option<u32>, default| said.map_or(default, |said| said as usize);
+        let time = |said: Option<Seconds>, default| said.map_or(default, |Seconds(said)| said);
+        let default = Settings::default();
+        let Self { limits, times } = self;
+        Settings {
+            wait_for_udev: time(times.wait_for_udev, default.wait_for_udev),
+            wait_for_users: time(times.wait_for_users, default.wait_for_users),
+            idle_exit: time(times.idle_exit, default.idle_exit),
+            attachments_of_a_uid: count(limits.attachments, default.attachments_of_a_uid),
+            calls_of_a_uid: count(limits.calls.map(NonZeroU32::get), default.calls_of_a_uid),
+            prompts_of_a_uid: count(limits.prompts, default.prompts_of_a_uid),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// A folder with these files; the configuration is `loopd.toml` there.
+    fn source(files: &[(&str, &str)]) -> (tempfile::TempDir, Source) {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("loopd.toml.d")).unwrap();
+        for (name, text) in files {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        let source = Source { file: folder.path().join("loopd.toml"), named: false };
+        (folder, source)
+    }
+
+    fn complaint(text: &str) -> String {
+        let (folder, source) = source(&[("loopd.toml", text)]);
+        let complaint = source.read().unwrap_err();
+        complaint.replace(&format!("{}/", folder.path().display()), "")
+    }
+
     #[test]
-    fn only_help_and_version_are_options() {
-        let read = |words: &[&str]| arguments(words.iter().map(OsString::from));
-        assert_eq!(read(&[]), Arguments::Run);
-        assert!(matches!(read(&["--version"]), Arguments::Print(text) if text.starts_with("loopd ")));
-        assert!(matches!(read(&["--help"]), Arguments::Print(_)));
-        assert!(matches!(read(&["--nonsense"]), Arguments::Wrong(_)));
-        assert!(matches!(read(&["--help", "me"]), Arguments::Wrong(_)));
+    fn nothing_said_is_the_defaults() {
+        let (_folder, nothing) = source(&[]);
+        assert_eq!(nothing.read().unwrap().settings(), Settings::default());
+        let (_folder, empty) = source(&[("loopd.toml", "# nothing\n[limits]\n")]);
+        assert_eq!(empty.read().unwrap().settings(), Settings::default());
+    }
+
+    #[test]
+    fn drop_ins_overrule_in_the_order_of_their_names() {
+        let (_folder, source) = source(&[
+            ("loopd.toml", "[limits]\nattachments = 1\ncalls = 1\nprompts = 0\n[times]\nidle-exit = 0\n"),
+            ("loopd.toml.d/20-b.toml", "[limits]\nattachments = 3\n"),
+            (
+                "loopd.toml.d/10-a.toml",
+                "[limits]\nattachments = 2\ncalls = 2\n[times]\nwait-for-udev = 0.5\n",
+            ),
+            ("loopd.toml.d/30-c.toml~", "nonsense"),
+            ("loopd.toml.d/.40-d.toml", "nonsense"),
+        ]);
+        let expected = Settings {
+            attachments_of_a_uid: 3,
+            calls_of_a_uid: 2,
+            prompts_of_a_uid: 0,
+            idle_exit: Duration::ZERO,
+            wait_for_udev: Duration::from_millis(500),
+            ..Settings::default()
+        };
+        assert_eq!(source.read().unwrap().settings(), expected);
+    }
+
+    #[test]
+    fn what_is_wrong_is_shown_with_its_place() {
+        for (text, expected) in [
+            ("[limits]\n  calls = 5\n  cals = 4\n", "loopd.toml:3:3: unknown field `cals`"),
+            ("[limit]\n", "loopd.toml:1:2: unknown field `limit`"),
+            ("[limits]\ncalls = 0\n", "loopd.toml:2:9: invalid value: integer `0`"),
+            ("[limits]\ncalls = \"5\"\n", "loopd.toml:2:9: invalid type: string"),
+            ("[limits]\nattachments = -1\n", "loopd.toml:2:15: invalid value: integer `-1`"),
+            ("[limits]\nattachments = 1\nattachments = 2\n", "loopd.toml:3:1: duplicate key"),
+            ("[times]\nidle-exit = -1\n", "loopd.toml:2:13: -1 is not a time"),
+            ("[times]\nidle-exit = nan\n", "loopd.toml:2:13: NaN is not a time"),
+            ("[times]\nidle-exit = 1e300\n", "loopd.toml:2:13: "),
+            ("[limits\n", "loopd.toml:1:"),
+            ("\u{e9} = 1 2", "loopd.toml:1:"),
+        ] {
+            let complaint = complaint(text);
+            assert!(complaint.starts_with(expected), "{text:?}: {complaint}");
+            assert!(!complaint.contains('\n'), "{complaint:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_refused() {
+        let (folder, _) = source(&[]);
+        let missing = Source::named(folder.path().join("other.toml"));
+        assert!(missing.read().unwrap_err().contains("other.toml: cannot be read"));
+        std::fs::write(folder.path().join("other.toml"), b"\xff").unwrap();
+        assert!(missing.read().unwrap_err().contains("other.toml: cannot be read"));
+        std::fs::create_dir(folder.path().join("loopd.toml.d/folder.toml")).unwrap();
+        let folders = Source { file: folder.path().join("loopd.toml"), named: false };
+        assert!(folders.read().unwrap_err().contains("folder.toml: cannot be read"));
+    }
+
+    /// The example that is shipped says what holds without it.
+    #[test]
+    fn the_example_has_every_key_with_its_default() {
+        let example = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/loopd.toml"));
+        let Config { limits, times } = read(example).unwrap();
+        assert!(limits.attachments.is_some() && limits.calls.is_some() && limits.prompts.is_some());
+        let Times { idle_exit, wait_for_udev, wait_for_users } = times;
+        assert!(idle_exit.is_some() && wait_for_udev.is_some() && wait_for_users.is_some());
+        let source = Source::named(example.to_owned());
+        assert_eq!(source.read().unwrap().settings(), Settings::default());
     }
 }

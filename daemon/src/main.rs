@@ -3,6 +3,7 @@
 //! Starts and stops the tasks, nothing else. `docs/architecture.md` names each of them and what it
 //! waits for.
 
+mod arguments;
 mod authority;
 mod bus;
 mod caller;
@@ -27,6 +28,7 @@ use tracing::{error, info, warn};
 use zbus::fdo::DBusProxy;
 use zbus::{Connection, MatchRule, MessageStream};
 
+use arguments::Arguments;
 use authority::Authority;
 use bus::{Publisher, Room};
 use caller::Callers;
@@ -34,21 +36,24 @@ use clients::Clients;
 use engine::{ClientId, Engine, Ledger, Settings};
 use kernel::Linux;
 
+/// The exit status of a daemon that would end so again: `EX_CONFIG` of sysexits(3).
+const UNFIT: u8 = 78;
 /// How long calls under way may take to end after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
-    match config::arguments(std::env::args_os().skip(1)) {
-        config::Arguments::Run => {}
-        config::Arguments::Print(text) => {
+    let configuration = match arguments::read(std::env::args_os().skip(1)) {
+        Arguments::Run(configuration) => configuration,
+        Arguments::Check(configuration) => return check(&configuration),
+        Arguments::Print(text) => {
             print!("{text}");
             return ExitCode::SUCCESS;
         }
-        config::Arguments::Wrong(message) => {
+        Arguments::Wrong(message) => {
             eprintln!("loopd: {message}");
             return ExitCode::from(2);
         }
-    }
+    };
     log::start();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -58,26 +63,64 @@ fn main() -> ExitCode {
         .build();
     let result = match runtime {
         Ok(runtime) => {
-            let result = runtime.block_on(run());
+            let result = runtime.block_on(run(configuration));
             // A thread may hang in an ioctl on a hung file: do not wait for it.
             runtime.shutdown_background();
             result
         }
-        Err(error) => Err(format!("no runtime: {error}")),
+        Err(error) => Err(Failure::Passing(format!("no runtime: {error}"))),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
+        Err(Failure::Passing(message)) => {
             error!("{message}");
+            ExitCode::FAILURE
+        }
+        Err(Failure::Lasting(message)) => {
+            error!("{message}");
+            ExitCode::from(UNFIT)
+        }
+    }
+}
+
+/// Why the daemon ended.
+enum Failure {
+    /// Another start may go better.
+    Passing(String),
+    /// It needs someone to change something first.
+    Lasting(String),
+}
+
+impl From<String> for Failure {
+    fn from(message: String) -> Self {
+        Self::Passing(message)
+    }
+}
+
+/// Says whether the configuration can be read.
+fn check(configuration: &config::Source) -> ExitCode {
+    match configuration.read().and_then(|_| configuration.files()) {
+        Ok(files) => {
+            if files.is_empty() {
+                println!("there is no configuration: the defaults hold");
+            }
+            files.iter().for_each(|file| println!("{}: ok", file.display()));
+            ExitCode::SUCCESS
+        }
+        Err(message) => {
+            eprintln!("{message}");
             ExitCode::FAILURE
         }
     }
 }
 
-async fn run() -> Result<(), String> {
-    let settings = config::settings();
+async fn run(configuration: config::Source) -> Result<(), Failure> {
+    let config = configuration.read().map_err(Failure::Lasting)?;
+    let settings = config.settings();
+    let hangup =
+        signal(SignalKind::hangup()).map_err(|error| format!("signals cannot be received: {error}"))?;
     let terminated = termination().map_err(|error| format!("signals cannot be received: {error}"))?;
-    let kernel = Linux::open().map_err(|error| error.to_string())?;
+    let kernel = Linux::open().map_err(|error| Failure::Lasting(error.to_string()))?;
     // Events are listened to before anything is looked at, so that none falls in between.
     let monitor = udev::Monitor::listen().map_err(|error| format!("cannot listen to udev: {error}"))?;
     let mount_watch = mounts::Watch::open().map_err(|error| format!("cannot watch mounts: {error}"))?;
@@ -85,7 +128,8 @@ async fn run() -> Result<(), String> {
 
     let (engine, events) = Engine::new(kernel, settings.clone());
     let clients = Clients::default();
-    let room = furnish(&connection, &engine, &clients, &settings)
+    let bounds = Bounds::new(&settings);
+    let room = furnish(&connection, &engine, &clients, &bounds)
         .await
         .map_err(|error| format!("the system bus failed: {error}"))?;
     let callers = Arc::clone(&room.callers);
@@ -99,6 +143,7 @@ async fn run() -> Result<(), String> {
             "cannot take the name org.loopd1 ({error}); does another loopd run, is the bus policy installed?"
         )
     })?;
+    tokio::spawn(follow(configuration, hangup, Arc::clone(&engine), bounds));
     notify(&[NotifyState::Ready]);
     info!(version = env!("CARGO_PKG_VERSION"), "ready");
 
@@ -110,7 +155,43 @@ async fn run() -> Result<(), String> {
     };
     notify(&[NotifyState::Stopping]);
     info!("stopping");
-    stopped
+    stopped.map_err(Failure::Passing)
+}
+
+/// What each uid may have at once, beside attachments.
+struct Bounds {
+    calls: Ledger,
+    prompts: Ledger,
+}
+
+impl Bounds {
+    fn new(settings: &Settings) -> Self {
+        Self {
+            calls: Ledger::new("calls under way", "wait for them", settings.calls_of_a_uid),
+            prompts: Ledger::new("prompts open", "answer them", settings.prompts_of_a_uid),
+        }
+    }
+}
+
+/// Reads the configuration again at each SIGHUP. One that cannot be read changes nothing.
+async fn follow(
+    configuration: config::Source,
+    mut hangup: Signal,
+    engine: Arc<Engine<Linux>>,
+    bounds: Bounds,
+) {
+    while hangup.recv().await.is_some() {
+        match configuration.read() {
+            Ok(config) => {
+                let settings = config.settings();
+                bounds.calls.set_limit(settings.calls_of_a_uid);
+                bounds.prompts.set_limit(settings.prompts_of_a_uid);
+                engine.configure(settings);
+                info!("the configuration was read again");
+            }
+            Err(message) => warn!("the configuration stays as it was: {message}"),
+        }
+    }
 }
 
 /// Makes what the objects on the bus need, and watches for clients that vanish.
@@ -118,17 +199,15 @@ async fn furnish(
     connection: &Connection,
     engine: &Arc<Engine<Linux>>,
     clients: &Clients,
-    settings: &Settings,
+    bounds: &Bounds,
 ) -> zbus::Result<Room> {
     watch_clients(connection, engine, clients).await?;
     let bus =
         DBusProxy::builder(connection).cache_properties(zbus::proxy::CacheProperties::No).build().await?;
-    let calls = Ledger::new("calls under way", "wait for them", settings.calls_of_a_uid);
-    let prompts = Ledger::new("prompts open", "answer them", settings.prompts_of_a_uid);
     Ok(Room {
         engine: Arc::clone(engine),
-        authority: Arc::new(Authority::new(connection, prompts).await?),
-        callers: Callers::new(bus, clients.clone(), calls),
+        authority: Arc::new(Authority::new(connection, bounds.prompts.clone()).await?),
+        callers: Callers::new(bus, clients.clone(), bounds.calls.clone()),
         objects: bus::Objects::default(),
     })
 }

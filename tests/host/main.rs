@@ -11,6 +11,7 @@ mod bad_input;
 mod change;
 mod clients;
 mod concurrency;
+mod config;
 mod detach;
 mod foreign;
 mod introspection;
@@ -44,6 +45,7 @@ fn main() -> std::process::ExitCode {
         partitions::unprivileged::TESTS,
         robustness::TESTS,
         concurrency::TESTS,
+        config::TESTS,
     ];
     loopd_tests::runner::main(tests.concat())
 }

@@ -53,7 +53,8 @@ async fn absent(world: &mut World) -> Outcome {
 }
 
 async fn stuck(world: &mut World) -> Outcome {
-    world.restart_daemon(&[("LOOPD_WAIT_TIMEOUT_MS", "500")]).await?;
+    world.configure("[times]\nwait-for-udev = 0.5\n")?;
+    world.restart_daemon(&[]).await?;
     let image = Image::sparse(&world.folder, "image", MIB)?;
     let outage = Outage::frozen()?;
     for lifetime in [Lifetime::Client, Lifetime::Persistent] {

@@ -11,6 +11,16 @@ use crate::bus::Bus;
 use crate::host::built;
 use crate::process::{Process, eventually, tied};
 
+/// The configuration of a daemon whose files are in this folder; empty where no test has written one.
+///
+/// # Errors
+/// It cannot be made.
+pub fn configuration(folder: &Path) -> Result<PathBuf> {
+    let file = folder.join("loopd.toml");
+    std::fs::File::options().create(true).append(true).open(&file)?;
+    Ok(file)
+}
+
 /// A running loopd; killed when dropped.
 #[derive(Debug)]
 pub struct Daemon {
@@ -42,6 +52,8 @@ impl Daemon {
             command.env("LOOPD_LOG", "debug");
         }
         command
+            .arg("--config")
+            .arg(configuration(folder)?)
             .env("DBUS_SYSTEM_BUS_ADDRESS", bus.address())
             .env("RUNTIME_DIRECTORY", folder.join("run"))
             .envs(environment.iter().copied())
@@ -127,6 +139,14 @@ impl Daemon {
     /// It has ended.
     pub fn freeze(&self, frozen: bool) -> Result<()> {
         self.process.signal(if frozen { Signal::SIGSTOP } else { Signal::SIGCONT })
+    }
+
+    /// Has it read its configuration again.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn reload(&self) -> Result<()> {
+        self.process.signal(Signal::SIGHUP)
     }
 
     /// Ends it without a word.

@@ -109,6 +109,14 @@ impl World {
         Daemon::spawn(&self.bus, folder, &[], &[])
     }
 
+    /// Writes the configuration that the daemon reads at its next start or SIGHUP.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn configure(&self, text: &str) -> Result<()> {
+        Ok(std::fs::write(crate::daemon::configuration(&self.folder)?, text)?)
+    }
+
     /// Starts a daemon with these environment variables; one that still runs is asked to end first.
     ///
     /// # Errors

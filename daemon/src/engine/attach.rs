@@ -127,7 +127,7 @@ impl<K: Kernel> Engine<K> {
             return Err(detached_meanwhile(id));
         }
         let waits = request.wait && self.kernel.udev_runs();
-        let deadline = Instant::now() + self.settings.wait_for_udev;
+        let deadline = Instant::now() + self.settings().wait_for_udev;
         if partitions_missing {
             if waits {
                 // udev answers our close of the device with BLKRRPART, which would drop the
@@ -173,7 +173,7 @@ impl<K: Kernel> Engine<K> {
         let state = self.state();
         let record = state.records.get(&id);
         let node = record.map(|record| record.device.node()).unwrap_or_default();
-        let waited = self.settings.wait_for_udev.as_secs_f32();
+        let waited = self.settings().wait_for_udev.as_secs_f32();
         let remedy = if record.is_some_and(Record::is_published) {
             "look at systemd-udevd"
         } else {

@@ -170,7 +170,7 @@ impl<K: Kernel> Engine<K> {
 
     /// Waits for the end of an attachment; false where it did not come in time.
     async fn await_end(&self, id: DiskSequence) -> bool {
-        let deadline = Instant::now() + self.settings.wait_for_users;
+        let deadline = Instant::now() + self.settings().wait_for_users;
         loop {
             let Some(changed) = self.state().records.get(&id).map(|record| Arc::clone(&record.changed))
             else {

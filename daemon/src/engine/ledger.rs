@@ -2,6 +2,7 @@
 //! nothing. Root is not bound.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use loopd_dbus::{Error, ErrorKind};
@@ -12,12 +13,12 @@ use tokio::sync::Notify;
 pub struct Ledger {
     what: &'static str,
     advice: &'static str,
-    limit: usize,
     book: Arc<Book>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Book {
+    limit: AtomicUsize,
     counts: Mutex<HashMap<u32, usize>>,
     emptied: Notify,
 }
@@ -39,7 +40,13 @@ impl Ledger {
     /// A ledger with nothing in it. The words go into the message of a refusal.
     #[must_use]
     pub fn new(what: &'static str, advice: &'static str, limit: usize) -> Self {
-        Self { what, advice, limit, book: Arc::default() }
+        let book = Book { limit: AtomicUsize::new(limit), counts: Mutex::default(), emptied: Notify::new() };
+        Self { what, advice, book: Arc::new(book) }
+    }
+
+    /// From now on each uid may have this many; nobody loses what it has.
+    pub fn set_limit(&self, limit: usize) {
+        self.book.limit.store(limit, Ordering::Relaxed);
     }
 
     /// Takes one more for this uid.
@@ -47,18 +54,19 @@ impl Ledger {
     /// # Errors
     /// `LimitExceeded`.
     pub fn enter(&self, uid: u32) -> Result<Slot, Error> {
+        let limit = self.book.limit.load(Ordering::Relaxed);
         let mut counts = self.book.counts();
-        let count = counts.entry(uid).or_default();
-        if *count >= self.limit && uid != 0 {
+        let count = counts.get(&uid).copied().unwrap_or_default();
+        if count >= limit && uid != 0 {
             return Err(Error::new(
                 ErrorKind::LimitExceeded,
                 format!(
                     "uid {uid} has {count} {} already, and may have {}; {}",
-                    self.what, self.limit, self.advice
+                    self.what, limit, self.advice
                 ),
             ));
         }
-        *count += 1;
+        counts.insert(uid, count + 1);
         drop(counts);
         Ok(Slot { uid, book: Arc::clone(&self.book) })
     }
@@ -109,5 +117,8 @@ mod tests {
         drop(first);
         let _third = ledger.enter(7).unwrap();
         assert_eq!(ledger.book.counts().values().sum::<usize>(), 12);
+        ledger.set_limit(0);
+        assert!(ledger.enter(9).is_err());
+        assert!(!ledger.book.counts().contains_key(&9), "a refusal is not counted");
     }
 }

@@ -33,12 +33,14 @@ use crate::kernel::{DiskSequence, Found, Kernel, node};
 use attachment::Record;
 
 /// Times and bounds.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// How long `SetupLoop` waits for udev.
     pub wait_for_udev: Duration,
     /// How long `Detach` waits for a passing user of the device, such as a probe of udev.
     pub wait_for_users: Duration,
+    /// How long the daemon stays with nothing attached and no call; zero is for ever.
+    pub idle_exit: Duration,
     /// Attachments of one uid.
     pub attachments_of_a_uid: usize,
     /// Calls of one uid that are under way at once.
@@ -53,6 +55,7 @@ impl Default for Settings {
             // Below the 25 s after which libdbus and sd-bus give a call up.
             wait_for_udev: Duration::from_secs(20),
             wait_for_users: Duration::from_secs(1),
+            idle_exit: Duration::from_secs(60),
             attachments_of_a_uid: 128,
             calls_of_a_uid: 32,
             prompts_of_a_uid: 4,
@@ -76,7 +79,7 @@ pub enum Event {
 /// The attachments of this machine.
 pub struct Engine<K: Kernel> {
     kernel: Arc<K>,
-    settings: Settings,
+    settings: Mutex<Settings>,
     state: Mutex<Attachments<K>>,
     events: mpsc::UnboundedSender<Event>,
     attachments_of_a_uid: Ledger,
@@ -105,7 +108,7 @@ impl<K: Kernel> Engine<K> {
                 "detach one that is not needed (loopctl list)",
                 settings.attachments_of_a_uid,
             ),
-            settings,
+            settings: Mutex::new(settings),
             file_locks: overlap::FileLocks::default(),
             state: Mutex::new(Attachments {
                 records: HashMap::new(),
@@ -120,6 +123,17 @@ impl<K: Kernel> Engine<K> {
 
     fn state(&self) -> MutexGuard<'_, Attachments<K>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The times and bounds that hold now.
+    pub fn settings(&self) -> Settings {
+        self.settings.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Has other times and bounds hold for what is asked from now on.
+    pub fn configure(&self, settings: Settings) {
+        self.attachments_of_a_uid.set_limit(settings.attachments_of_a_uid);
+        *self.settings.lock().unwrap_or_else(PoisonError::into_inner) = settings;
     }
 
     fn tell(&self, event: Event) {

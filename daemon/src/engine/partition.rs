@@ -18,7 +18,7 @@ impl<K: Kernel> Engine<K> {
     /// # Errors
     /// `Busy` where a partition is in use, `NotSupported`, `Timeout`, `Kernel`.
     pub async fn rescan(self: &Arc<Self>, id: DiskSequence) -> Result<(), Error> {
-        let deadline = Instant::now() + self.settings.wait_for_udev;
+        let deadline = Instant::now() + self.settings().wait_for_udev;
         self.update(id, |record| record.processed = false);
         let seen = self.look_at_partitions(id, Occasion::Rescan).await;
         if !seen.as_ref().is_ok_and(|seen| seen.udev_rereads) {

@@ -1,0 +1,94 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use crate::config;
+
+/// What the command line asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Arguments {
+    /// Be the daemon, with this configuration.
+    Run(config::Source),
+    /// Say whether this configuration can be read, and end.
+    Check(config::Source),
+    /// Print this and end.
+    Print(String),
+    /// Complain and end.
+    Wrong(String),
+}
+
+const HELP: &str = "\
+loopd attaches files to loop devices for those who may not do so themselves.
+
+Usage: loopd [--config FILE]
+       loopd --check-config [FILE]
+       loopd --help | --version
+
+The service manager starts it as the system service loopd, or the message bus on
+the first call. People use loopctl. SIGHUP has the configuration read again;
+SIGTERM ends it after the calls under way, a second one at once.
+
+  --config FILE          read FILE and FILE.d/*.toml, not /etc/loopd/loopd.toml
+                         and /etc/loopd/loopd.toml.d/*.toml
+  --check-config [FILE]  say what is wrong with the configuration, and end
+
+LOOPD_LOG sets the level of the log: error, warn, info, debug or trace.
+";
+
+/// Reads the command line.
+pub fn read(mut arguments: impl Iterator<Item = OsString>) -> Arguments {
+    let Some(first) = arguments.next() else { return Arguments::Run(config::Source::default()) };
+    let second = arguments.next();
+    let rest = arguments.next();
+    match (first.to_str(), second, rest) {
+        (Some("-h" | "--help"), None, None) => Arguments::Print(HELP.to_owned()),
+        (Some("-V" | "--version"), None, None) => {
+            Arguments::Print(format!("loopd {}\n", env!("CARGO_PKG_VERSION")))
+        }
+        (Some("--config"), Some(file), None) => Arguments::Run(named(file)),
+        (Some("--check-config"), file, None) => Arguments::Check(file.map(named).unwrap_or_default()),
+        (Some("--config"), None, None) => Arguments::Wrong("--config wants a file; loopd --help".to_owned()),
+        (_, second, rest) => {
+            let unknown = rest.or(second).filter(|_| is_option(&first)).unwrap_or(first);
+            Arguments::Wrong(format!("unexpected argument {}; loopd --help", unknown.display()))
+        }
+    }
+}
+
+fn named(file: OsString) -> config::Source {
+    config::Source::named(PathBuf::from(file))
+}
+
+fn is_option(word: &OsString) -> bool {
+    let options = ["-h", "--help", "-V", "--version", "--config", "--check-config"];
+    options.iter().any(|option| word == option)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_known_is_taken_and_nothing_else() {
+        let read = |words: &[&str]| read(words.iter().map(OsString::from));
+        let named = |name: &str| config::Source::named(PathBuf::from(name));
+        assert_eq!(read(&[]), Arguments::Run(config::Source::default()));
+        assert_eq!(read(&["--config", "a"]), Arguments::Run(named("a")));
+        assert_eq!(read(&["--check-config"]), Arguments::Check(config::Source::default()));
+        assert_eq!(read(&["--check-config", "a"]), Arguments::Check(named("a")));
+        assert!(matches!(read(&["--version"]), Arguments::Print(text) if text.starts_with("loopd ")));
+        assert!(matches!(read(&["--help"]), Arguments::Print(_)));
+        for (words, complaint) in [
+            (&["--nonsense"][..], "--nonsense"),
+            (&["--nonsense", "a"], "--nonsense"),
+            (&["--help", "me"], "me"),
+            (&["--config"], "--config wants"),
+            (&["--config", "a", "b"], "b"),
+            (&["--check-config", "a", "b"], "b"),
+        ] {
+            let Arguments::Wrong(message) = read(words) else { panic!("{words:?} is taken") };
+            assert!(message.contains(complaint), "{message}");
+        }
+    }
+}
