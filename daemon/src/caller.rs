@@ -34,9 +34,29 @@ impl Callers {
         Arc::new(Self { bus, clients, calls_of_a_uid })
     }
 
-    /// Resolves when no call is under way.
+    /// Resolves when no call is under way that its handler has taken up.
     pub async fn idle(&self) {
-        self.calls_of_a_uid.empty().await;
+        self.clients.idle().await;
+    }
+
+    /// Resolves when every call that has arrived is answered.
+    pub async fn answered(&self) {
+        // What has arrived is with its handler once something later has arrived.
+        self.round_trip().await;
+        self.idle().await;
+        // Answers go out before what is sent later.
+        self.round_trip().await;
+    }
+
+    async fn round_trip(&self) {
+        let _nobody_to_answer_to = self.bus.get_id().await;
+    }
+
+    /// Whether the bus still knows this client.
+    pub async fn lives(&self, client: &ClientId) -> bool {
+        let Ok(name) = BusName::try_from(client.0.as_str()) else { return false };
+        // Without an answer nothing is taken from anyone.
+        self.bus.name_has_owner(name).await.unwrap_or(true)
     }
 
     /// The caller of a message. Its sender is set by the bus and cannot be forged.

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::engine::ClientId;
 
@@ -16,6 +16,7 @@ use crate::engine::ClientId;
 #[derive(Clone, Default)]
 pub struct Clients {
     known: Arc<Mutex<Known>>,
+    nobody: Arc<Notify>,
 }
 
 /// Under one lock, so that an end is seen by both or by neither.
@@ -55,6 +56,19 @@ impl Clients {
         let gone = entry.gone.subscribe();
         drop(known);
         Watch { clients: self.clone(), client, gone }
+    }
+
+    /// Resolves when no call is under way.
+    pub async fn idle(&self) {
+        loop {
+            let nobody = self.nobody.notified();
+            tokio::pin!(nobody);
+            nobody.as_mut().enable();
+            if self.known().watched.is_empty() {
+                return;
+            }
+            nobody.await;
+        }
     }
 
     /// The bus says that this name is gone.
@@ -109,6 +123,9 @@ impl Drop for Watch {
             entry.calls -= 1;
             if entry.calls == 0 {
                 known.watched.remove(&self.client);
+            }
+            if known.watched.is_empty() {
+                self.clients.nobody.notify_waiters();
             }
         }
     }

@@ -10,13 +10,21 @@ mod caller;
 mod clients;
 mod config;
 mod engine;
+mod idle;
 mod kernel;
+mod lock;
 mod log;
 mod mounts;
 mod partition_table;
+mod service_manager;
+mod store;
 mod text;
 mod udev;
+mod vault;
+mod watchdog;
 
+use std::fmt::Display;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +32,7 @@ use std::time::Duration;
 use futures_lite::StreamExt;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tracing::{error, info, warn};
 use zbus::fdo::DBusProxy;
 use zbus::{Connection, MatchRule, MessageStream};
@@ -34,10 +43,17 @@ use bus::{Publisher, Room};
 use caller::Callers;
 use clients::Clients;
 use engine::{ClientId, Engine, Ledger, Settings};
+use idle::{Exit, Idle};
 use kernel::Linux;
+use lock::Lock;
+use loopd_dbus::names::BUS_NAME;
+use store::Files;
+use vault::Vault;
 
 /// The exit status of a daemon that would end so again: `EX_CONFIG` of sysexits(3).
 const UNFIT: u8 = 78;
+/// The exit status of a daemon that is to be started again at once: `EX_TEMPFAIL`.
+const RESTART: u8 = 75;
 /// How long calls under way may take to end after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -71,7 +87,8 @@ fn main() -> ExitCode {
         Err(error) => Err(Failure::Passing(format!("no runtime: {error}"))),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Exit::Done) => ExitCode::SUCCESS,
+        Ok(Exit::Restart) => ExitCode::from(RESTART),
         Err(Failure::Passing(message)) => {
             error!("{message}");
             ExitCode::FAILURE
@@ -114,48 +131,75 @@ fn check(configuration: &config::Source) -> ExitCode {
     }
 }
 
-async fn run(configuration: config::Source) -> Result<(), Failure> {
-    let config = configuration.read().map_err(Failure::Lasting)?;
-    let settings = config.settings();
-    let hangup =
-        signal(SignalKind::hangup()).map_err(|error| format!("signals cannot be received: {error}"))?;
-    let terminated = termination().map_err(|error| format!("signals cannot be received: {error}"))?;
-    let kernel = Linux::open().map_err(|error| Failure::Lasting(error.to_string()))?;
+async fn run(configuration: config::Source) -> Result<Exit, Failure> {
+    let signals = Signals::receive().map_err(|error| format!("signals cannot be received: {error}"))?;
+    let settings = configuration.read().map_err(Failure::Lasting)?.settings();
+    let runtime_folder = store::runtime_folder().map_err(|error| format!("no runtime folder: {error}"))?;
+    let kernel = Linux::open(Vault::open()).map_err(|error| Failure::Lasting(error.to_string()))?;
     // Events are listened to before anything is looked at, so that none falls in between.
     let monitor = udev::Monitor::listen().map_err(|error| format!("cannot listen to udev: {error}"))?;
     let mount_watch = mounts::Watch::open().map_err(|error| format!("cannot watch mounts: {error}"))?;
     let connection = Connection::system().await.map_err(|error| format!("no system bus: {error}"))?;
+    let bus = bus::proxy(&connection).await.map_err(bus_failed)?;
+    let _lock = alone(&bus, &runtime_folder).await?;
 
-    let (engine, events) = Engine::new(kernel, settings.clone());
+    let store = Files::open(&runtime_folder, bus.get_id().await.map_err(bus_failed)?.to_string())
+        .map_err(|error| format!("what a restart needs cannot be kept: {error}"))?;
+    let (engine, events) = Engine::new(kernel, settings.clone(), Box::new(store));
     let clients = Clients::default();
     let bounds = Bounds::new(&settings);
-    let room = furnish(&connection, &engine, &clients, &bounds)
-        .await
-        .map_err(|error| format!("the system bus failed: {error}"))?;
+    watch_clients(&connection, &engine, &clients).await.map_err(bus_failed)?;
+    let room = furnish(&connection, &engine, &clients, &bounds).await.map_err(bus_failed)?;
     let callers = Arc::clone(&room.callers);
     tokio::spawn(Publisher::new(connection.clone(), room.clone()).run(events));
-    engine.mounts_changed(kernel::mount_table::read().unwrap_or_default());
-    engine.resync().await;
-    engine.told().await;
-    bus::serve(&connection, &room).await.map_err(|error| format!("the system bus failed: {error}"))?;
+    take_stock(&engine, &callers).await;
+
+    bus::serve(&connection, &room).await.map_err(bus_failed)?;
+    let (patience, idle_after) = watch::channel(settings.idle_exit);
+    let idle = Idle::new(&connection, &engine, &callers, idle_after);
     bus::take_name(&connection).await.map_err(|error| {
         format!(
-            "cannot take the name org.loopd1 ({error}); does another loopd run, is the bus policy installed?"
+            "cannot take the name {BUS_NAME} ({error}); does another loopd run, is the bus policy installed?"
         )
     })?;
-    tokio::spawn(follow(configuration, hangup, Arc::clone(&engine), bounds));
-    notify(&[NotifyState::Ready]);
+    tokio::spawn(follow(configuration, signals.hangup, Arc::clone(&engine), bounds, patience));
+    tokio::spawn(watchdog::run(connection.clone(), Arc::clone(&engine)));
+    service_manager::notify(&[NotifyState::Ready]);
     info!(version = env!("CARGO_PKG_VERSION"), "ready");
 
     let stopped = tokio::select! {
         () = monitor.run(observer(&engine)) => Err("udev's socket failed".to_owned()),
         () = mount_watch.run(|table| engine.mounts_changed(table)) => Err("the mount table failed".to_owned()),
         () = connection.closed() => Err("the system bus is gone".to_owned()),
-        () = drained(terminated, &callers) => Ok(()),
+        exit = idle.run() => exit.map_err(|error| format!("the system bus failed: {error}")),
+        () = drained(signals.terminate, signals.interrupt, &connection, &callers) => Ok(Exit::Done),
     };
-    notify(&[NotifyState::Stopping]);
+    service_manager::notify(&[NotifyState::Stopping]);
     info!("stopping");
     stopped.map_err(Failure::Passing)
+}
+
+fn bus_failed(error: impl Display) -> String {
+    format!("the system bus failed: {error}")
+}
+
+/// Makes sure that no other daemon is at work.
+async fn alone(bus: &DBusProxy<'_>, runtime_folder: &Path) -> Result<Lock, Failure> {
+    let lock =
+        Lock::take(runtime_folder).await.map_err(|error| format!("{error}; does another loopd run?"))?;
+    let name = BUS_NAME.try_into().map_err(bus_failed)?;
+    if bus.name_has_owner(name).await.map_err(bus_failed)? {
+        return Err(Failure::Passing(format!("the name {BUS_NAME} is taken: another loopd runs")));
+    }
+    Ok(lock)
+}
+
+/// Takes up what an earlier daemon has left, and looks at everything else.
+async fn take_stock(engine: &Arc<Engine<Linux>>, callers: &Callers) {
+    engine.mounts_changed(kernel::mount_table::read().unwrap_or_default());
+    engine.restore(async |client| callers.lives(client).await).await;
+    engine.resync().await;
+    engine.told().await;
 }
 
 /// What each uid may have at once, beside attachments.
@@ -179,6 +223,7 @@ async fn follow(
     mut hangup: Signal,
     engine: Arc<Engine<Linux>>,
     bounds: Bounds,
+    patience: watch::Sender<Duration>,
 ) {
     while hangup.recv().await.is_some() {
         match configuration.read() {
@@ -186,6 +231,7 @@ async fn follow(
                 let settings = config.settings();
                 bounds.calls.set_limit(settings.calls_of_a_uid);
                 bounds.prompts.set_limit(settings.prompts_of_a_uid);
+                patience.send_replace(settings.idle_exit);
                 engine.configure(settings);
                 info!("the configuration was read again");
             }
@@ -194,16 +240,14 @@ async fn follow(
     }
 }
 
-/// Makes what the objects on the bus need, and watches for clients that vanish.
+/// Makes what the objects on the bus need.
 async fn furnish(
     connection: &Connection,
     engine: &Arc<Engine<Linux>>,
     clients: &Clients,
     bounds: &Bounds,
 ) -> zbus::Result<Room> {
-    watch_clients(connection, engine, clients).await?;
-    let bus =
-        DBusProxy::builder(connection).cache_properties(zbus::proxy::CacheProperties::No).build().await?;
+    let bus = bus::proxy(connection).await?;
     Ok(Room {
         engine: Arc::clone(engine),
         authority: Arc::new(Authority::new(connection, bounds.prompts.clone()).await?),
@@ -254,26 +298,41 @@ fn observer(engine: &Arc<Engine<Linux>>) -> impl FnMut(udev::Notice) {
     }
 }
 
-fn termination() -> std::io::Result<(Signal, Signal)> {
-    Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
+/// What the daemon is asked by signals.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
 }
 
-/// Resolves after SIGTERM or SIGINT, when no call is under way any more; at once after a second one.
-async fn drained((mut terminate, mut interrupt): (Signal, Signal), callers: &Callers) {
+impl Signals {
+    fn receive() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+/// Resolves after SIGTERM or SIGINT, when every call that has arrived is answered; at once after a
+/// second one. Later calls wait for the next daemon, where the bus starts one.
+async fn drained(mut terminate: Signal, mut interrupt: Signal, connection: &Connection, callers: &Callers) {
     let mut asked = async || {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
     };
     asked().await;
+    service_manager::notify(&[NotifyState::Stopping]);
+    let answered = async {
+        if let Err(error) = bus::release_name(connection).await {
+            warn!("the bus keeps the name: {error}");
+        }
+        callers.answered().await;
+    };
     tokio::select! {
         () = asked() => warn!("asked twice to stop: calls under way are given up"),
-        idle = tokio::time::timeout(DRAIN, callers.idle()) => if idle.is_err() {
+        answered = tokio::time::timeout(DRAIN, answered) => if answered.is_err() {
             warn!("calls under way did not end in time and are given up");
         }
-    }
-}
-
-fn notify(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        warn!("the service manager was not told: {error}");
     }
 }

@@ -6,8 +6,9 @@ use loopd_dbus::names::{BUS_NAME, ROOT_PATH};
 use loopd_dbus::{Error, ErrorKind, InvalidOption};
 use tracing::info;
 use zbus::Connection;
-use zbus::fdo::RequestNameFlags;
+use zbus::fdo::{DBusProxy, RequestNameFlags};
 use zbus::message::Header;
+use zbus::proxy::CacheProperties;
 
 use crate::authority::{Authority, Deed};
 use crate::caller::{Caller, Callers};
@@ -87,6 +88,22 @@ pub async fn serve(connection: &Connection, room: &Room) -> zbus::Result<()> {
     server.at(ROOT_PATH, room.objects.clone()).await?;
     server.at(ROOT_PATH, manager::Manager::new(room.clone())).await?;
     Ok(())
+}
+
+/// The bus itself.
+///
+/// # Errors
+/// The connection failed.
+pub async fn proxy(connection: &Connection) -> zbus::Result<DBusProxy<'static>> {
+    DBusProxy::builder(connection).cache_properties(CacheProperties::No).build().await
+}
+
+/// Gives the well-known name up. When it is given up, every call to it has arrived.
+///
+/// # Errors
+/// The connection failed.
+pub async fn release_name(connection: &Connection) -> zbus::Result<()> {
+    connection.release_name(BUS_NAME).await.map(drop)
 }
 
 /// Takes the well-known name. Calls come from then on, so everything must be served before.

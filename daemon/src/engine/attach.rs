@@ -126,6 +126,7 @@ impl<K: Kernel> Engine<K> {
         if self.look_whether_gone(id) {
             return Err(detached_meanwhile(id));
         }
+        self.keep(id)?;
         let waits = request.wait && self.kernel.udev_runs();
         let deadline = Instant::now() + self.settings().wait_for_udev;
         if partitions_missing {
@@ -210,7 +211,7 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Undoes an attach that the world was not told of.
-    async fn discard(self: &Arc<Self>, id: DiskSequence) {
+    pub(super) async fn discard(self: &Arc<Self>, id: DiskSequence) {
         self.let_go(id).await;
         let still_used = {
             let mut state = self.state();

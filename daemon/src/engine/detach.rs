@@ -73,7 +73,7 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    async fn end_of_lifetime(self: &Arc<Self>, id: DiskSequence) {
+    pub(super) async fn end_of_lifetime(self: &Arc<Self>, id: DiskSequence) {
         let Ok(_alone) = self.lock_device(id).await else { return };
         if let Some(attachment) = self.find(id) {
             self.detach_lazily(&attachment, "detached, since its client is gone").await;
@@ -203,6 +203,7 @@ impl<K: Kernel> Engine<K> {
     /// Forgets an attachment that the kernel has taken down.
     pub(super) fn finish(&self, id: DiskSequence) {
         let Some(record) = self.state().remove(id) else { return };
+        self.keeper.end(id);
         if record.is_published() {
             self.tell(Event::Removed(id));
         }

@@ -71,6 +71,13 @@ impl Ledger {
         Ok(Slot { uid, book: Arc::clone(&self.book) })
     }
 
+    /// Counts one that this uid has already, whatever the limit.
+    #[must_use]
+    pub fn take_over(&self, uid: u32) -> Slot {
+        *self.book.counts().entry(uid).or_default() += 1;
+        Slot { uid, book: Arc::clone(&self.book) }
+    }
+
     /// Resolves when there is none, of any uid.
     pub async fn empty(&self) {
         loop {

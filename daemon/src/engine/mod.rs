@@ -13,12 +13,15 @@ use tokio::sync::{mpsc, oneshot};
 mod attach;
 mod attachment;
 mod change;
+#[cfg(test)]
+mod crash;
 mod detach;
 mod ledger;
 mod observe;
 mod overlap;
 mod partition;
 mod request;
+mod restore;
 #[cfg(test)]
 mod simulation;
 
@@ -27,6 +30,9 @@ pub use attachment::{ClientId, Ownership, PartitionSnapshot, Snapshot};
 pub use ledger::{Ledger, Slot};
 pub use observe::Uevent;
 pub use request::{AttachRequest, is_block_size};
+#[cfg(test)]
+pub use restore::Phase;
+pub use restore::{Kept, Store};
 
 use crate::kernel::mount_table::MountTable;
 use crate::kernel::{DiskSequence, Found, Kernel, node};
@@ -84,6 +90,7 @@ pub struct Engine<K: Kernel> {
     events: mpsc::UnboundedSender<Event>,
     attachments_of_a_uid: Ledger,
     file_locks: overlap::FileLocks,
+    keeper: restore::Keeper,
 }
 
 /// The state behind the engine's lock.
@@ -99,7 +106,11 @@ struct Attachments<K: Kernel> {
 
 impl<K: Kernel> Engine<K> {
     /// An engine that knows of no attachment yet, and the events that it will tell.
-    pub fn new(kernel: K, settings: Settings) -> (Arc<Self>, mpsc::UnboundedReceiver<Event>) {
+    pub fn new(
+        kernel: K,
+        settings: Settings,
+        store: Box<dyn Store>,
+    ) -> (Arc<Self>, mpsc::UnboundedReceiver<Event>) {
         let (events, receiver) = mpsc::unbounded_channel();
         let engine = Self {
             kernel: Arc::new(kernel),
@@ -117,6 +128,7 @@ impl<K: Kernel> Engine<K> {
                 mounts: MountTable::default(),
             }),
             events,
+            keeper: restore::Keeper::new(store),
         };
         (Arc::new(engine), receiver)
     }
@@ -137,8 +149,14 @@ impl<K: Kernel> Engine<K> {
     }
 
     fn tell(&self, event: Event) {
+        self.keeper.follow(&event);
         // There is nobody to tell once the daemon stops.
         let _nobody_listens = self.events.send(event);
+    }
+
+    /// Resolves when no attachment is ours, not even one that is being detached.
+    pub async fn nothing_attached(&self) {
+        self.attachments_of_a_uid.empty().await;
     }
 
     /// Resolves when every event so far was handled by whoever receives them.

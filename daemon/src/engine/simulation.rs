@@ -9,25 +9,26 @@ use std::time::Duration;
 use loopd_dbus::{AttachOptions, ErrorKind, Lifetime, Overlap, State};
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use super::crash::Files;
 use super::*;
 use crate::kernel::simulated::{Interference, Simulated};
 
-type SimulatedEngine = Arc<Engine<Simulated>>;
+pub(super) type SimulatedEngine = Arc<Engine<Simulated>>;
 
 /// A client on a simulated bus.
 #[derive(Clone)]
-struct Client {
-    id: ClientId,
-    uid: u32,
-    gone: Arc<AtomicBool>,
+pub(super) struct Client {
+    pub id: ClientId,
+    pub uid: u32,
+    pub gone: Arc<AtomicBool>,
 }
 
 impl Client {
-    fn new(name: &str, uid: u32) -> Self {
+    pub fn new(name: &str, uid: u32) -> Self {
         Self { id: ClientId(name.to_owned()), uid, gone: Arc::default() }
     }
 
-    fn vanish(&self, engine: &SimulatedEngine) {
+    pub fn vanish(&self, engine: &SimulatedEngine) {
         self.gone.store(true, Ordering::Relaxed);
         engine.client_vanished(&self.id);
     }
@@ -91,16 +92,21 @@ async fn udev(machine: Simulated, engine: SimulatedEngine, seed: u64) {
     }
 }
 
-struct House {
+pub(super) struct House {
     tasks: Mutex<tokio::task::JoinSet<()>>,
-    machine: Simulated,
-    engine: SimulatedEngine,
+    pub machine: Simulated,
+    pub engine: SimulatedEngine,
     shown: Shown,
 }
 
 impl House {
     fn new(machine: Simulated) -> Self {
-        let (engine, events) = Engine::new(machine.clone(), Settings::default());
+        let files = Files::on(&machine);
+        Self::with_files(machine, files)
+    }
+
+    pub fn with_files(machine: Simulated, files: Files) -> Self {
+        let (engine, events) = Engine::new(machine.clone(), Settings::default(), Box::new(files));
         let (shown, mut tasks) = (Shown::default(), tokio::task::JoinSet::new());
         tasks.spawn(follow(events, Arc::clone(&shown)));
         Self { tasks: Mutex::new(tasks), machine, engine, shown }
@@ -113,16 +119,16 @@ impl House {
     }
 
     /// udev runs for as long as the house stands.
-    fn start_udev(&self, seed: u64) {
+    pub fn start_udev(&self, seed: u64) {
         let udev = udev(self.machine.clone(), Arc::clone(&self.engine), seed);
         self.tasks.lock().unwrap().spawn(udev);
     }
 
-    async fn attach(&self, client: &Client, lifetime: Lifetime) -> Result<Snapshot, Error> {
+    pub async fn attach(&self, client: &Client, lifetime: Lifetime) -> Result<Snapshot, Error> {
         self.attach_with(client, AttachOptions { lifetime, ..AttachOptions::default() }).await
     }
 
-    async fn attach_with(&self, client: &Client, options: AttachOptions) -> Result<Snapshot, Error> {
+    pub async fn attach_with(&self, client: &Client, options: AttachOptions) -> Result<Snapshot, Error> {
         let order = Order { file: 1, request: AttachRequest::new(options)? };
         self.engine.attach(order, client).await
     }
@@ -142,13 +148,13 @@ impl House {
     }
 
     /// Lets everything that is under way come to its end.
-    async fn settle(&self) {
+    pub async fn settle(&self) {
         tokio::time::sleep(Duration::from_secs(2)).await;
         self.engine.told().await;
     }
 
     /// The engine, the machine and the bus agree.
-    fn agree(&self) {
+    pub fn agree(&self) {
         let bound: Vec<_> =
             self.machine.bound().into_iter().map(|(number, sequence, _)| (number, sequence)).collect();
         let list = self.engine.list();
@@ -169,7 +175,7 @@ impl House {
         }
     }
 
-    async fn assert_empty(&self) {
+    pub async fn assert_empty(&self) {
         self.settle().await;
         assert_eq!(self.machine.bound(), []);
         self.agree();
@@ -374,11 +380,11 @@ async fn an_attach_that_fails_while_in_use_is_shown_until_it_goes() {
 #[tokio::test(start_paused = true)]
 async fn what_others_do_is_seen() {
     let house = House::with_udev();
-    let before = house.machine.attach_elsewhere();
+    let before = house.machine.attach_elsewhere(1);
     house.engine.resync().await;
     let foreign = house.engine.list();
     assert_eq!((foreign.len(), foreign[0].ownership.as_ref()), (1, None));
-    let later = house.machine.attach_elsewhere();
+    let later = house.machine.attach_elsewhere(1);
     house.settle().await;
     assert_eq!(house.engine.list().len(), 2);
     house.agree();
@@ -399,7 +405,7 @@ async fn a_number_that_changed_hands_is_not_taken_for_the_old_one() {
     house.machine.set_udev(false);
     let ours = house.attach(&Client::new(":1.1", 7), Lifetime::Persistent).await.unwrap();
     house.machine.detach_elsewhere(ours.device.number);
-    assert_eq!(house.machine.attach_elsewhere(), ours.device.number);
+    assert_eq!(house.machine.attach_elsewhere(1), ours.device.number);
     // No event has come yet: the handle of yesterday must not detach the device of today.
     let _gone = house.engine.detach(ours.id, false).await;
     assert_eq!(house.machine.bound().len(), 1);
@@ -512,7 +518,7 @@ async fn a_change_that_fails_at_any_step_changes_nothing() {
 async fn what_others_attached_can_be_adopted() {
     let house = House::with_udev();
     let client = Client::new(":1.1", 0);
-    house.machine.attach_elsewhere();
+    house.machine.attach_elsewhere(1);
     house.settle().await;
     let foreign = house.engine.list().remove(0);
     house.engine.set_lifetime(foreign.id, Lifetime::Client, &client).await.unwrap();
@@ -578,7 +584,7 @@ async fn a_file_is_not_attached_twice_where_that_is_not_wanted() {
     house.engine.detach(id, false).await.unwrap();
 
     // One that no event has told of yet.
-    house.machine.attach_elsewhere();
+    house.machine.attach_elsewhere(1);
     let error = house.attach_with(&client, with(Overlap::Refuse, 0)).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Overlap);
 }
@@ -710,7 +716,7 @@ async fn storm(seed: u64) {
                 clients.retain(|other| other.id != client.id);
                 client.vanish(&house.engine);
             }
-            _ if random.bool() => drop(house.machine.attach_elsewhere()),
+            _ if random.bool() => drop(house.machine.attach_elsewhere(1)),
             _ => house.machine.detach_elsewhere(number),
         }
         tokio::time::sleep(Duration::from_micros(random.u64(..4000))).await;
@@ -720,7 +726,7 @@ async fn storm(seed: u64) {
 }
 
 /// Everyone goes, everything is closed: nothing may be left but what is persistent.
-async fn calm(house: &House, clients: &[Client]) {
+pub(super) async fn calm(house: &House, clients: &[Client]) {
     for client in clients {
         client.vanish(&house.engine);
     }

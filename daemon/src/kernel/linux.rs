@@ -24,6 +24,7 @@ use super::{
 use crate::engine::AttachRequest;
 use crate::text::printable;
 use crate::udev;
+use crate::vault::Vault;
 
 /// How often a number taken by another process is answered with a new choice.
 const ATTEMPTS: usize = 64;
@@ -37,6 +38,12 @@ pub struct Linux {
     shared: Arc<Shared>,
 }
 
+/// A read-only descriptor of a loop device; another daemon may take up the copy in the vault.
+pub struct Hold {
+    descriptor: OwnedFd,
+    disk_sequence: DiskSequence,
+}
+
 pub struct Shared {
     control: OwnedFd,
     /// Numbers that an attach of this process is working on. Held for the choice of a number only,
@@ -48,6 +55,7 @@ pub struct Shared {
     largest_block: AtomicU32,
     /// Whether the kernel reads partition tables, once that was seen.
     scans: OnceLock<bool>,
+    vault: Vault,
 }
 
 /// What this process is doing to a number.
@@ -109,7 +117,7 @@ impl Linux {
     ///
     /// # Errors
     /// The kernel has no loop driver, or is older than 5.15.
-    pub fn open() -> Result<Self, Error> {
+    pub fn open(vault: Vault) -> Result<Self, Error> {
         require_disk_sequences()?;
         let control = File::options().read(true).write(true).open("/dev/loop-control").map_err(|error| {
             Error::new(
@@ -124,6 +132,7 @@ impl Linux {
                 removed: Condvar::new(),
                 largest_block: AtomicU32::new(65536),
                 scans: OnceLock::new(),
+                vault,
             }),
         })
     }
@@ -157,7 +166,7 @@ fn require_disk_sequences() -> Result<(), Error> {
 
 impl Kernel for Linux {
     type File = OwnedFd;
-    type Hold = OwnedFd;
+    type Hold = Hold;
     type Claim = Claim;
 
     async fn examine(&self, file: &OwnedFd) -> Result<FileFacts, Error> {
@@ -170,7 +179,9 @@ impl Kernel for Linux {
         self.blocking(move |shared| attach(shared, &file, &request)).await
     }
 
-    async fn release(&self, hold: OwnedFd) {
+    async fn release(&self, hold: Hold) {
+        // First, so that the service manager does not make the last close.
+        self.shared.vault.withdraw(hold.disk_sequence).await;
         // The last close takes the device down, which writes to the backing file.
         let _closed = self
             .blocking(move |_| {
@@ -180,8 +191,26 @@ impl Kernel for Linux {
             .await;
     }
 
-    async fn hold(&self, number: u32, disk_sequence: DiskSequence) -> Result<Option<OwnedFd>, Error> {
-        self.blocking(move |_| open_attached(number, disk_sequence)).await
+    async fn hold(&self, number: u32, disk_sequence: DiskSequence) -> Result<Option<Hold>, Error> {
+        self.blocking(move |shared| {
+            let Some(descriptor) = open_attached(number, disk_sequence)? else { return Ok(None) };
+            shared.vault.deposit(disk_sequence, &descriptor);
+            Ok(Some(Hold { descriptor, disk_sequence }))
+        })
+        .await
+    }
+
+    fn has_left(&self, disk_sequence: DiskSequence) -> bool {
+        self.shared.vault.has_left(disk_sequence)
+    }
+
+    async fn release_unclaimed(&self) {
+        let _done = self
+            .blocking(|shared| {
+                shared.vault.clear_out();
+                Ok(())
+            })
+            .await;
     }
 
     async fn clear(&self, number: u32, disk_sequence: DiskSequence) -> Result<(), Error> {
@@ -346,6 +375,9 @@ fn attach(shared: &Arc<Shared>, file: &OwnedFd, request: &AttachRequest) -> Resu
     let mut attached = bind(shared, file, request)?;
     if request.partition_scan {
         attached.partitioning = partitions::first_look(shared, file, &attached.device);
+    }
+    if let Some(hold) = &attached.hold {
+        shared.vault.deposit(hold.disk_sequence, &hold.descriptor);
     }
     Ok(attached)
 }
@@ -516,7 +548,7 @@ fn configure(
     file: &OwnedFd,
     examined: &Examined,
     request: &AttachRequest,
-) -> nix::Result<(Device, Option<OwnedFd>)> {
+) -> nix::Result<(Device, Option<Hold>)> {
     let writable = examined.facts.writable && !request.read_only;
     let device = open(claim.number, if writable { OFlag::O_RDWR } else { OFlag::O_RDONLY })?;
     ioctl::configure(&device, file.as_fd(), request.block_size, info(request))?;
@@ -534,7 +566,7 @@ fn finish(
     device: &OwnedFd,
     request: &AttachRequest,
     writable: bool,
-) -> nix::Result<(Device, Option<OwnedFd>)> {
+) -> nix::Result<(Device, Option<Hold>)> {
     let known = read_device(claim.number, device)?;
     if request.direct_io && !known.direct_io {
         return Err(Errno::EOPNOTSUPP);
@@ -545,7 +577,8 @@ fn finish(
         _ if writable => Some(open(claim.number, OFlag::O_RDONLY)?),
         _ => Some(device.try_clone().map_err(|_| Errno::EMFILE)?),
     };
-    Ok((known, hold))
+    let disk_sequence = known.disk_sequence;
+    Ok((known, hold.map(|descriptor| Hold { descriptor, disk_sequence })))
 }
 
 fn info(request: &AttachRequest) -> loop_info64 {

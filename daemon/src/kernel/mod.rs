@@ -273,7 +273,8 @@ pub struct Glance {
 pub trait Kernel: Send + Sync + 'static {
     /// A descriptor that a client handed over.
     type File: Send + Sync + 'static;
-    /// A read-only descriptor of a loop device.
+    /// A read-only descriptor of a loop device; it outlives the daemon where a service manager keeps a
+    /// copy.
     type Hold: Send + 'static;
     /// A number that an attach is working on.
     type Claim: Send + 'static;
@@ -292,12 +293,19 @@ pub trait Kernel: Send + Sync + 'static {
     /// Closes a hold: an autoclear device goes with its last user.
     fn release(&self, hold: Self::Hold) -> impl Future<Output = ()> + Send;
 
-    /// Takes a hold of a device anew; `None` where this attach is over or being taken down.
+    /// Takes a hold of a device anew; `None` where this attach is over or being taken down. One that
+    /// an earlier daemon has left is taken up so.
     fn hold(
         &self,
         number: u32,
         disk_sequence: DiskSequence,
     ) -> impl Future<Output = Result<Option<Self::Hold>, Error>> + Send;
+
+    /// Whether an earlier daemon has left a hold of this device, to be taken up.
+    fn has_left(&self, disk_sequence: DiskSequence) -> bool;
+
+    /// Closes what an earlier daemon has left and nobody has taken up.
+    fn release_unclaimed(&self) -> impl Future<Output = ()> + Send;
 
     /// `LOOP_CLR_FD`. Its success means nothing ([`Kernel::glance`] tells); where the device is in
     /// use it is autoclear from then on. Does nothing where this attach is over.

@@ -29,6 +29,8 @@ pub enum Interference {
     None,
     /// The call fails.
     Fail,
+    /// The daemon dies before the call is made: nothing of it happens any more.
+    Die,
 }
 
 /// Everything that the machine remembers.
@@ -46,6 +48,10 @@ struct Machine {
     udev_runs: bool,
     scans_itself: bool,
     removed_nodes: Vec<u32>,
+    /// Whether a service manager keeps copies of holds.
+    vault: bool,
+    /// Whether the daemon is dead: what it still tries has no effect.
+    dead: bool,
 }
 
 #[derive(Default)]
@@ -97,6 +103,8 @@ struct Bound {
     autoclear: bool,
     /// Descriptors of the daemon.
     holds: usize,
+    /// Copies of them in the service manager's store.
+    deposits: usize,
     /// Descriptors of other programs.
     openers: usize,
     mounts: usize,
@@ -159,6 +167,34 @@ impl Simulated {
     /// The kernel is known to read partition tables.
     pub fn set_scans_itself(&self) {
         self.lock().scans_itself = true;
+    }
+
+    /// From now on a service manager keeps copies of holds.
+    pub fn keep_holds(&self) {
+        self.lock().vault = true;
+    }
+
+    /// The daemon dies at once.
+    pub fn die(&self) {
+        self.lock().dead = true;
+    }
+
+    /// Whether the daemon is dead.
+    pub fn is_dead(&self) -> bool {
+        self.lock().dead
+    }
+
+    /// Another daemon starts on the machine.
+    pub fn revive(&self) {
+        let mut machine = self.lock();
+        machine.dead = false;
+        machine.hook = None;
+        machine.claimed.clear();
+    }
+
+    /// Copies of holds that the service manager has of a device.
+    pub fn deposits(&self, number: u32) -> usize {
+        self.lock().bound.get(&number).map_or(0, |bound| bound.deposits)
     }
 
     /// Whether udev is there.
@@ -261,10 +297,10 @@ impl Simulated {
     }
 
     /// Another program attaches a file.
-    pub fn attach_elsewhere(&self) -> u32 {
+    pub fn attach_elsewhere(&self, file: u64) -> u32 {
         let mut machine = self.lock();
         let number = machine.free_number();
-        machine.bind(number, 1, false);
+        machine.bind(number, file, false);
         number
     }
 
@@ -283,7 +319,7 @@ impl Simulated {
         let Some(bound) = machine.bound.get_mut(&number).filter(|bound| meant(bound)) else { return };
         change(bound);
         let sequence = bound.sequence;
-        if bound.autoclear && bound.holds == 0 && bound.openers == 0 && bound.mounts == 0 {
+        if bound.autoclear && bound.holds + bound.deposits == 0 && bound.openers == 0 && bound.mounts == 0 {
             machine.bound.remove(&number);
             machine.last_sequence += 1;
             machine.uevents.push(Happened { number, sequence, ..Happened::default() });
@@ -300,11 +336,19 @@ impl Simulated {
         };
         tokio::time::sleep(Duration::from_micros(delay)).await;
         let hook = self.lock().hook.take();
-        let Some(mut hook) = hook else { return Ok(()) };
-        let interference = hook(number);
-        self.lock().hook.get_or_insert(hook);
+        let interference = hook.map_or(Interference::None, |mut hook| {
+            let interference = hook(number);
+            self.lock().hook.get_or_insert(hook);
+            interference
+        });
+        if interference == Interference::Die {
+            self.die();
+        }
+        if self.is_dead() {
+            std::future::pending::<()>().await;
+        }
         match interference {
-            Interference::None => Ok(()),
+            Interference::None | Interference::Die => Ok(()),
             Interference::Fail => Err(Error::new(ErrorKind::Kernel, format!("step {number} fails"))),
         }
     }
@@ -347,6 +391,7 @@ impl Machine {
                 file,
                 autoclear,
                 holds: 0,
+                deposits: 0,
                 openers: 0,
                 mounts: 0,
             },
@@ -397,8 +442,10 @@ impl Kernel for Simulated {
                 return Err(Error::new(ErrorKind::Busy, "taken"));
             }
             let sequence = machine.bind(number, file, held);
+            let vault = machine.vault;
             if let Some(bound) = machine.bound.get_mut(&number) {
                 bound.holds = usize::from(held);
+                bound.deposits = usize::from(held && vault);
                 bound.partition_scan = request.partition_scan;
                 bound.offset = request.offset;
                 bound.read_only = request.read_only;
@@ -414,16 +461,30 @@ impl Kernel for Simulated {
     async fn release(&self, hold: Hold) {
         // A close cannot fail, but what happens meanwhile may.
         let _interfered = self.step().await;
+        self.alter(hold.number, |bound| bound.attach == hold.attach, |bound| bound.deposits = 0);
         drop(hold);
+    }
+
+    fn has_left(&self, disk_sequence: DiskSequence) -> bool {
+        self.lock().bound.values().any(|bound| bound.sequence == disk_sequence && bound.deposits > 0)
+    }
+
+    async fn release_unclaimed(&self) {
+        let _interfered = self.step().await;
+        for number in self.bound_numbers() {
+            self.alter(number, |bound| bound.holds == 0, |bound| bound.deposits = 0);
+        }
     }
 
     async fn hold(&self, number: u32, sequence: DiskSequence) -> Result<Option<Hold>, Error> {
         self.step().await?;
         let mut machine = self.lock();
+        let vault = machine.vault;
         let Some(bound) = machine.bound.get_mut(&number).filter(|bound| bound.sequence == sequence) else {
             return Ok(None);
         };
         bound.holds += 1;
+        bound.deposits = usize::from(vault);
         Ok(Some(Hold { machine: self.clone(), number, attach: bound.attach }))
     }
 

@@ -1,0 +1,301 @@
+//! What outlives the daemon: written as it happens, taken up by the next one.
+
+use std::collections::HashMap;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use loopd_dbus::{Error, Lifetime, State};
+use tracing::{info, warn};
+
+use super::attach::audit;
+use super::attachment::{PartitionRecord, Record, Stage};
+use super::{ClientId, Engine, Event, Ownership, Snapshot};
+use crate::kernel::{Change, Device, DiskSequence, Kernel, Occasion, Partition, node};
+
+/// How far an attachment has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Nobody was told that it is there.
+    Attaching,
+    /// It was said to be there.
+    Attached,
+    /// It goes with its last user.
+    Detaching,
+}
+
+impl Phase {
+    /// The word for it in a file.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Attaching => "attaching",
+            Self::Attached => "attached",
+            Self::Detaching => "detaching",
+        }
+    }
+}
+
+impl FromStr for Phase {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        let all = [Self::Attaching, Self::Attached, Self::Detaching];
+        all.into_iter().find(|phase| phase.as_str() == word).ok_or_else(|| format!("no phase is {word:?}"))
+    }
+}
+
+/// What a restart must know of an attachment, and the kernel does not tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// The disk sequence of the attach.
+    pub id: DiskSequence,
+    /// N of `/dev/loopN`.
+    pub number: u32,
+    /// The disk sequence that the device has now.
+    pub disk_sequence: DiskSequence,
+    /// Whose it is. Without a client where that one's bus is gone.
+    pub ownership: Ownership,
+    /// How far it has come.
+    pub phase: Phase,
+    /// Whether the device node is to be removed with it.
+    pub node_made: bool,
+}
+
+/// Where it is written: a call returns when it is so, and a daemon that dies meanwhile leaves the old
+/// or the new.
+pub trait Store: Send + Sync + 'static {
+    /// Writes this, in the place of what was written of the same attachment.
+    fn write(&self, kept: &Kept) -> Result<(), Error>;
+
+    /// Forgets an attachment.
+    fn erase(&self, id: DiskSequence);
+
+    /// All that was written and not erased. What cannot be understood is set aside.
+    fn read(&self) -> Vec<Kept>;
+}
+
+/// Writes what has changed, and nothing else.
+pub(super) struct Keeper {
+    store: Box<dyn Store>,
+    written: Mutex<HashMap<DiskSequence, Kept>>,
+}
+
+impl Keeper {
+    pub fn new(store: Box<dyn Store>) -> Self {
+        Self { store, written: Mutex::default() }
+    }
+
+    fn written(&self) -> MutexGuard<'_, HashMap<DiskSequence, Kept>> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read(&self) -> Vec<Kept> {
+        let all = self.store.read();
+        *self.written() = all.iter().map(|kept| (kept.id, kept.clone())).collect();
+        all
+    }
+
+    fn write(&self, kept: Kept) -> Result<(), Error> {
+        let mut written = self.written();
+        if written.get(&kept.id) != Some(&kept) {
+            self.store.write(&kept)?;
+            written.insert(kept.id, kept);
+        }
+        Ok(())
+    }
+
+    /// Before the world is told of something, it is written.
+    pub fn follow(&self, event: &Event) {
+        let (Event::Added(snapshot) | Event::Changed(snapshot)) = event else { return };
+        let node_made = self.written().get(&snapshot.id).is_some_and(|kept| kept.node_made);
+        let now = Kept::of(snapshot, node_made);
+        if let Some(Err(error)) = now.map(|now| self.write(now)) {
+            warn!(device = snapshot.device.node(), disk_sequence = snapshot.id.0, "{error}");
+        }
+    }
+
+    /// The attachment is gone.
+    pub fn end(&self, id: DiskSequence) {
+        if self.written().remove(&id).is_some() {
+            self.store.erase(id);
+        }
+    }
+}
+
+impl Kept {
+    /// An attachment that the world is told of; `None` where it belongs to nobody.
+    fn of(snapshot: &Snapshot, node_made: bool) -> Option<Self> {
+        Some(Self {
+            id: snapshot.id,
+            number: snapshot.device.number,
+            disk_sequence: snapshot.device.disk_sequence,
+            ownership: snapshot.ownership.clone()?,
+            phase: match snapshot.state {
+                State::Attached => Phase::Attached,
+                State::Detaching => Phase::Detaching,
+            },
+            node_made,
+        })
+    }
+}
+
+impl<K: Kernel> Engine<K> {
+    /// Writes down a new attachment, of which the world is not told yet.
+    pub(super) fn keep(&self, id: DiskSequence) -> Result<(), Error> {
+        let kept = self.state().records.get(&id).and_then(|record| {
+            Some(Kept {
+                id,
+                number: record.device.number,
+                disk_sequence: record.device.disk_sequence,
+                ownership: record.ownership.clone()?,
+                phase: Phase::Attaching,
+                node_made: record.node_made,
+            })
+        });
+        kept.map_or(Ok(()), |kept| self.keeper.write(kept))
+    }
+
+    /// Takes up what an earlier daemon has left: tells the world of what is still attached, and ends
+    /// what should have ended meanwhile. To be called once, before anything else is asked for.
+    pub async fn restore(self: &Arc<Self>, living: impl AsyncFn(&ClientId) -> bool) {
+        let all = self.keeper.read();
+        for kept in &all {
+            self.take_up(kept).await;
+        }
+        self.kernel.release_unclaimed().await;
+        let mut known = HashMap::new();
+        for kept in all.into_iter().filter(|kept| kept.phase == Phase::Attached) {
+            let alive = match &kept.ownership.client {
+                None => false,
+                Some(client) => match known.get(client) {
+                    Some(alive) => *alive,
+                    None => *known.entry(client.clone()).or_insert(living(client).await),
+                },
+            };
+            if !alive && kept.ownership.lifetime != Lifetime::Persistent {
+                self.end_of_lifetime(kept.id).await;
+            }
+        }
+    }
+
+    async fn take_up(self: &Arc<Self>, kept: &Kept) {
+        let Kept { id, number, disk_sequence, .. } = *kept;
+        match self.kernel.status(number).await {
+            Ok(Some(device)) if device.disk_sequence == disk_sequence => {
+                self.take_up_device(kept, device).await;
+            }
+            Ok(_) => {
+                info!(number, disk_sequence = id.0, "it ended while loopd did not run");
+                self.keeper.end(id);
+                if kept.node_made {
+                    self.kernel.remove(number).await;
+                }
+            }
+            Err(error) => warn!(number, disk_sequence = id.0, "not taken up: {error}"),
+        }
+    }
+
+    async fn take_up_device(self: &Arc<Self>, kept: &Kept, device: Device) {
+        let id = kept.id;
+        let ends_by_itself = kept.ownership.lifetime != Lifetime::Persistent;
+        let left_half_way = !ends_by_itself
+            && kept.phase != Phase::Detaching
+            && device.autoclear
+            && self.kernel.has_left(device.disk_sequence);
+        let device = if left_half_way { self.let_stay_again(device).await } else { device };
+        let is_held = ends_by_itself || (left_half_way && device.autoclear);
+        // One that goes at its last close all the same is being detached, whoever did that.
+        let is_detaching = kept.phase == Phase::Detaching || (device.autoclear && !is_held);
+        let state = if is_detaching { State::Detaching } else { State::Attached };
+        if is_detaching || !is_held {
+            self.insert_kept(kept, device, None, state);
+        } else {
+            let (device, hold) = self.hold_again(device, ends_by_itself).await;
+            self.insert_kept(kept, device, hold, state);
+        }
+        if let Some(snapshot) = self.find(id) {
+            audit("taken up again", &snapshot);
+            self.tell(Event::Added(Box::new(snapshot)));
+        }
+        if self.look_whether_gone(id) {
+            return;
+        }
+        if kept.phase == Phase::Attaching {
+            info!(number = kept.number, disk_sequence = id.0, "its attach was not finished: detached");
+            return self.discard(id).await;
+        }
+        let engine = Arc::clone(self);
+        // Reads the device, which may hang.
+        tokio::spawn(async move {
+            if let Err(error) = engine.look_at_partitions(id, Occasion::Changed).await {
+                warn!(disk_sequence = id.0, "its partitions cannot be looked at: {error}");
+            }
+        });
+    }
+
+    /// Has a persistent device stay without a hold, which it has where the last daemon could not do so,
+    /// or died over it.
+    async fn let_stay_again(&self, device: Device) -> Device {
+        let change = Change::Autoclear(false);
+        let changed = self.kernel.change(device.number, device.disk_sequence, change).await;
+        changed.ok().flatten().unwrap_or(device)
+    }
+
+    /// Takes a hold; the device goes with it where it `ends_by_itself`, also where the last daemon died
+    /// over changing that.
+    async fn hold_again(&self, device: Device, ends_by_itself: bool) -> (Device, Option<K::Hold>) {
+        let (number, sequence) = (device.number, device.disk_sequence);
+        let failed = |error: Error| warn!(device = node(number), disk_sequence = sequence.0, "{error}");
+        let hold = self.kernel.hold(number, sequence).await.unwrap_or_else(|error| {
+            failed(error);
+            None
+        });
+        if hold.is_none() || device.autoclear || !ends_by_itself {
+            return (device, hold);
+        }
+        let changed = self.kernel.change(number, sequence, Change::Autoclear(true)).await;
+        let changed = changed.unwrap_or_else(|error| {
+            failed(error);
+            None
+        });
+        (changed.unwrap_or(device), hold)
+    }
+
+    fn insert_kept(&self, kept: &Kept, device: Device, hold: Option<K::Hold>, state: State) {
+        let stage = match kept.phase {
+            // Its client has got no answer, and gets none any more.
+            Phase::Attaching => {
+                let client = kept.ownership.client.clone().unwrap_or(ClientId(String::new()));
+                Stage::Pending { client, abandoned: true }
+            }
+            _ => Stage::Published,
+        };
+        let number = device.number;
+        let file_system = self.kernel.stored(number, None).unwrap_or_default().file_system;
+        let partitions = self.kernel.partition_nodes(number).into_iter().map(|node| {
+            let found = self.kernel.stored(number, Some(node.number));
+            (node.number, PartitionRecord::new(&Partition { node, ..Partition::default() }, found))
+        });
+        let partitions = partitions.collect();
+        let record = Record {
+            device,
+            ownership: Some(kept.ownership.clone()),
+            state,
+            file_system,
+            partitions,
+            partitioned: true,
+            partitioning: Arc::default(),
+            hold,
+            stage,
+            processed: true,
+            node_made: kept.node_made,
+            changed: Arc::default(),
+            operation: Arc::default(),
+            replacing: false,
+            slot: Some(self.attachments_of_a_uid.take_over(kept.ownership.uid)),
+        };
+        let mut state = self.state();
+        state.by_number.insert(number, kept.id);
+        state.records.insert(kept.id, record);
+    }
+}

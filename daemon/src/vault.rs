@@ -1,0 +1,90 @@
+//! Copies of the descriptors that keep autoclear devices alive, in the service manager's store: with
+//! them the devices outlive the daemon until the next one takes them up.
+
+use std::collections::HashSet;
+use std::os::fd::{AsFd, RawFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tracing::{info, warn};
+
+use crate::kernel::DiskSequence;
+use crate::service_manager;
+
+/// What the service manager has of us.
+#[derive(Default)]
+pub struct Vault {
+    contents: Mutex<Contents>,
+}
+
+#[derive(Default)]
+struct Contents {
+    kept: HashSet<DiskSequence>,
+    /// Names of what the last daemon left, and nobody has taken up yet.
+    unclaimed: HashSet<String>,
+    /// The descriptors that were passed. Whoever takes something up opens the device anew, so that
+    /// these are only closed.
+    passed: Vec<RawFd>,
+}
+
+fn name(device: DiskSequence) -> String {
+    format!("disk-sequence-{device}")
+}
+
+impl Vault {
+    /// With what the last daemon left.
+    #[must_use]
+    pub fn open() -> Self {
+        let (passed, unclaimed) = match sd_notify::listen_fds_with_names() {
+            Ok(passed) => passed.unzip(),
+            Err(error) => {
+                warn!("what the service manager has kept is not understood: {error}");
+                (Vec::new(), HashSet::new())
+            }
+        };
+        Self { contents: Mutex::new(Contents { kept: HashSet::new(), unclaimed, passed }) }
+    }
+
+    fn contents(&self) -> MutexGuard<'_, Contents> {
+        self.contents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the last daemon left this.
+    #[must_use]
+    pub fn has_left(&self, device: DiskSequence) -> bool {
+        self.contents().unclaimed.contains(&name(device))
+    }
+
+    /// Has a copy kept, unless one that the last daemon left is there already.
+    pub fn deposit(&self, device: DiskSequence, descriptor: &impl AsFd) {
+        let name = name(device);
+        let mut contents = self.contents();
+        let is_there = contents.unclaimed.remove(&name);
+        if is_there || (service_manager::is_there() && service_manager::keep(&name, descriptor.as_fd())) {
+            contents.kept.insert(device);
+        }
+    }
+
+    /// Returns when the copy is closed, or at least given up.
+    pub async fn withdraw(&self, device: DiskSequence) {
+        if self.contents().kept.remove(&device) {
+            service_manager::give_up(&name(device));
+            service_manager::caught_up().await;
+        }
+    }
+
+    /// Gives up what nobody has taken up. Blocks for as long as a backing file's file system does:
+    /// this may be the last close.
+    pub fn clear_out(&self) {
+        let (unclaimed, passed) = {
+            let mut contents = self.contents();
+            (std::mem::take(&mut contents.unclaimed), std::mem::take(&mut contents.passed))
+        };
+        for name in unclaimed {
+            info!("{name} was kept and belongs to no attachment: closed");
+            service_manager::give_up(&name);
+        }
+        for descriptor in passed {
+            let _was_open = nix::unistd::close(descriptor);
+        }
+    }
+}
