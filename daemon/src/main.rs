@@ -185,13 +185,14 @@ fn bus_failed(error: impl Display) -> String {
 
 /// Makes sure that no other daemon is at work.
 async fn alone(bus: &DBusProxy<'_>, runtime_folder: &Path) -> Result<Lock, Failure> {
-    let lock =
-        Lock::take(runtime_folder).await.map_err(|error| format!("{error}; does another loopd run?"))?;
-    let name = BUS_NAME.try_into().map_err(bus_failed)?;
-    if bus.name_has_owner(name).await.map_err(bus_failed)? {
-        return Err(Failure::Passing(format!("the name {BUS_NAME} is taken: another loopd runs")));
+    let is_taken = async || bus.name_has_owner(BUS_NAME.try_into()?).await;
+    let taken = || Failure::Passing(format!("the name {BUS_NAME} is taken: another loopd runs"));
+    if is_taken().await.map_err(bus_failed)? {
+        return Err(taken());
     }
-    Ok(lock)
+    // Without the name an earlier daemon is about to end: its lock is waited for.
+    let lock = Lock::take(runtime_folder).await.map_err(|error| error.to_string())?;
+    if is_taken().await.map_err(bus_failed)? { Err(taken()) } else { Ok(lock) }
 }
 
 /// Takes up what an earlier daemon has left, and looks at everything else.

@@ -20,6 +20,7 @@ mod loopctl_change;
 mod losetup;
 mod overlap;
 mod partitions;
+mod restart;
 mod robustness;
 mod signals;
 mod udev;
@@ -43,6 +44,7 @@ fn main() -> std::process::ExitCode {
         partitions::TESTS,
         partitions::damaged::TESTS,
         partitions::unprivileged::TESTS,
+        restart::TESTS,
         robustness::TESTS,
         concurrency::TESTS,
         config::TESTS,

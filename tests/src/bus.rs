@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
 
 use crate::process::{Process, tied};
 
@@ -18,7 +19,7 @@ pub fn repository() -> &'static Path {
 #[derive(Debug)]
 pub struct Bus {
     address: String,
-    _process: Process,
+    process: Process,
 }
 
 impl Bus {
@@ -43,13 +44,22 @@ impl Bus {
         BufReader::new(output).read_line(&mut address)?;
         let log = || std::fs::read_to_string(folder.join("bus.log")).unwrap_or_default();
         ensure!(address.starts_with("unix:"), "dbus-daemon did not start: {}", log());
-        Ok(Self { address: address.trim_end().to_owned(), _process: process })
+        Ok(Self { address: address.trim_end().to_owned(), process })
     }
 
     /// For `DBUS_SYSTEM_BUS_ADDRESS`.
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// Ends it without a word.
+    ///
+    /// # Errors
+    /// It cannot be killed.
+    pub async fn kill(&mut self) -> Result<()> {
+        self.process.signal(Signal::SIGKILL)?;
+        self.process.end().await.map(drop)
     }
 
     /// A new connection as the user who runs the tests.

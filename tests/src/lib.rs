@@ -14,6 +14,7 @@ pub mod polkit;
 pub mod probe;
 pub mod process;
 pub mod runner;
+pub mod service_manager;
 pub mod signals;
 pub mod sysfs;
 pub mod table;

@@ -23,6 +23,7 @@ use crate::daemon::Daemon;
 use crate::polkit::{Polkit, Setup, StandIn};
 use crate::probe::{Probe, Reply};
 use crate::process::eventually;
+use crate::service_manager::ServiceManager;
 use crate::signals::Signals;
 use crate::sysfs::{self, LoopDevice};
 use crate::{User, host};
@@ -125,6 +126,53 @@ impl World {
         self.restart(&[], environment).await
     }
 
+    /// Starts the daemon as this service manager does; one that still runs is asked to end first.
+    ///
+    /// # Errors
+    /// It does not start, or the old one does not end well.
+    pub async fn restart_managed(&mut self, manager: &ServiceManager) -> Result<()> {
+        self.end_daemon().await?;
+        // After its end: it may have given up something.
+        let wrapper = manager.wrapper();
+        let wrapper: Vec<_> = wrapper.iter().map(String::as_str).collect();
+        self.restart(&wrapper, &manager.environment()).await
+    }
+
+    /// Kills the daemon.
+    ///
+    /// # Errors
+    /// It cannot be killed.
+    pub async fn kill_daemon(&mut self) -> Result<()> {
+        let mut daemon = self.daemon.take().context("there is no loopd")?;
+        daemon.kill().await
+    }
+
+    /// Asks the daemon to end.
+    ///
+    /// # Errors
+    /// It does not, or not well.
+    pub async fn end_daemon(&mut self) -> Result<()> {
+        if let Some(mut daemon) = self.daemon.take() {
+            let status = daemon.terminate().await?;
+            if !status.success() {
+                bail!("loopd answered SIGTERM with {status}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Another bus in the place of this one, which is killed.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub async fn restart_bus(&mut self) -> Result<()> {
+        self.bus.kill().await?;
+        self.bus = Bus::start(&self.folder)?;
+        self.connection = self.bus.connect().await?;
+        self.manager = Manager::new(&self.connection, Interaction::Forbidden).await?;
+        Ok(())
+    }
+
     /// The same, through a wrapper: a command that runs the rest of its words in its own place.
     ///
     /// # Errors
@@ -134,12 +182,7 @@ impl World {
     }
 
     async fn restart(&mut self, wrapper: &[&str], environment: &[(&str, &str)]) -> Result<()> {
-        if let Some(mut daemon) = self.daemon.take() {
-            let status = daemon.terminate().await?;
-            if !status.success() {
-                bail!("loopd answered SIGTERM with {status}");
-            }
-        }
+        self.end_daemon().await?;
         self.daemon = Some(Daemon::start(&self.bus, &self.folder, wrapper, environment).await?);
         self.note_descriptors().await
     }
