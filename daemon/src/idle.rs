@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_lite::StreamExt;
 use sd_notify::NotifyState;
 use tokio::sync::watch;
-use tracing::info;
+use tracing::{debug, info};
 use zbus::message::Type;
 use zbus::{Connection, MessageStream};
 
@@ -73,7 +73,7 @@ impl Idle {
             if service_manager::is_there() {
                 return Ok(self.too_late().await);
             }
-            // Nobody was told: stay.
+            debug!("a call came in the last moment");
             bus::take_name(&self.connection).await?;
         }
     }

@@ -19,6 +19,7 @@ const VERSION: u32 = 1;
 const LONGEST: u64 = 4096;
 const FOLDER: &str = "/run/loopd";
 const SUFFIX: &str = ".toml";
+const ANNOUNCED: &str = ".announced";
 
 /// The folder that the service manager has made for us, or the same one made by ourselves.
 ///
@@ -121,38 +122,44 @@ impl Files {
         })
     }
 
-    fn paths(&self) -> IoResult<Vec<PathBuf>> {
-        self.folder.read_dir()?.map(|entry| Ok(entry?.path())).collect()
+    fn paths(&self) -> Vec<PathBuf> {
+        let paths = || self.folder.read_dir()?.map(|entry| Ok(entry?.path())).collect::<IoResult<_>>();
+        paths().unwrap_or_else(|error| {
+            warn!("{} cannot be read: {error}", self.folder.display());
+            Vec::new()
+        })
     }
 }
 
 impl Store for Files {
     fn write(&self, kept: &Kept) -> Result<(), Error> {
-        self.replace(kept).map_err(|error| {
-            let path = self.path(kept.id);
-            Error::new(
-                ErrorKind::Kernel,
-                format!("what a restart needs cannot be written to {}: {error}", path.display()),
-            )
-        })
+        self.replace(kept).map_err(|error| not_written(&self.path(kept.id), &error))
     }
 
     fn erase(&self, id: DiskSequence) {
-        let path = self.path(id);
-        if let Err(error) = std::fs::remove_file(&path) {
-            warn!("{} cannot be removed: {error}", path.display());
-        }
+        remove(&self.path(id));
+    }
+
+    fn announce(&self, mark: u64) -> Result<(), Error> {
+        let path = self.folder.join(announcement(mark));
+        let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        made.map(drop).map_err(|error| not_written(&path, &error))
+    }
+
+    fn retract(&self, mark: u64) {
+        remove(&self.folder.join(announcement(mark)));
+    }
+
+    fn announced(&self) -> Vec<u64> {
+        self.paths().iter().filter_map(|path| mark_of(path)).collect()
     }
 
     fn read(&self) -> Vec<Kept> {
-        let paths = self.paths().unwrap_or_else(|error| {
-            warn!("{} cannot be read: {error}", self.folder.display());
-            Vec::new()
-        });
         let mut all = Vec::new();
-        for path in paths {
+        for path in self.paths() {
             match kind_of(&path) {
                 Kind::Unfinished => drop(std::fs::remove_file(&path)),
+                Kind::Announcement => {}
                 Kind::SetAside => debug!("{} is passed over", path.display()),
                 Kind::Attachment => match self.load(&path) {
                     Ok(kept) => all.push(kept),
@@ -165,8 +172,14 @@ impl Store for Files {
     }
 }
 
+fn announcement(mark: u64) -> String {
+    format!("{mark}{ANNOUNCED}")
+}
+
 enum Kind {
     Attachment,
+    /// Empty: its name has the mark.
+    Announcement,
     /// The daemon died before it could give the file its name.
     Unfinished,
     SetAside,
@@ -178,9 +191,15 @@ fn kind_of(path: &Path) -> Kind {
         Kind::Unfinished
     } else if name.ends_with(b".damaged") {
         Kind::SetAside
+    } else if mark_of(path).is_some() {
+        Kind::Announcement
     } else {
         Kind::Attachment
     }
+}
+
+fn mark_of(path: &Path) -> Option<u64> {
+    path.file_name()?.to_str()?.strip_suffix(ANNOUNCED)?.parse().ok()
 }
 
 fn id_of(path: &Path) -> Option<DiskSequence> {
@@ -204,6 +223,17 @@ fn read_own(path: &Path) -> Result<String, String> {
     let mut text = String::new();
     file.take(LONGEST).read_to_string(&mut text).map_err(|error| format!("it cannot be read: {error}"))?;
     Ok(text)
+}
+
+fn not_written(path: &Path, error: &IoError) -> Error {
+    let path = path.display();
+    Error::new(ErrorKind::Kernel, format!("what a restart needs cannot be written to {path}: {error}"))
+}
+
+fn remove(path: &Path) {
+    if let Err(error) = std::fs::remove_file(path) {
+        warn!("{} cannot be removed: {error}", path.display());
+    }
 }
 
 /// Whoever looks after the machine may want to see it.
@@ -250,7 +280,6 @@ mod tests {
     fn names(files: &Files) -> Vec<String> {
         let mut names: Vec<_> = files
             .paths()
-            .unwrap()
             .iter()
             .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
             .collect();
@@ -269,6 +298,16 @@ mod tests {
         again.erase(DiskSequence(12));
         assert_eq!(again.read(), [kept(7)]);
         assert_eq!(names(&files), ["7.toml"]);
+    }
+
+    #[test]
+    fn announcements_stay_until_they_are_taken_back() {
+        let (_folder, files) = files();
+        files.announce(5).unwrap();
+        files.announce(7).unwrap();
+        assert!(files.announce(7).is_err(), "a mark is used once");
+        files.retract(5);
+        assert_eq!((files.announced(), files.read()), (vec![7], Vec::new()));
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod concurrency;
 mod config;
 mod detach;
 mod foreign;
+mod idle;
 mod introspection;
 mod loopctl;
 mod loopctl_change;
@@ -24,6 +25,7 @@ mod restart;
 mod robustness;
 mod signals;
 mod udev;
+mod watchdog;
 
 fn main() -> std::process::ExitCode {
     let tests = [
@@ -48,6 +50,8 @@ fn main() -> std::process::ExitCode {
         robustness::TESTS,
         concurrency::TESTS,
         config::TESTS,
+        idle::TESTS,
+        watchdog::TESTS,
     ];
     loopd_tests::runner::main(tests.concat())
 }

@@ -15,6 +15,9 @@ pub fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("/"))
 }
 
+/// The folder of what the bus starts on demand, below a test's own.
+pub const SERVICES: &str = "services";
+
 /// The bus; ended when dropped.
 #[derive(Debug)]
 pub struct Bus {
@@ -29,6 +32,7 @@ impl Bus {
     /// It cannot be started.
     pub fn start(folder: &Path) -> Result<Self> {
         let configuration = folder.join("bus.conf");
+        std::fs::create_dir_all(folder.join(SERVICES))?;
         std::fs::write(&configuration, bus_configuration(folder))?;
         let mut command = tied("dbus-daemon");
         command
@@ -51,6 +55,14 @@ impl Bus {
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// Stops it where it is, or lets it go on.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn freeze(&self, frozen: bool) -> Result<()> {
+        self.process.signal(if frozen { Signal::SIGSTOP } else { Signal::SIGCONT })
     }
 
     /// Ends it without a word.
@@ -83,6 +95,7 @@ fn bus_configuration(folder: &Path) -> String {
 <busconfig>
   <type>system</type>
   <listen>unix:path={folder}/bus</listen>
+  <servicedir>{folder}/{SERVICES}</servicedir>
   <auth>EXTERNAL</auth>
   <policy context="default">
     <allow user="*"/>

@@ -18,7 +18,7 @@ use loopd_dbus::{
 use zbus::wire::OwnedObjectPath;
 use zbus::{Connection, OwnedVariant};
 
-use crate::bus::Bus;
+use crate::bus::{Bus, SERVICES};
 use crate::daemon::Daemon;
 use crate::polkit::{Polkit, Setup, StandIn};
 use crate::probe::{Probe, Reply};
@@ -159,6 +159,45 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// The bus.
+    #[must_use]
+    pub fn bus(&self) -> &Bus {
+        &self.bus
+    }
+
+    /// From now on the bus starts the daemon on demand, and nobody else does.
+    ///
+    /// # Errors
+    /// The old one does not end well.
+    pub async fn activate_daemon(&mut self) -> Result<()> {
+        self.end_daemon().await?;
+        let service = self.folder.join(SERVICES).join(format!("{BUS_NAME}.service"));
+        let program = host::built("loopd");
+        let folder = self.folder.display();
+        let configuration = crate::daemon::configuration(&self.folder)?;
+        let command = format!(
+            "exec env LOOPD_LOG=debug DBUS_SYSTEM_BUS_ADDRESS={} RUNTIME_DIRECTORY={folder}/run {} --config {} \
+             2>>{folder}/loopd.log",
+            self.bus.address(),
+            program.display(),
+            configuration.display(),
+        );
+        std::fs::write(
+            service,
+            format!("[D-BUS Service]\nName={BUS_NAME}\nExec=/bin/sh -c \"{command}\"\nUser=root\n"),
+        )?;
+        Ok(())
+    }
+
+    /// Whether some daemon has the name.
+    ///
+    /// # Errors
+    /// The bus does not answer.
+    pub async fn daemon_is_there(&self) -> Result<bool> {
+        let names = zbus::fdo::DBusProxy::new(&self.connection).await?;
+        Ok(names.name_has_owner(BUS_NAME.try_into()?).await?)
     }
 
     /// Another bus in the place of this one, which is killed.

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use tracing::info;
 
 use super::attachment::{Record, Stage};
+use super::restore::Announcement;
 use super::{AttachRequest, ClientId, Engine, Event, Ownership, Snapshot};
 use crate::kernel::{Attached, DiskSequence, Kernel, Occasion};
 use crate::text::printable;
@@ -62,7 +63,14 @@ impl<K: Kernel> Engine<K> {
         if caller.vanished() {
             return Err(abandoned());
         }
-        let request = order.request;
+        // Until it is written down whose it is, a mark tells that it is nobody else's. One that goes with
+        // us needs none.
+        let announced = match order.request.lifetime {
+            Lifetime::Persistent => Some(self.keeper.announce()?),
+            _ => None,
+        };
+        let mark = announced.as_ref().map_or(0, Announcement::mark);
+        let request = AttachRequest { mark, ..order.request };
         let attached = self.kernel.attach(order.file, &request).await?;
         let partitioning = attached.partitioning.clone();
         let id = self.record(attached, &request, caller, slot);

@@ -21,13 +21,19 @@ const ELSEWHERE: u64 = 99;
 pub struct Files {
     machine: Simulated,
     files: Arc<Mutex<BTreeMap<DiskSequence, Kept>>>,
+    announced: Arc<Mutex<Vec<u64>>>,
     /// How many writes from now on the daemon dies, and whether that one is done before.
     death: Arc<Mutex<Option<(usize, bool)>>>,
 }
 
 impl Files {
     pub fn on(machine: &Simulated) -> Self {
-        Self { machine: machine.clone(), files: Arc::default(), death: Arc::default() }
+        Self {
+            machine: machine.clone(),
+            files: Arc::default(),
+            announced: Arc::default(),
+            death: Arc::default(),
+        }
     }
 
     fn die_at(&self, write: usize, done: bool) {
@@ -35,7 +41,7 @@ impl Files {
     }
 
     /// Does this, unless the daemon is dead.
-    fn change(&self, change: impl FnOnce(&mut BTreeMap<DiskSequence, Kept>)) {
+    fn change(&self, change: impl FnOnce(&Self)) {
         let mut death = self.death.lock().unwrap();
         let dies = match &mut *death {
             Some((0, done)) => Some(*done),
@@ -46,7 +52,7 @@ impl Files {
             None => None,
         };
         if !self.machine.is_dead() && dies != Some(false) {
-            change(&mut self.files.lock().unwrap());
+            change(self);
         }
         if dies.is_some() {
             *death = None;
@@ -57,16 +63,29 @@ impl Files {
 
 impl Store for Files {
     fn write(&self, kept: &Kept) -> Result<(), Error> {
-        self.change(|files| drop(files.insert(kept.id, kept.clone())));
+        self.change(|all| drop(all.files.lock().unwrap().insert(kept.id, kept.clone())));
         Ok(())
     }
 
     fn erase(&self, id: DiskSequence) {
-        self.change(|files| assert!(files.remove(&id).is_some(), "{id} was never written"));
+        self.change(|all| assert!(all.files.lock().unwrap().remove(&id).is_some(), "{id} was never written"));
     }
 
     fn read(&self) -> Vec<Kept> {
         self.files.lock().unwrap().values().cloned().collect()
+    }
+
+    fn announce(&self, mark: u64) -> Result<(), Error> {
+        self.change(|all| all.announced.lock().unwrap().push(mark));
+        Ok(())
+    }
+
+    fn retract(&self, mark: u64) {
+        self.change(|all| all.announced.lock().unwrap().retain(|announced| *announced != mark));
+    }
+
+    fn announced(&self) -> Vec<u64> {
+        self.announced.lock().unwrap().clone()
     }
 }
 
@@ -218,6 +237,7 @@ fn dies_over(deed: Deed, death: Death, vault: bool) -> bool {
         machine.unmount(before.mounted.device.number);
         calm(house, &[client.clone(), other.clone()]).await;
         assert!(files.read().is_empty(), "files are left: {:?}", files.read());
+        assert!(files.announced().is_empty());
     })
     .expect("the second one lives");
     done.is_some()
@@ -297,10 +317,6 @@ fn check(deed: Deed, house: &House, files: &Files, before: &Before, vault: bool)
             unchanged(attached);
             assert_eq!(new.len(), 1);
         }
-        // The kernel had it before it could be written down.
-        _ if deed == Deed::Attach(Lifetime::Persistent) && before.written.len() == known.len() => {
-            assert!(new.len() <= 1 && new.iter().all(|found| found.ownership.is_none()), "{new:?}");
-        }
         // Nobody was told that it was attached, or there is nothing to keep it; but the first daemon
         // may have been about to tell.
         _ => {
@@ -340,8 +356,6 @@ struct Storm {
     promised: Arc<Mutex<BTreeMap<DiskSequence, Snapshot>>>,
     vault: bool,
     names: usize,
-    /// Deaths before a write: what the kernel has just made may be nobody's then.
-    unwritten: usize,
 }
 
 impl Storm {
@@ -359,7 +373,6 @@ impl Storm {
             promised: Arc::default(),
             vault,
             names: 0,
-            unwritten: 0,
         }
     }
 
@@ -387,7 +400,6 @@ impl Storm {
                     0 => Death::Step(self.random.usize(1..60)).arm(&machine, &files),
                     1 => {
                         let done = self.random.bool();
-                        self.unwritten += usize::from(!done);
                         Death::Write(self.random.usize(..30), done).arm(&machine, &files);
                     }
                     _ => {}
@@ -411,6 +423,7 @@ impl Storm {
         })
         .expect("the last one lives");
         assert!(files.read().is_empty(), "files are left: {:?}", files.read());
+        assert!(files.announced().is_empty());
     }
 
     /// Another daemon starts: everything that was promised is there, and nothing that nobody knows.
@@ -429,7 +442,7 @@ impl Storm {
         let is_orphan =
             |found: &&Snapshot| found.ownership.is_none() && found.device.backing_inode != ELSEWHERE;
         let orphans: Vec<_> = list.iter().filter(is_orphan).map(|found| found.id).collect();
-        assert!(orphans.len() <= self.unwritten, "{orphans:?} have lost their owners");
+        assert!(orphans.is_empty(), "{orphans:?} have lost their owners");
         for found in &list {
             let Some(ownership) = &found.ownership else { continue };
             let is_over = ownership.lifetime == Lifetime::Client

@@ -34,6 +34,9 @@ pub struct AttachRequest {
     pub overlap: Overlap,
     /// Wait for udev.
     pub wait: bool,
+    /// What the device is marked with, so that a later daemon can tell whether this attach has made
+    /// it; 0 for nothing. A reference of more than 54 bytes leaves no room for it.
+    pub mark: u64,
 }
 
 impl AttachRequest {
@@ -81,6 +84,7 @@ impl AttachRequest {
             number: options.number,
             overlap: options.overlap,
             wait: options.wait,
+            mark: 0,
         })
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use loopd_dbus::{Error, Lifetime, State};
 use tracing::{info, warn};
 
-use super::attach::audit;
+use super::attach::{audit, microseconds_now};
 use super::attachment::{PartitionRecord, Record, Stage};
 use super::{ClientId, Engine, Event, Ownership, Snapshot};
 use crate::kernel::{Change, Device, DiskSequence, Kernel, Occasion, Partition, node};
@@ -72,17 +72,58 @@ pub trait Store: Send + Sync + 'static {
 
     /// All that was written and not erased. What cannot be understood is set aside.
     fn read(&self) -> Vec<Kept>;
+
+    /// Notes that a device with this mark is about to be made.
+    fn announce(&self, mark: u64) -> Result<(), Error>;
+
+    /// Takes an announcement back.
+    fn retract(&self, mark: u64);
+
+    /// The announcements that were not taken back.
+    fn announced(&self) -> Vec<u64>;
+}
+
+/// A device is about to be made; taken back when dropped.
+pub(super) struct Announcement<'a> {
+    keeper: &'a Keeper,
+    mark: u64,
+}
+
+impl Announcement<'_> {
+    /// What the device is to be marked with.
+    pub fn mark(&self) -> u64 {
+        self.mark
+    }
+}
+
+impl Drop for Announcement<'_> {
+    fn drop(&mut self) {
+        self.keeper.store.retract(self.mark);
+    }
 }
 
 /// Writes what has changed, and nothing else.
 pub(super) struct Keeper {
     store: Box<dyn Store>,
     written: Mutex<HashMap<DiskSequence, Kept>>,
+    last_mark: Mutex<u64>,
 }
 
 impl Keeper {
     pub fn new(store: Box<dyn Store>) -> Self {
-        Self { store, written: Mutex::default() }
+        Self { store, written: Mutex::default(), last_mark: Mutex::default() }
+    }
+
+    /// Notes that a device is about to be made.
+    pub fn announce(&self) -> Result<Announcement<'_>, Error> {
+        let mark = {
+            let mut last = self.last_mark.lock().unwrap_or_else(PoisonError::into_inner);
+            // No earlier daemon has used it: the clock has gone on since.
+            *last = microseconds_now().max(*last + 1);
+            *last
+        };
+        self.store.announce(mark)?;
+        Ok(Announcement { keeper: self, mark })
     }
 
     fn written(&self) -> MutexGuard<'_, HashMap<DiskSequence, Kept>> {
@@ -162,6 +203,7 @@ impl<K: Kernel> Engine<K> {
         for kept in &all {
             self.take_up(kept).await;
         }
+        self.undo_announced().await;
         self.kernel.release_unclaimed().await;
         let mut known = HashMap::new();
         for kept in all.into_iter().filter(|kept| kept.phase == Phase::Attached) {
@@ -176,6 +218,26 @@ impl<K: Kernel> Engine<K> {
                 self.end_of_lifetime(kept.id).await;
             }
         }
+    }
+
+    /// Detaches what was made and never written down: the last daemon died over it.
+    async fn undo_announced(self: &Arc<Self>) {
+        let announced = self.keeper.store.announced();
+        if announced.is_empty() {
+            return;
+        }
+        for number in self.kernel.bound_numbers() {
+            let Ok(Some(device)) = self.kernel.status(number).await else { continue };
+            let is_known = self.state().by_number.contains_key(&number);
+            if is_known || device.mark == 0 || !announced.contains(&device.mark) {
+                continue;
+            }
+            info!(device = device.node(), "its attach was not finished: detached");
+            if let Err(error) = self.kernel.clear(number, device.disk_sequence).await {
+                warn!(device = device.node(), "{error}");
+            }
+        }
+        announced.into_iter().for_each(|mark| self.keeper.store.retract(mark));
     }
 
     async fn take_up(self: &Arc<Self>, kept: &Kept) {

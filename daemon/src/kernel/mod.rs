@@ -79,6 +79,8 @@ pub struct Device {
     pub size: u64,
     /// The kernel's `lo_file_name`, at most 63 bytes.
     pub reference: String,
+    /// What its attach has marked it with; 0 for nothing.
+    pub mark: u64,
     /// Whether writing is impossible.
     pub read_only: bool,
     /// Whether the page cache of the backing file is bypassed.

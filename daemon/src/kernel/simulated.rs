@@ -100,6 +100,7 @@ struct Bound {
     /// The sequence that the attach gave it.
     attach: DiskSequence,
     file: u64,
+    mark: u64,
     autoclear: bool,
     /// Descriptors of the daemon.
     holds: usize,
@@ -390,6 +391,7 @@ impl Machine {
                 attach: sequence,
                 file,
                 autoclear,
+                mark: 0,
                 holds: 0,
                 deposits: 0,
                 openers: 0,
@@ -411,6 +413,7 @@ impl Machine {
             partition_scan: bound.partition_scan,
             offset: bound.offset,
             read_only: bound.read_only,
+            mark: bound.mark,
             ..Device::default()
         })
     }
@@ -449,6 +452,7 @@ impl Kernel for Simulated {
                 bound.partition_scan = request.partition_scan;
                 bound.offset = request.offset;
                 bound.read_only = request.read_only;
+                bound.mark = request.mark;
             }
             (machine.device(number).unwrap(), sequence)
         };
