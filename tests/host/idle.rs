@@ -91,7 +91,7 @@ async fn in_the_last_moment<T>(world: &World, call: impl Future<Output = T>) -> 
         sleep(4 * IDLE).await;
         world.bus().freeze(false)
     };
-    let (answer, thawed) = tokio::join!(call, thaw);
+    let (answer, thawed) = futures_util::future::join(call, thaw).await;
     thawed?;
     Ok(answer)
 }
@@ -163,7 +163,7 @@ async fn a_thousand_calls_around_its_end(world: &mut World) -> Outcome {
         let mut calls = tokio::task::JoinSet::new();
         for (kind, (client, connection)) in clients.iter().enumerate() {
             let (client, connection, file) = (client.clone(), connection.clone(), image.open()?);
-            let delay = IDLE - Duration::from_millis(2) + Duration::from_micros(random.u64(..8000));
+            let delay = IDLE + Duration::from_micros(random.u64(..6000));
             calls.spawn(async move {
                 sleep(delay).await;
                 call(kind, &client, &connection, &file).await
@@ -178,7 +178,7 @@ async fn a_thousand_calls_around_its_end(world: &mut World) -> Outcome {
     let count = |what: &str| log.lines().filter(|line| line.contains(what)).count();
     let (starts, returns) = (count("ready"), count("a call came in the last moment"));
     println!("{} calls, {starts} starts, {returns} in the last moment", 9 * rounds);
-    assert!(starts as u64 > rounds / 4, "it was timed badly");
+    assert!(starts as u64 > rounds / 20 && returns > 0, "it was timed badly");
     Ok(())
 }
 
