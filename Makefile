@@ -109,7 +109,9 @@ install:
 	$(INSTALL) -d $(DESTDIR)$(dbusservicedir) $(DESTDIR)$(unitdir)
 	sed 's#@LIBEXECDIR@#$(libexecdir)#g' dbus/org.loopd1.service.in > $(DESTDIR)$(dbusservicedir)/org.loopd1.service
 	sed 's#@LIBEXECDIR@#$(libexecdir)#g' systemd/loopd.service.in > $(DESTDIR)$(unitdir)/loopd.service
-	chmod 644 $(DESTDIR)$(dbusservicedir)/org.loopd1.service $(DESTDIR)$(unitdir)/loopd.service
+	sed 's#@LIBEXECDIR@#$(libexecdir)#g' systemd/loop-image@.service.in > $(DESTDIR)$(unitdir)/loop-image@.service
+	chmod 644 $(DESTDIR)$(dbusservicedir)/org.loopd1.service $(DESTDIR)$(unitdir)/loopd.service $(DESTDIR)$(unitdir)/loop-image@.service
+	$(INSTALL) -D -m 755 systemd/loop-image $(DESTDIR)$(libexecdir)/loop-image
 	$(INSTALL) -D -m 644 systemd/partitions.conf $(DESTDIR)$(docdir)/partitions.conf
 	$(INSTALL) -D -m 644 polkit/50-loopd-group.rules $(DESTDIR)$(docdir)/50-loopd-group.rules
 	$(INSTALL) -D -m 644 docs/loopd.toml $(DESTDIR)$(docdir)/loopd.toml
@@ -123,10 +125,12 @@ install:
 		$(INSTALL) -D -m 644 $$text $(DESTDIR)$(docdir)/$${text##*/} || exit; done
 
 uninstall:
-	rm -f $(DESTDIR)$(libexecdir)/loopd $(DESTDIR)$(bindir)/loopctl $(DESTDIR)$(libexecdir)/loopctl/losetup
+	rm -f $(DESTDIR)$(libexecdir)/loopd $(DESTDIR)$(libexecdir)/loop-image $(DESTDIR)$(bindir)/loopctl
+	rm -f $(DESTDIR)$(libexecdir)/loopctl/losetup
 	-rmdir $(DESTDIR)$(libexecdir)/loopctl
 	rm -f $(DESTDIR)$(dbuspolicydir)/org.loopd1.conf $(DESTDIR)$(polkitactiondir)/org.loopd1.policy
-	rm -f $(DESTDIR)$(dbusservicedir)/org.loopd1.service $(DESTDIR)$(unitdir)/loopd.service
+	rm -f $(DESTDIR)$(dbusservicedir)/org.loopd1.service
+	rm -f $(DESTDIR)$(unitdir)/loopd.service $(DESTDIR)$(unitdir)/loop-image@.service
 	rm -f $(patsubst dbus/%,$(DESTDIR)$(datadir)/dbus-1/interfaces/%,$(wildcard dbus/*.xml))
 	rm -f $(DESTDIR)$(bashcompletiondir)/loopctl $(DESTDIR)$(zshcompletiondir)/_loopctl
 	rm -f $(DESTDIR)$(fishcompletiondir)/loopctl.fish

@@ -161,6 +161,7 @@ const DEEDS: [Deed; 10] = [
 ];
 
 /// What there was before the deed, and what the deed has made.
+#[derive(Clone)]
 struct Before {
     bound: Snapshot,
     persistent: Snapshot,
@@ -213,10 +214,10 @@ fn dies_over(deed: Deed, death: Death, vault: bool) -> bool {
         let mounted = house.attach(&client, Lifetime::Client).await.unwrap();
         machine.mount(mounted.device.number);
         house.settle().await;
-        *noted.lock().unwrap() =
-            Some(Before { bound, persistent, mounted, attached: None, done: false, written: Vec::new() });
+        let there = Before { bound, persistent, mounted, attached: None, done: false, written: Vec::new() };
+        *noted.lock().unwrap() = Some(there.clone());
         death.arm(&machine, &files);
-        let attached = commit(deed, house, &client, &other, noted.lock().unwrap().as_ref().unwrap()).await;
+        let attached = commit(deed, house, &client, &other, &there).await;
         // The dead give no answer.
         if let Some(before) = noted.lock().unwrap().as_mut().filter(|_| !machine.is_dead()) {
             before.attached = attached;
@@ -286,7 +287,8 @@ fn check(deed: Deed, house: &House, files: &Files, before: &Before, vault: bool)
     };
     match deed {
         // It may have come so far or not.
-        Deed::Detach => before.done.then(|| gone(&before.bound)).unwrap_or_default(),
+        Deed::Detach if before.done => gone(&before.bound),
+        Deed::Detach => {}
         Deed::Vanish => gone(&before.bound),
         Deed::LetStay if vault || before.done => rebound(&before.bound, Lifetime::Persistent),
         // The kernel may have been told already, and nothing was written.
@@ -361,7 +363,7 @@ struct Storm {
 impl Storm {
     fn new(seed: u64) -> Self {
         let machine = Simulated::random(seed);
-        let vault = seed % 3 != 0;
+        let vault = !seed.is_multiple_of(3);
         if vault {
             machine.keep_holds();
         }
