@@ -53,7 +53,7 @@ impl Callers {
     }
 
     /// Whether the bus still knows this client.
-    pub async fn lives(&self, client: &ClientId) -> bool {
+    pub async fn still_has(self: Arc<Self>, client: ClientId) -> bool {
         let Ok(name) = BusName::try_from(client.0.as_str()) else { return false };
         // Without an answer nothing is taken from anyone.
         self.bus.name_has_owner(name).await.unwrap_or(true)

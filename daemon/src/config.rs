@@ -6,11 +6,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::de::Error as _;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use tracing::warn;
 
 use crate::engine::Settings;
 
 const FILE: &str = "/etc/loopd/loopd.toml";
+/// The last good configuration, in the runtime folder.
+const KEPT: &str = "configuration.toml";
 /// Longer than anybody can mean, and short enough for every clock.
 const LONGEST: f64 = 365.0 * 24.0 * 3600.0;
 
@@ -30,7 +33,7 @@ impl Default for Source {
 }
 
 /// What the configuration says; what it leaves out has its default.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Config {
     limits: Limits,
@@ -38,7 +41,7 @@ pub struct Config {
 }
 
 /// Bounds for each user.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 struct Limits {
     attachments: Option<u32>,
@@ -47,7 +50,7 @@ struct Limits {
 }
 
 /// In seconds.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 struct Times {
     idle_exit: Option<Seconds>,
@@ -69,6 +72,12 @@ impl<'de> Deserialize<'de> for Seconds {
     }
 }
 
+impl Serialize for Seconds {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_f64(self.0.as_secs_f64())
+    }
+}
+
 impl Source {
     /// This file and its drop-ins.
     #[must_use]
@@ -86,6 +95,32 @@ impl Source {
             config.overlay(read(&file)?);
         }
         Ok(config)
+    }
+
+    /// Reads everything, and keeps it in the runtime folder for [`Source::read_or_last_good`].
+    ///
+    /// # Errors
+    /// As [`Source::read`].
+    pub fn read_and_keep(&self, runtime_folder: &Path) -> Result<Config, String> {
+        let config = self.read()?;
+        let kept = runtime_folder.join(KEPT);
+        if let Err(error) = config.keep(&kept) {
+            warn!("{}: cannot be written: {error}", kept.display());
+        }
+        Ok(config)
+    }
+
+    /// At the start: where the configuration cannot be read, what was kept goes on to hold. So a daemon
+    /// that ended meanwhile, for want of work or over an upgrade, is back with what it had.
+    ///
+    /// # Errors
+    /// None was good since the machine is up.
+    pub fn read_or_last_good(&self, runtime_folder: &Path) -> Result<Config, String> {
+        self.read_and_keep(runtime_folder).or_else(|message| {
+            let config = read(&runtime_folder.join(KEPT)).map_err(|_| message.clone())?;
+            warn!("the configuration stays as it was: {message}");
+            Ok(config)
+        })
     }
 
     /// The files that there are, each of which overrules those before it.
@@ -136,6 +171,13 @@ fn read(file: &Path) -> Result<Config, String> {
 }
 
 impl Config {
+    fn keep(&self, file: &Path) -> std::io::Result<()> {
+        let text = toml::to_string(self).map_err(std::io::Error::other)?;
+        let new = file.with_extension("new");
+        std::fs::write(&new, text)?;
+        std::fs::rename(new, file)
+    }
+
     /// Takes what another one says over what this one says.
     fn overlay(&mut self, other: Self) {
         fn take<T>(old: &mut Option<T>, new: Option<T>) {
@@ -240,6 +282,19 @@ mod tests {
             assert!(complaint.starts_with(expected), "{text:?}: {complaint}");
             assert!(!complaint.contains('\n'), "{complaint:?}");
         }
+    }
+
+    #[test]
+    fn the_last_good_one_holds_where_it_cannot_be_read() {
+        let (folder, source) = source(&[("loopd.toml", "[limits]\nprompts = 7\n[times]\nidle-exit = 0.1\n")]);
+        let good = source.read_or_last_good(folder.path()).unwrap();
+        std::fs::write(folder.path().join("loopd.toml"), "[limits]\nprompts = 8\ncals = 1\n").unwrap();
+        assert_eq!(source.read_or_last_good(folder.path()).unwrap(), good);
+        assert!(source.read_and_keep(folder.path()).is_err());
+        std::fs::remove_file(folder.path().join(KEPT)).unwrap();
+        assert!(
+            source.read_or_last_good(folder.path()).unwrap_err().contains("loopd.toml:3:1: unknown field")
+        );
     }
 
     #[test]

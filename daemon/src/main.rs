@@ -24,7 +24,7 @@ mod vault;
 mod watchdog;
 
 use std::fmt::Display;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,6 +54,10 @@ use vault::Vault;
 const UNFIT: u8 = 78;
 /// The exit status of a daemon that is to be started again at once: `EX_TEMPFAIL`.
 const RESTART: u8 = 75;
+/// How long calls that were given up may take to undo what they did.
+const UNDO: Duration = Duration::from_millis(500);
+/// How long devices may take to be looked at before the daemon serves.
+const STOCK: Duration = Duration::from_secs(5);
 /// How long calls under way may take to end after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -133,8 +137,8 @@ fn check(configuration: &config::Source) -> ExitCode {
 
 async fn run(configuration: config::Source) -> Result<Exit, Failure> {
     let signals = Signals::receive().map_err(|error| format!("signals cannot be received: {error}"))?;
-    let settings = configuration.read().map_err(Failure::Lasting)?.settings();
     let runtime_folder = store::runtime_folder().map_err(|error| format!("no runtime folder: {error}"))?;
+    let settings = configuration.read_or_last_good(&runtime_folder).map_err(Failure::Lasting)?.settings();
     let kernel = Linux::open(Vault::open()).map_err(|error| Failure::Lasting(error.to_string()))?;
     // Events are listened to before anything is looked at, so that none falls in between.
     let monitor = udev::Monitor::listen().map_err(|error| format!("cannot listen to udev: {error}"))?;
@@ -162,7 +166,14 @@ async fn run(configuration: config::Source) -> Result<Exit, Failure> {
             "cannot take the name {BUS_NAME} ({error}); does another loopd run, is the bus policy installed?"
         )
     })?;
-    tokio::spawn(follow(configuration, signals.hangup, Arc::clone(&engine), bounds, patience));
+    tokio::spawn(follow(
+        configuration,
+        runtime_folder,
+        signals.hangup,
+        Arc::clone(&engine),
+        bounds,
+        patience,
+    ));
     tokio::spawn(watchdog::run(connection.clone(), Arc::clone(&engine)));
     service_manager::notify(&[NotifyState::Ready]);
     info!(version = env!("CARGO_PKG_VERSION"), "ready");
@@ -172,7 +183,7 @@ async fn run(configuration: config::Source) -> Result<Exit, Failure> {
         () = mount_watch.run(|table| engine.mounts_changed(table)) => Err("the mount table failed".to_owned()),
         () = connection.closed() => Err("the system bus is gone".to_owned()),
         exit = idle.run() => exit.map_err(|error| format!("the system bus failed: {error}")),
-        () = drained(signals.terminate, signals.interrupt, &connection, &callers) => Ok(Exit::Done),
+        () = drained((signals.terminate, signals.interrupt), &connection, &room) => Ok(Exit::Done),
     };
     service_manager::notify(&[NotifyState::Stopping]);
     info!("stopping");
@@ -196,10 +207,17 @@ async fn alone(bus: &DBusProxy<'_>, runtime_folder: &Path) -> Result<Lock, Failu
 }
 
 /// Takes up what an earlier daemon has left, and looks at everything else.
-async fn take_stock(engine: &Arc<Engine<Linux>>, callers: &Callers) {
+async fn take_stock(engine: &Arc<Engine<Linux>>, callers: &Arc<Callers>) {
     engine.mounts_changed(kernel::mount_table::read().unwrap_or_default());
-    engine.restore(async |client| callers.lives(client).await).await;
-    engine.resync().await;
+    let (engine_of_stock, callers) = (Arc::clone(engine), Arc::clone(callers));
+    let stock = tokio::spawn(async move {
+        let engine = engine_of_stock;
+        engine.restore(move |client| callers.clone().still_has(client)).await;
+        engine.resync().await;
+    });
+    if tokio::time::timeout(STOCK, stock).await.is_err() {
+        warn!("a backing file seems to hang; its device is taken up when it answers");
+    }
     engine.told().await;
 }
 
@@ -221,13 +239,14 @@ impl Bounds {
 /// Reads the configuration again at each SIGHUP. One that cannot be read changes nothing.
 async fn follow(
     configuration: config::Source,
+    runtime_folder: PathBuf,
     mut hangup: Signal,
     engine: Arc<Engine<Linux>>,
     bounds: Bounds,
     patience: watch::Sender<Duration>,
 ) {
     while hangup.recv().await.is_some() {
-        match configuration.read() {
+        match configuration.read_and_keep(&runtime_folder) {
             Ok(config) => {
                 let settings = config.settings();
                 bounds.calls.set_limit(settings.calls_of_a_uid);
@@ -318,7 +337,7 @@ impl Signals {
 
 /// Resolves after SIGTERM or SIGINT, when every call that has arrived is answered; at once after a
 /// second one. Later calls wait for the next daemon, where the bus starts one.
-async fn drained(mut terminate: Signal, mut interrupt: Signal, connection: &Connection, callers: &Callers) {
+async fn drained((mut terminate, mut interrupt): (Signal, Signal), connection: &Connection, room: &Room) {
     let mut asked = async || {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
     };
@@ -328,12 +347,16 @@ async fn drained(mut terminate: Signal, mut interrupt: Signal, connection: &Conn
         if let Err(error) = bus::release_name(connection).await {
             warn!("the bus keeps the name: {error}");
         }
-        callers.answered().await;
+        room.callers.answered().await;
     };
     tokio::select! {
         () = asked() => warn!("asked twice to stop: calls under way are given up"),
-        answered = tokio::time::timeout(DRAIN, answered) => if answered.is_err() {
-            warn!("calls under way did not end in time and are given up");
+        answered = tokio::time::timeout(DRAIN, answered) => match answered {
+            Ok(()) => return,
+            Err(_) => warn!("calls under way did not end in time and are given up"),
         }
     }
+    room.engine.give_up();
+    // What hangs in the kernel is left to the next daemon.
+    let _hangs = tokio::time::timeout(UNDO, room.callers.answered()).await;
 }

@@ -211,7 +211,7 @@ impl<K: Kernel> Engine<K> {
             self.discard(id).await;
             return Err(Error::new(
                 ErrorKind::AccessDenied,
-                "the client vanished before its device was ready",
+                "the client vanished, or loopd was asked to end, before the device was ready",
             ));
         };
         audit("attached", &snapshot);
@@ -238,7 +238,7 @@ impl<K: Kernel> Engine<K> {
 fn abandoned() -> Error {
     Error::new(
         ErrorKind::AccessDenied,
-        "the client vanished before its device was ready, so it was detached again",
+        "the client vanished, or loopd was asked to end, before the device was ready, so it was detached again",
     )
 }
 

@@ -207,9 +207,14 @@ impl<K: Kernel> Record<K> {
 
     /// Notes that this client vanished, where it waits for the attach.
     pub fn abandon(&mut self, vanished: &ClientId) {
-        if let Stage::Pending { client, abandoned } = &mut self.stage
-            && client == vanished
-        {
+        if matches!(&self.stage, Stage::Pending { client, .. } if client == vanished) {
+            self.give_up();
+        }
+    }
+
+    /// Has its attach fail, where it is under way.
+    pub fn give_up(&mut self) {
+        if let Stage::Pending { abandoned, .. } = &mut self.stage {
             *abandoned = true;
             self.changed.notify_waiters();
         }

@@ -229,7 +229,7 @@ fn dies_over(deed: Deed, death: Death, vault: bool) -> bool {
     before.written = files.read();
     machine.die();
     life(&machine, &files, async |house| {
-        house.engine.restore(async |id| [&client, &other].iter().any(|c| c.id == *id && !c.vanished())).await;
+        house.engine.restore(living([client.clone(), other.clone()])).await;
         house.engine.resync().await;
         // Its events wait until the daemon listens.
         house.start_udev(0);
@@ -242,6 +242,14 @@ fn dies_over(deed: Deed, death: Death, vault: bool) -> bool {
     })
     .expect("the second one lives");
     done.is_some()
+}
+
+/// What the bus says of these.
+fn living(
+    clients: impl Into<Vec<Client>>,
+) -> impl Fn(ClientId) -> std::future::Ready<bool> + Clone + Send + Sync + 'static {
+    let clients = clients.into();
+    move |id| std::future::ready(clients.iter().any(|client| client.id == id && !client.vanished()))
 }
 
 async fn commit(
@@ -430,8 +438,7 @@ impl Storm {
 
     /// Another daemon starts: everything that was promised is there, and nothing that nobody knows.
     async fn take_up(&self, house: &House) {
-        let lives = async |id: &ClientId| self.clients.iter().any(|client| client.id == *id);
-        house.engine.restore(lives).await;
+        house.engine.restore(living(self.clients.clone())).await;
         house.engine.resync().await;
         house.start_udev(0);
         house.settle().await;

@@ -7,6 +7,7 @@ use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 
 use super::attach::audit;
+use super::attachment::Record;
 use super::{ClientId, Engine, Event, Snapshot};
 use crate::kernel::{Change, DiskSequence, Kernel, Users};
 use crate::text::printable;
@@ -71,6 +72,11 @@ impl<K: Kernel> Engine<K> {
             let engine = Arc::clone(self);
             tokio::spawn(async move { engine.end_of_lifetime(id).await });
         }
+    }
+
+    /// Has every attach that waits fail, and undo what it did: the daemon ends.
+    pub fn give_up(&self) {
+        self.state().records.values_mut().for_each(Record::give_up);
     }
 
     pub(super) async fn end_of_lifetime(self: &Arc<Self>, id: DiskSequence) {

@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use loopd_dbus::State;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::attach::audit;
 use super::attachment::Record;
+use super::restore::AT_ONCE;
 use super::{Engine, Event};
 use crate::kernel::mount_table::MountTable;
 use crate::kernel::{Device, DiskSequence, Found, Kernel, Occasion};
@@ -194,11 +196,20 @@ impl<K: Kernel> Engine<K> {
         numbers.extend(self.state().by_number.keys());
         numbers.sort_unstable();
         numbers.dedup();
+        let mut tasks = JoinSet::new();
         for number in numbers {
-            self.refresh(number).await;
-            self.recover_partitions(number).await;
-            self.recover_processed(number).await;
+            let engine = Arc::clone(self);
+            // A backing file that hangs keeps nobody else waiting.
+            tasks.spawn(async move {
+                engine.refresh(number).await;
+                engine.recover_partitions(number).await;
+                engine.recover_processed(number).await;
+            });
+            if tasks.len() >= AT_ONCE {
+                tasks.join_next().await;
+            }
         }
+        while tasks.join_next().await.is_some() {}
     }
 
     /// Linux 6.1 reads the table again while udev probes the partitions of the first reading: they go

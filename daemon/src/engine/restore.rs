@@ -5,12 +5,16 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use loopd_dbus::{Error, Lifetime, State};
+use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use super::attach::{audit, microseconds_now};
 use super::attachment::{PartitionRecord, Record, Stage};
 use super::{ClientId, Engine, Event, Ownership, Snapshot};
 use crate::kernel::{Change, Device, DiskSequence, Kernel, Occasion, Partition, node};
+
+/// How many devices are looked at at the same time.
+pub(super) const AT_ONCE: usize = 32;
 
 /// How far an attachment has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,25 +202,41 @@ impl<K: Kernel> Engine<K> {
 
     /// Takes up what an earlier daemon has left: tells the world of what is still attached, and ends
     /// what should have ended meanwhile. To be called once, before anything else is asked for.
-    pub async fn restore(self: &Arc<Self>, living: impl AsyncFn(&ClientId) -> bool) {
-        let all = self.keeper.read();
-        for kept in &all {
-            self.take_up(kept).await;
+    pub async fn restore<F>(self: &Arc<Self>, lives: impl Fn(ClientId) -> F + Clone + Send + Sync + 'static)
+    where
+        F: Future<Output = bool> + Send + 'static,
+    {
+        let mut tasks = JoinSet::new();
+        for kept in self.keeper.read() {
+            let (engine, lives) = (Arc::clone(self), lives.clone());
+            // A backing file that hangs keeps nobody else waiting.
+            tasks.spawn(async move { engine.take_up_or_end(&kept, lives).await });
+            if tasks.len() >= AT_ONCE {
+                tasks.join_next().await;
+            }
         }
+        while tasks.join_next().await.is_some() {}
         self.undo_announced().await;
         self.kernel.release_unclaimed().await;
-        let mut known = HashMap::new();
-        for kept in all.into_iter().filter(|kept| kept.phase == Phase::Attached) {
-            let alive = match &kept.ownership.client {
-                None => false,
-                Some(client) => match known.get(client) {
-                    Some(alive) => *alive,
-                    None => *known.entry(client.clone()).or_insert(living(client).await),
-                },
-            };
-            if !alive && kept.ownership.lifetime != Lifetime::Persistent {
-                self.end_of_lifetime(kept.id).await;
-            }
+    }
+
+    async fn take_up_or_end<F: Future<Output = bool>>(
+        self: &Arc<Self>,
+        kept: &Kept,
+        lives: impl Fn(ClientId) -> F,
+    ) {
+        self.take_up(kept).await;
+        let Ownership { lifetime, client, .. } = &kept.ownership;
+        if *lifetime == Lifetime::Persistent || kept.phase != Phase::Attached {
+            return;
+        }
+        // Asked for when it is noted: who vanishes later is found by `client_vanished`.
+        let alive = match client {
+            Some(client) => lives(client.clone()).await,
+            None => false,
+        };
+        if !alive {
+            self.end_of_lifetime(kept.id).await;
         }
     }
 

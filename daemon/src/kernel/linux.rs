@@ -157,7 +157,10 @@ impl Linux {
 fn require_disk_sequences() -> Result<(), Error> {
     let name =
         nix::sys::utsname::uname().map_err(|errno| failed("tell the kernel's version", "uname", errno))?;
-    let release = name.release().to_string_lossy();
+    check_release(&name.release().to_string_lossy())
+}
+
+fn check_release(release: &str) -> Result<(), Error> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
     let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     if version < (5, 15) {
@@ -715,4 +718,37 @@ pub fn read_device(number: u32, device: &OwnedFd) -> nix::Result<Device> {
 fn mark(file_name: &[u8; 64], name_length: usize) -> u64 {
     let bytes = file_name[MARK].try_into().unwrap_or_default();
     if name_length < MARK.start { u64::from_ne_bytes(bytes) } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_without_disk_sequences_are_refused() {
+        for release in ["5.15.0", "5.15", "5.15.0-91-generic", "6.1.0-18-amd64", "10.0.1"] {
+            assert!(check_release(release).is_ok(), "{release}");
+        }
+        for release in ["5.14.21", "5.9.0", "4.19.0-27-amd64", "5", "", "unknown"] {
+            let message = check_release(release).unwrap_err().message;
+            assert!(message.contains("needs Linux 5.15 or newer"), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_mark_lies_behind_the_reference_and_gives_way_to_it() {
+        let request = |reference: &str| AttachRequest {
+            reference: reference.to_owned(),
+            mark: 0x0102_0304_0506_0708,
+            ..AttachRequest::new(loopd_dbus::AttachOptions::default()).unwrap()
+        };
+        for (length, marked) in [(0, true), (54, true), (55, false), (63, false)] {
+            let reference = "x".repeat(length);
+            let request = request(&reference);
+            let info = info(&request);
+            assert_eq!(&info.lo_file_name[..length], reference.as_bytes());
+            assert_eq!(info.lo_file_name[length], 0);
+            assert_eq!(mark(&info.lo_file_name, length), if marked { request.mark } else { 0 }, "{length}");
+        }
+    }
 }
