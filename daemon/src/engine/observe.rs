@@ -6,7 +6,7 @@ use std::time::Duration;
 use loopd_dbus::State;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::attach::audit;
 use super::attachment::Record;
@@ -223,7 +223,7 @@ impl<K: Kernel> Engine<K> {
     /// Where nothing follows, what udev said stands in its database.
     fn spawn_recovery(self: &Arc<Self>, number: u32) {
         let engine = Arc::clone(self);
-        let deadline = Instant::now() + self.settings.wait_for_udev;
+        let deadline = Instant::now() + self.settings().wait_for_udev;
         tokio::spawn(async move {
             while Instant::now() < deadline {
                 tokio::time::sleep(UDEV_AT_WORK).await;

@@ -356,7 +356,7 @@ impl<K: Kernel> Engine<K> {
         let file_system = self.kernel.stored(number, None).unwrap_or_default().file_system;
         let partitions = self.kernel.partition_nodes(number).into_iter().map(|node| {
             let found = self.kernel.stored(number, Some(node.number));
-            (node.number, PartitionRecord::new(&Partition { node, ..Partition::default() }, 0, found))
+            (node.number, PartitionRecord::new(&Partition { node, ..Partition::default() }, found))
         });
         let partitions = partitions.collect();
         let record = Record {
