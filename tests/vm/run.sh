@@ -19,8 +19,10 @@ mkdir -p "$out/payload"
 work=$(mktemp -d /var/tmp/loopd-vm.XXXXXX)
 machine=
 cleanup() {
+    set +e
     if [[ $machine ]]; then
-        kill "$machine" 2>/dev/null && wait "$machine"
+        kill "$machine" 2>/dev/null
+        wait "$machine"
     fi
     rm -rf "$work"
 }
