@@ -81,14 +81,18 @@ async fn not_before_it_is_told_to(world: &mut World) -> Outcome {
     Ok(())
 }
 
+/// So long that a busy machine does not matter.
+const LONG_IDLE: Duration = Duration::from_millis(400);
+const LONG_CONFIGURATION: &str = "[times]\nidle-exit = 0.4\n";
+
 /// Stops the bus for so long that the daemon gives up its name after the call was made, and learns of
 /// the call before it has lost the name.
 async fn in_the_last_moment<T>(world: &World, call: impl Future<Output = T>) -> anyhow::Result<T> {
     world.manager.version().await?;
-    sleep(IDLE / 2).await;
+    sleep(LONG_IDLE / 4).await;
     world.bus().freeze(true)?;
     let thaw = async {
-        sleep(4 * IDLE).await;
+        sleep(2 * LONG_IDLE).await;
         world.bus().freeze(false)
     };
     let (answer, thawed) = futures_util::future::join(call, thaw).await;
@@ -99,7 +103,7 @@ async fn in_the_last_moment<T>(world: &World, call: impl Future<Output = T>) -> 
 async fn a_call_in_the_last_moment_is_answered(world: &mut World) -> Outcome {
     let image = Image::sparse(&world.folder, "image", MIB)?;
     let file = image.open()?;
-    world.configure(CONFIGURATION)?;
+    world.configure(LONG_CONFIGURATION)?;
     world.restart_daemon(&[]).await?;
     // Without a service manager the daemon takes its name again.
     let pid = world.daemon()?.pid();
@@ -125,7 +129,7 @@ async fn a_call_in_the_last_moment_is_answered(world: &mut World) -> Outcome {
 async fn what_is_attached_in_the_last_moment_stays(world: &mut World) -> Outcome {
     let image = Image::sparse(&world.folder, "image", MIB)?;
     let file = image.open()?;
-    world.configure(CONFIGURATION)?;
+    world.configure(LONG_CONFIGURATION)?;
     let manager = ServiceManager::start(&world.folder)?;
     world.restart_managed(&manager).await?;
     let attached = in_the_last_moment(world, world.attach(&file, &AttachOptions::default())).await??;

@@ -1,11 +1,14 @@
 //! Daemons that die, that are too many, and that are asked to end.
 
+use std::time::{Duration, Instant};
+
 use loopd_dbus::{AttachOptions, ErrorKind, Lifetime};
+use loopd_tests::daemon::Daemon;
 use loopd_tests::image::{Image, MIB};
-use loopd_tests::polkit::Setup;
+use loopd_tests::polkit::{Answer, Setup};
 use loopd_tests::process::eventually;
 use loopd_tests::world::World;
-use loopd_tests::{Outcome, ROOT};
+use loopd_tests::{GAMES, Outcome, ROOT};
 
 loopd_tests::tests! {
     "robustness";
@@ -16,8 +19,11 @@ loopd_tests::tests! {
         asked_to_end,
         readiness_is_notified,
         no_bus,
+        old_kernel,
+        no_loop_driver,
         a_thousand_calls,
     ];
+    Setup::StandIn(Answer::Never) => [asked_twice_to_end];
 }
 
 async fn killed_daemon(world: &mut World) -> Outcome {
@@ -97,6 +103,52 @@ async fn no_bus(world: &mut World) -> Outcome {
     let output = loopd_tests::process::output(command).await?;
     assert!(output.status.code().is_some_and(|code| code != 0), "{}", output.status);
     assert!(!output.stderr.is_empty());
+    Ok(())
+}
+
+/// What a daemon says that does not start, and is not to be started again.
+async fn unfit(world: &World, wrapper: &[&str]) -> anyhow::Result<String> {
+    let folder = world.folder.join("unfit");
+    std::fs::create_dir(&folder)?;
+    let mut daemon = Daemon::spawn(world.bus(), &folder, wrapper, &[])?;
+    let status = daemon.end().await?;
+    assert_eq!(status.code(), Some(78), "{status}: {}", daemon.log());
+    Ok(daemon.log())
+}
+
+async fn old_kernel(world: &mut World) -> Outcome {
+    // It says 2.6 then.
+    let said = unfit(world, &["setarch", "--uname-2.6"]).await?;
+    assert!(said.contains("Linux 2.6") && said.contains("needs Linux 5.15 or newer"), "{said}");
+    Ok(())
+}
+
+async fn no_loop_driver(world: &mut World) -> Outcome {
+    let socket = world.folder.join("bus");
+    let script = r#"mount --bind "$0" /dev/loop-control && exec "$@""#;
+    let said = unfit(world, &["unshare", "--mount", "sh", "-c", script, socket.to_str().unwrap()]).await?;
+    assert!(said.contains("/dev/loop-control") && said.contains("modprobe loop"), "{said}");
+    Ok(())
+}
+
+async fn asked_twice_to_end(world: &mut World) -> Outcome {
+    let image = Image::sparse(&world.folder, "image", MIB)?;
+    let path = image.path.to_str().unwrap();
+    let mut probe = world.probe_hold(GAMES, ["--interactive", "setup", "regular", path])?;
+    let polkit = world.stand_in()?;
+    eventually("polkit is asked", async || Ok(polkit.checks().len() == 1)).await?;
+    let mut daemon = world.take_daemon().unwrap();
+    daemon.ask_to_end()?;
+    // It gives its name up, and waits for the call that is under way.
+    eventually("the name is free", async || Ok(!world.daemon_is_there().await?)).await?;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(daemon.exited()?.is_none());
+    let asked_again = Instant::now();
+    daemon.ask_to_end()?;
+    let status = daemon.end().await?;
+    assert!(status.success(), "{status}");
+    assert!(asked_again.elapsed() < Duration::from_secs(2), "{:?}", asked_again.elapsed());
+    assert!(probe.reply().await?.attached().is_err());
     Ok(())
 }
 

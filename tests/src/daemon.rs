@@ -117,6 +117,22 @@ impl Daemon {
         Ok(targets)
     }
 
+    /// Asks it to end, and does not wait.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn ask_to_end(&self) -> Result<()> {
+        self.process.signal(Signal::SIGTERM)
+    }
+
+    /// Its exit status, if it has ended.
+    ///
+    /// # Errors
+    /// It cannot be waited for.
+    pub fn exited(&mut self) -> Result<Option<ExitStatus>> {
+        self.process.exited()
+    }
+
     /// Ends it as a service manager does.
     ///
     /// # Errors
