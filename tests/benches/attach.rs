@@ -229,7 +229,10 @@ async fn bench(rounds: usize) -> Result<()> {
     };
     Gpt::new(&[(2048, 43007), (43008, 131_000)]).write(&images.partitioned)?;
     let bus = Bus::start(folder)?;
-    let daemon = Daemon::start(&bus, folder, &[], &[("LOOPD_LOG", "info")]).await?;
+    // As /run is: in memory.
+    let state = tempfile::tempdir_in("/dev/shm")?;
+    let environment = [("LOOPD_LOG", "info"), ("RUNTIME_DIRECTORY", state.path().to_str().context("UTF-8")?)];
+    let daemon = Daemon::start(&bus, folder, &[], &environment).await?;
     let connection = bus.connect().await?;
     let manager = Manager::new(&connection, Interaction::Forbidden).await?;
     manager.version().await?;

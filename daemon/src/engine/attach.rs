@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tracing::info;
 
 use super::attachment::{Record, Stage};
-use super::restore::Announcement;
+use super::restore::{Announcement, Phase};
 use super::{AttachRequest, ClientId, Engine, Event, Ownership, Snapshot};
 use crate::kernel::{Attached, DiskSequence, Kernel, Occasion};
 use crate::text::printable;
@@ -75,7 +75,8 @@ impl<K: Kernel> Engine<K> {
         let partitioning = attached.partitioning.clone();
         let id = self.record(attached, &request, caller, slot);
         self.take_partitions(id, &partitioning);
-        match self.settle(id, &request, partitioning.missing).await {
+        let settled = self.settle(id, &request, partitioning.missing).await;
+        match settled.and_then(|()| self.keep(id, Phase::Attached)) {
             Ok(()) => self.publish(id).await,
             Err(error) => {
                 self.discard(id).await;
@@ -134,8 +135,10 @@ impl<K: Kernel> Engine<K> {
         if self.look_whether_gone(id) {
             return Err(detached_meanwhile(id));
         }
-        self.keep(id)?;
         let waits = request.wait && self.kernel.udev_runs();
+        if waits || partitions_missing {
+            self.keep(id, Phase::Attaching)?;
+        }
         let deadline = Instant::now() + self.settings().wait_for_udev;
         if partitions_missing {
             if waits {

@@ -185,15 +185,15 @@ impl Kept {
 }
 
 impl<K: Kernel> Engine<K> {
-    /// Writes down a new attachment, of which the world is not told yet.
-    pub(super) fn keep(&self, id: DiskSequence) -> Result<(), Error> {
+    /// Writes down how far a new attachment has come, of which the world is not told yet.
+    pub(super) fn keep(&self, id: DiskSequence, phase: Phase) -> Result<(), Error> {
         let kept = self.state().records.get(&id).and_then(|record| {
             Some(Kept {
                 id,
                 number: record.device.number,
                 disk_sequence: record.device.disk_sequence,
                 ownership: record.ownership.clone()?,
-                phase: Phase::Attaching,
+                phase,
                 node_made: record.node_made,
             })
         });
