@@ -368,6 +368,7 @@ impl<K: Kernel> Engine<K> {
             partitioned: true,
             partitioning: Arc::default(),
             hold,
+            quiet: None,
             stage,
             processed: true,
             node_made: kept.node_made,
