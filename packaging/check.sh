@@ -23,7 +23,7 @@ rpm=$(packaging/rpm.sh)
 make -s install PREFIX=/usr DESTDIR="$work/stage"
 (cd "$work/stage" && find . ! -type d) | normalised >"$work/installed"
 dpkg-deb --fsys-tarfile "$deb" | tar -t | normalised >"$work/deb"
-rpm -qlp "$rpm" | normalised >"$work/rpm"
+rpm -qp --queryformat '[%{FILEMODES:perms} %{FILENAMES}\n]' "$rpm" | sed -n '/^d/!s,^[^ ]* ,,p' | normalised >"$work/rpm"
 for package in deb rpm; do
     diff -u "$work/installed" "$work/$package" || { echo "the $package is not what make install installs" >&2; exit 1; }
 done
