@@ -93,7 +93,7 @@ impl<K: Kernel> Engine<K> {
         caller: &impl Caller,
         slot: super::Slot,
     ) -> DiskSequence {
-        let Attached { device, hold, quiet, claim, node_made, partitioning } = attached;
+        let Attached { device, hold, claim, node_made, partitioning } = attached;
         let client = (request.lifetime != Lifetime::Persistent).then(|| caller.client().clone());
         let ownership =
             Ownership { uid: caller.uid(), client, lifetime: request.lifetime, since: microseconds_now() };
@@ -102,13 +102,6 @@ impl<K: Kernel> Engine<K> {
         let seen = state.seen(device.number, None, device.disk_sequence);
         let (processed, file_system) =
             (seen.is_some(), seen.map(|found| found.file_system.clone()).unwrap_or_default());
-        let quiet = match quiet {
-            Some(quiet) if processed => {
-                self.end_quiet(quiet);
-                None
-            }
-            other => other,
-        };
         let id = state.insert(Record {
             device,
             ownership: Some(ownership),
@@ -118,7 +111,6 @@ impl<K: Kernel> Engine<K> {
             partitioned: !partitioning.missing,
             partitioning: Arc::default(),
             hold,
-            quiet,
             // Who vanishes from now on is found by `client_vanished`.
             stage: Stage::Pending { client: caller.client().clone(), abandoned: caller.vanished() },
             processed,
@@ -130,12 +122,6 @@ impl<K: Kernel> Engine<K> {
         });
         drop(claim);
         id
-    }
-
-    /// udev has answered the close of our writable descriptor, or has had the time to.
-    pub(super) fn end_quiet(&self, quiet: K::Quiet) {
-        let kernel = Arc::clone(&self.kernel);
-        tokio::spawn(async move { kernel.end_quiet(quiet).await });
     }
 
     /// Waits until the attachment may be shown.

@@ -132,8 +132,6 @@ pub(super) struct Record<K: Kernel> {
     pub partitioning: Arc<tokio::sync::Mutex<()>>,
     /// Keeps an autoclear device alive.
     pub hold: Option<K::Hold>,
-    /// Until udev has processed it.
-    pub quiet: Option<K::Quiet>,
     /// Whether the world was told of it.
     pub stage: Stage,
     /// Whether udev has processed this disk sequence.
@@ -161,7 +159,6 @@ impl<K: Kernel> Record<K> {
             partitioned: false,
             partitioning: Arc::default(),
             hold: None,
-            quiet: None,
             stage: Stage::Published,
             processed: true,
             node_made: false,

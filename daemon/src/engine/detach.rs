@@ -106,14 +106,11 @@ impl<K: Kernel> Engine<K> {
 
     /// Gives up what keeps the device, and looks whether it went.
     pub(super) async fn let_go(self: &Arc<Self>, id: DiskSequence) {
-        let (number, sequence, hold, quiet) = {
+        let (number, sequence, hold) = {
             let mut state = self.state();
             let Some(record) = state.records.get_mut(&id) else { return };
-            (record.device.number, record.device.disk_sequence, record.hold.take(), record.quiet.take())
+            (record.device.number, record.device.disk_sequence, record.hold.take())
         };
-        if let Some(quiet) = quiet {
-            self.kernel.end_quiet(quiet).await;
-        }
         match hold {
             Some(hold) => self.kernel.release(hold).await,
             None => {
@@ -216,16 +213,12 @@ impl<K: Kernel> Engine<K> {
         if record.is_published() {
             self.tell(Event::Removed(id));
         }
-        let (number, node_made, hold, quiet) =
-            (record.device.number, record.node_made, record.hold, record.quiet);
-        if !node_made && hold.is_none() && quiet.is_none() {
+        let (number, node_made, hold) = (record.device.number, record.node_made, record.hold);
+        if !node_made && hold.is_none() {
             return;
         }
         let kernel = Arc::clone(&self.kernel);
         tokio::spawn(async move {
-            if let Some(quiet) = quiet {
-                kernel.end_quiet(quiet).await;
-            }
             if let Some(hold) = hold {
                 kernel.release(hold).await;
             }

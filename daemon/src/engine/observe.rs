@@ -90,7 +90,6 @@ impl<K: Kernel> Engine<K> {
             self.spawn_refresh(event.number);
         }
         let Some(found) = event.processed.as_ref().filter(|_| !event.removed) else { return };
-        let mut quiet = None;
         self.update(id, |record| {
             if event.disk_sequence != Some(record.device.disk_sequence) {
                 return;
@@ -99,7 +98,6 @@ impl<K: Kernel> Engine<K> {
                 None => {
                     record.processed = true;
                     record.file_system = found.file_system.clone();
-                    quiet = record.quiet.take();
                 }
                 Some(number) => {
                     if let Some(partition) = record.partitions.get_mut(&number) {
@@ -108,9 +106,6 @@ impl<K: Kernel> Engine<K> {
                 }
             }
         });
-        if let Some(quiet) = quiet {
-            self.end_quiet(quiet);
-        }
     }
 
     /// Changes a record, wakes who waits for it, and tells the world where it looks different.

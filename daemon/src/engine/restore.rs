@@ -368,7 +368,6 @@ impl<K: Kernel> Engine<K> {
             partitioned: true,
             partitioning: Arc::default(),
             hold,
-            quiet: None,
             stage,
             processed: true,
             node_made: kept.node_made,

@@ -14,7 +14,7 @@ use linux_raw_sys::loop_device::_bindgen_ty_1 as LoFlags;
 use linux_raw_sys::loop_device::loop_info64;
 use loopd_dbus::{Error, ErrorKind, Lifetime};
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::fcntl::OFlag;
 use tracing::debug;
 
 use super::backing_file::{self, Examined};
@@ -176,7 +176,6 @@ impl Kernel for Linux {
     type File = OwnedFd;
     type Hold = Hold;
     type Claim = Claim;
-    type Quiet = Flock<OwnedFd>;
 
     async fn examine(&self, file: &OwnedFd) -> Result<FileFacts, Error> {
         let file = file.try_clone().map_err(|error| descriptor_shortage(&error))?;
@@ -195,16 +194,6 @@ impl Kernel for Linux {
         let _closed = self
             .blocking(move |_| {
                 drop(hold);
-                Ok(())
-            })
-            .await;
-    }
-
-    async fn end_quiet(&self, quiet: Flock<OwnedFd>) {
-        // A last close takes a cleared device down, which writes to the backing file.
-        let _closed = self
-            .blocking(move |_| {
-                drop(quiet);
                 Ok(())
             })
             .await;
@@ -422,12 +411,11 @@ fn bind(shared: &Arc<Shared>, file: &OwnedFd, request: &AttachRequest) -> Result
             continue;
         }
         match configure(&claim, file, &examined, request) {
-            Ok(Configured { device, hold, quiet }) => {
+            Ok((device, hold)) => {
                 let node_made = claim.node_made;
                 return Ok(Attached {
                     device,
                     hold,
-                    quiet,
                     partitioning: Partitioning::default(),
                     claim,
                     node_made,
@@ -561,13 +549,6 @@ fn no_device(asked: &str, step: &str, errno: Errno) -> Error {
     )
 }
 
-/// What `LOOP_CONFIGURE` has made.
-struct Configured {
-    device: Device,
-    hold: Option<Hold>,
-    quiet: Option<Flock<OwnedFd>>,
-}
-
 /// One `LOOP_CONFIGURE`, and the read-only descriptor that keeps the device where the lifetime
 /// wants one. After an error nothing is attached.
 fn configure(
@@ -575,51 +556,37 @@ fn configure(
     file: &OwnedFd,
     examined: &Examined,
     request: &AttachRequest,
-) -> nix::Result<Configured> {
+) -> nix::Result<(Device, Option<Hold>)> {
     let writable = examined.facts.writable && !request.read_only;
     let device = open(claim.number, if writable { OFlag::O_RDWR } else { OFlag::O_RDONLY })?;
     ioctl::configure(&device, file.as_fd(), request.block_size, info(request))?;
-    // A writable descriptor would stop mount(2) on kernels without BLK_DEV_WRITE_MOUNTED.
-    let reader = if writable { open(claim.number, OFlag::O_RDONLY) } else { duplicate(&device) };
-    let undo = |errno| {
-        let _gone_at_close = ioctl::clear(&device);
-        errno
-    };
-    let reader = reader.map_err(undo)?;
-    let quiet = if writable && udev::runs() { keep_quiet(&reader) } else { None };
-    // At once: udev, which has just begun, would otherwise meet the answer to this close half way.
-    drop(device);
-    finish(claim, &reader, request, quiet).inspect_err(|_| {
-        let _gone_at_close = ioctl::clear(&reader);
-    })
-}
-
-/// udev has the table read again only where it gets an exclusive lock (`udev_watch` of systemd, with
-/// `flock(2)` on the disk); its probes take a shared one, as this is.
-fn keep_quiet(reader: &OwnedFd) -> Option<Flock<OwnedFd>> {
-    Flock::lock(duplicate(reader).ok()?, FlockArg::LockSharedNonblock).ok()
-}
-
-fn duplicate(descriptor: &OwnedFd) -> nix::Result<OwnedFd> {
-    descriptor.try_clone().map_err(|_| Errno::EMFILE)
+    match finish(claim, &device, request, writable) {
+        Ok(configured) => Ok(configured),
+        Err(errno) => {
+            let _gone_at_close = ioctl::clear(&device);
+            Err(errno)
+        }
+    }
 }
 
 fn finish(
     claim: &Claim,
-    reader: &OwnedFd,
+    device: &OwnedFd,
     request: &AttachRequest,
-    quiet: Option<Flock<OwnedFd>>,
-) -> nix::Result<Configured> {
-    let device = read_device(claim.number, reader)?;
-    if request.direct_io && !device.direct_io {
+    writable: bool,
+) -> nix::Result<(Device, Option<Hold>)> {
+    let known = read_device(claim.number, device)?;
+    if request.direct_io && !known.direct_io {
         return Err(Errno::EOPNOTSUPP);
     }
-    let disk_sequence = device.disk_sequence;
     let hold = match request.lifetime {
         Lifetime::Persistent => None,
-        _ => Some(Hold { descriptor: duplicate(reader)?, disk_sequence }),
+        // A writable descriptor would stop mount(2) on kernels without BLK_DEV_WRITE_MOUNTED.
+        _ if writable => Some(open(claim.number, OFlag::O_RDONLY)?),
+        _ => Some(device.try_clone().map_err(|_| Errno::EMFILE)?),
     };
-    Ok(Configured { device, hold, quiet })
+    let disk_sequence = known.disk_sequence;
+    Ok((known, hold.map(|descriptor| Hold { descriptor, disk_sequence })))
 }
 
 fn info(request: &AttachRequest) -> loop_info64 {

@@ -221,8 +221,6 @@ pub struct Attached<K: Kernel + ?Sized> {
     /// Its partitions, where the request wants them: those that the kernel made, and whether more
     /// are to be made.
     pub partitioning: Partitioning,
-    /// To be kept until udev has processed the device. See [`Kernel::Quiet`].
-    pub quiet: Option<K::Quiet>,
     /// While it lives, [`Kernel::glance`] says so.
     pub claim: K::Claim,
     /// Whether the device node was made for this attach.
@@ -282,9 +280,6 @@ pub trait Kernel: Send + Sync + 'static {
     type Hold: Send + 'static;
     /// A number that an attach is working on.
     type Claim: Send + 'static;
-    /// Keeps udev from having the partition table read again, to which the close of the writable
-    /// descriptor of an attach would move it: partitions would go and come back.
-    type Quiet: Send + 'static;
 
     /// Looks at a file. Fails with `InvalidBackingFile` where it can never be attached.
     fn examine(&self, file: &Self::File) -> impl Future<Output = Result<FileFacts, Error>> + Send;
@@ -299,9 +294,6 @@ pub trait Kernel: Send + Sync + 'static {
 
     /// Closes a hold: an autoclear device goes with its last user.
     fn release(&self, hold: Self::Hold) -> impl Future<Output = ()> + Send;
-
-    /// Lets udev do as it does.
-    fn end_quiet(&self, quiet: Self::Quiet) -> impl Future<Output = ()> + Send;
 
     /// Takes a hold of a device anew; `None` where this attach is over or being taken down. One that
     /// an earlier daemon has left is taken up so.

@@ -423,7 +423,6 @@ impl Kernel for Simulated {
     type File = u64;
     type Hold = Hold;
     type Claim = Claim;
-    type Quiet = ();
 
     async fn examine(&self, file: &u64) -> Result<FileFacts, Error> {
         self.step().await?;
@@ -460,14 +459,7 @@ impl Kernel for Simulated {
         let hold = held.then(|| Hold { machine: self.clone(), number, attach: sequence });
         let missing = request.partition_scan && self.lock().partitions > 0;
         let partitioning = Partitioning { missing, ..Partitioning::default() };
-        Ok(Attached {
-            device,
-            hold,
-            quiet: Some(()),
-            partitioning,
-            claim,
-            node_made: request.number.is_some(),
-        })
+        Ok(Attached { device, hold, partitioning, claim, node_made: request.number.is_some() })
     }
 
     async fn release(&self, hold: Hold) {
@@ -487,8 +479,6 @@ impl Kernel for Simulated {
             self.alter(number, |bound| bound.holds == 0, |bound| bound.deposits = 0);
         }
     }
-
-    async fn end_quiet(&self, (): ()) {}
 
     async fn hold(&self, number: u32, sequence: DiskSequence) -> Result<Option<Hold>, Error> {
         self.step().await?;
