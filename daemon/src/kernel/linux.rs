@@ -18,6 +18,7 @@ use nix::fcntl::OFlag;
 use tracing::debug;
 
 use super::backing_file::{self, Examined};
+use super::node_watch::{NodeWatch, NodeWatches};
 use super::{
     Attached, Change, Device, DiskSequence, FileFacts, Found, Glance, Kernel, Occasion, PartitionNode,
     Partitioning, Users, change, ioctl, node, partitions, sysfs,
@@ -60,6 +61,7 @@ pub struct Shared {
     largest_block: AtomicU32,
     /// Whether the kernel reads partition tables, once that was seen.
     scans: OnceLock<bool>,
+    node_watches: NodeWatches,
     vault: Vault,
 }
 
@@ -113,7 +115,7 @@ fn try_sample(shared: &Arc<Shared>) -> Option<bool> {
         ..AttachRequest::new(loopd_dbus::AttachOptions::default()).ok()?
     };
     let sample = partitions::sample_image().ok()?;
-    let attached = bind(shared, &sample, &request).ok()?;
+    let (attached, _no_writer) = bind(shared, &sample, &request).ok()?;
     Some(!sysfs::partitions(attached.device.number).is_empty())
 }
 
@@ -137,6 +139,7 @@ impl Linux {
                 removed: Condvar::new(),
                 largest_block: AtomicU32::new(65536),
                 scans: OnceLock::new(),
+                node_watches: NodeWatches::default(),
                 vault,
             }),
         })
@@ -380,17 +383,24 @@ pub fn open_attached_for(
 }
 
 fn attach(shared: &Arc<Shared>, file: &OwnedFd, request: &AttachRequest) -> Result<Attached<Linux>, Error> {
-    let mut attached = bind(shared, file, request)?;
+    let (mut attached, writer) = bind(shared, file, request)?;
     if request.partition_scan {
         attached.partitioning = partitions::first_look(shared, file, &attached.device);
     }
     if let Some(hold) = &attached.hold {
         shared.vault.deposit(hold.disk_sequence, &hold.descriptor);
     }
+    if let Some(writer) = writer {
+        writer.close();
+    }
     Ok(attached)
 }
 
-fn bind(shared: &Arc<Shared>, file: &OwnedFd, request: &AttachRequest) -> Result<Attached<Linux>, Error> {
+fn bind<'a>(
+    shared: &'a Arc<Shared>,
+    file: &OwnedFd,
+    request: &AttachRequest,
+) -> Result<(Attached<Linux>, Option<Writer<'a>>), Error> {
     let examined = backing_file::examine(file)?;
     backing_file::check_fit(&examined, request)?;
     let block_size = match request.block_size {
@@ -410,16 +420,10 @@ fn bind(shared: &Arc<Shared>, file: &OwnedFd, request: &AttachRequest) -> Result
             claims.push(claim);
             continue;
         }
-        match configure(&claim, file, &examined, request) {
-            Ok((device, hold)) => {
-                let node_made = claim.node_made;
-                return Ok(Attached {
-                    device,
-                    hold,
-                    partitioning: Partitioning::default(),
-                    claim,
-                    node_made,
-                });
+        match configure(shared, &claim, file, &examined, request) {
+            Ok((device, hold, writer)) => {
+                let (partitioning, node_made) = (Partitioning::default(), claim.node_made);
+                return Ok((Attached { device, hold, partitioning, claim, node_made }, writer));
             }
             Err(Errno::EBUSY | Errno::ENXIO | Errno::ENOENT | Errno::ENODEV) if request.number.is_none() => {
                 claims.push(claim);
@@ -549,19 +553,37 @@ fn no_device(asked: &str, step: &str, errno: Errno) -> Error {
     )
 }
 
+/// A writable descriptor of the disk. It would stop mount(2) on kernels without
+/// BLK_DEV_WRITE_MOUNTED, and goes before the caller hears of the device.
+struct Writer<'a> {
+    descriptor: OwnedFd,
+    watch: NodeWatch<'a>,
+}
+
+impl Writer<'_> {
+    fn close(self) {
+        self.watch.close_unnoticed(self.descriptor);
+    }
+}
+
 /// One `LOOP_CONFIGURE`, and the read-only descriptor that keeps the device where the lifetime
-/// wants one. After an error nothing is attached.
-fn configure(
+/// wants one. After an error nothing is attached. The writer is left to who waits for udev.
+fn configure<'a>(
+    shared: &'a Shared,
     claim: &Claim,
     file: &OwnedFd,
     examined: &Examined,
     request: &AttachRequest,
-) -> nix::Result<(Device, Option<Hold>)> {
+) -> nix::Result<(Device, Option<Hold>, Option<Writer<'a>>)> {
     let writable = examined.facts.writable && !request.read_only;
-    let device = open(claim.number, if writable { OFlag::O_RDWR } else { OFlag::O_RDONLY })?;
-    ioctl::configure(&device, file.as_fd(), request.block_size, info(request))?;
-    match finish(claim, &device, request, writable) {
-        Ok(configured) => Ok(configured),
+    let device = open(claim.number, OFlag::O_RDONLY)?;
+    let writer = if writable { Some(open(claim.number, OFlag::O_RDWR)?) } else { None };
+    let watch = if writable && request.wait && udev::runs() { shared.node_watches.of(&device) } else { None };
+    let through = writer.as_ref().unwrap_or(&device);
+    ioctl::configure(through, file.as_fd(), request.block_size, info(request))?;
+    let writer = writer.zip(watch).map(|(descriptor, watch)| Writer { descriptor, watch });
+    match finish(claim, &device, request) {
+        Ok((known, hold)) => Ok((known, hold, writer)),
         Err(errno) => {
             let _gone_at_close = ioctl::clear(&device);
             Err(errno)
@@ -569,20 +591,13 @@ fn configure(
     }
 }
 
-fn finish(
-    claim: &Claim,
-    device: &OwnedFd,
-    request: &AttachRequest,
-    writable: bool,
-) -> nix::Result<(Device, Option<Hold>)> {
+fn finish(claim: &Claim, device: &OwnedFd, request: &AttachRequest) -> nix::Result<(Device, Option<Hold>)> {
     let known = read_device(claim.number, device)?;
     if request.direct_io && !known.direct_io {
         return Err(Errno::EOPNOTSUPP);
     }
     let hold = match request.lifetime {
         Lifetime::Persistent => None,
-        // A writable descriptor would stop mount(2) on kernels without BLK_DEV_WRITE_MOUNTED.
-        _ if writable => Some(open(claim.number, OFlag::O_RDONLY)?),
         _ => Some(device.try_clone().map_err(|_| Errno::EMFILE)?),
     };
     let disk_sequence = known.disk_sequence;

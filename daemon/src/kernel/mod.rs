@@ -11,6 +11,7 @@ mod change;
 mod ioctl;
 mod linux;
 pub mod mount_table;
+mod node_watch;
 mod partitions;
 mod readiness;
 #[cfg(test)]
