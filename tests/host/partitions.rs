@@ -594,6 +594,9 @@ async fn rescan_while_mounted(world: &mut World) -> Outcome {
     let object = world.object(&attached.path).await?;
     let error = refusal(object.rescan_partitions().await)?;
     expect_kind(&error, ErrorKind::Busy)?;
+    for named in [attached.device.node(), mounted.folder.display().to_string()] {
+        assert!(error.message.contains(&named), "{named} is not named: {}", error.message);
+    }
     // The kernel keeps all then.
     assert_eq!(attached.device.partitions().keys().collect::<Vec<_>>(), [&1, &2]);
     assert_eq!(

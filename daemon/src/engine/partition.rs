@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::attachment::{PartitionRecord, Record};
+use super::detach::{busy, gone};
 use super::{Engine, Uevent};
 use crate::kernel::{Device, DiskSequence, Found, Kernel, Occasion, Partition, Partitioning};
 
@@ -24,7 +25,12 @@ impl<K: Kernel> Engine<K> {
         if !seen.as_ref().is_ok_and(|seen| seen.udev_rereads) {
             self.update(id, |record| record.processed = true);
         }
-        let seen = seen?;
+        let seen = match seen {
+            Err(error) if error.kind == ErrorKind::Busy => {
+                return Err(self.partition_in_use(id, error).await);
+            }
+            other => other?,
+        };
         if seen.unmade {
             return Err(Error::new(
                 ErrorKind::NotSupported,
@@ -37,12 +43,16 @@ impl<K: Kernel> Engine<K> {
         }
         // udev does not say whether the kernel did what it was asked for.
         if seen.udev_rereads && self.look_at_partitions(id, Occasion::Foreign).await?.outdated {
-            return Err(Error::new(
-                ErrorKind::Busy,
-                "the kernel kept the partitions that it had, since one of them is in use; unmount or close it first",
-            ));
+            return Err(self.partition_in_use(id, gone(id)).await);
         }
         Ok(())
+    }
+
+    /// Why the partitions stay as they are, with who uses them; `otherwise` where they are gone.
+    async fn partition_in_use(&self, id: DiskSequence, otherwise: Error) -> Error {
+        let Some(attachment) = self.find(id) else { return otherwise };
+        let users = self.kernel.users(attachment.device.number).await.unwrap_or_default();
+        busy("read the partition table again of", &attachment, &users, "unmount or close it first")
     }
 
     /// Makes the partitions' nodes, where that is for us to do, and the record true.

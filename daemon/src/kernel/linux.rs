@@ -15,7 +15,7 @@ use linux_raw_sys::loop_device::loop_info64;
 use loopd_dbus::{Error, ErrorKind, Lifetime};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::backing_file::{self, Examined};
 use super::node_watch::{NodeWatch, NodeWatches};
@@ -428,6 +428,10 @@ fn bind<'a>(
             Err(Errno::EBUSY | Errno::ENXIO | Errno::ENOENT | Errno::ENODEV) if request.number.is_none() => {
                 claims.push(claim);
             }
+            Err(Errno::EACCES) if request.number.is_none() && is_closed_to_us(claim.number) => {
+                warn!("{}", closed_to_us(claim.number));
+                claims.push(claim);
+            }
             Err(errno) => {
                 let error = refusal(shared, &claim, file, &examined, request, errno);
                 let (number, node_made) = (claim.number, claim.node_made);
@@ -638,6 +642,10 @@ fn refusal(
     let name = printable(&examined.facts.path);
     match errno {
         Errno::EBUSY => taken(claim.number, examined),
+        Errno::EACCES if is_closed_to_us(claim.number) => {
+            let why = closed_to_us(claim.number);
+            Error::new(ErrorKind::Kernel, format!("cannot attach {name}: {why}, or choose another number"))
+        }
         Errno::EINVAL if request.block_size > SMALLEST_PAGE => {
             heal(claim.number, file);
             shared.largest_block.store(request.block_size / 2, Ordering::Relaxed);
@@ -664,6 +672,16 @@ fn refusal(
         ),
         errno => failed(&format!("attach {name}"), "LOOP_CONFIGURE", errno),
     }
+}
+
+/// Whether the node has been given to somebody else: root without capabilities is a user like others.
+fn is_closed_to_us(number: u32) -> bool {
+    matches!(open(number, OFlag::O_RDWR), Err(Errno::EACCES))
+}
+
+fn closed_to_us(number: u32) -> String {
+    let node = node(number);
+    format!("{node} may not be opened by root (EACCES); give it back (chown root:disk {node})")
 }
 
 fn block_size_refused(examined: &Examined, request: &AttachRequest, largest: u32) -> Error {

@@ -36,3 +36,20 @@ test_an_image_in_the_runtime_folder_of_a_user() {
         loopctl detach "$XDG_RUNTIME_DIR/disk.img"
 END
 }
+
+test_a_node_that_was_given_to_somebody_is_named_and_passed_over() {
+    image /home/alice/disk.img 1M alice
+    local taken device said
+    taken=$(losetup --find)
+    chown alice: "$taken"
+    chmod 600 "$taken"
+    device=$(active alice loopctl attach disk.img)
+    [[ $device != "$taken" ]] || fail "$taken was used"
+    loopctl detach "$device"
+    said=$(active alice loopctl attach --device "$taken" disk.img 2>&1) && fail "attached to $taken"
+    contains "$said" "$taken may not be opened by root .*chown root:disk $taken"
+    chown root:disk "$taken"
+    chmod 660 "$taken"
+    equal "device" "$(active alice loopctl attach disk.img)" "$taken"
+    loopctl detach "$taken"
+}
