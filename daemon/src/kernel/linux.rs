@@ -139,7 +139,7 @@ impl Linux {
                 removed: Condvar::new(),
                 largest_block: AtomicU32::new(65536),
                 scans: OnceLock::new(),
-                node_watches: NodeWatches::default(),
+                node_watches: NodeWatches::new(),
                 vault,
             }),
         })

@@ -18,17 +18,20 @@ use nix::sys::stat::{fstat, major, minor};
 const FOLDER: &str = "/run/udev/watch";
 /// udev starts within a fraction of it, unless it has much else to do.
 const PATIENCE: Duration = Duration::from_millis(100);
-/// As many attaches at the same time as make new ones.
-const MOST_IDLE: usize = 8;
 
 /// Waits for udev's watches to go.
-#[derive(Default)]
 pub struct NodeWatches {
-    /// They watch nothing. To close one takes the kernel 20 ms, so they are used again.
-    idle: Mutex<Vec<Inotify>>,
+    /// Watches nothing, where nobody uses it. To close one takes the kernel 20 ms, so one is kept; those
+    /// who need one at the same time make their own.
+    idle: Mutex<Option<Inotify>>,
 }
 
 impl NodeWatches {
+    /// Waits for no watch yet.
+    pub fn new() -> Self {
+        Self { idle: Mutex::new(new_events().ok()) }
+    }
+
     /// udev's watch on the node of an open disk; `None` where it has none.
     pub fn of(&self, disk: &OwnedFd) -> Option<NodeWatch<'_>> {
         let node = fstat(disk).ok()?.st_rdev;
@@ -40,17 +43,20 @@ impl NodeWatches {
         if !link.is_symlink() {
             return Ok(None);
         }
-        let idle = self.idle().pop();
-        let events =
-            idle.map_or_else(|| Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK), Ok)?;
+        let idle = self.idle().take();
+        let events = idle.map_or_else(new_events, Ok)?;
         let descriptor = events.add_watch(folder, AddWatchFlags::IN_DELETE)?;
         let watch = NodeWatch { watches: self, events: Some(events), descriptor, link: name.into() };
         Ok(link.is_symlink().then_some(watch))
     }
 
-    fn idle(&self) -> MutexGuard<'_, Vec<Inotify>> {
+    fn idle(&self) -> MutexGuard<'_, Option<Inotify>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn new_events() -> nix::Result<Inotify> {
+    Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)
 }
 
 /// The watch on one node.
@@ -92,12 +98,13 @@ impl NodeWatch<'_> {
 
 impl Drop for NodeWatch<'_> {
     fn drop(&mut self) {
-        let Some(events) = self.events.take() else { return };
-        let mut idle = self.watches.idle();
-        if idle.len() < MOST_IDLE && events.rm_watch(self.descriptor).is_ok() {
-            // What is left to be read names a descriptor that is not used again.
-            idle.push(events);
-        }
+        // What is left to be read names a watch that is not used again.
+        let events = self.events.take().filter(|events| events.rm_watch(self.descriptor).is_ok());
+        let surplus = match &mut *self.watches.idle() {
+            idle @ None => std::mem::replace(idle, events),
+            Some(_) => events,
+        };
+        drop(surplus);
     }
 }
 
@@ -110,7 +117,7 @@ mod tests {
     #[test]
     fn where_udev_does_not_watch_nothing_is_waited_for() {
         let folder = tempfile::tempdir().unwrap();
-        let watches = NodeWatches::default();
+        let watches = NodeWatches::new();
         assert!(watches.in_folder(folder.path(), "b7:0").unwrap().is_none());
         assert!(watches.in_folder(&folder.path().join("none"), "b7:0").unwrap().is_none());
     }
@@ -118,7 +125,7 @@ mod tests {
     #[test]
     fn the_end_of_this_watch_is_waited_for_time_and_again() {
         let folder = tempfile::tempdir().unwrap();
-        let watches = NodeWatches::default();
+        let watches = NodeWatches::new();
         for _ in 0..2 {
             let [this, other] = ["b7:0", "b7:1"].map(|name| folder.path().join(name));
             symlink("1", &this).unwrap();
@@ -133,7 +140,7 @@ mod tests {
                 waiting.join().unwrap();
             });
             drop(watch);
-            assert_eq!(watches.idle().len(), 1, "it is used again");
+            assert!(watches.idle().is_some(), "it is used again");
             std::fs::remove_file(this).unwrap();
         }
     }
@@ -143,7 +150,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let link = folder.path().join("b7:0");
         symlink("1", &link).unwrap();
-        let watches = NodeWatches::default();
+        let watches = NodeWatches::new();
         let watch = watches.in_folder(folder.path(), "b7:0").unwrap().unwrap();
         watch.wait_until_off(Duration::from_millis(1));
         assert!(link.is_symlink());
