@@ -24,21 +24,19 @@ impl Objects {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lists an object from now on.
-    pub fn add(&self, path: &ObjectPath<'_>, show: Show) {
-        self.shown().insert(path.to_owned().into(), show);
-    }
-
-    /// Tells that an object is there, if it still is.
+    /// Tells that an object is there.
     ///
     /// # Errors
     /// The connection failed.
-    pub async fn announce(&self, emitter: &SignalEmitter<'_>, path: &OwnedObjectPath) -> zbus::Result<()> {
-        let interfaces = self.shown().get(path).map(|show| show());
-        match interfaces {
-            Some(interfaces) => Self::interfaces_added(emitter, path.as_ref(), interfaces).await,
-            None => Ok(()),
-        }
+    pub async fn add(
+        &self,
+        emitter: &SignalEmitter<'_>,
+        path: &ObjectPath<'_>,
+        show: Show,
+    ) -> zbus::Result<()> {
+        let interfaces = show();
+        self.shown().insert(path.to_owned().into(), show);
+        Self::interfaces_added(emitter, path.clone(), interfaces).await
     }
 
     /// Tells that an object is gone.

@@ -13,7 +13,7 @@ use tracing::error;
 use zbus::fdo::Properties;
 use zbus::names::InterfaceName;
 use zbus::object_server::SignalEmitter;
-use zbus::wire::{ObjectPath, OwnedObjectPath};
+use zbus::wire::ObjectPath;
 use zbus::{Connection, Variant};
 
 use super::attachment::Attachment;
@@ -29,8 +29,6 @@ pub struct Publisher {
     connection: Connection,
     room: Room,
     objects: HashMap<DiskSequence, Published>,
-    /// Objects that are there, and that the world was not told of yet.
-    unannounced: Vec<OwnedObjectPath>,
 }
 
 /// What the objects of one attachment show.
@@ -50,45 +48,24 @@ impl Publisher {
     /// Publishes on this connection.
     #[must_use]
     pub fn new(connection: Connection, room: Room) -> Self {
-        Self { connection, room, objects: HashMap::new(), unannounced: Vec::new() }
+        Self { connection, room, objects: HashMap::new() }
     }
 
     /// Follows the engine until it stops.
     pub async fn run(mut self, mut events: UnboundedReceiver<Event>) {
         while let Some(event) = events.recv().await {
-            let told = self.follow(event, &events).await;
+            let told = match event {
+                Event::Added(snapshot) | Event::Changed(snapshot) => self.show(&snapshot).await,
+                Event::Removed(id) => self.remove(id).await,
+                Event::Checkpoint(done) => {
+                    let _nobody_waits = done.send(());
+                    Ok(())
+                }
+            };
             if let Err(error) = told {
                 error!("the bus was not told: {error}");
             }
         }
-    }
-
-    async fn follow(&mut self, event: Event, events: &UnboundedReceiver<Event>) -> zbus::Result<()> {
-        match event {
-            Event::Added(snapshot) => self.show(&snapshot).await?,
-            Event::Changed(snapshot) => {
-                self.announce().await?;
-                self.show(&snapshot).await?;
-            }
-            Event::Removed(id) => {
-                self.announce().await?;
-                self.remove(id).await?;
-            }
-            Event::Checkpoint(done) => {
-                let _nobody_waits = done.send(());
-                // Whoever waited replies to a caller, who need not wait for the signals as well.
-                tokio::task::yield_now().await;
-            }
-        }
-        if events.is_empty() { self.announce().await } else { Ok(()) }
-    }
-
-    /// Tells of the objects that have come.
-    async fn announce(&mut self) -> zbus::Result<()> {
-        for path in std::mem::take(&mut self.unannounced) {
-            self.room.objects.announce(&self.root()?, &path).await?;
-        }
-        Ok(())
     }
 
     /// Makes the objects of an attachment show what it is now.
@@ -105,7 +82,7 @@ impl Publisher {
         shown
     }
 
-    async fn add(&mut self, snapshot: &Snapshot) -> zbus::Result<Published> {
+    async fn add(&self, snapshot: &Snapshot) -> zbus::Result<Published> {
         let attachment = Arc::new(RwLock::new(wire::attachment(snapshot)));
         let volume = Arc::new(RwLock::new(wire::volume(snapshot)));
         let path = attachment_path(snapshot.id.0);
@@ -117,8 +94,7 @@ impl Publisher {
         let show = move || {
             Interfaces::from([(ATTACHMENT, read(&shown.0).to_dict()), (VOLUME, read(&shown.1).to_dict())])
         };
-        self.room.objects.add(&path, Box::new(show));
-        self.unannounced.push(path.into());
+        self.room.objects.add(&self.root()?, &path, Box::new(show)).await?;
         Ok(Published { attachment, volume, partitions: HashMap::new() })
     }
 
@@ -132,7 +108,7 @@ impl Publisher {
     }
 
     async fn show_partitions(
-        &mut self,
+        &self,
         snapshot: &Snapshot,
         objects: &mut HashMap<u32, PublishedPartition>,
     ) -> zbus::Result<()> {
@@ -162,7 +138,7 @@ impl Publisher {
     }
 
     async fn add_partition(
-        &mut self,
+        &self,
         path: &ObjectPath<'_>,
         partition: PartitionProperties,
         volume: VolumeProperties,
@@ -175,8 +151,7 @@ impl Publisher {
         let show = move || {
             Interfaces::from([(PARTITION, read(&shown.0).to_dict()), (VOLUME, read(&shown.1).to_dict())])
         };
-        self.room.objects.add(path, Box::new(show));
-        self.unannounced.push(path.to_owned().into());
+        self.room.objects.add(&self.root()?, path, Box::new(show)).await?;
         Ok(PublishedPartition { partition, volume })
     }
 
