@@ -1,6 +1,6 @@
 #!/bin/bash
-# Boots a Debian in a virtual machine, has tests/vm/guest/run test our package in it, and judges what
-# came back. Everything that is left of a run is in target/vm/SUITE.
+# Boots a Debian in virtual machines, has tests/vm/guest/run test our package in them, each a part, and
+# judges what came back. Everything that is left of a run is in target/vm/SUITE.
 # usage: run.sh SUITE PROGRAMS [WORD…]    PROGRAMS: the folder of loopd-probe; a WORD selects tests
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -17,13 +17,13 @@ out=$(realpath -m "${CARGO_TARGET_DIR:-target}/vm/$suite")
 rm -rf "$out"
 mkdir -p "$out/payload"
 work=$(mktemp -d /var/tmp/loopd-vm.XXXXXX)
-machine=
+machines=()
 cleanup() {
     set +e
-    if [[ $machine ]]; then
+    for machine in "${machines[@]}"; do
         kill "$machine" 2>/dev/null
         wait "$machine"
-    fi
+    done
     rm -rf "$work"
 }
 trap cleanup EXIT
@@ -56,33 +56,81 @@ make_payload() {
     rm -rf "$out/payload"
 }
 
+# parts: the numbers of the lines of guest/parts that have a selected test.
+parts() {
+    local number=0 line file name
+    while read -r line; do
+        number=$((number + 1))
+        for file in $line; do
+            while read -r name; do
+                is_selected "$name" && echo "$number" && continue 3
+            done < <(sed -n 's/^\(test_[a-z0-9_]*\)().*/\1/p' "tests/vm/guest/tests/$file.sh")
+        done
+    done <tests/vm/guest/parts
+}
+
+is_selected() {
+    local word
+    for word in "${words[@]}"; do
+        [[ $1 == *$word* ]] && return 0
+    done
+    ((${#words[@]} == 0))
+}
+
+# Every file is in one part.
+check_parts() {
+    diff <(tr ' ' '\n' <tests/vm/guest/parts | sort) <(basename -s .sh tests/vm/guest/tests/*.sh | sort) ||
+        { echo "vm: tests/vm/guest/parts does not have each file once" >&2; exit 1; }
+}
+
+# start_machine PART FOLDER
 start_machine() {
+    mkdir "$2"
+    : >"$2/results"
     TMPDIR=$work timeout --kill-after=10 "$limit" qemu-system-x86_64 -accel "$accelerator" -cpu max -smp 2 -m 1536 -nodefaults -display none -no-reboot \
         -kernel "$image/vmlinuz" -initrd "$image/initrd.img" \
-        -append 'root=LABEL=debian rw console=ttyS0 panic=-1 loglevel=4 mitigations=off systemd.show_status=no' \
+        -append "root=LABEL=debian rw console=ttyS0 panic=-1 loglevel=4 mitigations=off systemd.show_status=no loopd.part=$1" \
         -drive "file=$image/disk,format=raw,if=virtio,snapshot=on,cache=unsafe" \
         -drive "file=$out/payload.tar,format=raw,if=none,readonly=on,id=tests" -device virtio-blk,drive=tests,serial=tests \
-        -device virtio-rng -serial "file:$out/console" \
-        -device virtio-serial -chardev "file,id=results,path=$out/results" -device virtserialport,chardev=results,name=results \
-        </dev/null 2>"$out/qemu" &
-    machine=$!
+        -device virtio-rng -serial "file:$2/console" \
+        -device virtio-serial -chardev "file,id=results,path=$2/results" -device virtserialport,chardev=results,name=results \
+        </dev/null 2>"$2/qemu" &
+    machines+=($!)
 }
 
-# Shows the results as they come, without traces and journals, until the machine is off.
+# follow MACHINE FOLDER: shows the results as they come, without traces and journals, until the machine
+# is off.
 follow() {
-    tail -n +1 -s 0.5 --pid="$machine" -F "$out/results" 2>/dev/null | grep --line-buffered -v '^#[a-z]' || true
+    tail -n +1 -s 0.5 --pid="$1" -F "$2/results" 2>/dev/null | grep --line-buffered -v '^#[a-z]' |
+        sed -u "s/^/${2##*/}: /" || true
 }
 
+check_parts
 image=$(tests/vm/image.sh "$suite")
 make_payload
 accelerator=$(accelerator)
 echo "vm: $suite, $accelerator"
-: >"$out/results"
-start_machine
-follow &
-follower=$!
-status=0
-wait "$machine" || status=$?
-machine=
-wait "$follower" || true
-tests/vm/judge.sh "$out" "$status"
+verdict=0
+mapfile -t parts < <(parts)
+((${#parts[@]})) || { echo "vm: no test has ${words[*]} in its name" >&2; exit 1; }
+started=()
+for part in "${parts[@]}"; do
+    start_machine "$part" "$out/$part"
+    started+=("${machines[-1]}")
+    # A machine keeps one processor busy.
+    (($(nproc) > 1)) || wait "${machines[-1]}" || true
+done
+for index in "${!parts[@]}"; do
+    follow "${started[index]}" "$out/${parts[index]}" &
+done
+for index in "${!parts[@]}"; do
+    status=0
+    wait "${started[index]}" || status=$?
+    echo "$status" >"$out/${parts[index]}/status"
+done
+machines=()
+wait
+for part in "${parts[@]}"; do
+    tests/vm/judge.sh "$out/$part" "$(<"$out/$part/status")" || verdict=1
+done
+((verdict == 0))
