@@ -9,13 +9,13 @@ use std::time::{Duration, SystemTime};
 use loopd_dbus::names::attachment_path;
 use loopd_dbus::properties::{from_bus_path, to_bus_path};
 use loopd_dbus::{
-    AttachOptions, AttachmentProperties, DetachOptions, ErrorKind, Lifetime, ListOptions, VolumeProperties,
+    AttachOptions, AttachmentProperties, DetachOptions, Lifetime, ListOptions, VolumeProperties,
 };
 use loopd_tests::image::{Image, MIB};
 use loopd_tests::polkit::Setup;
 use loopd_tests::process::{eventually, run};
 use loopd_tests::sysfs::LoopDevice;
-use loopd_tests::world::{Attached, World, expect_kind};
+use loopd_tests::world::{Attached, World};
 use loopd_tests::{Outcome, loop_ioctl, skip, sysfs};
 
 loopd_tests::tests! {
