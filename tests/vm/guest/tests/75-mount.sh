@@ -249,7 +249,7 @@ named() {
 test_hostile_labels_become_harmless_names() {
     loopctl list
     cd /home/alice
-    local labels names number long
+    local labels names number
     # shellcheck disable=SC1003,SC2016 # taken as they are
     labels=(../../etc a/b . .. .hidden $'a\nb' $'\xff\xfe' '100%n' "it's" 'a"b' 'a\' ' blank ' ';reboot' '$(id)' 'ä ö')
     # shellcheck disable=SC2016
@@ -271,7 +271,13 @@ test_hostile_labels_become_harmless_names() {
         unmounted "$disk"
     done
     nothing_left
-    # Neither label nor UUID: the file's name.
+}
+
+# Neither label nor UUID.
+test_hostile_file_names_become_harmless_names() {
+    loopctl list
+    cd /home/alice
+    local long name
     content "$OLDPWD/content"
     long=$(printf 'ä%.0s' {1..120}).sqfs
     mksquashfs "$OLDPWD/content" plain -quiet -no-progress
