@@ -464,11 +464,16 @@ test_what_was_unmounted_while_no_daemon_ran_is_seen() {
 test_a_logout_leaves_what_is_mounted() {
     ext4_image /home/alice/disk.img kept alice
     local disk place
-    cp "$probe" /home/alice/probe
-    # shellcheck disable=SC2016 # for the other shell
-    login bash -c 'device=$(loopctl attach --lifetime mount disk.img)
-        ./probe mount "/org/loopd1/attachment/$(cat "/sys/block/${device#/dev/}/diskseq")"
-        exec sleep 600'
+    # In a file, since systemd-run takes dollars for its own.
+    cat >/home/alice/open-and-stay <<END
+#!/bin/bash
+device=\$(loopctl attach --lifetime mount disk.img)
+"$probe" mount "/org/loopd1/attachment/\$(cat "/sys/block/\${device#/dev/}/diskseq")"
+exec sleep 600
+END
+    chmod 755 /home/alice/open-and-stay
+    trap 'systemctl stop login.service' EXIT
+    login /home/alice/open-and-stay
     place=/run/media/alice/kept
     eventually mountpoint -q "$place"
     disk=$(device_of /home/alice/disk.img)
