@@ -544,5 +544,5 @@ test_the_journal_tells_of_mounts() {
     journalctl --sync
     contains "$(journalctl --after-cursor="$cursor" -u loopd.service -o cat)" "^mounted: $disk \(/home/alice/disk.img\)" \
         "^unmounted: $disk " "detached with its last mount"
-    journalctl --after-cursor="$cursor" -u loopd.service -o json | jq -e 'select(.MOUNT_POINT == "/run/media/alice/kept" and .UID == "1000")'
+    journalctl --after-cursor="$cursor" -u loopd.service -o json | jq -s -e 'any(.[]; .MOUNT_POINT == "/run/media/alice/kept" and .UID == "1000")'
 }
