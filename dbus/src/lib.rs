@@ -10,5 +10,7 @@ pub mod properties;
 pub mod proxy;
 
 pub use error::{Error, ErrorKind};
-pub use options::{AttachOptions, DetachOptions, InvalidOption, Lifetime, ListOptions, Overlap};
+pub use options::{
+    AttachOptions, DetachOptions, InvalidOption, Lifetime, ListOptions, MountOptions, Overlap, UnmountOptions,
+};
 pub use properties::{AttachmentProperties, PartitionProperties, State, VolumeProperties};

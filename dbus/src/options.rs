@@ -220,20 +220,13 @@ impl DetachOptions {
     /// # Errors
     /// An unknown key, or a value of another type.
     pub fn decode(received: ReceivedOptions) -> Result<Self, InvalidOption> {
-        let mut options = Self::default();
-        for (name, value) in received {
-            match name.as_str() {
-                "lazy" => options.lazy = take(&name, "b", &value)?,
-                _ => return Err(unknown(name, "Detach", "\"lazy\"")),
-            }
-        }
-        Ok(options)
+        Ok(Self { lazy: lazy(received, "Detach")? })
     }
 
     /// What to send.
     #[must_use]
     pub fn encode(self) -> SentOptions<'static> {
-        if self.lazy { SentOptions::from([("lazy", true.into())]) } else { SentOptions::new() }
+        send_lazy(self.lazy)
     }
 }
 
@@ -286,6 +279,91 @@ impl ListOptions {
     }
 }
 
+/// The options of `Mount`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MountOptions {
+    /// Mount it read-only; a read-only device always is.
+    pub read_only: bool,
+    /// Another file system than the one that udev has found; what udev says where empty.
+    pub filesystem: String,
+    /// A comma list of further options for the file system.
+    pub options: String,
+}
+
+impl MountOptions {
+    /// Reads what a caller sent.
+    ///
+    /// # Errors
+    /// An unknown key, or a value of another type.
+    pub fn decode(received: ReceivedOptions) -> Result<Self, InvalidOption> {
+        let mut options = Self::default();
+        for (name, value) in received {
+            match name.as_str() {
+                "read-only" => options.read_only = take(&name, "b", &value)?,
+                "filesystem" => options.filesystem = take::<&str>(&name, "s", &value)?.to_owned(),
+                "options" => options.options = take::<&str>(&name, "s", &value)?.to_owned(),
+                _ => return Err(unknown(name, "Mount", "\"read-only\", \"filesystem\" and \"options\"")),
+            }
+        }
+        Ok(options)
+    }
+
+    /// What to send: only what differs from the defaults.
+    #[must_use]
+    pub fn encode(&self) -> SentOptions<'_> {
+        let mut sent = SentOptions::new();
+        if self.read_only {
+            sent.insert("read-only", true.into());
+        }
+        if !self.filesystem.is_empty() {
+            sent.insert("filesystem", self.filesystem.as_str().into());
+        }
+        if !self.options.is_empty() {
+            sent.insert("options", self.options.as_str().into());
+        }
+        sent
+    }
+}
+
+/// The options of `Unmount`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UnmountOptions {
+    /// Take it from the tree at once, and unmount it with its last user.
+    pub lazy: bool,
+}
+
+impl UnmountOptions {
+    /// Reads what a caller sent.
+    ///
+    /// # Errors
+    /// An unknown key, or a value of another type.
+    pub fn decode(received: ReceivedOptions) -> Result<Self, InvalidOption> {
+        Ok(Self { lazy: lazy(received, "Unmount")? })
+    }
+
+    /// What to send.
+    #[must_use]
+    pub fn encode(self) -> SentOptions<'static> {
+        send_lazy(self.lazy)
+    }
+}
+
+/// The only option of a method that ends something.
+fn lazy(received: ReceivedOptions, method: &'static str) -> Result<bool, InvalidOption> {
+    let mut lazy = false;
+    for (name, value) in received {
+        match name.as_str() {
+            "lazy" => lazy = take(&name, "b", &value)?,
+            _ => return Err(unknown(name, method, "\"lazy\"")),
+        }
+    }
+    Ok(lazy)
+}
+
+fn send_lazy(lazy: bool) -> SentOptions<'static> {
+    if lazy { SentOptions::from([("lazy", true.into())]) } else { SentOptions::new() }
+}
+
 fn take<'a, T: TryFrom<&'a OwnedVariant>>(
     name: &str,
     expected: &'static str,
@@ -333,6 +411,12 @@ mod tests {
         );
         let lazy = DetachOptions { lazy: true };
         assert_eq!(DetachOptions::decode(received(lazy.encode())), Ok(lazy));
+        let lazy = UnmountOptions { lazy: true };
+        assert_eq!(UnmountOptions::decode(received(lazy.encode())), Ok(lazy));
+        let options =
+            MountOptions { read_only: true, filesystem: "vfat".to_owned(), options: "flush".to_owned() };
+        assert_eq!(MountOptions::decode(received(options.encode())), Ok(options));
+        assert_eq!(MountOptions::default().encode().len(), 0);
     }
 
     #[test]

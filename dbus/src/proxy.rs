@@ -10,8 +10,8 @@ use zbus::proxy::MethodFlags;
 use zbus::wire::{DynamicDeserialize, DynamicType, ObjectPath, OwnedObjectPath};
 use zbus::{Connection, Fd, OwnedVariant, Proxy};
 
-use crate::names::{ATTACHMENT, BUS_NAME, MANAGER, ROOT_PATH};
-use crate::options::{AttachOptions, DetachOptions, Lifetime, ListOptions};
+use crate::names::{ATTACHMENT, BUS_NAME, MANAGER, ROOT_PATH, VOLUME};
+use crate::options::{AttachOptions, DetachOptions, Lifetime, ListOptions, MountOptions, UnmountOptions};
 
 /// An attachment's path and its properties: those of `Attachment` and of `Volume`.
 pub type Listed = (OwnedObjectPath, HashMap<String, OwnedVariant>);
@@ -210,5 +210,49 @@ impl Attachment {
     /// Those of the contract, or the bus failed.
     pub async fn replace_backing_file(&self, file: BorrowedFd<'_>) -> zbus::Result<()> {
         call(&self.proxy, "ReplaceBackingFile", self.interaction, &(Fd::from(file),)).await
+    }
+}
+
+/// `org.loopd1.Volume`.
+#[derive(Clone, Debug)]
+pub struct Volume {
+    proxy: Proxy<'static>,
+    interaction: Interaction,
+}
+
+impl Volume {
+    /// The volume with this path: an attachment's or a partition's. No call is made yet.
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub async fn new(
+        connection: &Connection,
+        path: ObjectPath<'static>,
+        interaction: Interaction,
+    ) -> zbus::Result<Self> {
+        let proxy = zbus::proxy::Builder::new(connection)
+            .destination(BUS_NAME)
+            .path(path)
+            .interface(VOLUME)
+            .cache_properties(zbus::proxy::CacheProperties::No)
+            .build()
+            .await?;
+        Ok(Self { proxy, interaction })
+    }
+
+    /// Mounts it; gives the mount point.
+    ///
+    /// # Errors
+    /// Those of the contract, or the bus failed.
+    pub async fn mount(&self, options: &MountOptions) -> zbus::Result<String> {
+        call(&self.proxy, "Mount", self.interaction, &(options.encode(),)).await
+    }
+
+    /// Unmounts it.
+    ///
+    /// # Errors
+    /// Those of the contract, or the bus failed.
+    pub async fn unmount(&self, options: UnmountOptions) -> zbus::Result<()> {
+        call(&self.proxy, "Unmount", self.interaction, &(options.encode(),)).await
     }
 }

@@ -19,6 +19,7 @@ mod introspection;
 mod loopctl;
 mod loopctl_change;
 mod losetup;
+mod mount;
 mod overlap;
 mod partitions;
 mod restart;
@@ -40,6 +41,7 @@ fn main() -> std::process::ExitCode {
         loopctl::TESTS,
         loopctl_change::TESTS,
         losetup::TESTS,
+        mount::TESTS,
         foreign::TESTS,
         introspection::TESTS,
         udev::TESTS,
