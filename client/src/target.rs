@@ -168,6 +168,18 @@ impl TryFrom<Listed> for Attached {
     }
 }
 
+/// The attachment with this path, with its partitions; `None` where it is gone.
+///
+/// # Errors
+/// loopd could not be asked.
+pub async fn attached_at(bus: &Bus, path: &OwnedObjectPath) -> anyhow::Result<Option<Attached>> {
+    let all = ListOptions { all: true, ..ListOptions::default() };
+    let mut found = list(&bus.manager, &all).await?;
+    found.retain(|attached| attached.path == *path);
+    partition::add(&bus.connection, &mut found).await?;
+    Ok(found.pop())
+}
+
 /// The attachments, by number.
 ///
 /// # Errors
