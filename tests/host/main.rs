@@ -24,6 +24,7 @@ mod partitions;
 mod restart;
 mod robustness;
 mod signals;
+mod throwaway;
 mod udev;
 mod watchdog;
 
@@ -40,6 +41,7 @@ fn main() -> std::process::ExitCode {
         loopctl::TESTS,
         loopctl_change::TESTS,
         losetup::TESTS,
+        throwaway::TESTS,
         foreign::TESTS,
         introspection::TESTS,
         udev::TESTS,

@@ -19,7 +19,8 @@ fn main() -> ExitCode {
 }
 
 fn run(only_check: bool) -> Result<ExitCode> {
-    let mut pages: Vec<Page> = vec![loopctl::page(), losetup::page(), umount::page(), daemon::page()?, interfaces::page()?];
+    let mut pages: Vec<Page> =
+        vec![loopctl::page(), losetup::page(), umount::page(), daemon::page()?, interfaces::page()?];
     pages.extend(completion::scripts());
     let mut is_right = true;
     for page in pages {
