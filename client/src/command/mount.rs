@@ -87,6 +87,10 @@ impl Source {
             let reference = throwaway::reference(path);
             return Ok(Self::Throwaway { file: throwaway::make(path, &args.throwaway)?, reference });
         }
+        // One that is gone may still be attached.
+        if !path.exists() {
+            return Ok(Self::Target(target));
+        }
         let file = attach::open_backing_file(path, args.read_only)?;
         if file.metadata()?.file_type().is_block_device() {
             return Ok(Self::Target(target));
