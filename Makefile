@@ -112,7 +112,7 @@ install:
 	$(INSTALL) -d $(DESTDIR)$(mounthelperdir)
 	ln -srf $(DESTDIR)$(bindir)/loopctl $(DESTDIR)$(mounthelperdir)/umount.loopd
 	$(INSTALL) -D -m 644 client/desktop/org.loopd1.open.desktop $(DESTDIR)$(applicationsdir)/org.loopd1.open.desktop
-	$(INSTALL) -D -m 755 client/desktop/org.loopd1.servicemenu.desktop $(DESTDIR)$(servicemenudir)/org.loopd1.servicemenu.desktop
+	$(INSTALL) -D -m 644 client/desktop/org.loopd1.servicemenu.desktop $(DESTDIR)$(servicemenudir)/org.loopd1.servicemenu.desktop
 	$(INSTALL) -d $(DESTDIR)$(nautilusdir)
 	$(INSTALL) -m 755 client/desktop/nautilus-scripts/* $(DESTDIR)$(nautilusdir)
 	$(INSTALL) -D -m 644 client/desktop/thunar-uca.xml $(DESTDIR)$(docdir)/thunar-uca.xml

@@ -373,7 +373,7 @@ test_the_desktop_shows_the_folder_and_the_failure() {
 END
     )
     contains "$said" '^/run/media/alice/DESKTOP$' 'string "nothing.iso is not mounted"' \
-        'cannot open no file nothing.iso 'string "cd.iso is not unmounted"' \
+        'there is no file nothing.iso' 'string "cd.iso is not unmounted"' \
         'string "drive-removable-media"'
     equal "opened" "$(cat /home/alice/opened)" /run/media/alice/DESKTOP
     rm -r /home/alice/{opened,notified,bin}
