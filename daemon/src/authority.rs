@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use loopd_dbus::names::{ACTION_ATTACH, ACTION_ATTACH_DEVICE, ACTION_MANAGE_OTHERS};
+use loopd_dbus::names::{ACTION_ATTACH, ACTION_ATTACH_DEVICE, ACTION_MANAGE_OTHERS, ACTION_MOUNT};
 use loopd_dbus::{Error, ErrorKind};
 use tracing::{info, warn};
 use zbus::Connection;
@@ -30,6 +30,10 @@ pub enum Deed<'a> {
     Change(&'a Snapshot),
     /// Remove the device with this number.
     Remove(u32),
+    /// Mount the whole device of this attachment, or this partition.
+    Mount(&'a Snapshot, Option<u32>),
+    /// Unmount it, where loopd has not mounted it for the caller.
+    UnmountOthers(&'a Snapshot, Option<u32>),
 }
 
 /// Asks polkit.
@@ -113,11 +117,9 @@ impl Deed<'_> {
                 FileKind::Regular => ACTION_ATTACH,
                 FileKind::BlockDevice => ACTION_ATTACH_DEVICE,
             }),
-            Self::Change(attachment) => {
-                let owned = attachment.ownership.as_ref().is_some_and(|ownership| ownership.uid == uid);
-                (!owned).then_some(ACTION_MANAGE_OTHERS)
-            }
-            Self::Remove(_) => Some(ACTION_MANAGE_OTHERS),
+            Self::Change(attachment) => (!is_owned(attachment, uid)).then_some(ACTION_MANAGE_OTHERS),
+            Self::Mount(attachment, _) if is_owned(attachment, uid) => Some(ACTION_MOUNT),
+            Self::Remove(_) | Self::Mount(..) | Self::UnmountOthers(..) => Some(ACTION_MANAGE_OTHERS),
         }
     }
 
@@ -129,16 +131,23 @@ impl Deed<'_> {
             Self::Attach(file, number) => {
                 (number.map(node).unwrap_or_default(), printable(&file.path), uid.to_string())
             }
-            Self::Change(attachment) => {
-                let owner = attachment.ownership.as_ref().map(|ownership| ownership.uid.to_string());
-                (
-                    attachment.device.node(),
-                    printable(&attachment.device.backing_file),
-                    owner.unwrap_or_default(),
-                )
+            Self::Change(attachment) => of_attachment(attachment, None),
+            Self::Mount(attachment, partition) | Self::UnmountOthers(attachment, partition) => {
+                of_attachment(attachment, partition)
             }
         }
     }
+}
+
+fn is_owned(attachment: &Snapshot, uid: u32) -> bool {
+    attachment.ownership.as_ref().is_some_and(|ownership| ownership.uid == uid)
+}
+
+fn of_attachment(attachment: &Snapshot, partition: Option<u32>) -> (String, String, String) {
+    let Snapshot { device, ownership, .. } = attachment;
+    let node = partition.map_or_else(|| device.node(), |number| device.partition_node(number));
+    let owner = ownership.as_ref().map(|ownership| ownership.uid.to_string());
+    (node, printable(&device.backing_file), owner.unwrap_or_default())
 }
 
 fn judge(result: &AuthorizationResult, caller: &Caller, action: &str) -> Result<(), Error> {

@@ -102,11 +102,6 @@ impl Caller {
     pub fn allows_interaction(&self) -> bool {
         self.interactive
     }
-
-    /// Resolves when the caller vanishes.
-    pub async fn gone(&self) {
-        self.watch.gone().await;
-    }
 }
 
 impl engine::Caller for Caller {
@@ -120,5 +115,9 @@ impl engine::Caller for Caller {
 
     fn vanished(&self) -> bool {
         self.watch.is_gone()
+    }
+
+    async fn gone(&self) {
+        self.watch.gone().await;
     }
 }

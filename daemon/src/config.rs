@@ -9,7 +9,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tracing::warn;
 
-use crate::engine::Settings;
+use crate::engine::{Policy, Settings};
 
 const FILE: &str = "/etc/loopd/loopd.toml";
 /// The last good configuration, in the runtime folder.
@@ -38,6 +38,7 @@ impl Default for Source {
 pub struct Config {
     limits: Limits,
     times: Times,
+    mount: Mount,
 }
 
 /// Bounds for each user.
@@ -45,6 +46,7 @@ pub struct Config {
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 struct Limits {
     attachments: Option<u32>,
+    mounts: Option<u32>,
     calls: Option<NonZeroU32>,
     prompts: Option<u32>,
 }
@@ -56,6 +58,33 @@ struct Times {
     idle_exit: Option<Seconds>,
     wait_for_udev: Option<Seconds>,
     wait_for_users: Option<Seconds>,
+    wait_for_mount: Option<Seconds>,
+    mount_grace: Option<Seconds>,
+}
+
+/// What may be mounted, and how.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+struct Mount {
+    filesystems: Option<Vec<FileSystemName>>,
+    exec: Option<bool>,
+}
+
+/// As the kernel and mount(8) call it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(transparent)]
+struct FileSystemName(String);
+
+impl<'de> Deserialize<'de> for FileSystemName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        let is_known = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+        if name.starts_with(|first: char| first.is_ascii_alphanumeric()) && name.bytes().all(is_known) {
+            Ok(Self(name))
+        } else {
+            Err(D::Error::custom(format!("{name:?} is not the name of a file system")))
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -186,11 +215,16 @@ impl Config {
             }
         }
         take(&mut self.limits.attachments, other.limits.attachments);
+        take(&mut self.limits.mounts, other.limits.mounts);
         take(&mut self.limits.calls, other.limits.calls);
         take(&mut self.limits.prompts, other.limits.prompts);
         take(&mut self.times.idle_exit, other.times.idle_exit);
         take(&mut self.times.wait_for_udev, other.times.wait_for_udev);
         take(&mut self.times.wait_for_users, other.times.wait_for_users);
+        take(&mut self.times.wait_for_mount, other.times.wait_for_mount);
+        take(&mut self.times.mount_grace, other.times.mount_grace);
+        take(&mut self.mount.filesystems, other.mount.filesystems);
+        take(&mut self.mount.exec, other.mount.exec);
     }
 
     /// Times and bounds.
@@ -199,8 +233,15 @@ impl Config {
         let count = |said: Option<u32>, default| said.map_or(default, |said| said as usize);
         let time = |said: Option<Seconds>, default| said.map_or(default, |Seconds(said)| said);
         let default = Settings::default();
-        let Self { limits, times } = self;
+        let Self { limits, times, mount } = self;
+        let names =
+            |said: &Vec<FileSystemName>| said.iter().map(|FileSystemName(name)| name.clone()).collect();
+        let file_systems = mount.filesystems.as_ref().map_or(default.mounting.file_systems, names);
         Settings {
+            mounting: Policy { file_systems, programs: mount.exec.unwrap_or(default.mounting.programs) },
+            wait_for_mount: time(times.wait_for_mount, default.wait_for_mount),
+            mount_grace: time(times.mount_grace, default.mount_grace),
+            mounts_of_a_uid: count(limits.mounts, default.mounts_of_a_uid),
             wait_for_udev: time(times.wait_for_udev, default.wait_for_udev),
             wait_for_users: time(times.wait_for_users, default.wait_for_users),
             idle_exit: time(times.idle_exit, default.idle_exit),
@@ -249,6 +290,10 @@ mod tests {
                 "loopd.toml.d/10-a.toml",
                 "[limits]\nattachments = 2\ncalls = 2\n[times]\nwait-for-udev = 0.5\n",
             ),
+            (
+                "loopd.toml.d/25-c.toml",
+                "[mount]\nfilesystems = [\"ext4\"]\nexec = false\n[times]\nmount-grace = 5\n",
+            ),
             ("loopd.toml.d/30-c.toml~", "nonsense"),
             ("loopd.toml.d/.40-d.toml", "nonsense"),
         ]);
@@ -256,6 +301,8 @@ mod tests {
             attachments_of_a_uid: 3,
             calls_of_a_uid: 2,
             prompts_of_a_uid: 0,
+            mounting: Policy { file_systems: vec!["ext4".to_owned()], programs: false },
+            mount_grace: Duration::from_secs(5),
             idle_exit: Duration::ZERO,
             wait_for_udev: Duration::from_millis(500),
             ..Settings::default()
@@ -275,6 +322,10 @@ mod tests {
             ("[times]\nidle-exit = -1\n", "loopd.toml:2:13: -1 is not a time"),
             ("[times]\nidle-exit = nan\n", "loopd.toml:2:13: NaN is not a time"),
             ("[times]\nidle-exit = 1e300\n", "loopd.toml:2:13: "),
+            ("[mount]\nfilesystems = [\"ext4\", \"x,y\"]\n", "loopd.toml:2:15: \"x,y\" is not the name"),
+            ("[mount]\nfilesystems = \"ext4\"\n", "loopd.toml:2:15: invalid type"),
+            ("[mount]\nfilesystems = [\"\"]\n", "loopd.toml:2:15: \"\" is not the name"),
+            ("[mount]\nexec = 1\n", "loopd.toml:2:8: invalid type"),
             ("[limits\n", "loopd.toml:1:"),
             ("\u{e9} = 1 2", "loopd.toml:1:"),
         ] {
@@ -313,10 +364,13 @@ mod tests {
     #[test]
     fn the_example_has_every_key_with_its_default() {
         let example = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/loopd.toml"));
-        let Config { limits, times } = read(example).unwrap();
-        assert!(limits.attachments.is_some() && limits.calls.is_some() && limits.prompts.is_some());
-        let Times { idle_exit, wait_for_udev, wait_for_users } = times;
+        let Config { limits, times, mount } = read(example).unwrap();
+        let Limits { attachments, mounts, calls, prompts } = limits;
+        assert!(attachments.is_some() && mounts.is_some() && calls.is_some() && prompts.is_some());
+        let Times { idle_exit, wait_for_udev, wait_for_users, wait_for_mount, mount_grace } = times;
         assert!(idle_exit.is_some() && wait_for_udev.is_some() && wait_for_users.is_some());
+        assert!(wait_for_mount.is_some() && mount_grace.is_some());
+        assert!(mount.filesystems.is_some() && mount.exec.is_some());
         let source = Source::named(example.to_owned());
         assert_eq!(source.read().unwrap().settings(), Settings::default());
     }

@@ -14,6 +14,7 @@ mod idle;
 mod kernel;
 mod lock;
 mod log;
+mod mount;
 mod mounts;
 mod partition_table;
 mod service_manager;
@@ -47,6 +48,7 @@ use idle::{Exit, Idle};
 use kernel::Linux;
 use lock::Lock;
 use loopd_dbus::names::BUS_NAME;
+use mount::HostMounts;
 use store::Files;
 use vault::Vault;
 
@@ -149,7 +151,8 @@ async fn run(configuration: config::Source) -> Result<Exit, Failure> {
 
     let store = Files::open(&runtime_folder, bus.get_id().await.map_err(bus_failed)?.to_string())
         .map_err(|error| format!("what a restart needs cannot be kept: {error}"))?;
-    let (engine, events) = Engine::new(kernel, settings.clone(), Box::new(store));
+    let mounter = HostMounts::new(&connection).await.map_err(bus_failed)?;
+    let (engine, events) = Engine::new(kernel, settings.clone(), Box::new(store), Box::new(mounter));
     let clients = Clients::default();
     let bounds = Bounds::new(&settings);
     watch_clients(&connection, &engine, &clients).await.map_err(bus_failed)?;

@@ -1,5 +1,6 @@
 //! What a restart needs, in the runtime folder: a file for each attachment, replaced as a whole.
 
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{Error as IoError, Read as _, Result as IoResult, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -10,8 +11,12 @@ use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 use tracing::{debug, warn};
 
-use crate::engine::{ClientId, Kept, Ownership, Store};
+use crate::engine::{ClientId, Kept, Ownership, Place, Store};
 use crate::kernel::DiskSequence;
+
+mod places;
+
+use places::Places;
 
 /// Changes when an older daemon would misunderstand the files.
 const VERSION: u32 = 1;
@@ -26,14 +31,18 @@ const ANNOUNCED: &str = ".announced";
 /// # Errors
 /// It cannot be made.
 pub fn runtime_folder() -> IoResult<PathBuf> {
-    let folder = std::env::var_os("RUNTIME_DIRECTORY").map_or(PathBuf::from(FOLDER), PathBuf::from);
+    let given = std::env::var_os("RUNTIME_DIRECTORY").unwrap_or_default();
+    // Behind it is the one for mounts.
+    let first = std::env::split_paths(&given).next().filter(|first| !first.as_os_str().is_empty());
+    let folder = first.unwrap_or_else(|| PathBuf::from(FOLDER));
     std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&folder)?;
     Ok(folder)
 }
 
-/// The files of the attachments.
+/// The files of the attachments, and of the folders to mount on.
 pub struct Files {
     folder: PathBuf,
+    places: Places,
     /// Which bus the clients' names are of: another one gives the same names anew.
     bus: String,
 }
@@ -52,6 +61,11 @@ struct Contents {
     bus: String,
     since: u64,
     node_made: bool,
+    /// Of the lifetime `mount`; an older daemon's file has neither.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    mounted: bool,
+    #[serde(default)]
+    grace_ends: Option<u64>,
 }
 
 impl Files {
@@ -60,27 +74,12 @@ impl Files {
     /// # Errors
     /// It cannot be made.
     pub fn open(runtime_folder: &Path, bus: String) -> IoResult<Self> {
-        let folder = runtime_folder.join("attachments");
-        if folder.symlink_metadata().is_ok_and(|found| !found.is_dir() || !is_ours(&found)) {
-            set_aside(&folder, "it is not loopd's folder");
-        }
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
-        Ok(Self { folder, bus })
+        let folder = own_folder(runtime_folder.join("attachments"))?;
+        Ok(Self { folder, places: Places::open(runtime_folder)?, bus })
     }
 
     fn path(&self, id: DiskSequence) -> PathBuf {
         self.folder.join(format!("{id}{SUFFIX}"))
-    }
-
-    fn replace(&self, kept: &Kept) -> IoResult<()> {
-        let path = self.path(kept.id);
-        let new = self.folder.join(format!(".{}{SUFFIX}", kept.id));
-        let text = toml::to_string(&self.contents(kept)).map_err(IoError::other)?;
-        let flags = (OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).bits();
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600).custom_flags(flags);
-        options.open(&new)?.write_all(text.as_bytes())?;
-        std::fs::rename(new, path)
     }
 
     fn contents(&self, kept: &Kept) -> Contents {
@@ -96,6 +95,8 @@ impl Files {
             bus: self.bus.clone(),
             since: ownership.since,
             node_made,
+            mounted: ownership.mounted,
+            grace_ends: ownership.grace_ends,
         }
     }
 
@@ -117,23 +118,52 @@ impl Files {
                 client,
                 lifetime: contents.lifetime.parse().map_err(|error| format!("{error}"))?,
                 since: contents.since,
+                mounted: contents.mounted,
+                grace_ends: contents.grace_ends,
             },
             node_made: contents.node_made,
         })
     }
 
     fn paths(&self) -> Vec<PathBuf> {
-        let paths = || self.folder.read_dir()?.map(|entry| Ok(entry?.path())).collect::<IoResult<_>>();
-        paths().unwrap_or_else(|error| {
-            warn!("{} cannot be read: {error}", self.folder.display());
-            Vec::new()
-        })
+        paths_in(&self.folder)
     }
+}
+
+/// Makes a folder that nobody else can write to.
+fn own_folder(folder: PathBuf) -> IoResult<PathBuf> {
+    if folder.symlink_metadata().is_ok_and(|found| !found.is_dir() || !is_ours(&found)) {
+        set_aside(&folder, "it is not loopd's folder");
+    }
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+    Ok(folder)
+}
+
+/// Puts a file with this text in the place of another, as a whole.
+fn replace(path: &Path, text: &str) -> IoResult<()> {
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    let new = path.with_file_name(name);
+    let flags = (OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).bits();
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600).custom_flags(flags);
+    options.open(&new)?.write_all(text.as_bytes())?;
+    std::fs::rename(new, path)
+}
+
+fn paths_in(folder: &Path) -> Vec<PathBuf> {
+    let paths = || folder.read_dir()?.map(|entry| Ok(entry?.path())).collect::<IoResult<_>>();
+    paths().unwrap_or_else(|error| {
+        warn!("{} cannot be read: {error}", folder.display());
+        Vec::new()
+    })
 }
 
 impl Store for Files {
     fn write(&self, kept: &Kept) -> Result<(), Error> {
-        self.replace(kept).map_err(|error| not_written(&self.path(kept.id), &error))
+        let path = self.path(kept.id);
+        let text = toml::to_string(&self.contents(kept)).map_err(IoError::other);
+        text.and_then(|text| replace(&path, &text)).map_err(|error| not_written(&path, &error))
     }
 
     fn erase(&self, id: DiskSequence) {
@@ -169,6 +199,18 @@ impl Store for Files {
         }
         all.sort_unstable_by_key(|kept| kept.id);
         all
+    }
+
+    fn write_place(&self, place: &Place) -> Result<(), Error> {
+        self.places.write(place).map_err(|error| not_written(&self.places.file(&place.path), &error))
+    }
+
+    fn erase_place(&self, path: &Path) {
+        remove(&self.places.file(path));
+    }
+
+    fn read_places(&self) -> Vec<Place> {
+        self.places.read()
     }
 }
 
@@ -266,6 +308,8 @@ mod tests {
                 client: Some(ClientId(":1.5".to_owned())),
                 lifetime: Lifetime::Client,
                 since: 1_700_000_000_000_000,
+                mounted: false,
+                grace_ends: Some(1_700_000_060_000_000),
             },
             node_made: true,
         }

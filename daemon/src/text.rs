@@ -8,7 +8,7 @@ pub fn printable(bytes: &[u8]) -> String {
     let mut shown = String::new();
     for chunk in bytes.utf8_chunks() {
         for character in chunk.valid().chars() {
-            if character.is_control() || is_direction_override(character) {
+            if character.is_control() || turns_direction(character) {
                 shown.extend(character.escape_default());
             } else {
                 shown.push(character);
@@ -26,8 +26,9 @@ pub fn printable(bytes: &[u8]) -> String {
 }
 
 /// Characters that turn the writing direction and so can make a name read as another one.
-fn is_direction_override(character: char) -> bool {
-    matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+#[must_use]
+pub fn turns_direction(character: char) -> bool {
+    matches!(character, '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]

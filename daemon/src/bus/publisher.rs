@@ -21,7 +21,7 @@ use super::objects::Interfaces;
 use super::partition::Partition;
 use super::volume::Volume;
 use super::{Room, wire};
-use crate::engine::{Event, Snapshot};
+use crate::engine::{Event, Snapshot, VolumeId};
 use crate::kernel::DiskSequence;
 
 /// The objects below the root.
@@ -87,7 +87,7 @@ impl Publisher {
         let volume = Arc::new(RwLock::new(wire::volume(snapshot)));
         let path = attachment_path(snapshot.id.0);
         let server = self.connection.object_server();
-        server.at(&path, Volume::new(Arc::clone(&volume))).await?;
+        server.at(&path, self.volume(snapshot.id, None, &volume)).await?;
         let object = Attachment::new(self.room.clone(), snapshot.id, Arc::clone(&attachment));
         server.at(&path, object).await?;
         let shown = (Arc::clone(&attachment), Arc::clone(&volume));
@@ -131,21 +131,32 @@ impl Publisher {
                     let changes = volume.changes_since(&replace(&known.get().volume, volume.clone()));
                     self.emit(&path, VOLUME, changes).await?;
                 }
-                Entry::Vacant(free) => drop(free.insert(self.add_partition(&path, now, volume).await?)),
+                Entry::Vacant(free) => drop(free.insert(self.add_partition(snapshot.id, now, volume).await?)),
             }
         }
         Ok(())
     }
 
+    fn volume(
+        &self,
+        attachment: DiskSequence,
+        partition: Option<u32>,
+        properties: &Arc<RwLock<VolumeProperties>>,
+    ) -> Volume {
+        Volume::new(self.room.clone(), VolumeId { attachment, partition }, Arc::clone(properties))
+    }
+
     async fn add_partition(
         &self,
-        path: &ObjectPath<'_>,
+        attachment: DiskSequence,
         partition: PartitionProperties,
         volume: VolumeProperties,
     ) -> zbus::Result<PublishedPartition> {
+        let number = partition.number;
+        let path = &partition_path(attachment.0, number);
         let (partition, volume) = (Arc::new(RwLock::new(partition)), Arc::new(RwLock::new(volume)));
         let server = self.connection.object_server();
-        server.at(path, Volume::new(Arc::clone(&volume))).await?;
+        server.at(path, self.volume(attachment, Some(number), &volume)).await?;
         server.at(path, Partition::new(Arc::clone(&partition))).await?;
         let shown = (Arc::clone(&partition), Arc::clone(&volume));
         let show = move || {

@@ -2,18 +2,27 @@
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use loopd_dbus::VolumeProperties;
+use loopd_dbus::options::ReceivedOptions;
+use loopd_dbus::{Error, ErrorKind, MountOptions, UnmountOptions, VolumeProperties};
+use tracing::info;
 use zbus::interface;
+use zbus::message::Header;
+
+use super::{Room, invalid};
+use crate::authority::Deed;
+use crate::engine::{Caller as _, VolumeId};
 
 /// What may hold a file system.
 pub struct Volume {
+    room: Room,
+    id: VolumeId,
     properties: Arc<RwLock<VolumeProperties>>,
 }
 
 impl Volume {
     /// A volume. The publisher keeps the properties up to date.
-    pub fn new(properties: Arc<RwLock<VolumeProperties>>) -> Self {
-        Self { properties }
+    pub fn new(room: Room, id: VolumeId, properties: Arc<RwLock<VolumeProperties>>) -> Self {
+        Self { room, id, properties }
     }
 
     fn properties(&self) -> RwLockReadGuard<'_, VolumeProperties> {
@@ -23,6 +32,43 @@ impl Volume {
 
 #[interface(name = "org.loopd1.Volume", introspection_docs = false)]
 impl Volume {
+    #[zbus(out_args("mount_point"))]
+    async fn mount(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        options: ReceivedOptions,
+    ) -> Result<String, Error> {
+        let wanted = MountOptions::decode(options).map_err(invalid)?;
+        let caller = self.room.identify(&header).await?;
+        let attachment = self.room.find(self.id.attachment)?;
+        self.room.authority.allow(&caller, Deed::Mount(&attachment, self.id.partition)).await?;
+        let mounted = self.room.engine.mount(self.id, &wanted, &caller).await;
+        self.room.engine.told().await;
+        let place = mounted.inspect_err(|error| {
+            info!(uid = caller.uid(), client = %caller.client(), "not mounted: {error}");
+        })?;
+        place
+            .into_os_string()
+            .into_string()
+            .map_err(|place| Error::new(ErrorKind::Kernel, format!("{} is not UTF-8", place.display())))
+    }
+
+    async fn unmount(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        options: ReceivedOptions,
+    ) -> Result<(), Error> {
+        let UnmountOptions { lazy } = UnmountOptions::decode(options).map_err(invalid)?;
+        let caller = self.room.identify(&header).await?;
+        let attachment = self.room.find(self.id.attachment)?;
+        if !self.room.engine.is_mounted_for(self.id, caller.uid()) {
+            let deed = Deed::UnmountOthers(&attachment, self.id.partition);
+            self.room.authority.allow(&caller, deed).await?;
+        }
+        let result = self.room.engine.unmount(self.id, lazy, caller.uid()).await;
+        self.room.changed(&caller, result).await
+    }
+
     #[zbus(property(emits_changed_signal = "const"))]
     fn device(&self) -> String {
         self.properties().device.clone()

@@ -22,6 +22,8 @@ pub trait Caller: Send + Sync {
     fn uid(&self) -> u32;
     /// Whether it has vanished. Whoever calls is watched from before until after the call.
     fn vanished(&self) -> bool;
+    /// Resolves when it vanishes.
+    fn gone(&self) -> impl Future<Output = ()> + Send;
 }
 
 /// A file and what to make of it.
@@ -95,8 +97,7 @@ impl<K: Kernel> Engine<K> {
     ) -> DiskSequence {
         let Attached { device, hold, claim, node_made, partitioning } = attached;
         let client = (request.lifetime != Lifetime::Persistent).then(|| caller.client().clone());
-        let ownership =
-            Ownership { uid: caller.uid(), client, lifetime: request.lifetime, since: microseconds_now() };
+        let ownership = Ownership::new(caller.uid(), client, request.lifetime);
         self.displace(device.number);
         let mut state = self.state();
         let seen = state.seen(device.number, None, device.disk_sequence);
@@ -197,12 +198,14 @@ impl<K: Kernel> Engine<K> {
     /// Shows the attachment to the world, unless it ended meanwhile.
     async fn publish(self: &Arc<Self>, id: DiskSequence) -> Result<Snapshot, Error> {
         let shown = {
-            let mut state = self.state();
+            let mut guard = self.state();
+            let state = &mut *guard;
             let Some(record) = state.records.get_mut(&id) else { return Err(detached_meanwhile(id)) };
             if record.is_abandoned() {
                 None
             } else {
                 record.stage = Stage::Published;
+                record.note_mounts(&state.mounts);
                 let snapshot = state.records.get(&id).map(|record| record.snapshot(id, &state.mounts));
                 if let Some(snapshot) = &snapshot {
                     self.tell(Event::Added(Box::new(snapshot.clone())));

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use loopd_dbus::{Lifetime, State};
 use tokio::sync::Notify;
 
+use super::attach::microseconds_now;
 use super::ledger::Slot;
 use crate::kernel::mount_table::MountTable;
 use crate::kernel::{Device, DiskSequence, FileSystem, Found, Kernel, Partition};
@@ -32,6 +33,18 @@ pub struct Ownership {
     pub lifetime: Lifetime,
     /// When it was attached: microseconds of `CLOCK_REALTIME`.
     pub since: u64,
+    /// Whether one that ends with its last mount has been mounted.
+    pub mounted: bool,
+    /// When it ends although it has not been mounted, its client being gone: as `since`.
+    pub grace_ends: Option<u64>,
+}
+
+impl Ownership {
+    /// Of one that has just been attached by this uid.
+    #[must_use]
+    pub fn new(uid: u32, client: Option<ClientId>, lifetime: Lifetime) -> Self {
+        Self { uid, client, lifetime, since: microseconds_now(), mounted: false, grace_ends: None }
+    }
 }
 
 /// What the world may know of a partition.
@@ -62,6 +75,15 @@ pub struct Snapshot {
     pub mount_points: Vec<PathBuf>,
     /// Its partitions, by number.
     pub partitions: Vec<PartitionSnapshot>,
+}
+
+#[cfg(test)]
+impl Snapshot {
+    /// Of a device that nothing else is known of.
+    pub(super) fn of_device(device: Device) -> Self {
+        Record::<crate::kernel::simulated::Simulated>::foreign(device, FileSystem::default())
+            .snapshot(DiskSequence(1), &MountTable::default())
+    }
 }
 
 /// A partition as the engine keeps it.

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use loopd_dbus::{Error, ErrorKind, Lifetime, State};
+use loopd_dbus::{Error, Lifetime, State};
 
-use super::attach::{Caller, audit, microseconds_now};
+use super::attach::{Caller, audit};
 use super::detach::gone;
 use super::{Engine, Ownership, Snapshot};
 use crate::kernel::{Change, Device, DiskSequence, Kernel};
@@ -45,7 +45,8 @@ impl<K: Kernel> Engine<K> {
         Ok(())
     }
 
-    /// Gives the attachment another lifetime: `Client` binds it to the caller's connection. A lazy
+    /// Gives the attachment another lifetime: `Client` binds it to the caller's connection, and so does
+    /// `Mount` where it is not mounted yet. A lazy
     /// detach is taken back, and what loopd did not attach is the caller's from then on.
     ///
     /// # Errors
@@ -64,17 +65,20 @@ impl<K: Kernel> Engine<K> {
         };
         match lifetime {
             Lifetime::Persistent => self.let_stay(&attachment).await?,
-            Lifetime::Client => self.let_go_with_us(&attachment).await?,
-            Lifetime::Mount => return Err(mount_is_not_supported()),
+            Lifetime::Client | Lifetime::Mount => self.let_go_with_us(&attachment).await?,
         }
-        let client = (lifetime == Lifetime::Client).then(|| caller.client().clone());
+        let client = (lifetime != Lifetime::Persistent).then(|| caller.client().clone());
+        self.look_at_mounts();
+        let mounts = self.state().mounts.clone();
         self.update(id, |record| {
-            let owner = record.ownership.take();
-            let (uid, since) =
-                owner.map_or_else(|| (caller.uid(), microseconds_now()), |owner| (owner.uid, owner.since));
-            record.ownership = Some(Ownership { uid, client, lifetime, since });
+            let mut new = Ownership::new(caller.uid(), client, lifetime);
+            if let Some(before) = record.ownership.take() {
+                (new.uid, new.since) = (before.uid, before.since);
+            }
+            record.ownership = Some(new);
             record.state = State::Attached;
             record.slot = record.slot.take().or(slot);
+            record.note_mounts(&mounts);
         });
         if let Some(changed) = self.find(id) {
             audit("lifetime changed", &changed);
@@ -154,11 +158,4 @@ impl<K: Kernel> Engine<K> {
             record.partitions.clear();
         });
     }
-}
-
-pub(super) fn mount_is_not_supported() -> Error {
-    Error::new(
-        ErrorKind::NotSupported,
-        "lifetime \"mount\" is not supported by this version; take \"client\" or \"persistent\"",
-    )
 }

@@ -2,12 +2,14 @@
 //! left.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use loopd_dbus::{AttachOptions, Lifetime, State};
 
+use super::mount_simulation::{SimulatedMounts, wanted, whole};
 use super::restore::{Kept, Store};
 use super::simulation::{Client, House, calm};
 use super::*;
@@ -22,6 +24,9 @@ pub struct Files {
     machine: Simulated,
     files: Arc<Mutex<BTreeMap<DiskSequence, Kept>>>,
     announced: Arc<Mutex<Vec<u64>>>,
+    places: Arc<Mutex<BTreeMap<PathBuf, Place>>>,
+    /// What the service manager has mounted, and the folders for that.
+    pub mounts: SimulatedMounts,
     /// How many writes from now on the daemon dies, and whether that one is done before.
     death: Arc<Mutex<Option<(usize, bool)>>>,
 }
@@ -32,6 +37,8 @@ impl Files {
             machine: machine.clone(),
             files: Arc::default(),
             announced: Arc::default(),
+            places: Arc::default(),
+            mounts: SimulatedMounts::on(machine),
             death: Arc::default(),
         }
     }
@@ -86,6 +93,19 @@ impl Store for Files {
 
     fn announced(&self) -> Vec<u64> {
         self.announced.lock().unwrap().clone()
+    }
+
+    fn write_place(&self, place: &Place) -> Result<(), Error> {
+        self.change(|all| drop(all.places.lock().unwrap().insert(place.path.clone(), place.clone())));
+        Ok(())
+    }
+
+    fn erase_place(&self, path: &Path) {
+        self.change(|all| drop(all.places.lock().unwrap().remove(path)));
+    }
+
+    fn read_places(&self) -> Vec<Place> {
+        self.places.lock().unwrap().values().cloned().collect()
     }
 }
 
@@ -145,9 +165,14 @@ enum Deed {
     LetStay,
     BindToClient,
     Vanish,
+    Mount,
+    Unmount,
 }
 
-const DEEDS: [Deed; 10] = [
+const DEEDS: [Deed; 13] = [
+    Deed::Mount,
+    Deed::Unmount,
+    Deed::Attach(Lifetime::Mount),
     Deed::Attach(Lifetime::Client),
     Deed::Attach(Lifetime::Persistent),
     Deed::Detach,
@@ -214,6 +239,9 @@ fn dies_over(deed: Deed, death: Death, vault: bool) -> bool {
         let mounted = house.attach(&client, Lifetime::Client).await.unwrap();
         machine.mount(mounted.device.number);
         house.settle().await;
+        if deed == Deed::Unmount {
+            house.engine.mount(whole(&persistent), &wanted(), &client).await.unwrap();
+        }
         let there = Before { bound, persistent, mounted, attached: None, done: false, written: Vec::new() };
         *noted.lock().unwrap() = Some(there.clone());
         death.arm(&machine, &files);
@@ -236,6 +264,7 @@ fn dies_over(deed: Deed, death: Death, vault: bool) -> bool {
         house.settle().await;
         check(deed, house, &files, &before, vault);
         machine.unmount(before.mounted.device.number);
+        machine.unmount(before.persistent.device.number);
         calm(house, &[client.clone(), other.clone()]).await;
         assert!(files.read().is_empty(), "files are left: {:?}", files.read());
         assert!(files.announced().is_empty());
@@ -272,6 +301,8 @@ async fn commit(
             engine.set_lifetime(before.persistent.id, Lifetime::Client, client).await.unwrap();
         }
         Deed::Vanish => client.vanish(engine),
+        Deed::Mount => drop(engine.mount(whole(&before.persistent), &wanted(), client).await.unwrap()),
+        Deed::Unmount => engine.unmount(whole(&before.persistent), false, client.uid).await.unwrap(),
     }
     None
 }
@@ -335,6 +366,7 @@ fn check(deed: Deed, house: &House, files: &Files, before: &Before, vault: bool)
             assert!(new.iter().all(|found| about_to_tell(found.id)), "left behind: {new:?}");
         }
     }
+    check_places(deed, house, files, before);
     let written: Vec<_> = files.read().iter().map(|kept| kept.id).collect();
     let ours = list.iter().filter(|found| found.ownership.is_some());
     let mut listed: Vec<_> = ours.map(|found| found.id).collect();
@@ -344,6 +376,22 @@ fn check(deed: Deed, house: &House, files: &Files, before: &Before, vault: bool)
         let number = found.device.number;
         let holds = house.machine.holds(number);
         assert_eq!(house.machine.deposits(number), if vault { holds } else { 0 }, "/dev/loop{number}");
+    }
+}
+
+/// The folders are those that something is mounted on, and all of them are known.
+fn check_places(deed: Deed, house: &House, files: &Files, before: &Before) {
+    let folders = files.mounts.folders();
+    let known: Vec<_> = files.read_places().into_iter().map(|place| place.path).collect();
+    assert_eq!(folders, known);
+    let table = house.machine.mount_table();
+    assert!(folders.iter().all(|folder| table.has(folder)), "{folders:?}");
+    match deed {
+        Deed::Mount if before.done => assert_eq!(folders.len(), 1),
+        Deed::Unmount if before.done => assert!(folders.is_empty(), "{folders:?}"),
+        // It may have come so far or not.
+        Deed::Mount | Deed::Unmount => {}
+        _ => assert!(folders.is_empty(), "{folders:?}"),
     }
 }
 
@@ -470,7 +518,23 @@ impl Storm {
             let client = self.clients[self.random.usize(..self.clients.len())].clone();
             let number = self.random.u32(..8);
             let of_number = |snapshot: &Snapshot| snapshot.device.number == number;
-            match self.random.u8(..12) {
+            match self.random.u8(..14) {
+                12 => {
+                    let engine = Arc::clone(&house.engine);
+                    tasks.spawn(async move {
+                        if let Ok(attachment) = engine.locate(number).await {
+                            let _busy_or_gone = engine.mount(whole(&attachment), &wanted(), &client).await;
+                        }
+                    });
+                }
+                13 => {
+                    let engine = Arc::clone(&house.engine);
+                    tasks.spawn(async move {
+                        if let Ok(attachment) = engine.locate(number).await {
+                            let _not_mounted = engine.unmount(whole(&attachment), false, client.uid).await;
+                        }
+                    });
+                }
                 0..=4 => {
                     let lifetime = if self.random.bool() { Lifetime::Client } else { Lifetime::Persistent };
                     let wait = self.random.bool();

@@ -72,10 +72,12 @@ impl<K: Kernel> Engine<K> {
             let engine = Arc::clone(self);
             tokio::spawn(async move { engine.end_of_lifetime(id).await });
         }
+        self.begin_graces(client);
     }
 
-    /// Has every attach that waits fail, and undo what it did: the daemon ends.
+    /// Has every attach and mount that waits fail, and undo what it did: the daemon ends.
     pub fn give_up(&self) {
+        self.ending.send_replace(true);
         self.state().records.values_mut().for_each(Record::give_up);
     }
 
@@ -91,7 +93,14 @@ impl<K: Kernel> Engine<K> {
         Ok(operation.ok_or_else(|| gone(id))?.lock_owned().await)
     }
 
-    async fn detach_lazily(self: &Arc<Self>, attachment: &Snapshot, what: &str) {
+    /// Resolves when calls are to be given up.
+    pub(super) async fn given_up(&self) {
+        let mut ending = self.ending.subscribe();
+        // The sender lives as long as the engine.
+        let _ended = ending.wait_for(|ending| *ending).await;
+    }
+
+    pub(super) async fn detach_lazily(self: &Arc<Self>, attachment: &Snapshot, what: &str) {
         audit(what, attachment);
         self.let_go(attachment.id).await;
         let mut state = self.state();
@@ -175,7 +184,7 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Waits for the end of an attachment; false where it did not come in time.
-    async fn await_end(&self, id: DiskSequence) -> bool {
+    pub(super) async fn await_end(&self, id: DiskSequence) -> bool {
         let deadline = Instant::now() + self.settings().wait_for_users;
         loop {
             let Some(changed) = self.state().records.get(&id).map(|record| Arc::clone(&record.changed))

@@ -78,13 +78,19 @@ impl Ledger {
         Slot { uid, book: Arc::clone(&self.book) }
     }
 
+    /// Whether there is none, of any uid.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.book.counts().is_empty()
+    }
+
     /// Resolves when there is none, of any uid.
     pub async fn empty(&self) {
         loop {
             let emptied = self.book.emptied.notified();
             tokio::pin!(emptied);
             emptied.as_mut().enable();
-            if self.book.counts().is_empty() {
+            if self.is_empty() {
                 return;
             }
             emptied.await;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use loopd_dbus::{Error, ErrorKind};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 mod attach;
 mod attachment;
@@ -16,7 +16,15 @@ mod change;
 #[cfg(test)]
 mod crash;
 mod detach;
+mod ext_journal;
 mod ledger;
+mod lifetime;
+mod mount;
+mod mount_name;
+mod mount_place;
+mod mount_plan;
+#[cfg(test)]
+mod mount_simulation;
 mod observe;
 mod overlap;
 mod partition;
@@ -28,6 +36,10 @@ mod simulation;
 pub use attach::{Caller, Order};
 pub use attachment::{ClientId, Ownership, PartitionSnapshot, Snapshot};
 pub use ledger::{Ledger, Slot};
+pub use mount::{Account, Doing, MountOrder, Mounter, VolumeId};
+pub use mount_name::safe_name;
+pub use mount_place::Place;
+pub use mount_plan::Policy;
 pub use observe::Uevent;
 pub use request::{AttachRequest, is_block_size};
 #[cfg(test)]
@@ -47,8 +59,16 @@ pub struct Settings {
     pub wait_for_users: Duration,
     /// How long the daemon stays with nothing attached and no call; zero is for ever.
     pub idle_exit: Duration,
+    /// How long the service manager may take to mount or unmount.
+    pub wait_for_mount: Duration,
+    /// How long what ends with its last mount waits for the first one, once its client is gone.
+    pub mount_grace: Duration,
+    /// What may be mounted.
+    pub mounting: Policy,
     /// Attachments of one uid.
     pub attachments_of_a_uid: usize,
+    /// File systems that one uid has had mounted.
+    pub mounts_of_a_uid: usize,
     /// Calls of one uid that are under way at once.
     pub calls_of_a_uid: usize,
     /// Prompts of one uid that are open at once.
@@ -62,7 +82,11 @@ impl Default for Settings {
             wait_for_udev: Duration::from_secs(20),
             wait_for_users: Duration::from_secs(1),
             idle_exit: Duration::from_secs(60),
+            wait_for_mount: Duration::from_secs(20),
+            mount_grace: Duration::from_secs(60),
+            mounting: Policy::default(),
             attachments_of_a_uid: 128,
+            mounts_of_a_uid: 64,
             calls_of_a_uid: 32,
             prompts_of_a_uid: 4,
         }
@@ -89,6 +113,11 @@ pub struct Engine<K: Kernel> {
     state: Mutex<Attachments<K>>,
     events: mpsc::UnboundedSender<Event>,
     attachments_of_a_uid: Ledger,
+    mounts_of_a_uid: Ledger,
+    mounter: Box<dyn Mounter>,
+    places: mount_place::Places,
+    /// Whether calls are given up.
+    ending: watch::Sender<bool>,
     file_locks: overlap::FileLocks,
     keeper: restore::Keeper,
 }
@@ -110,6 +139,7 @@ impl<K: Kernel> Engine<K> {
         kernel: K,
         settings: Settings,
         store: Box<dyn Store>,
+        mounter: Box<dyn Mounter>,
     ) -> (Arc<Self>, mpsc::UnboundedReceiver<Event>) {
         let (events, receiver) = mpsc::unbounded_channel();
         let engine = Self {
@@ -119,6 +149,10 @@ impl<K: Kernel> Engine<K> {
                 "detach one that is not needed (loopctl list)",
                 settings.attachments_of_a_uid,
             ),
+            mounts_of_a_uid: Ledger::new("file systems mounted", "unmount one", settings.mounts_of_a_uid),
+            mounter,
+            places: mount_place::Places::default(),
+            ending: watch::Sender::new(false),
             settings: Mutex::new(settings),
             file_locks: overlap::FileLocks::default(),
             state: Mutex::new(Attachments {
@@ -145,6 +179,7 @@ impl<K: Kernel> Engine<K> {
     /// Has other times and bounds hold for what is asked from now on.
     pub fn configure(&self, settings: Settings) {
         self.attachments_of_a_uid.set_limit(settings.attachments_of_a_uid);
+        self.mounts_of_a_uid.set_limit(settings.mounts_of_a_uid);
         *self.settings.lock().unwrap_or_else(PoisonError::into_inner) = settings;
     }
 
@@ -154,9 +189,15 @@ impl<K: Kernel> Engine<K> {
         let _nobody_listens = self.events.send(event);
     }
 
-    /// Resolves when no attachment is ours, not even one that is being detached.
+    /// Resolves when no attachment is ours, not even one that is being detached, and no mount point.
     pub async fn nothing_attached(&self) {
-        self.attachments_of_a_uid.empty().await;
+        loop {
+            self.mounts_of_a_uid.empty().await;
+            self.attachments_of_a_uid.empty().await;
+            if self.mounts_of_a_uid.is_empty() {
+                return;
+            }
+        }
     }
 
     /// Resolves when every event so far was handled by whoever receives them.

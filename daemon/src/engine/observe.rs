@@ -177,16 +177,30 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Takes notice of a new mount table.
-    pub fn mounts_changed(&self, mounts: MountTable) {
+    pub fn mounts_changed(self: &Arc<Self>, mounts: MountTable) {
+        for id in self.take_mounts(mounts) {
+            self.spawn_end_with_last_mount(id);
+        }
+        self.spawn_clearing();
+    }
+
+    /// Gives what has lost its last mount, and is to end with it.
+    fn take_mounts(&self, mounts: MountTable) -> Vec<DiskSequence> {
         let mut guard = self.state();
         let state = &mut *guard;
         let before = std::mem::replace(&mut state.mounts, mounts);
-        for (id, record) in state.records.iter().filter(|(_, record)| record.is_published()) {
+        let mut over = Vec::new();
+        for (id, record) in state.records.iter_mut().filter(|(_, record)| record.is_published()) {
+            let known = record.snapshot(*id, &before);
+            if record.note_mounts(&state.mounts) {
+                over.push(*id);
+            }
             let after = record.snapshot(*id, &state.mounts);
-            if after != record.snapshot(*id, &before) {
+            if after != known {
                 self.tell(Event::Changed(Box::new(after)));
             }
         }
+        over
     }
 
     /// Compares everything with the kernel: at the start, and when udev is idle after events were

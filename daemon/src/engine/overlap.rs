@@ -105,7 +105,14 @@ impl<K: Kernel> Engine<K> {
         caller: &impl Caller,
     ) -> Result<(), Error> {
         let outlived = request.lifetime == Lifetime::Persistent && reused.device.autoclear;
-        if (reused.state == State::Detaching || outlived) && may_change(reused, caller) {
+        // Whoever wants to mount it now has as much time for that as whoever attached it.
+        let awaits_mount = request.lifetime == Lifetime::Mount
+            && reused
+                .ownership
+                .as_ref()
+                .is_some_and(|owner| owner.lifetime == Lifetime::Mount && !owner.mounted);
+        let is_over = reused.state == State::Detaching || outlived || awaits_mount;
+        if is_over && may_change(reused, caller) {
             self.set_lifetime(reused.id, request.lifetime, caller).await?;
         }
         Ok(())

@@ -69,9 +69,6 @@ impl AttachRequest {
                 options.number.unwrap_or(0)
             )
         })?;
-        if options.lifetime == Lifetime::Mount {
-            return Err(super::change::mount_is_not_supported());
-        }
         Ok(Self {
             offset: options.offset,
             size_limit: options.size_limit,
@@ -133,7 +130,6 @@ mod tests {
         assert_eq!(refused(|o| o.size_limit = 511), ErrorKind::InvalidArgs);
         assert_eq!(refused(|o| o.reference = "x".repeat(64)), ErrorKind::InvalidArgs);
         assert_eq!(refused(|o| o.number = Some(1 << 20)), ErrorKind::InvalidArgs);
-        assert_eq!(refused(|o| o.lifetime = Lifetime::Mount), ErrorKind::NotSupported);
     }
 
     #[test]

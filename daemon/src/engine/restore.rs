@@ -1,6 +1,7 @@
 //! What outlives the daemon: written as it happens, taken up by the next one.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -10,7 +11,7 @@ use tracing::{info, warn};
 
 use super::attach::{audit, microseconds_now};
 use super::attachment::{PartitionRecord, Record, Stage};
-use super::{ClientId, Engine, Event, Ownership, Snapshot};
+use super::{ClientId, Engine, Event, Ownership, Place, Snapshot};
 use crate::kernel::{Change, Device, DiskSequence, Kernel, Occasion, Partition, node};
 
 /// How many devices are looked at at the same time.
@@ -85,6 +86,15 @@ pub trait Store: Send + Sync + 'static {
 
     /// The announcements that were not taken back.
     fn announced(&self) -> Vec<u64>;
+
+    /// Writes this, in the place of what was written of the same folder.
+    fn write_place(&self, place: &Place) -> Result<(), Error>;
+
+    /// Forgets a folder.
+    fn erase_place(&self, path: &Path);
+
+    /// All folders that were written and not erased.
+    fn read_places(&self) -> Vec<Place>;
 }
 
 /// A device is about to be made; taken back when dropped.
@@ -159,6 +169,21 @@ impl Keeper {
         }
     }
 
+    /// A folder is about to be made, or somebody is about to be told of it.
+    pub fn write_place(&self, place: &Place) -> Result<(), Error> {
+        self.store.write_place(place)
+    }
+
+    /// A folder is gone.
+    pub fn erase_place(&self, path: &Path) {
+        self.store.erase_place(path);
+    }
+
+    /// The folders that an earlier daemon has made.
+    pub fn read_places(&self) -> Vec<Place> {
+        self.store.read_places()
+    }
+
     /// The attachment is gone.
     pub fn end(&self, id: DiskSequence) {
         if self.written().remove(&id).is_some() {
@@ -216,6 +241,8 @@ impl<K: Kernel> Engine<K> {
             }
         }
         while tasks.join_next().await.is_some() {}
+        self.look_at_mounts();
+        self.restore_places().await;
         self.undo_announced().await;
         self.kernel.release_unclaimed().await;
     }
@@ -226,17 +253,29 @@ impl<K: Kernel> Engine<K> {
         lives: impl Fn(ClientId) -> F,
     ) {
         self.take_up(kept).await;
-        let Ownership { lifetime, client, .. } = &kept.ownership;
-        if *lifetime == Lifetime::Persistent || kept.phase != Phase::Attached {
+        if kept.ownership.lifetime == Lifetime::Persistent || kept.phase != Phase::Attached {
             return;
         }
+        self.look_at_mounts();
+        let found = self.find(kept.id).and_then(|found| found.ownership);
+        let Some(Ownership { lifetime, client, mounted, grace_ends, .. }) = found else { return };
+        if mounted {
+            // What was unmounted while nobody looked.
+            self.end_with_last_mount(kept.id).await;
+            return;
+        }
+        if let Some(ends) = grace_ends {
+            return self.resume_grace(kept.id, ends);
+        }
         // Asked for when it is noted: who vanishes later is found by `client_vanished`.
-        let alive = match client {
+        let alive = match &client {
             Some(client) => lives(client.clone()).await,
             None => false,
         };
-        if !alive {
-            self.end_of_lifetime(kept.id).await;
+        match lifetime {
+            _ if alive => {}
+            Lifetime::Mount => self.begin_grace(kept.id),
+            Lifetime::Client | Lifetime::Persistent => self.end_of_lifetime(kept.id).await,
         }
     }
 

@@ -2,14 +2,17 @@
 //! storms of random calls leave the two in agreement. Time is simulated too.
 
 use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use loopd_dbus::{AttachOptions, ErrorKind, Lifetime, Overlap, State};
+use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::crash::Files;
+use super::mount_simulation::{SimulatedMounts, wanted, whole};
 use super::*;
 use crate::kernel::simulated::{Interference, Simulated};
 
@@ -21,15 +24,17 @@ pub(super) struct Client {
     pub id: ClientId,
     pub uid: u32,
     pub gone: Arc<AtomicBool>,
+    woken: Arc<Notify>,
 }
 
 impl Client {
     pub fn new(name: &str, uid: u32) -> Self {
-        Self { id: ClientId(name.to_owned()), uid, gone: Arc::default() }
+        Self { id: ClientId(name.to_owned()), uid, gone: Arc::default(), woken: Arc::default() }
     }
 
     pub fn vanish(&self, engine: &SimulatedEngine) {
         self.gone.store(true, Ordering::Relaxed);
+        self.woken.notify_waiters();
         engine.client_vanished(&self.id);
     }
 }
@@ -45,6 +50,13 @@ impl Caller for Client {
 
     fn vanished(&self) -> bool {
         self.gone.load(Ordering::Relaxed)
+    }
+
+    async fn gone(&self) {
+        let woken = self.woken.notified();
+        if !self.vanished() {
+            woken.await;
+        }
     }
 }
 
@@ -69,11 +81,16 @@ async fn follow(mut events: UnboundedReceiver<Event>, shown: Shown) {
     }
 }
 
-/// udev: hands every event of the machine to the engine, some time later.
+/// udev and the mount table: hands every event of the machine to the engine, some time later.
 async fn udev(machine: Simulated, engine: SimulatedEngine, seed: u64) {
     let mut random = fastrand::Rng::with_seed(seed);
+    let mut mounts = MountTable::default();
     loop {
         tokio::time::sleep(Duration::from_micros(random.u64(500..5000))).await;
+        if machine.mount_table() != mounts {
+            mounts = machine.mount_table();
+            engine.mounts_changed(mounts.clone());
+        }
         let mut lost = false;
         while let Some(event) = machine.take_uevent() {
             // One in fifty is lost; the monitor notices and asks for a look at everything.
@@ -96,6 +113,7 @@ pub(super) struct House {
     tasks: Mutex<tokio::task::JoinSet<()>>,
     pub machine: Simulated,
     pub engine: SimulatedEngine,
+    pub mounts: SimulatedMounts,
     shown: Shown,
 }
 
@@ -106,14 +124,22 @@ impl House {
     }
 
     pub fn with_files(machine: Simulated, files: Files) -> Self {
-        let (engine, events) = Engine::new(machine.clone(), Settings::default(), Box::new(files));
+        let mounts = files.mounts.clone();
+        let mounter = Box::new(mounts.clone());
+        let (engine, events) = Engine::new(machine.clone(), Settings::default(), Box::new(files), mounter);
         let (shown, mut tasks) = (Shown::default(), tokio::task::JoinSet::new());
         tasks.spawn(follow(events, Arc::clone(&shown)));
-        Self { tasks: Mutex::new(tasks), machine, engine, shown }
+        Self { tasks: Mutex::new(tasks), machine, engine, mounts, shown }
     }
 
-    fn with_udev() -> Self {
+    pub fn with_udev() -> Self {
         let house = Self::new(Simulated::new());
+        house.start_udev(0);
+        house
+    }
+
+    pub fn with_random_udev(seed: u64) -> Self {
+        let house = Self::new(Simulated::random(seed));
         house.start_udev(0);
         house
     }
@@ -134,7 +160,7 @@ impl House {
     }
 
     /// Has this step fail, counted from the machine's start on; tells whether it was reached.
-    fn fail_at(&self, failing: usize) -> Arc<AtomicBool> {
+    pub fn fail_at(&self, failing: usize) -> Arc<AtomicBool> {
         let reached = Arc::new(AtomicBool::new(false));
         let (seen, before) = (Arc::clone(&reached), self.machine.steps());
         self.machine.interfere(move |step| {
@@ -170,7 +196,7 @@ impl House {
                 && attachment
                     .ownership
                     .as_ref()
-                    .is_some_and(|ownership| ownership.lifetime == Lifetime::Client);
+                    .is_some_and(|ownership| ownership.lifetime != Lifetime::Persistent);
             assert_eq!(self.machine.holds(number), usize::from(held), "descriptors of /dev/loop{number}");
         }
     }
@@ -180,6 +206,8 @@ impl House {
         assert_eq!(self.machine.bound(), []);
         self.agree();
         assert!(self.engine.state().records.is_empty());
+        assert_eq!(self.mounts.folders(), Vec::<PathBuf>::new());
+        assert!(self.engine.mounts_of_a_uid.is_empty());
         self.engine.attachments_of_a_uid.empty().await;
     }
 }
@@ -198,7 +226,7 @@ async fn an_attach_is_shown_and_ends_with_its_client() {
 
 #[tokio::test(start_paused = true)]
 async fn every_step_fails_in_turn_and_is_undone() {
-    for lifetime in [Lifetime::Client, Lifetime::Persistent] {
+    for lifetime in [Lifetime::Client, Lifetime::Mount, Lifetime::Persistent] {
         for failing in 1.. {
             let house = House::with_udev();
             house
@@ -634,7 +662,7 @@ async fn one_uid_cannot_take_everything() {
 }
 
 impl Client {
-    fn again(&self) -> Self {
+    pub fn again(&self) -> Self {
         Self::new(":1.9", self.uid)
     }
 }
@@ -670,9 +698,33 @@ async fn storm(seed: u64) {
         let client = clients[random.usize(..clients.len())].clone();
         let number = random.u32(..8);
         let house = Arc::clone(&house);
-        match random.u8(..17) {
+        match random.u8(..21) {
+            17..=18 => {
+                tasks.spawn(async move {
+                    if let Ok(attachment) = house.engine.locate(number).await {
+                        let partitions = attachment.partitions.len() as u32;
+                        let partition =
+                            Some(step % 3).filter(|partition| (1..=partitions).contains(partition));
+                        let volume = VolumeId { partition, ..whole(&attachment) };
+                        let _busy_or_gone = house.engine.mount(volume, &wanted(), &client).await;
+                    }
+                });
+            }
+            19 => {
+                let lazy = random.bool();
+                tasks.spawn(async move {
+                    if let Ok(attachment) = house.engine.locate(number).await {
+                        let _not_mounted = house.engine.unmount(whole(&attachment), lazy, client.uid).await;
+                    }
+                });
+            }
+            20 => {
+                let options = AttachOptions { lifetime: Lifetime::Mount, ..AttachOptions::default() };
+                tasks.spawn(async move { drop(house.attach_with(&client, options).await) });
+            }
             14 => {
-                let lifetime = if random.bool() { Lifetime::Client } else { Lifetime::Persistent };
+                let lifetimes = [Lifetime::Client, Lifetime::Persistent, Lifetime::Mount];
+                let lifetime = lifetimes[random.usize(..lifetimes.len())];
                 tasks.spawn(async move {
                     if let Ok(attachment) = house.engine.locate(number).await {
                         let _gone = house.engine.set_lifetime(attachment.id, lifetime, &client).await;

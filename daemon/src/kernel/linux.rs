@@ -6,7 +6,7 @@ use std::collections::hash_map::Entry;
 use std::fs::{File, OpenOptions};
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt as _, FileTypeExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 
@@ -18,6 +18,7 @@ use nix::fcntl::OFlag;
 use tracing::debug;
 
 use super::backing_file::{self, Examined};
+use super::mount_table::{self, MountTable};
 use super::{
     Attached, Change, Device, DiskSequence, FileFacts, Found, Glance, Kernel, Occasion, PartitionNode,
     Partitioning, Users, change, ioctl, node, partitions, sysfs,
@@ -273,6 +274,20 @@ impl Kernel for Linux {
             })
         })
         .await
+    }
+
+    async fn read(
+        &self,
+        number: u32,
+        disk_sequence: DiskSequence,
+        offset: u64,
+        length: usize,
+    ) -> Result<Vec<u8>, Error> {
+        self.blocking(move |_| read(number, disk_sequence, offset, length)).await
+    }
+
+    fn mounts(&self) -> Option<MountTable> {
+        mount_table::read().ok()
     }
 
     async fn remove(&self, number: u32) {
@@ -669,6 +684,16 @@ fn heal(number: u32, file: &OwnedFd) {
     if ioctl::configure(&device, file.as_fd(), 512, ioctl::empty_info()).is_ok() {
         let _gone_at_close = ioctl::clear(&device);
     }
+}
+
+fn read(number: u32, disk_sequence: DiskSequence, offset: u64, length: usize) -> Result<Vec<u8>, Error> {
+    let Some(device) = open_attached(number, disk_sequence)? else { return Ok(Vec::new()) };
+    let mut bytes = vec![0; length];
+    let read = File::from(device).read_at(&mut bytes, offset).map_err(|error| {
+        Error::new(ErrorKind::Kernel, format!("{} cannot be read: {error}", node(number)))
+    })?;
+    bytes.truncate(read);
+    Ok(bytes)
 }
 
 fn status(number: u32) -> Result<Option<Device>, Error> {

@@ -350,6 +350,18 @@ pub trait Kernel: Send + Sync + 'static {
     /// Who uses the device.
     fn users(&self, number: u32) -> impl Future<Output = Result<Users, Error>> + Send;
 
+    /// Bytes of the device, from an offset on; fewer where it ends before, none where this attach is over.
+    fn read(
+        &self,
+        number: u32,
+        disk_sequence: DiskSequence,
+        offset: u64,
+        length: usize,
+    ) -> impl Future<Output = Result<Vec<u8>, Error>> + Send;
+
+    /// What is mounted where now: never blocks. `None` where it cannot be told.
+    fn mounts(&self) -> Option<mount_table::MountTable>;
+
     /// Removes a device node that was made for an attach; quietly keeps one that is in use.
     fn remove(&self, number: u32) -> impl Future<Output = ()> + Send;
 

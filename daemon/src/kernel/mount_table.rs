@@ -1,9 +1,9 @@
 //! `/proc/self/mountinfo` (`proc_pid_mountinfo(5)`): which device is mounted where.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The file that the table is read from. It reports `POLLPRI` when a mount comes or goes.
 pub const FILE: &str = "/proc/self/mountinfo";
@@ -11,6 +11,8 @@ pub const FILE: &str = "/proc/self/mountinfo";
 /// Mount points by device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MountTable {
+    /// Every mount point, whatever is mounted there.
+    all: BTreeSet<PathBuf>,
     by_device: HashMap<(u32, u32), Vec<PathBuf>>,
     /// File systems over several devices (btrfs) have a device number of their own, and name the
     /// device only as their source.
@@ -40,16 +42,30 @@ impl MountTable {
         let mut fields = line.split(|byte| *byte == b' ');
         let device = device_number(std::str::from_utf8(fields.nth(2)?).ok()?)?;
         let mount_point = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
+        self.all.insert(mount_point.clone());
         if device.0 != 0 {
-            self.by_device.entry(device).or_default().push(mount_point);
+            put(self.by_device.entry(device).or_default(), mount_point);
             return Some(());
         }
         let source = fields.skip_while(|field| *field != b"-").nth(2)?;
         if source.starts_with(b"/dev/") {
             let source = String::from_utf8(unescape(source)).ok()?;
-            self.by_source.entry(source).or_default().push(mount_point);
+            put(self.by_source.entry(source).or_default(), mount_point);
         }
         Some(())
+    }
+
+    /// Whether something is mounted on this folder.
+    #[must_use]
+    pub fn has(&self, folder: &Path) -> bool {
+        self.all.contains(folder)
+    }
+
+    /// What is mounted below this folder.
+    #[must_use]
+    pub fn below(&self, folder: &Path) -> Vec<&Path> {
+        let is_below = |path: &&Path| *path != folder && path.starts_with(folder);
+        self.all.iter().map(PathBuf::as_path).filter(is_below).collect()
     }
 
     /// Where the device with this number and node is mounted.
@@ -57,6 +73,13 @@ impl MountTable {
     pub fn of(&self, device: (u32, u32), node: &str) -> &[PathBuf] {
         let found = self.by_device.get(&device).or_else(|| self.by_source.get(node));
         found.map_or(&[], Vec::as_slice)
+    }
+}
+
+/// A mount can be seen twice in one place: below a folder that the sandbox has mounted on itself.
+fn put(points: &mut Vec<PathBuf>, point: PathBuf) {
+    if !points.contains(&point) {
+        points.push(point);
     }
 }
 

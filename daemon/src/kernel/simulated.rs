@@ -2,12 +2,13 @@
 //! a test wants it to, and keeps the loop driver's rules.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use loopd_dbus::{Error, ErrorKind, Lifetime};
 
+use super::mount_table::MountTable;
 use super::{
     Attached, Change, Device, DiskSequence, FileFacts, FileKind, FileSystem, Found, Glance, Kernel, Occasion,
     Partition, PartitionNode, Partitioning, Users,
@@ -83,12 +84,18 @@ fn found(sequence: DiskSequence) -> Found {
 }
 
 fn nodes(bound: &Bound) -> Vec<PartitionNode> {
-    let node = |number| PartitionNode { number, device_number: (259, number), start: 0, size: 512 };
+    let node = |number| PartitionNode {
+        number,
+        device_number: (259, bound.number * 256 + number),
+        start: 0,
+        size: 512,
+    };
     (1..=bound.partitions).map(node).collect()
 }
 
 #[derive(Debug)]
 struct Bound {
+    number: u32,
     partition_scan: bool,
     offset: u64,
     read_only: bool,
@@ -108,7 +115,8 @@ struct Bound {
     deposits: usize,
     /// Descriptors of other programs.
     openers: usize,
-    mounts: usize,
+    /// Each with the partition that is mounted.
+    mounts: Vec<(Option<u32>, PathBuf)>,
 }
 
 /// A kept descriptor.
@@ -287,14 +295,46 @@ impl Simulated {
 
     /// Someone mounts the device.
     pub fn mount(&self, number: u32) {
-        if let Some(bound) = self.lock().bound.get_mut(&number) {
-            bound.mounts += 1;
-        }
+        self.mount_on(number, None, PathBuf::from("/mnt"));
     }
 
-    /// Someone unmounts the device.
+    /// Someone mounts the device or a partition; false where there is none.
+    pub fn mount_on(&self, number: u32, partition: Option<u32>, path: PathBuf) -> bool {
+        let mut machine = self.lock();
+        let bound = machine.bound.get_mut(&number);
+        let there = bound.filter(|bound| partition.is_none_or(|partition| partition <= bound.partitions));
+        there.map(|bound| bound.mounts.push((partition, path))).is_some()
+    }
+
+    /// Someone unmounts what was mounted last of the device.
     pub fn unmount(&self, number: u32) {
-        self.change_number(number, |bound| bound.mounts = bound.mounts.saturating_sub(1));
+        self.change_number(number, |bound| drop(bound.mounts.pop()));
+    }
+
+    /// Someone unmounts what is mounted there; false where nothing is.
+    pub fn unmount_from(&self, path: &Path) -> bool {
+        let is_there = |mount: &(Option<u32>, PathBuf)| mount.1 == path;
+        let number = {
+            let machine = self.lock();
+            let mut all = machine.bound.iter();
+            all.find(|(_, bound)| bound.mounts.iter().any(is_there)).map(|(number, _)| *number)
+        };
+        let Some(number) = number else { return false };
+        self.change_number(number, |bound| bound.mounts.retain(|mount| !is_there(mount)));
+        true
+    }
+
+    /// What procfs would show.
+    pub fn mount_table(&self) -> MountTable {
+        let mut text = String::new();
+        for (number, bound) in &self.lock().bound {
+            for (partition, path) in &bound.mounts {
+                let (major, minor) =
+                    partition.map_or((7, *number), |number| (259, bound.number * 256 + number));
+                text.push_str(&format!("1 1 {major}:{minor} / {} rw - fs dev rw\n", path.display()));
+            }
+        }
+        MountTable::parse(text.as_bytes())
     }
 
     /// Another program attaches a file.
@@ -320,7 +360,11 @@ impl Simulated {
         let Some(bound) = machine.bound.get_mut(&number).filter(|bound| meant(bound)) else { return };
         change(bound);
         let sequence = bound.sequence;
-        if bound.autoclear && bound.holds + bound.deposits == 0 && bound.openers == 0 && bound.mounts == 0 {
+        if bound.autoclear
+            && bound.holds + bound.deposits == 0
+            && bound.openers == 0
+            && bound.mounts.is_empty()
+        {
             machine.bound.remove(&number);
             machine.last_sequence += 1;
             machine.uevents.push(Happened { number, sequence, ..Happened::default() });
@@ -328,7 +372,7 @@ impl Simulated {
     }
 
     /// One step: takes its time, and may be made to fail.
-    async fn step(&self) -> Result<(), Error> {
+    pub async fn step(&self) -> Result<(), Error> {
         let (number, delay) = {
             let mut machine = self.lock();
             machine.steps += 1;
@@ -382,6 +426,7 @@ impl Machine {
         self.bound.insert(
             number,
             Bound {
+                number,
                 partition_scan: false,
                 offset: 0,
                 read_only: false,
@@ -395,7 +440,7 @@ impl Machine {
                 holds: 0,
                 deposits: 0,
                 openers: 0,
-                mounts: 0,
+                mounts: Vec::new(),
             },
         );
         self.uevents.push(Happened { number, sequence, ..Happened::default() });
@@ -596,8 +641,19 @@ impl Kernel for Simulated {
 
     async fn users(&self, number: u32) -> Result<Users, Error> {
         self.step().await?;
-        let mounts = self.lock().bound.get(&number).map_or(0, |bound| bound.mounts);
-        Ok(Users { mount_points: vec![PathBuf::from("/mnt"); mounts], holders: Vec::new() })
+        let machine = self.lock();
+        let mounts = machine.bound.get(&number).map(|bound| &bound.mounts[..]).unwrap_or_default();
+        let mount_points = mounts.iter().map(|(_, path)| path.clone()).collect();
+        Ok(Users { mount_points, holders: Vec::new() })
+    }
+
+    async fn read(&self, _: u32, _: DiskSequence, _: u64, length: usize) -> Result<Vec<u8>, Error> {
+        self.step().await?;
+        Ok(vec![0; length])
+    }
+
+    fn mounts(&self) -> Option<MountTable> {
+        Some(self.mount_table())
     }
 
     async fn remove(&self, number: u32) {

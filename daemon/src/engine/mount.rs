@@ -1,0 +1,391 @@
+//! Mounting and unmounting the volumes of attachments. Whatever fails on the way undoes the steps before
+//! it.
+
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use loopd_dbus::{Error, ErrorKind, MountOptions, State};
+use tracing::info;
+
+use super::attach::Caller;
+use super::detach::gone;
+use super::mount_plan::{Plan, Volume};
+use super::{Engine, Snapshot, ext_journal, mount_name};
+use crate::kernel::{DiskSequence, FileSystem, Kernel};
+use crate::text::printable;
+
+/// What is done meanwhile, and what comes of it.
+pub type Doing<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Whom something is mounted for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    /// The uid.
+    pub uid: u32,
+    /// The primary group; `None` where the uid has no entry in the user database.
+    pub gid: Option<u32>,
+    /// The name, fit to be a folder's.
+    pub name: String,
+}
+
+/// A mount to be made.
+#[derive(Clone, Debug)]
+pub struct MountOrder {
+    /// The device node.
+    pub device: String,
+    /// The same with the file that is attached, for people.
+    pub shown: String,
+    /// The folder to mount it on.
+    pub place: PathBuf,
+    /// The kernel's name of the file system.
+    pub kind: String,
+    /// The checked options.
+    pub options: String,
+    /// Whether the device cannot be written to.
+    pub read_only: bool,
+    /// Whom it is for.
+    pub account: Account,
+    /// How long it may take.
+    pub patience: Duration,
+}
+
+/// Who mounts, in the name space that everyone sees.
+///
+/// Dropping a future does not undo what it began: [`Mounter::undo`] does.
+pub trait Mounter: Send + Sync + 'static {
+    /// What the user database has of a uid.
+    fn account(&self, uid: u32) -> Doing<'_, Account>;
+
+    /// The folder for this name of this user.
+    fn path(&self, account: &Account, name: &str) -> PathBuf;
+
+    /// Makes that folder, which only this user may get to; false where something by that name is there.
+    fn make(&self, path: PathBuf, uid: u32) -> Doing<'_, Result<bool, Error>>;
+
+    /// Mounts; fails with `NotSupported` where nobody is there to do it, or with `Timeout`.
+    fn mount(&self, order: MountOrder) -> Doing<'_, Result<(), Error>>;
+
+    /// Unmounts, whoever has mounted; fails with `Busy` where it is in use and that was not to be lazily.
+    fn unmount(&self, path: PathBuf, lazy: bool, patience: Duration) -> Doing<'_, Result<(), Error>>;
+
+    /// Has nothing be mounted there, and nothing be about to.
+    fn undo(&self, path: PathBuf, patience: Duration) -> Doing<'_, ()>;
+
+    /// Removes an empty folder that was made for a mount. One that is gone is no error.
+    fn remove(&self, path: PathBuf) -> Doing<'_, Result<(), Error>>;
+}
+
+/// An attachment's whole device, or a partition of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VolumeId {
+    /// The attachment.
+    pub attachment: DiskSequence,
+    /// N of `/dev/loop0pN`.
+    pub partition: Option<u32>,
+}
+
+/// What is known of a volume.
+struct Found {
+    node: String,
+    /// In bytes, on the device.
+    start: u64,
+    file_system: FileSystem,
+    mount_points: Vec<PathBuf>,
+}
+
+impl Found {
+    fn of(attachment: &Snapshot, partition: Option<u32>) -> Result<Self, Error> {
+        let Some(number) = partition else {
+            return Ok(Self {
+                node: attachment.device.node(),
+                start: 0,
+                file_system: attachment.file_system.clone(),
+                mount_points: attachment.mount_points.clone(),
+            });
+        };
+        let node = attachment.device.partition_node(number);
+        let found = attachment.partitions.iter().find(|shown| shown.partition.node.number == number);
+        let found =
+            found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("the partition {node} is gone")))?;
+        Ok(Self {
+            node,
+            start: found.partition.node.start,
+            file_system: found.file_system.clone(),
+            mount_points: found.mount_points.clone(),
+        })
+    }
+
+    fn shown(&self, attachment: &Snapshot) -> String {
+        format!("{} ({})", self.node, printable(&attachment.device.backing_file))
+    }
+}
+
+impl<K: Kernel> Engine<K> {
+    /// Mounts a volume for the caller, and gives the mount point.
+    ///
+    /// # Errors
+    /// Those of the contract. Nothing is mounted then, and no folder left.
+    pub async fn mount(
+        self: &Arc<Self>,
+        volume: VolumeId,
+        wanted: &MountOptions,
+        caller: &impl Caller,
+    ) -> Result<PathBuf, Error> {
+        let _alone = self.lock_device(volume.attachment).await?;
+        self.look_at_mounts();
+        let attachment = self.find(volume.attachment).ok_or_else(|| gone(volume.attachment))?;
+        let found = Found::of(&attachment, volume.partition)?;
+        let account = self.mounter.account(caller.uid()).await;
+        let plan = self.plan(&attachment, &found, volume.partition, wanted, &account)?;
+        refuse_mounted(&attachment, &found, volume.partition)?;
+        self.refuse_unreplayed(&attachment, &found, &plan).await?;
+        let name = mount_name::of_volume(&found.file_system, &attachment);
+        let place = self.make_place(&account, &name).await?;
+        let order = MountOrder {
+            shown: found.shown(&attachment),
+            device: found.node,
+            place: place.clone(),
+            kind: plan.kind,
+            options: plan.options,
+            read_only: attachment.device.read_only,
+            account,
+            patience: self.settings().wait_for_mount,
+        };
+        match self.carry_out(&order, volume, caller).await {
+            Ok(()) => {
+                audit("mounted", &order.shown, caller.uid(), &place);
+                Ok(place)
+            }
+            Err(error) => {
+                self.unmake_place(&place).await;
+                Err(error)
+            }
+        }
+    }
+
+    fn plan(
+        &self,
+        attachment: &Snapshot,
+        found: &Found,
+        partition: Option<u32>,
+        wanted: &MountOptions,
+        account: &Account,
+    ) -> Result<Plan, Error> {
+        let shown = found.shown(attachment);
+        if attachment.state == State::Detaching {
+            let message = format!("cannot mount {shown}: it is being detached; attach the file anew");
+            return Err(Error::new(ErrorKind::Busy, message));
+        }
+        let node = |number| attachment.device.partition_node(number);
+        let partitions = match partition {
+            None => attachment.partitions.iter().map(|shown| node(shown.partition.node.number)).collect(),
+            Some(_) => Vec::new(),
+        };
+        let volume = Volume {
+            shown,
+            file_system: found.file_system.clone(),
+            read_only: attachment.device.read_only,
+            partitions,
+        };
+        Plan::new(&volume, wanted, &self.settings().mounting, account)
+    }
+
+    /// The kernel would say no more than that it is read-only.
+    async fn refuse_unreplayed(
+        &self,
+        attachment: &Snapshot,
+        found: &Found,
+        plan: &Plan,
+    ) -> Result<(), Error> {
+        let may_need_it = matches!(plan.kind.as_str(), "ext3" | "ext4");
+        if !may_need_it || plan.skips_journal || !attachment.device.read_only {
+            return Ok(());
+        }
+        let device = &attachment.device;
+        let offset = found.start + ext_journal::SUPERBLOCK;
+        let bytes =
+            self.kernel.read(device.number, device.disk_sequence, offset, ext_journal::LENGTH).await?;
+        if !ext_journal::needs_replay(&bytes) {
+            return Ok(());
+        }
+        let shown = found.shown(attachment);
+        Err(Error::new(
+            ErrorKind::NotSupported,
+            format!(
+                "cannot mount {shown}: its journal has to be replayed first, and the device is read-only; attach it \
+                 writable, or mount a copy that is thrown away (loopctl mount --throwaway), or see what is there \
+                 without the last changes (option noload)"
+            ),
+        ))
+    }
+
+    /// Has it mounted, unless the caller vanishes or the daemon ends meanwhile.
+    async fn carry_out(
+        self: &Arc<Self>,
+        order: &MountOrder,
+        volume: VolumeId,
+        caller: &impl Caller,
+    ) -> Result<(), Error> {
+        tokio::select! {
+            biased;
+            () = caller.gone() => return Err(abandoned(order)),
+            () = self.given_up() => return Err(abandoned(order)),
+            mounted = self.mounter.mount(order.clone()) => mounted?,
+        }
+        self.look_at_mounts();
+        let attachment = self.find(volume.attachment).ok_or_else(|| gone(volume.attachment))?;
+        let found = Found::of(&attachment, volume.partition)?;
+        if !found.mount_points.contains(&order.place) {
+            let message =
+                format!("{} was unmounted again by another program before it was ready", order.shown);
+            return Err(Error::new(ErrorKind::NotFound, message));
+        }
+        if caller.vanished() {
+            return Err(abandoned(order));
+        }
+        self.settle_place(&order.place)
+    }
+
+    /// Unmounts a volume from wherever it is mounted. With the last mount of an attachment that ends with
+    /// it, returns when that has ended, or someone else still has the device open.
+    ///
+    /// # Errors
+    /// `NotFound` where it is not mounted; `Busy`, and it is mounted as before; `NotSupported`, `Timeout`,
+    /// `Kernel`.
+    pub async fn unmount(self: &Arc<Self>, volume: VolumeId, lazy: bool, uid: u32) -> Result<(), Error> {
+        {
+            let _alone = self.lock_device(volume.attachment).await?;
+            self.unmount_all(volume, lazy, uid).await?;
+        }
+        self.clear_places().await;
+        if self.end_with_last_mount(volume.attachment).await {
+            self.await_end(volume.attachment).await;
+        }
+        Ok(())
+    }
+
+    async fn unmount_all(self: &Arc<Self>, volume: VolumeId, lazy: bool, uid: u32) -> Result<(), Error> {
+        self.look_at_mounts();
+        let attachment = self.find(volume.attachment).ok_or_else(|| gone(volume.attachment))?;
+        let found = Found::of(&attachment, volume.partition)?;
+        let shown = found.shown(&attachment);
+        if found.mount_points.is_empty() {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                format!("cannot unmount {shown}: it is not mounted"),
+            ));
+        }
+        // What was mounted last may lie on what was mounted first.
+        for path in found.mount_points.iter().rev() {
+            let unmounted = self.mounter.unmount(path.clone(), lazy, self.settings().wait_for_mount).await;
+            self.look_at_mounts();
+            match unmounted {
+                Err(error) if !self.is_mounted_at(volume, path) => info!("unmounted all the same: {error}"),
+                Err(error) if error.kind == ErrorKind::Busy => return Err(self.in_use(&shown, path)),
+                Err(error) => return Err(error),
+                Ok(()) => {}
+            }
+            audit(if lazy { "unmounted lazily" } else { "unmounted" }, &shown, uid, path);
+        }
+        Ok(())
+    }
+
+    fn is_mounted_at(&self, volume: VolumeId, path: &Path) -> bool {
+        let attachment = self.find(volume.attachment);
+        let found = attachment.and_then(|attachment| Found::of(&attachment, volume.partition).ok());
+        found.is_some_and(|found| found.mount_points.iter().any(|mounted| mounted == path))
+    }
+
+    /// What can be seen from the daemon's sandbox: other mounts and loop devices. Which processes use it is
+    /// for the client to say.
+    fn in_use(&self, shown: &str, path: &Path) -> Error {
+        let state = self.state();
+        let below =
+            state.mounts.below(path).into_iter().map(|below| format!("{} is mounted on it", show(below)));
+        let mut held_by: Vec<String> = below.collect();
+        let stacked = state.records.values().filter(|record| {
+            Path::new(std::ffi::OsStr::new(&*String::from_utf8_lossy(&record.device.backing_file)))
+                .starts_with(path)
+        });
+        held_by.extend(stacked.map(|record| format!("{} is attached to a file in it", record.device.node())));
+        drop(state);
+        if held_by.is_empty() {
+            held_by.push("a process has a file open or its working folder in it".to_owned());
+        }
+        Error::new(
+            ErrorKind::Busy,
+            format!(
+                "cannot unmount {shown} from {}: {}; end that first, or unmount lazily",
+                show(path),
+                held_by.join(", ")
+            ),
+        )
+    }
+
+    /// Whether loopd has mounted the volume for this user, and nobody has mounted it elsewhere.
+    pub fn is_mounted_for(self: &Arc<Self>, volume: VolumeId, uid: u32) -> bool {
+        self.look_at_mounts();
+        let attachment = self.find(volume.attachment);
+        let found = attachment.and_then(|attachment| Found::of(&attachment, volume.partition).ok());
+        found.is_some_and(|found| found.mount_points.iter().all(|path| self.has_made(path, uid)))
+    }
+
+    /// The table may have changed since we were told.
+    pub(super) fn look_at_mounts(self: &Arc<Self>) {
+        if let Some(table) = self.kernel.mounts() {
+            self.mounts_changed(table);
+        }
+    }
+}
+
+/// A disk and its partitions share their bytes: what writes to one damages the other.
+fn refuse_mounted(attachment: &Snapshot, found: &Found, partition: Option<u32>) -> Result<(), Error> {
+    let shown = found.shown(attachment);
+    let refused = |why: String| Err(Error::new(ErrorKind::Busy, format!("cannot mount {shown}: {why}")));
+    if let Some(path) = found.mount_points.first() {
+        return refused(format!("it is mounted on {} already", show(path)));
+    }
+    let device = &attachment.device;
+    match partition {
+        Some(_) => match attachment.mount_points.first() {
+            Some(path) => refused(format!(
+                "the whole device {} is mounted on {}; unmount that first",
+                device.node(),
+                show(path)
+            )),
+            None => Ok(()),
+        },
+        None => {
+            let mounted = attachment.partitions.iter().find_map(|shown| {
+                Some((device.partition_node(shown.partition.node.number), shown.mount_points.first()?))
+            });
+            match mounted {
+                Some((node, path)) => {
+                    refused(format!("its partition {node} is mounted on {}; unmount that first", show(path)))
+                }
+                None => Ok(()),
+            }
+        }
+    }
+}
+
+fn abandoned(order: &MountOrder) -> Error {
+    Error::new(
+        ErrorKind::AccessDenied,
+        format!(
+            "the client vanished, or loopd was asked to end, before {} was mounted, so it was unmounted again",
+            order.shown
+        ),
+    )
+}
+
+fn show(path: &Path) -> String {
+    printable(path.as_os_str().as_encoded_bytes())
+}
+
+/// One line for the administrator.
+fn audit(what: &str, shown: &str, uid: u32, place: &Path) {
+    info!(uid, mount_point = show(place), "{what}: {shown}");
+}

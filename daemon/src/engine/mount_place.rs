@@ -1,0 +1,160 @@
+//! The folders that we make to mount on, and remove when nothing is mounted on them any more, by whomever
+//! it was unmounted.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use loopd_dbus::{Error, ErrorKind};
+use tracing::{info, warn};
+
+use super::ledger::Slot;
+use super::{Account, Engine};
+use crate::kernel::Kernel;
+
+/// More than a user may have mounted of one name.
+const MOST_OF_A_NAME: u32 = 1000;
+
+/// A folder of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The user that it was made for.
+    pub uid: u32,
+    /// Whether somebody was told of it. Until then, all that was done is to be undone.
+    pub told: bool,
+}
+
+/// The folders that there are now.
+#[derive(Default)]
+pub(super) struct Places {
+    places: Mutex<HashMap<PathBuf, Held>>,
+    /// One task at a time removes what is abandoned: whoever waits for another sees its work done.
+    clearing: tokio::sync::Mutex<()>,
+}
+
+struct Held {
+    place: Place,
+    /// Counts against the user's limit.
+    slot: Option<Slot>,
+}
+
+impl Places {
+    fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, Held>> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Holds the path; false where it is held already.
+    fn hold(&self, place: Place, slot: Option<Slot>) -> bool {
+        match self.lock().entry(place.path.clone()) {
+            Entry::Occupied(_) => false,
+            Entry::Vacant(free) => {
+                free.insert(Held { place, slot: slot });
+                true
+            }
+        }
+    }
+}
+
+impl<K: Kernel> Engine<K> {
+    /// Makes a folder of this name, or of the first with a number behind it that is free.
+    pub(super) async fn make_place(&self, account: &Account, name: &str) -> Result<PathBuf, Error> {
+        let slot = self.mounts_of_a_uid.enter(account.uid)?;
+        for number in 0..MOST_OF_A_NAME {
+            let name = if number == 0 { name.to_owned() } else { format!("{name}{number}") };
+            let path = self.mounter.path(account, &name);
+            if self.try_place(Place { path: path.clone(), uid: account.uid, told: false }).await? {
+                if let Some(held) = self.places.lock().get_mut(&path) {
+                    held.slot = Some(slot);
+                }
+                return Ok(path);
+            }
+        }
+        let message = format!("{} has all folders for {name:?} in use; unmount one", account.name);
+        Err(Error::new(ErrorKind::LimitExceeded, message))
+    }
+
+    async fn try_place(&self, place: Place) -> Result<bool, Error> {
+        if !self.places.hold(place.clone(), None) {
+            return Ok(false);
+        }
+        // Written before it is made: the daemon may die over it.
+        let made = match self.keeper.write_place(&place) {
+            Ok(()) => self.mounter.make(place.path.clone(), place.uid).await,
+            Err(error) => Err(error),
+        };
+        if !matches!(made, Ok(true)) {
+            self.forget_place(&place.path);
+        }
+        made
+    }
+
+    fn forget_place(&self, path: &Path) {
+        self.keeper.erase_place(path);
+        self.places.lock().remove(path);
+    }
+
+    /// Notes that the folder is what somebody is told of.
+    pub(super) fn settle_place(&self, path: &Path) -> Result<(), Error> {
+        let place = self.places.lock().get_mut(path).map(|held| {
+            held.place.told = true;
+            held.place.clone()
+        });
+        place.map_or(Ok(()), |place| self.keeper.write_place(&place))
+    }
+
+    /// Undoes what was done on and for a folder.
+    pub(super) async fn unmake_place(&self, path: &Path) {
+        self.mounter.undo(path.to_owned(), self.settings().wait_for_mount).await;
+        self.remove_place(path).await;
+    }
+
+    async fn remove_place(&self, path: &Path) {
+        if let Err(error) = self.mounter.remove(path.to_owned()).await {
+            warn!("a mount point stays behind: {error}");
+        }
+        self.forget_place(path);
+    }
+
+    /// Whether this folder was made for this user.
+    pub(super) fn has_made(&self, path: &Path, uid: u32) -> bool {
+        self.places.lock().get(path).is_some_and(|held| held.place.uid == uid)
+    }
+
+    /// Removes the folders that nothing is mounted on any more.
+    pub(super) async fn clear_places(&self) {
+        let _alone = self.places.clearing.lock().await;
+        for path in self.abandoned_places() {
+            self.remove_place(&path).await;
+        }
+    }
+
+    pub(super) fn spawn_clearing(self: &Arc<Self>) {
+        if !self.abandoned_places().is_empty() {
+            let engine = Arc::clone(self);
+            tokio::spawn(async move { engine.clear_places().await });
+        }
+    }
+
+    fn abandoned_places(&self) -> Vec<PathBuf> {
+        let state = self.state();
+        let is_over = |place: &Place| place.told && !state.mounts.has(&place.path);
+        let places = self.places.lock();
+        places.values().filter(|held| is_over(&held.place)).map(|held| held.place.path.clone()).collect()
+    }
+
+    /// Takes up the folders that an earlier daemon has made; undoes what nobody was told of.
+    pub(super) async fn restore_places(&self) {
+        for place in self.keeper.read_places() {
+            let slot = self.mounts_of_a_uid.take_over(place.uid);
+            self.places.hold(place.clone(), Some(slot));
+            if !place.told {
+                info!(mount_point = %place.path.display(), "its mount was not finished: undone");
+                self.unmake_place(&place.path).await;
+            }
+        }
+        self.clear_places().await;
+    }
+}

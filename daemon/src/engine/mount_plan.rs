@@ -1,0 +1,505 @@
+//! What to mount a volume as: its file system and the options, or why it cannot be mounted.
+//!
+//! Nothing that a caller says reaches the mount but what one of these lists has.
+
+use loopd_dbus::{Error, ErrorKind, MountOptions};
+
+use super::Account;
+use crate::kernel::FileSystem;
+use crate::text::printable;
+
+/// Far more than anybody needs.
+const LONGEST_OPTIONS: usize = 1024;
+/// Whatever is mounted: no program in an image runs with its owner's rights, no node in it is a device.
+/// `umount.loopd` serves a user's plain umount (`mount(8)`, `uhelper`).
+const ALWAYS: &str = "nosuid,nodev,uhelper=loopd";
+
+/// What the administrator allows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// The file systems that may be mounted, by the kernel's names.
+    pub file_systems: Vec<String>,
+    /// Whether programs on them may be run.
+    pub programs: bool,
+}
+
+impl Default for Policy {
+    /// What images in everyday use hold, and the kernel's developers still look after.
+    fn default() -> Self {
+        let common = [
+            "ext2", "ext3", "ext4", "xfs", "btrfs", "vfat", "exfat", "ntfs3", "iso9660", "udf", "squashfs",
+            "erofs",
+        ];
+        Self { file_systems: common.map(str::to_owned).to_vec(), programs: true }
+    }
+}
+
+/// What is to be mounted, as far as the decision goes.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Volume {
+    /// `/dev/loop0 (/home/a/x.img)`.
+    pub shown: String,
+    pub file_system: FileSystem,
+    pub read_only: bool,
+    /// The nodes of its partitions.
+    pub partitions: Vec<String>,
+}
+
+/// How it is mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Plan {
+    /// The kernel's name of the file system.
+    pub kind: String,
+    /// All the options.
+    pub options: String,
+    /// Whether the file system's journal need not be clean.
+    pub skips_journal: bool,
+}
+
+impl Plan {
+    pub fn new(
+        volume: &Volume,
+        wanted: &MountOptions,
+        policy: &Policy,
+        account: &Account,
+    ) -> Result<Self, Error> {
+        let kind = choose(volume, &wanted.filesystem, policy)?;
+        let traits = Traits::of(&kind);
+        let given = split(&wanted.options, volume)?;
+        let says = |words: &[&str]| given.iter().any(|option| words.contains(option));
+        let never_writable = if volume.read_only {
+            Some("the device is read-only")
+        } else {
+            traits.is_read_only.then_some("the file system is never written to")
+        };
+        let read_only = wanted.read_only || never_writable.is_some() || says(&["ro"]);
+        let mut options = vec![ALWAYS.to_owned()];
+        options.extend(read_only.then(|| "ro".to_owned()));
+        options.extend((!policy.programs).then(|| "noexec".to_owned()));
+        options.extend(traits.own(account));
+        let judge = Judge { kind: &kind, traits, read_only, never_writable, policy, account };
+        for option in &given {
+            judge.allow(option).map_err(|why| refused(volume, option, &why))?;
+            if *option != "ro" {
+                options.push((*option).to_owned());
+            }
+        }
+        let skips_journal = says(&["noload", "norecovery"]);
+        Ok(Self { kind, options: options.join(","), skips_journal })
+    }
+}
+
+fn choose(volume: &Volume, wanted: &str, policy: &Policy) -> Result<String, Error> {
+    let FileSystem { usage, kind, .. } = &volume.file_system;
+    if let Some(why) = not_a_file_system(usage, kind) {
+        return Err(not_supported(volume, why));
+    }
+    // A name of the kernel's, where udev knows the file system by another.
+    let found = if kind == "ntfs" { "ntfs3" } else { kind.as_str() };
+    let chosen = if wanted.is_empty() { found } else { wanted };
+    if chosen.is_empty() {
+        return Err(not_supported(volume, &nothing_there(volume)));
+    }
+    if !policy.file_systems.iter().any(|allowed| allowed == chosen) {
+        let allowed = policy.file_systems.join(", ");
+        let chosen = printable(chosen.as_bytes());
+        return Err(not_supported(
+            volume,
+            &format!(
+                "the file system {chosen} is not among those that may be mounted here ({allowed}); an \
+                 administrator can add it (filesystems in /etc/loopd/loopd.toml), or mount it as root"
+            ),
+        ));
+    }
+    Ok(chosen.to_owned())
+}
+
+fn not_a_file_system(usage: &str, kind: &str) -> Option<&'static str> {
+    Some(match (usage, kind) {
+        ("crypto", "BitLocker") => {
+            "it is encrypted with BitLocker; unlock it first (cryptsetup open --type bitlk)"
+        }
+        ("crypto", _) => "it is encrypted; unlock it first (cryptsetup open), and mount what that gives",
+        (_, "swap" | "swsuspend") => "it is swap space, which has no files",
+        (_, "LVM2_member") => {
+            "it is a part of an LVM volume group; activate that (vgchange), and mount its volumes"
+        }
+        ("raid", _) => "it is a member of a RAID; assemble that first, and mount what it gives",
+        _ => return None,
+    })
+}
+
+fn nothing_there(volume: &Volume) -> String {
+    if volume.partitions.is_empty() {
+        "udev has found no file system in it; name one (filesystem, loopctl mount -t) if you know better"
+            .to_owned()
+    } else {
+        format!("it has a partition table; mount one of its partitions: {}", volume.partitions.join(", "))
+    }
+}
+
+fn not_supported(volume: &Volume, why: &str) -> Error {
+    Error::new(ErrorKind::NotSupported, format!("cannot mount {}: {why}", volume.shown))
+}
+
+fn refused(volume: &Volume, option: &str, why: &str) -> Error {
+    let option = if option.is_empty() { String::new() } else { printable(option.as_bytes()) };
+    let shown = &volume.shown;
+    Error::new(ErrorKind::InvalidArgs, format!("cannot mount {shown}: the mount option \"{option}\" {why}"))
+}
+
+fn split<'a>(options: &'a str, volume: &Volume) -> Result<Vec<&'a str>, Error> {
+    if options.len() > LONGEST_OPTIONS {
+        let why = format!("the mount options have {} bytes; {LONGEST_OPTIONS} are allowed", options.len());
+        return Err(Error::new(ErrorKind::InvalidArgs, format!("cannot mount {}: {why}", volume.shown)));
+    }
+    if options.is_empty() { Ok(Vec::new()) } else { Ok(options.split(',').collect()) }
+}
+
+/// What a value may be.
+#[derive(Clone, Copy)]
+enum Value {
+    /// There is none.
+    None,
+    /// An octal mode.
+    Octal,
+    Decimal,
+    /// Letters, digits, `-` and `_`.
+    Word,
+    /// The same, and `/`, `.` and `@`.
+    Path,
+    /// The caller's own uid.
+    OwnUid,
+    /// The caller's own gid.
+    OwnGid,
+}
+
+type Known = (&'static str, Value);
+
+/// For every file system.
+const COMMON: &[Known] = &[
+    ("ro", Value::None),
+    ("rw", Value::None),
+    ("nosuid", Value::None),
+    ("nodev", Value::None),
+    ("noexec", Value::None),
+    ("exec", Value::None),
+    ("atime", Value::None),
+    ("noatime", Value::None),
+    ("relatime", Value::None),
+    ("strictatime", Value::None),
+    ("nodiratime", Value::None),
+    ("lazytime", Value::None),
+    ("sync", Value::None),
+    ("async", Value::None),
+    ("dirsync", Value::None),
+];
+const OWNERS: &[Known] = &[("uid", Value::OwnUid), ("gid", Value::OwnGid)];
+const MASKS: &[Known] = &[("umask", Value::Octal), ("fmask", Value::Octal), ("dmask", Value::Octal)];
+const DISCARD: &[Known] = &[("discard", Value::None), ("nodiscard", Value::None)];
+const VFAT: &[Known] = &[
+    ("flush", Value::None),
+    ("utf8", Value::None),
+    ("utf8", Value::Decimal),
+    ("codepage", Value::Decimal),
+    ("iocharset", Value::Word),
+    ("shortname", Value::Word),
+    ("showexec", Value::None),
+    ("tz", Value::Word),
+];
+const ISO9660: &[Known] = &[
+    ("norock", Value::None),
+    ("nojoliet", Value::None),
+    ("utf8", Value::None),
+    ("iocharset", Value::Word),
+    ("map", Value::Word),
+    ("mode", Value::Octal),
+    ("dmode", Value::Octal),
+];
+const UDF: &[Known] =
+    &[("iocharset", Value::Word), ("umask", Value::Octal), ("mode", Value::Octal), ("dmode", Value::Octal)];
+const BTRFS: &[Known] = &[("subvol", Value::Path), ("subvolid", Value::Decimal), ("compress", Value::Word)];
+const NTFS3: &[Known] = &[("iocharset", Value::Word), ("windows_names", Value::None)];
+/// Without them a read-only mount would first write the journal's contents to where they belong.
+const JOURNALED: &[Known] = &[("noload", Value::None), ("norecovery", Value::None)];
+
+/// What a file system is like.
+struct Traits {
+    /// Its own options.
+    known: &'static [&'static [Known]],
+    /// What it is given so that it shows names as UTF-8.
+    defaults: &'static [&'static str],
+    /// Whether its files belong to whom the mount names.
+    takes_owner: bool,
+    is_read_only: bool,
+}
+
+impl Traits {
+    fn of(kind: &str) -> Self {
+        let is_read_only = matches!(kind, "iso9660" | "squashfs" | "erofs" | "cramfs" | "romfs");
+        let with = |known, defaults| Self { known, defaults, takes_owner: true, is_read_only };
+        let plain = |known| Self { known, defaults: &[], takes_owner: false, is_read_only };
+        match kind {
+            "vfat" | "msdos" => with(
+                &[OWNERS, MASKS, DISCARD, VFAT],
+                if kind == "vfat" { &["utf8", "shortname=mixed"] } else { &[] },
+            ),
+            "exfat" => with(&[OWNERS, MASKS, DISCARD, &[("iocharset", Value::Word)]], &["iocharset=utf8"]),
+            "ntfs3" => with(&[OWNERS, MASKS, DISCARD, NTFS3], &["iocharset=utf8"]),
+            "iso9660" => with(&[OWNERS, ISO9660], &["iocharset=utf8"]),
+            "udf" => with(&[OWNERS, UDF], &["iocharset=utf8"]),
+            "hfs" | "hfsplus" => with(&[OWNERS, &[("umask", Value::Octal)]], &[]),
+            "ext2" | "f2fs" => plain(&[DISCARD]),
+            "ext3" | "ext4" => plain(&[DISCARD, JOURNALED]),
+            "xfs" => plain(&[DISCARD, &[("nouuid", Value::None), ("norecovery", Value::None)]]),
+            "btrfs" => plain(&[DISCARD, BTRFS]),
+            _ => plain(&[]),
+        }
+    }
+
+    fn own(&self, account: &Account) -> Vec<String> {
+        let mut options: Vec<String> = self.defaults.iter().map(|option| (*option).to_owned()).collect();
+        if self.takes_owner {
+            options.push(format!("uid={}", account.uid));
+            options.extend(account.gid.map(|gid| format!("gid={gid}")));
+        }
+        options
+    }
+}
+
+/// Decides on one option.
+struct Judge<'a> {
+    kind: &'a str,
+    traits: Traits,
+    read_only: bool,
+    /// Why it cannot be written to.
+    never_writable: Option<&'static str>,
+    policy: &'a Policy,
+    account: &'a Account,
+}
+
+impl Judge<'_> {
+    fn allow(&self, option: &str) -> Result<(), String> {
+        if option.is_empty() {
+            return Err("is empty".to_owned());
+        }
+        let (name, value) = match option.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (option, None),
+        };
+        match (option, self.never_writable) {
+            ("rw", Some(why)) => return Err(format!("cannot be had: {why}")),
+            ("rw", _) if self.read_only => return Err("contradicts a read-only mount".to_owned()),
+            ("exec", _) if !self.policy.programs => {
+                return Err("is forbidden by the configuration".to_owned());
+            }
+            ("noload" | "norecovery", _) if !self.read_only => {
+                return Err("goes with a read-only mount only".to_owned());
+            }
+            _ => {}
+        }
+        let known = || std::iter::once(&COMMON).chain(self.traits.known).flat_map(|list| list.iter());
+        let mut named = known().filter(|(known, _)| *known == name).peekable();
+        if named.peek().is_none() {
+            let mut all: Vec<_> = known().map(|(known, _)| *known).collect();
+            all.dedup();
+            return Err(format!("is not allowed for {}; these are: {}", self.kind, all.join(", ")));
+        }
+        if named.any(|(_, expected)| self.fits(*expected, value)) {
+            return Ok(());
+        }
+        Err(match name {
+            "uid" => format!("names another than the caller, who has {}", self.account.uid),
+            "gid" => "names another than the caller's primary group".to_owned(),
+            _ => "has a value that it does not take".to_owned(),
+        })
+    }
+
+    fn fits(&self, expected: Value, value: Option<&str>) -> bool {
+        let Some(value) = value else { return matches!(expected, Value::None) };
+        let consists = |longest: usize, good: fn(&u8) -> bool| {
+            (1..=longest).contains(&value.len()) && value.as_bytes().iter().all(good)
+        };
+        let is = |id: u32| value == id.to_string();
+        match expected {
+            Value::None => false,
+            Value::Octal => consists(4, |byte| (b'0'..=b'7').contains(byte)),
+            Value::Decimal => consists(10, u8::is_ascii_digit),
+            Value::Word => consists(32, |byte| byte.is_ascii_alphanumeric() || b"-_".contains(byte)),
+            Value::Path => consists(255, |byte| byte.is_ascii_alphanumeric() || b"-_./@".contains(byte)),
+            Value::OwnUid => is(self.account.uid),
+            Value::OwnGid => self.account.gid.is_some_and(is),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn volume(usage: &str, kind: &str) -> Volume {
+        let (usage, kind) = (usage.to_owned(), kind.to_owned());
+        Volume {
+            shown: "/dev/loop0 (/x.img)".to_owned(),
+            file_system: FileSystem { usage, kind, ..FileSystem::default() },
+            ..Volume::default()
+        }
+    }
+
+    fn alice() -> Account {
+        Account { uid: 1000, gid: Some(100), name: "alice".to_owned() }
+    }
+
+    fn plan(kind: &str, options: &str) -> Result<Plan, Error> {
+        let wanted = MountOptions { options: options.to_owned(), ..MountOptions::default() };
+        Plan::new(&volume("filesystem", kind), &wanted, &Policy::default(), &alice())
+    }
+
+    fn complaint(kind: &str, options: &str) -> String {
+        let error = plan(kind, options).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::InvalidArgs, "{error}");
+        error.message
+    }
+
+    #[test]
+    fn what_has_no_owners_belongs_to_the_caller() {
+        for (kind, expected) in [
+            ("ext4", "nosuid,nodev,uhelper=loopd"),
+            ("vfat", "nosuid,nodev,uhelper=loopd,utf8,shortname=mixed,uid=1000,gid=100"),
+            ("iso9660", "nosuid,nodev,uhelper=loopd,ro,iocharset=utf8,uid=1000,gid=100"),
+            ("squashfs", "nosuid,nodev,uhelper=loopd,ro"),
+        ] {
+            let plan = plan(kind, "").unwrap();
+            assert_eq!((plan.kind.as_str(), plan.options.as_str()), (kind, expected));
+        }
+        let nobody = Account { gid: None, ..alice() };
+        let plan =
+            Plan::new(&volume("filesystem", "ntfs"), &MountOptions::default(), &Policy::default(), &nobody);
+        let plan = plan.unwrap();
+        assert_eq!(plan.kind, "ntfs3");
+        assert!(plan.options.ends_with(",uid=1000"), "{plan:?}");
+    }
+
+    #[test]
+    fn what_is_allowed_is_added() {
+        for (kind, options) in [
+            ("ext4", "noexec,noatime"),
+            ("ext4", "ro,noload"),
+            ("vfat", "fmask=0133,dmask=0022,uid=1000,gid=100,iocharset=iso8859-15,codepage=850,utf8=0,flush"),
+            ("iso9660", "norock,nojoliet,mode=0400,dmode=500"),
+            ("btrfs", "subvol=@home/a.b,subvolid=5,compress=zstd,discard"),
+            ("xfs", "nouuid"),
+        ] {
+            let plan = plan(kind, options).unwrap();
+            let added = options.strip_prefix("ro,").unwrap_or(options);
+            assert!(plan.options.ends_with(&format!(",{added}")), "{plan:?}");
+            assert_eq!(plan.skips_journal, options.contains("noload"));
+        }
+    }
+
+    #[test]
+    fn everything_else_is_refused_by_name() {
+        for (kind, options, named) in [
+            ("ext4", "suid", "\"suid\" is not allowed for ext4; these are: ro, rw,"),
+            ("ext4", "dev", "\"dev\" is not"),
+            ("ext4", "noatime,suid", "\"suid\" is not"),
+            ("ext4", "x,suid", "\"x\" is not"),
+            ("ext4", "uid=1000", "\"uid=1000\" is not"),
+            ("ext4", "errors=panic", "\"errors=panic\" is not"),
+            ("ext4", "loop", "\"loop\" is not"),
+            ("ext4", "offset=512", "\"offset=512\" is not"),
+            ("ext4", "x-systemd.automount", "\"x-systemd.automount\" is not"),
+            ("ext4", "uhelper=evil", "\"uhelper=evil\" is not"),
+            ("ext4", "helper=evil", "\"helper=evil\" is not"),
+            ("ext4", "bind", "\"bind\" is not"),
+            ("ext4", "remount", "\"remount\" is not"),
+            ("ext4", "user", "\"user\" is not"),
+            ("ext4", "context=x", "\"context=x\" is not"),
+            ("ext4", "noload", "\"noload\" goes with a read-only mount only"),
+            ("ext4", ",", "\"\" is empty"),
+            ("ext4", "ro,", "is empty"),
+            ("ext4", "ro=1", "\"ro=1\" has a value that it does not take"),
+            ("ext4", "ro ", "\"ro \" is not"),
+            ("ext4", "RO", "\"RO\" is not"),
+            ("vfat", "uid=0", "\"uid=0\" names another than the caller, who has 1000"),
+            ("vfat", "uid=01000", "\"uid=01000\" names another"),
+            ("vfat", "gid=0", "\"gid=0\" names another"),
+            ("vfat", "fmask=9", "\"fmask=9\" has a value"),
+            ("vfat", "fmask=", "\"fmask=\" has a value"),
+            ("vfat", "fmask=00000", "has a value"),
+            ("vfat", "iocharset=\"a\"", "has a value"),
+            ("vfat", "iocharset=a\\,suid", "has a value"),
+            ("vfat", "iocharset='a", "has a value"),
+            ("vfat", "codepage=-1", "has a value"),
+            ("vfat", "umask=022\n", "has a value"),
+            ("btrfs", "subvol=a b", "has a value"),
+            ("ext4", "\"noatime\"", "\"\"noatime\"\" is not"),
+            ("ext4", "no\natime", "\"no\\natime\" is not"),
+        ] {
+            let complaint = complaint(kind, options);
+            assert!(
+                complaint.starts_with("cannot mount /dev/loop0 (/x.img): the mount option "),
+                "{complaint}"
+            );
+            assert!(complaint.contains(named), "{options:?}: {complaint}");
+        }
+        assert!(complaint("ext4", &"noatime,".repeat(200)).contains("1600 bytes; 1024 are allowed"));
+    }
+
+    #[test]
+    fn what_is_read_only_stays_so() {
+        let read_only = Volume { read_only: true, ..volume("filesystem", "ext4") };
+        let with = |options: &str| {
+            let wanted = MountOptions { options: options.to_owned(), ..MountOptions::default() };
+            Plan::new(&read_only, &wanted, &Policy::default(), &alice())
+        };
+        assert!(with("").unwrap().options.ends_with(",ro"));
+        assert!(with("noload").unwrap().skips_journal);
+        assert!(with("rw").unwrap_err().message.contains("the device is read-only"));
+        let wanted = MountOptions { read_only: true, options: "rw".to_owned(), ..MountOptions::default() };
+        let both = Plan::new(&volume("filesystem", "ext4"), &wanted, &Policy::default(), &alice());
+        assert!(both.unwrap_err().message.contains("contradicts"));
+        assert!(complaint("iso9660", "rw").contains("never written to"));
+        assert!(plan("ext4", "rw").is_ok());
+    }
+
+    #[test]
+    fn programs_may_be_forbidden() {
+        let policy = Policy { programs: false, ..Policy::default() };
+        let with = |options: &str| {
+            let wanted = MountOptions { options: options.to_owned(), ..MountOptions::default() };
+            Plan::new(&volume("filesystem", "ext4"), &wanted, &policy, &alice())
+        };
+        assert!(with("").unwrap().options.ends_with(",noexec"));
+        assert!(with("exec").unwrap_err().message.contains("forbidden by the configuration"));
+        assert!(plan("ext4", "exec").is_ok());
+    }
+
+    #[test]
+    fn what_is_no_file_system_is_named() {
+        let partitioned = Volume { partitions: vec!["/dev/loop0p1".to_owned()], ..volume("", "") };
+        for (volume, wanted, expected) in [
+            (volume("crypto", "crypto_LUKS"), "", "it is encrypted"),
+            (volume("crypto", "crypto_LUKS"), "ext4", "it is encrypted"),
+            (volume("crypto", "BitLocker"), "", "BitLocker"),
+            (volume("other", "swap"), "ext4", "it is swap space"),
+            (volume("raid", "LVM2_member"), "", "LVM"),
+            (volume("raid", "linux_raid_member"), "", "RAID"),
+            (volume("", ""), "", "no file system"),
+            (partitioned, "", "mount one of its partitions: /dev/loop0p1"),
+            (volume("filesystem", "hfsplus"), "", "the file system hfsplus is not among those"),
+            (volume("filesystem", "ext4"), "nfs", "the file system nfs is not among"),
+            (volume("filesystem", "ext4"), "ext4,suid", "is not among"),
+            (volume("filesystem", "ext4"), "ext4\n", "the file system ext4\\n is not among"),
+        ] {
+            let wanted = MountOptions { filesystem: wanted.to_owned(), ..MountOptions::default() };
+            let error = Plan::new(&volume, &wanted, &Policy::default(), &alice()).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::NotSupported);
+            assert!(error.message.contains(expected), "{error}");
+        }
+        let wanted = MountOptions { filesystem: "vfat".to_owned(), ..MountOptions::default() };
+        let other = Plan::new(&volume("filesystem", "ext4"), &wanted, &Policy::default(), &alice()).unwrap();
+        assert_eq!(other.kind, "vfat");
+        assert!(other.options.contains("uid=1000"));
+    }
+}
