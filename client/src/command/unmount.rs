@@ -155,7 +155,7 @@ fn is_refused(error: &anyhow::Error) -> bool {
 pub async fn find(bus: &Bus, word: &OsStr) -> anyhow::Result<Vec<Order>> {
     let target = Target::resolve(word);
     match &target {
-        Target::File(path) if path.is_dir() => return Ok(vec![at_folder(bus, path).await?]),
+        Target::File(path) if is_folder(path) => return Ok(vec![at_folder(bus, path).await?]),
         Target::Partition { disk, number } => {
             let found = Target::Device(*disk).find(&bus.manager).await?;
             return with_partitions(bus, found)
@@ -183,6 +183,11 @@ pub async fn find(bus: &Bus, word: &OsStr) -> anyhow::Result<Vec<Order>> {
         orders.retain(|order| !order.mounted().is_empty());
     }
     Ok(orders)
+}
+
+/// Also a mount point that the user may not look at: another's.
+fn is_folder(path: &Path) -> bool {
+    path.is_dir() || MountTable::read().is_ok_and(|table| table.holding(path) == Some(path))
 }
 
 impl Order {
