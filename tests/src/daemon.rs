@@ -55,7 +55,7 @@ impl Daemon {
             .arg("--config")
             .arg(configuration(folder)?)
             .env("DBUS_SYSTEM_BUS_ADDRESS", bus.address())
-            .env("RUNTIME_DIRECTORY", folder.join("run"))
+            .env("RUNTIME_DIRECTORY", std::env::join_paths([folder.join("run"), folder.join("media")])?)
             .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -178,7 +178,7 @@ impl World {
         let folder = self.folder.display();
         let configuration = crate::daemon::configuration(&self.folder)?;
         let command = format!(
-            "exec env LOOPD_LOG=debug DBUS_SYSTEM_BUS_ADDRESS={} RUNTIME_DIRECTORY={folder}/run {} --config {} \
+            "exec env LOOPD_LOG=debug DBUS_SYSTEM_BUS_ADDRESS={} RUNTIME_DIRECTORY={folder}/run:{folder}/media {} --config {} \
              2>>{folder}/loopd.log",
             self.bus.address(),
             program.display(),

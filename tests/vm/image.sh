@@ -11,6 +11,8 @@ packages=(
     systemd systemd-sysv udev libpam-systemd dbus polkitd # what loopd is at home with
     passwd util-linux mount expect jq                   # users, what they type and what they read
     e2fsprogs fdisk dosfstools xorriso                  # images
+    squashfs-tools erofs-utils xfsprogs cryptsetup-bin  # more of them
+    acl                                                 # who may look into a folder
     udisks2                                             # memory beside its peer's
 )
 

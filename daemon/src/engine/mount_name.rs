@@ -24,7 +24,7 @@ pub(super) fn of_volume(file_system: &FileSystem, attachment: &Snapshot) -> Stri
 #[must_use]
 pub fn safe_name(words: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(words);
-    let harmless: String = text.trim().chars().map(|character| harmless(character)).collect();
+    let harmless: String = text.trim().chars().map(harmless).collect();
     let name = match harmless.strip_prefix('.') {
         Some(rest) => format!("_{rest}"),
         None => harmless,

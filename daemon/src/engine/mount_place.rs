@@ -51,7 +51,7 @@ impl Places {
         match self.lock().entry(place.path.clone()) {
             Entry::Occupied(_) => false,
             Entry::Vacant(free) => {
-                free.insert(Held { place, slot: slot });
+                free.insert(Held { place, slot });
                 true
             }
         }

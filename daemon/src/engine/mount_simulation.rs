@@ -151,7 +151,7 @@ async fn a_mount_is_seen_and_everything_goes_with_it() {
     let place = house.engine.mount(whole(&attachment), &wanted(), &client).await.unwrap();
     assert!(place.starts_with("/run/media/user7"), "{place:?}");
     let shown = house.engine.find(attachment.id).unwrap();
-    assert_eq!(shown.mount_points, [place.clone()]);
+    assert_eq!(shown.mount_points, std::slice::from_ref(&place));
     assert_eq!(shown.ownership.unwrap().client, None, "it ends with its mount now");
     client.vanish(&house.engine);
     tokio::time::sleep(Duration::from_secs(300)).await;

@@ -11,6 +11,8 @@
 //!   detach-object PATH [key=sig:value…]
 //!   change PATH METHOD [sig:value]     a method of the attachment; h:PATH is a file
 //!   remove DEVICE
+//!   mount PATH [key=sig:value…]        PATH: the object of an attachment or a partition
+//!   unmount PATH [key=sig:value…]
 //! ```
 //!
 //! `--hold` keeps the connection until standard input closes. `--interactive` allows polkit to ask.
@@ -26,7 +28,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
-use loopd_dbus::names::{ATTACHMENT, BUS_NAME, MANAGER, ROOT_PATH};
+use loopd_dbus::names::{ATTACHMENT, BUS_NAME, MANAGER, ROOT_PATH, VOLUME};
 use nix::fcntl::OFlag;
 use serde_json::{Value, json};
 use zbus::proxy::MethodFlags;
@@ -108,6 +110,16 @@ async fn make(words: &[OsString], connection: &Connection, flags: MethodFlags) -
         }
         "change" => {
             change(connection, text(1)?, text(2)?, words.get(3).map(OsString::as_os_str), flags).await?;
+            Ok(Value::Null)
+        }
+        "mount" => {
+            let body = (options(&words[2..])?,);
+            let place: String = call(connection, text(1)?, VOLUME, "Mount", flags, &body).await?;
+            Ok(place.into())
+        }
+        "unmount" => {
+            let body = (options(&words[2..])?,);
+            let () = call(connection, text(1)?, VOLUME, "Unmount", flags, &body).await?;
             Ok(Value::Null)
         }
         "remove" => {

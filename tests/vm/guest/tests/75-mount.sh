@@ -1,0 +1,520 @@
+# An ordinary user opens images: attach, mount, look, unmount.
+# shellcheck shell=bash disable=SC2154,SC2164 # of lib.sh; what fails ends the test
+# shellcheck source=tests/vm/guest/tests/60-deaths.sh
+source ./tests/60-deaths.sh
+
+# ---- what the tests have in common
+
+# object DEVICE: of a disk or a partition.
+object() {
+    local disk=${1%p[0-9]*} partition=${1##*[0-9]p}
+    [[ $1 == /dev/loop*p* ]] || partition=
+    echo "/org/loopd1/attachment/$(cat "/sys/block/${disk#/dev/}/diskseq")${partition:+/p$partition}"
+}
+
+# answer_of KIND-OF-SESSION USER CALL DEVICE [OPTION…]: what Mount or Unmount answers.
+answer_of() {
+    $1 "$2" "$probe" "$3" "$(object "$4")" "${@:5}"
+}
+
+# mounted DEVICE [OPTION…]: alice mounts it; prints where.
+mounted() {
+    local answer
+    answer=$(answer_of active alice mount "$@")
+    jq -e -r .ok <<<"$answer" || fail "$answer"
+}
+
+# unmounted DEVICE [OPTION…]
+unmounted() {
+    local answer
+    answer=$(answer_of active alice unmount "$@")
+    jq -e 'has("ok")' <<<"$answer" || fail "$answer"
+}
+
+# refusal_of ANSWER ERROR PATTERN…
+refusal_of() {
+    equal "error of $1" "$(jq -r .error <<<"$1")" "$2"
+    contains "$(jq -r .message <<<"$1")" "${@:3}"
+}
+
+# opened FILE: alice's, attached until its last mount goes; prints the device.
+opened() {
+    active alice loopctl attach --lifetime mount "$1"
+}
+
+no_units() {
+    [[ -z $(systemctl list-units --all --plain --no-legend 'run-media-*' 'loopd-unmount-*') ]]
+}
+
+# Neither mount, unit, folder, state nor device is left.
+nothing_left() {
+    eventually no_units
+    ! grep -q /run/media/ /proc/self/mounts
+    equal "folders" "$(ls /run/media)" ""
+    equal "state" "$(find /run/loopd/mounts /run/loopd/attachments -name '*.toml')" ""
+    eventually equal "devices" "$(losetup -n -O NAME)" ""
+}
+
+# content FOLDER: files to be found again.
+content() {
+    rm -rf "$1"
+    mkdir -p "$1/folder"
+    head -c 300000 /dev/urandom >"$1/file.bin"
+    head -c 5000 /dev/urandom >"$1/folder/inner.bin"
+    (cd "$1" && sha256sum file.bin folder/inner.bin) >checksums
+}
+
+# filled IMAGE OFFSET: the content goes into a file system of it.
+filled() {
+    mount -o "loop,offset=$2" "$1" /mnt
+    cp -r content/. /mnt/
+    umount /mnt
+}
+
+readonly Mib=$((1024 * 1024))
+
+# ---- real images
+
+# opens WHAT FILE PARTITION TYPE: alice finds the content in it, and everything goes when she closes it.
+opens() {
+    local what=$1 file=$2 partition=$3 type=$4 disk device place options
+    chown alice: "/home/alice/$file"
+    disk=$(opened "$file")
+    device=$disk${partition:+p$partition}
+    place=$(mounted "$device")
+    options=$(findmnt -n -o FSTYPE,OPTIONS "$place")
+    contains "$options" "^$type .*nosuid" nodev
+    [[ $place == /run/media/alice/* ]]
+    (cd "$place" && active alice sha256sum --check --quiet --strict /home/alice/checksums) ||
+        (cd / && active alice sh -c "cd '$place' && sha256sum --check --quiet --strict /home/alice/checksums")
+    equal "mount point of $what" "$(loopctl list --json | jq -r '.. | .mount_points? // empty | .[]')" "$place"
+    unmounted "$device"
+    detached "$disk"
+    note "$what: $(awk '{print $1}' <<<"$options") at $place"
+}
+
+test_alice_opens_real_images() {
+    loopctl list
+    content content
+    install -m 644 checksums /home/alice/checksums
+    cd /home/alice
+    xorriso -as mkisofs -quiet -V PLAIN -R -J -o plain.iso "$OLDPWD/content"
+    truncate -s 4M efi.img
+    mkfs.vfat -n EFI efi.img >/dev/null
+    xorriso -as mkisofs -quiet -V HYBRID -R -J -append_partition 2 0xef efi.img -o hybrid.iso "$OLDPWD/content"
+    mksquashfs "$OLDPWD/content" plain.squashfs -quiet -no-progress
+    mkfs.erofs -L readonly plain.erofs "$OLDPWD/content" >/dev/null
+    image data.xfs 320M
+    mkfs.xfs -q -L xfs data.xfs
+    partitioned_image dos.img dos 512
+    partitioned_image gpt.img gpt 512
+    cd "$OLDPWD"
+    filled /home/alice/data.xfs 0
+    filled /home/alice/dos.img $((6 * Mib))
+    filled /home/alice/gpt.img $Mib
+    opens "an ISO image" plain.iso '' iso9660
+    opens "a hybrid ISO image" hybrid.iso '' iso9660
+    opens "a squashfs" plain.squashfs '' squashfs
+    opens "an erofs" plain.erofs '' erofs
+    opens "an XFS" data.xfs '' xfs
+    opens "FAT in a DOS table" dos.img 2 vfat
+    opens "ext4 in a GPT" gpt.img 1 ext4
+    nothing_left
+}
+
+test_what_is_mounted_is_the_users_alone() {
+    partitioned_image /home/alice/disk.img gpt 512 alice
+    local disk place
+    disk=$(opened disk.img)
+    place=$(mounted "${disk}p2")
+    equal "place" "$place" /run/media/alice/TWO
+    equal "owner of a FAT's root" "$(stat -c '%U %G' "$place")" "alice alice"
+    contains "$(getfacl -p /run/media/alice)" '^# owner: root$' '^user::rwx$' '^user:alice:r-x$' '^group::---$' '^other::---$'
+    active alice touch "$place/written"
+    refused 1 active bob ls /run/media/alice
+    refused 1 active bob ls "$place"
+    contains "$(systemctl show -P Options run-media-alice-TWO.mount)" uhelper=loopd
+    contains "$(cat /run/mount/utab)" 'uhelper=loopd'
+    # In the daemon's own name space it is seen once.
+    equal "seen" "$(busctl get-property org.loopd1 "$(object "${disk}p2")" org.loopd1.Volume MountPoints | awk '{print $2}')" 1
+    unmounted "${disk}p2"
+    nothing_left
+}
+
+# ---- bad input
+
+# no_way FILE PARTITION ERROR PATTERN [OPTION…]: the mount is refused, nothing is left, and the answer noted.
+no_way() {
+    local disk answer
+    disk=$(active alice loopctl attach "$1")
+    answer=$(answer_of active alice mount "$disk${2:+p$2}" "${@:5}")
+    refusal_of "$answer" "$3" "$4"
+    note "$1${2:+ p$2} ${*:5}: ${3##*.}: $(jq -r .message <<<"$answer")"
+    active alice loopctl detach "$disk"
+    nothing_left
+}
+
+readonly not_supported=org.loopd1.Error.NotSupported
+readonly invalid=org.freedesktop.DBus.Error.InvalidArgs
+readonly failing=org.loopd1.Error.Kernel
+
+test_what_cannot_be_mounted_is_named() {
+    loopctl list
+    cd /home/alice
+    image empty.img 8M alice
+    no_way empty.img '' $not_supported 'no file system'
+    image luks.img 20M alice
+    echo secret | cryptsetup luksFormat -q --type luks1 --pbkdf-force-iterations 1000 luks.img -
+    no_way luks.img '' $not_supported 'it is encrypted; unlock it first'
+    no_way luks.img '' $not_supported 'it is encrypted' filesystem=s:ext4
+    image swap.img 8M alice
+    mkswap -q swap.img
+    no_way swap.img '' $not_supported 'it is swap space'
+    partitioned_image table.img gpt 512 alice
+    no_way table.img '' $not_supported 'has a partition table; mount one of its partitions: /dev/loop[0-9]+p1, /dev/loop[0-9]+p2'
+    mkfs.ext4 -q -F -O ^has_journal -L one -E offset=$Mib table.img 4M
+    dd if=/dev/zero of=table.img bs=1M seek=1 count=4 conv=notrunc status=none
+    no_way table.img 1 $not_supported 'no file system'
+    image minix.img 8M alice
+    mkfs.minix minix.img >/dev/null
+    no_way minix.img '' $not_supported 'the file system minix is not among those'
+    # It lies about itself: the superblock is there, and nothing else is as it says.
+    ext4_image damaged.img lies alice
+    dd if=/dev/urandom of=damaged.img bs=4k seek=1 count=200 conv=notrunc status=none
+    no_way damaged.img '' $failing "the unit run-media-alice-lies.mount ended with .failed.*journalctl -u"
+    ext4_image good.img good alice
+    no_way good.img '' $failing 'the unit .* ended with .failed' filesystem=s:vfat
+    no_way good.img '' $not_supported 'the file system nfs is not among' filesystem=s:nfs
+    # The journal's flag without its replay; a read-only device.
+    image journal.img 16M alice
+    mkfs.ext4 -q -L journal journal.img
+    debugfs -w -R 'feature needs_recovery' journal.img 2>/dev/null
+    local disk answer
+    disk=$(active alice loopctl attach -r journal.img)
+    answer=$(answer_of active alice mount "$disk")
+    refusal_of "$answer" $not_supported 'its journal has to be replayed first, and the device is read-only' 'noload'
+    note "journal.img, read-only: $(jq -r .message <<<"$answer")"
+    mounted "$disk" options=s:noload
+    unmounted "$disk"
+    active alice loopctl detach "$disk"
+    nothing_left
+}
+
+test_options_that_are_not_allowed_are_named() {
+    loopctl list
+    cd /home/alice
+    ext4_image disk.img options alice
+    image fat.img 8M alice
+    mkfs.vfat -n FAT fat.img >/dev/null
+    local option
+    for option in suid dev x,suid noatime,suid 'noatime"' "'" 'a\,suid' uid=1000 loop offset=512 uhelper=x context=x noload ,; do
+        no_way disk.img '' $invalid 'the mount option' "options=s:$option"
+    done
+    for option in uid=0 gid=0 fmask=9 'iocharset="utf8"' 'codepage=1;2'; do
+        no_way fat.img '' $invalid 'the mount option' "options=s:$option"
+    done
+    mkdir -p /etc/loopd
+    trap 'rm -rf /etc/loopd; systemctl reload loopd.service' EXIT
+    printf '[mount]\nexec = false\n' >/etc/loopd/loopd.toml
+    systemctl reload loopd.service
+    no_way disk.img '' $invalid 'is forbidden by the configuration' options=s:exec
+    local disk place
+    disk=$(opened disk.img)
+    place=$(mounted "$disk" options=s:noatime)
+    contains "$(findmnt -n -o OPTIONS "$place")" noexec noatime nosuid nodev
+    unmounted "$disk"
+    nothing_left
+}
+
+# named FILE EXPECTED: where it is mounted.
+named() {
+    local disk place
+    disk=$(opened "$1")
+    place=$(mounted "$disk")
+    equal "place" "$place" "/run/media/alice/$2"
+    equal "mounted" "$(findmnt -n -o SOURCE "$place")" "$disk"
+    equal "unit" "$(systemctl show -P Where "$(systemd-escape --path --suffix=mount "$place")")" "$place"
+    unmounted "$disk"
+    nothing_left
+}
+
+test_hostile_labels_become_harmless_names() {
+    loopctl list
+    cd /home/alice
+    local labels names number long
+    labels=(../../etc a/b . .. .hidden $'a\nb' $'\xff\xfe' '100%n' "it's" 'a"b' 'a\' ' blank ' ';reboot' '$(id)' 'ä ö')
+    names=(_._.._etc a_b UUID _. _hidden a_b '' '100%n' "it's" 'a"b' a_ blank ';reboot' '$(id)' 'ä ö')
+    for number in "${!labels[@]}"; do
+        image disk.img 8M alice
+        mkfs.ext4 -q -O ^has_journal -U 11111111-2222-3333-4444-555555555555 -L "${labels[number]}" disk.img
+        local disk place
+        disk=$(opened disk.img)
+        place=$(mounted "$disk")
+        note "label ${labels[number]@Q}: ${place@Q}"
+        [[ $place == /run/media/alice/* && $place != /run/media/alice/*/* ]] || fail "$place"
+        case ${names[number]} in
+            UUID) equal "place" "$place" /run/media/alice/11111111-2222-3333-4444-555555555555 ;;
+            ?*) equal "place" "$place" "/run/media/alice/${names[number]}" ;;
+        esac
+        equal "mounted" "$(findmnt -n -o SOURCE "$place")" "$disk"
+        equal "unit" "$(systemctl show -P Where "$(systemd-escape --path --suffix=mount "$place")")" "$place"
+        unmounted "$disk"
+    done
+    nothing_left
+    # Neither label nor UUID: the file's name.
+    content "$OLDPWD/content"
+    long=$(printf 'ä%.0s' {1..120}).sqfs
+    mksquashfs "$OLDPWD/content" plain -quiet -no-progress
+    for name in .hidden.sqfs $'new\nline.sqfs' "$long"; do
+        cp plain "$name"
+        chown alice: "$name"
+    done
+    named .hidden.sqfs _hidden.sqfs
+    named $'new\nline.sqfs' new_line.sqfs
+    named "$long" "$(printf 'ä%.0s' {1..20})"
+}
+
+test_names_that_are_taken_get_numbers() {
+    local number disks=() place
+    for number in 0 1 2; do
+        ext4_image "/home/alice/disk$number.img" same alice
+        disks+=("$(opened "disk$number.img")")
+        place=$(mounted "${disks[number]}")
+        equal "place" "$place" "/run/media/alice/same${number#0}"
+    done
+    for number in 0 1 2; do
+        unmounted "${disks[number]}"
+    done
+    nothing_left
+}
+
+test_mounting_twice_is_refused() {
+    partitioned_image /home/alice/disk.img gpt 512 alice
+    local disk place answer
+    disk=$(opened disk.img)
+    place=$(mounted "${disk}p1")
+    answer=$(answer_of active alice mount "${disk}p1")
+    refusal_of "$answer" org.loopd1.Error.Busy "is mounted on $place already"
+    note "twice: $(jq -r .message <<<"$answer")"
+    answer=$(answer_of active alice mount "$disk" filesystem=s:ext4)
+    refusal_of "$answer" org.loopd1.Error.Busy "its partition ${disk}p1 is mounted on $place"
+    note "the disk with its partition: $(jq -r .message <<<"$answer")"
+    # The last mount counts, not the first to go.
+    mounted "${disk}p2"
+    unmounted "${disk}p1"
+    attached "$disk"
+    answer=$(answer_of active alice unmount "${disk}p1")
+    refusal_of "$answer" org.loopd1.Error.NotFound 'it is not mounted'
+    unmounted "${disk}p2"
+    detached "$disk"
+    nothing_left
+}
+
+# ---- who may
+
+test_others_are_asked_for_an_administrator() {
+    ext4_image /home/alice/disk.img shared alice
+    local disk kind place
+    disk=$(active alice loopctl attach disk.img)
+    for kind in inactive remote; do
+        refusal_of "$(answer_of $kind alice mount "$disk")" org.freedesktop.DBus.Error.InteractiveAuthorizationRequired org.loopd1.mount
+    done
+    refusal_of "$(answer_of active bob mount "$disk")" org.freedesktop.DBus.Error.InteractiveAuthorizationRequired org.loopd1.manage-others
+    place=$(mounted "$disk")
+    refusal_of "$(answer_of active bob unmount "$disk")" org.freedesktop.DBus.Error.InteractiveAuthorizationRequired org.loopd1.manage-others
+    # What loopd has mounted for her, alice unmounts from wherever she is.
+    [[ $(answer_of remote alice unmount "$disk") == '{"ok":null}' ]]
+    [[ ! -e $place ]]
+    # What root has mounted is not hers, though the device is.
+    mount "$disk" /mnt
+    refusal_of "$(answer_of active alice unmount "$disk")" org.freedesktop.DBus.Error.InteractiveAuthorizationRequired org.loopd1.manage-others
+    "$probe" unmount "$(object "$disk")"
+    refused 1 mountpoint -q /mnt
+    # Root's own.
+    equal "root's" "$("$probe" mount "$(object "$disk")" | jq -r .ok)" /run/media/root/shared
+    "$probe" unmount "$(object "$disk")"
+    active alice loopctl detach "$disk"
+    nothing_left
+}
+
+# ---- in use
+
+test_what_is_in_use_stays_unless_lazily() {
+    ext4_image /home/alice/disk.img used alice
+    local disk place answer
+    disk=$(opened disk.img)
+    place=$(mounted "$disk")
+    (cd "$place" && exec sleep 600) &
+    local sitting=$!
+    eventually test "$(readlink "/proc/$sitting/cwd")" = "$place"
+    answer=$(answer_of active alice unmount "$disk")
+    refusal_of "$answer" org.loopd1.Error.Busy "$place"
+    note "a shell sits in it: $(jq -r .message <<<"$answer")"
+    mountpoint -q "$place"
+    equal "unit" "$(systemctl is-active run-media-alice-used.mount)" active
+    attached "$disk"
+    unmounted "$disk" lazy=b:true
+    refused 1 mountpoint -q "$place"
+    [[ ! -e $place ]]
+    attached "$disk"
+    kill "$sitting"
+    eventually is_free "$disk"
+    nothing_left
+}
+
+# ---- by whomever, whatever happens
+
+# open_image: sets disk and place.
+open_image() {
+    ext4_image /home/alice/disk.img kept alice
+    disk=$(opened disk.img)
+    place=$(mounted "$disk")
+}
+
+test_root_unmounts_and_everything_goes() {
+    local disk place
+    open_image
+    umount "$place"
+    eventually is_free "$disk"
+    eventually test ! -e "$place"
+    open_image
+    systemctl stop run-media-alice-kept.mount
+    eventually is_free "$disk"
+    nothing_left
+}
+
+# A helper is for those who may not unmount themselves: root's own umount, and the service manager's, do not
+# ask us who would ask them.
+test_the_helper_is_not_called_by_root() {
+    local disk place helper=/sbin/umount.loopd before=
+    [[ ! -e $helper ]] || { before=$helper.before; mv $helper $before; }
+    printf '#!/bin/sh\nid -un >>/tmp/helped\nexit 1\n' >$helper
+    chmod 755 $helper
+    rm -f /tmp/helped
+    open_image
+    unmounted "$disk"
+    open_image
+    umount "$place"
+    eventually is_free "$disk"
+    [[ ! -e /tmp/helped ]] || fail "called by root"
+    open_image
+    install -m 666 /dev/null /tmp/helped
+    refused 1 active alice umount "$place"
+    equal "called by" "$(cat /tmp/helped)" alice
+    unmounted "$disk"
+    rm -f $helper /tmp/helped
+    [[ ! $before ]] || mv "$before" $helper
+    nothing_left
+}
+
+stays_mounted() {
+    local disk place before
+    open_image
+    active alice sh -c "test -r '$place'"
+    before=$(said_of_mount "$disk")
+    "$@"
+    eventually systemctl -q is-active loopd.service
+    equal "after it" "$(said_of_mount "$disk")" "$before"
+    mountpoint -q "$place"
+    unmounted "$disk"
+    eventually is_free "$disk"
+    nothing_left
+}
+
+said_of_mount() {
+    loopctl info --json "$1" | jq -c '[.disk_sequence, .lifetime, .owner, .state, .mount_points]'
+}
+
+test_a_mount_outlives_a_restart_and_a_kill() {
+    stays_mounted systemctl restart loopd.service
+    stays_mounted kill_daemon
+}
+
+test_what_was_unmounted_while_no_daemon_ran_is_seen() {
+    local disk place
+    open_image
+    systemctl stop loopd.service
+    umount "$place"
+    systemctl start loopd.service
+    eventually is_free "$disk"
+    nothing_left
+}
+
+test_a_logout_leaves_what_is_mounted() {
+    ext4_image /home/alice/disk.img kept alice
+    local disk place
+    login sh -c 'loopctl attach --lifetime mount disk.img && exec sleep 600'
+    disk=$(device_of /home/alice/disk.img)
+    eventually equal "lifetime" "$(loopctl info --json "$disk" | jq -r .lifetime)" mount
+    place=$(mounted "$disk")
+    end_login KILL
+    sleep 2
+    mountpoint -q "$place"
+    [[ $(answer_of remote alice unmount "$disk") == '{"ok":null}' ]]
+    detached "$disk"
+    nothing_left
+}
+
+test_a_deleted_image_can_be_closed() {
+    local disk place
+    open_image
+    rm /home/alice/disk.img
+    active alice ls "$place"
+    unmounted "$disk"
+    detached "$disk"
+    nothing_left
+}
+
+test_nobody_mounts_it_and_it_goes() {
+    mkdir -p /etc/loopd
+    trap 'rm -rf /etc/loopd; systemctl reload loopd.service' EXIT
+    printf '[times]\nmount-grace = 3\n' >/etc/loopd/loopd.toml
+    loopctl list
+    systemctl reload loopd.service
+    ext4_image /home/alice/disk.img kept alice
+    local disk
+    disk=$(opened disk.img)
+    equal "lifetime" "$(loopctl info --json "$disk" | jq -r .lifetime)" mount
+    systemctl restart loopd.service
+    attached "$disk"
+    eventually is_free "$disk"
+    # Root's mount by hand counts.
+    disk=$(opened disk.img)
+    mount "$disk" /mnt
+    sleep 5
+    attached "$disk"
+    umount /mnt
+    eventually is_free "$disk"
+    nothing_left
+}
+
+test_a_service_manager_that_is_asked_in_vain_leaves_nothing() {
+    mkdir -p /etc/loopd
+    trap 'rm -rf /etc/loopd; systemctl reload loopd.service' EXIT
+    printf '[times]\nwait-for-mount = 2\n' >/etc/loopd/loopd.toml
+    loopctl list
+    systemctl reload loopd.service
+    ext4_image /home/alice/disk.img late alice
+    # udev says nothing of the device, and the service manager waits for it to say so.
+    udevadm control --stop-exec-queue
+    local disk answer
+    disk=$(active alice loopctl attach --no-wait --lifetime client disk.img || true)
+    disk=$(active alice loopctl attach --no-wait disk.img)
+    answer=$(answer_of active alice mount "$disk" filesystem=s:ext4)
+    udevadm control --start-exec-queue
+    refusal_of "$answer" org.loopd1.Error.Timeout 'came to no end in time'
+    note "a late mount: $(jq -r .message <<<"$answer")"
+    active alice loopctl detach "$disk"
+    nothing_left
+}
+
+test_the_journal_tells_of_mounts() {
+    local cursor disk place
+    cursor=$(journalctl -n 0 --show-cursor | sed -n 's/^-- cursor: //p')
+    open_image
+    unmounted "$disk"
+    journalctl --sync
+    contains "$(journalctl --after-cursor="$cursor" -u loopd.service -o cat)" "^mounted: $disk \(/home/alice/disk.img\)" \
+        "^unmounted: $disk " "detached with its last mount"
+    journalctl --after-cursor="$cursor" -u loopd.service -o json | jq -e 'select(.MOUNT_POINT == "/run/media/alice/kept" and .UID == "1000")'
+}
