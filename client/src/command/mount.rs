@@ -99,28 +99,27 @@ impl Source {
         Ok(Self::File { file, is_writable })
     }
 
-    /// The attachment to mount, and whether it was made here.
-    async fn attach(&self, bus: &Bus) -> anyhow::Result<(OwnedObjectPath, bool)> {
+    /// The attachment to mount, and the options with which it was made, where it was made here.
+    async fn attach(&self, bus: &Bus) -> anyhow::Result<(OwnedObjectPath, Option<AttachOptions>)> {
         let (file, reference) = match self {
             Self::Target(target) => {
                 let mut found = whole(target).find(&bus.manager).await?;
                 // Of several the latest: it is the one that the user has just attached.
                 found.sort_by_key(|attached| attached.attachment.disk_sequence);
-                let found = found.pop().map(|attached| (attached.path, false));
+                let found = found.pop().map(|attached| (attached.path, None));
                 return found.ok_or_else(|| anyhow::anyhow!("nothing is attached"));
             }
             Self::Throwaway { file, reference } => (file, reference.clone()),
             Self::File { file, is_writable } => {
                 if let Some(own) = own_attachment(bus, file, *is_writable).await? {
-                    return Ok((own, false));
+                    return Ok((own, None));
                 }
                 (file, String::new())
             }
         };
         let options = AttachOptions { lifetime: Lifetime::Mount, reference, ..AttachOptions::default() };
-        let (path, device) = attach::setup(&bus.manager, file, &options).await?;
-        attach::look_for_unmade_partitions(bus, &options, &path, &device).await;
-        Ok((path, true))
+        let (path, _) = attach::setup(&bus.manager, file, &options).await?;
+        Ok((path, Some(options)))
     }
 }
 
@@ -166,11 +165,15 @@ fn is_suitable(attached: &Attached, uid: u32, is_writable: bool) -> bool {
 async fn mount(bus: &Bus, args: &Mount, source: &Source) -> anyhow::Result<(OwnedObjectPath, PathBuf)> {
     let mut ours = None;
     let work = async {
-        let (path, is_ours) = source.attach(bus).await?;
-        ours = is_ours.then(|| path.clone());
+        let (path, made) = source.attach(bus).await?;
+        ours = made.is_some().then(|| path.clone());
         let attached = attached_at(bus, &path).await?;
         let attached =
             attached.ok_or_else(|| anyhow::anyhow!("it was attached, and somebody detached it already"))?;
+        if let Some(options) = made {
+            let Attached { attachment, .. } = &attached;
+            attach::warn_of_unmade_partitions(&options, &attachment.device, attachment.partition_scan);
+        }
         let point = mount_volume(bus, args, source, &attached).await?;
         anyhow::Ok((path, point))
     };
