@@ -18,7 +18,9 @@ mod idle;
 mod introspection;
 mod loopctl;
 mod loopctl_change;
+mod loopctl_mount;
 mod losetup;
+mod mount;
 mod overlap;
 mod partitions;
 mod restart;
@@ -40,8 +42,10 @@ fn main() -> std::process::ExitCode {
         bad_input::TESTS,
         loopctl::TESTS,
         loopctl_change::TESTS,
+        loopctl_mount::TESTS,
         losetup::TESTS,
         throwaway::TESTS,
+        mount::TESTS,
         foreign::TESTS,
         introspection::TESTS,
         udev::TESTS,

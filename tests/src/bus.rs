@@ -84,7 +84,7 @@ impl Bus {
 }
 
 /// The rules of a system bus as dbus ships them, the shipped policies of loopd, of polkit and of the
-/// peer that the benchmark measures, and that root may stand in for polkit.
+/// peer that the benchmark measures, and that root may stand in for polkit and the service manager.
 fn bus_configuration(folder: &Path) -> String {
     let folder = folder.display();
     let shipped = repository().join("dbus/org.loopd1.conf");
@@ -118,6 +118,8 @@ fn bus_configuration(folder: &Path) -> String {
   <policy user="root">
     <allow own="org.freedesktop.PolicyKit1"/>
     <allow send_destination="org.freedesktop.PolicyKit1"/>
+    <allow own="org.freedesktop.systemd1"/>
+    <allow send_destination="org.freedesktop.systemd1"/>
   </policy>
 </busconfig>
 "#

@@ -19,6 +19,7 @@ pub mod signals;
 pub mod sysfs;
 pub mod table;
 pub mod udev;
+pub mod units;
 pub mod world;
 
 /// An unprivileged user that every Debian has, with its uid and gid.
