@@ -69,11 +69,13 @@ impl fmt::Display for Holder {
     }
 }
 
-/// What holds the mount point; each process once. The paths are compared as the kernel tells them, and
+/// What holds the mount point; each process once, and this one not at all: what it has open it was given
+/// by another, or is about to close. The paths are compared as the kernel tells them, and
 /// nothing is looked up in any file system but procfs and sysfs, since another one may hang.
 #[must_use]
 pub fn of(point: &Path) -> Vec<Holder> {
-    let mut holders: Vec<Holder> = processes().filter_map(|pid| process(pid, point)).collect();
+    let others = processes().filter(|pid| *pid != std::process::id());
+    let mut holders: Vec<Holder> = others.filter_map(|pid| process(pid, point)).collect();
     let table = MountTable::read().unwrap_or_default();
     holders.extend(table.below(point).map(|path| Holder::Mount(path.to_owned())));
     holders.extend(devices(point));
@@ -164,15 +166,16 @@ mod tests {
         let real = fs::canonicalize(folder.path()).unwrap();
         let path = real.join("file");
         let file = fs::File::create(&path).unwrap();
-        let us =
-            |holder: &Holder| matches!(holder, Holder::Process { pid, .. } if *pid == std::process::id());
-        let found = of(&real).into_iter().find(us).unwrap();
-        let Holder::Process { how, path: there, .. } = &found else { panic!("{found:?}") };
-        assert_eq!((*how, there), (How::Opened, &path));
+        let mut sleeper = Command::new("sleep");
+        let found = holders_of(sleeper.arg("0.2").stdout(file), &real);
+        assert_eq!(found, [(How::Opened, path)]);
         let shorter = real.to_str().unwrap();
-        assert!(!of(Path::new(&shorter[..shorter.len() - 1])).iter().any(us));
-        drop(file);
-        assert!(!of(&real).iter().any(us));
+        let shorter = Path::new(&shorter[..shorter.len() - 1]);
+        assert_eq!(hold(Path::new("/proc/self"), shorter), None);
+        let _ours = fs::File::open(&real).unwrap();
+        let is_us =
+            |holder: &Holder| matches!(holder, Holder::Process { pid, .. } if *pid == std::process::id());
+        assert!(!of(&real).iter().any(is_us));
     }
 
     #[test]

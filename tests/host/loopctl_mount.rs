@@ -183,14 +183,14 @@ async fn by_every_name(world: &mut World) -> Outcome {
     let place = world.folder.join("media/root/data");
     let link = world.folder.join("link");
     std::os::unix::fs::symlink(&place, &link)?;
-    let below = link.join("lost+found");
-    for name in [&image.path, &place, &link, &below, Path::new("link/../data").into()] {
+    let (below, around) = (link.join("lost+found"), link.join("../data"));
+    for name in [&image.path, &place, &link, &below, &around] {
         mount(world, &[image.name()]).await?;
         unmount(world, &[name.to_str().unwrap()]).await.with_context(|| format!("{name:?}"))?;
         nothing_left(world).await?;
     }
     for name in ["/", "/proc", "/nonexistent", image.name()] {
-        complaint(world.loopctl(["unmount", name]).await?, 1).context(name)?;
+        complaint(world.loopctl(["unmount", name]).await?, 1).with_context(|| name.to_owned())?;
     }
     Ok(())
 }

@@ -114,7 +114,9 @@ fn with_holders(error: anyhow::Error, volume: &Volume<'_>) -> anyhow::Error {
             let mut holders: Vec<String> = found.map(|holder| holder.to_string()).collect();
             if let (true, Some(point)) = (holders.is_empty(), points.first()) {
                 let point = printable(point.as_os_str().as_bytes());
-                holders.push(format!("none of your processes holds it; `sudo fuser -vm {point}` shows all"));
+                holders.push(format!(
+                    "which process that is cannot be seen from here; `sudo fuser -vm {point}` shows it"
+                ));
             }
             InUse { error, holders }.into()
         }
