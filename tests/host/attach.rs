@@ -9,13 +9,13 @@ use std::time::{Duration, SystemTime};
 use loopd_dbus::names::attachment_path;
 use loopd_dbus::properties::{from_bus_path, to_bus_path};
 use loopd_dbus::{
-    AttachOptions, AttachmentProperties, DetachOptions, ErrorKind, Lifetime, ListOptions, VolumeProperties,
+    AttachOptions, AttachmentProperties, DetachOptions, Lifetime, ListOptions, VolumeProperties,
 };
 use loopd_tests::image::{Image, MIB};
 use loopd_tests::polkit::Setup;
 use loopd_tests::process::{eventually, run};
 use loopd_tests::sysfs::LoopDevice;
-use loopd_tests::world::{Attached, World, expect_kind};
+use loopd_tests::world::{Attached, World};
 use loopd_tests::{Outcome, loop_ioctl, skip, sysfs};
 
 loopd_tests::tests! {
@@ -39,7 +39,6 @@ loopd_tests::tests! {
         persistent_lifetime_is_not,
         with_wait_udev_is_done,
         without_wait_udev_follows,
-        mount_lifetime_is_not_supported_yet,
         block_device_as_the_file,
         same_file_twice,
         version,
@@ -329,13 +328,6 @@ async fn without_wait_udev_follows(world: &mut World) -> Outcome {
     })
     .await?;
     world.detach(&attached).await
-}
-
-async fn mount_lifetime_is_not_supported_yet(world: &mut World) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", MIB)?;
-    let options = AttachOptions { lifetime: Lifetime::Mount, ..plain() };
-    expect_kind(&world.attach_fails(&image.open()?, &options).await?, ErrorKind::NotSupported)?;
-    world.assert_no_leak().await
 }
 
 async fn block_device_as_the_file(world: &mut World) -> Outcome {

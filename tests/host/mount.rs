@@ -200,15 +200,9 @@ async fn a_word_of_others_is_not_taken(world: &mut World) -> Outcome {
     let names = zbus::fdo::DBusProxy::new(&world.connection).await?;
     let daemon = names.get_name_owner(loopd_dbus::names::BUS_NAME.try_into()?).await?;
     let liar = world.connect().await?;
-    let unit = format!(
-        "{}",
-        run(
-            "systemd-escape",
-            ["--path", "--suffix=mount", &format!("{}/data", media(world, "root").display())]
-        )
-        .await?
-        .trim()
-    );
+    let place = media(world, "root").join("data");
+    let escaped = run("systemd-escape", ["--path", "--suffix=mount", place.to_str().unwrap()]).await?;
+    let unit = escaped.trim();
     let lies = async {
         for _ in 0..40 {
             for job in 1..4_u32 {
@@ -218,7 +212,7 @@ async fn a_word_of_others_is_not_taken(world: &mut World) -> Outcome {
                     "/org/freedesktop/systemd1",
                     "org.freedesktop.systemd1.Manager",
                     "JobRemoved",
-                    &(job, path, &unit, "failed"),
+                    &(job, path, unit, "failed"),
                 )
                 .await?;
             }

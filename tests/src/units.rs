@@ -102,8 +102,8 @@ impl Units {
 
 impl Drop for Units {
     fn drop(&mut self) {
-        for folder in lock(&self.state).mounts.values() {
-            let _not_mounted = std::process::Command::new("umount").args(["-q", "-l"]).arg(folder).status();
+        for folder in lock(&self.state).mounts.values().filter(|folder| folder.exists()) {
+            let _not_mounted = std::process::Command::new("umount").args(["-q", "-l"]).arg(folder).output();
         }
     }
 }

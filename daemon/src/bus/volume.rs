@@ -61,11 +61,12 @@ impl Volume {
         let UnmountOptions { lazy } = UnmountOptions::decode(options).map_err(invalid)?;
         let caller = self.room.identify(&header).await?;
         let attachment = self.room.find(self.id.attachment)?;
-        if !self.room.engine.is_mounted_for(self.id, caller.uid()) {
+        let own_only = self.room.engine.is_mounted_for(self.id, caller.uid());
+        if !own_only {
             let deed = Deed::UnmountOthers(&attachment, self.id.partition);
             self.room.authority.allow(&caller, deed).await?;
         }
-        let result = self.room.engine.unmount(self.id, lazy, caller.uid()).await;
+        let result = self.room.engine.unmount(self.id, lazy, caller.uid(), own_only).await;
         self.room.changed(&caller, result).await
     }
 

@@ -302,7 +302,7 @@ async fn commit(
         }
         Deed::Vanish => client.vanish(engine),
         Deed::Mount => drop(engine.mount(whole(&before.persistent), &wanted(), client).await.unwrap()),
-        Deed::Unmount => engine.unmount(whole(&before.persistent), false, client.uid).await.unwrap(),
+        Deed::Unmount => engine.unmount(whole(&before.persistent), false, client.uid, false).await.unwrap(),
     }
     None
 }
@@ -531,7 +531,8 @@ impl Storm {
                     let engine = Arc::clone(&house.engine);
                     tasks.spawn(async move {
                         if let Ok(attachment) = engine.locate(number).await {
-                            let _not_mounted = engine.unmount(whole(&attachment), false, client.uid).await;
+                            let _not_mounted =
+                                engine.unmount(whole(&attachment), false, client.uid, false).await;
                         }
                     });
                 }

@@ -7,9 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use loopd_dbus::{Error, ErrorKind, MountOptions, State};
+use tokio::time::Instant;
 use tracing::info;
 
 use super::attach::Caller;
+use super::attachment::Record;
 use super::detach::gone;
 use super::mount_plan::{Plan, Volume};
 use super::{Engine, Snapshot, ext_journal, mount_name};
@@ -133,6 +135,11 @@ impl<K: Kernel> Engine<K> {
         wanted: &MountOptions,
         caller: &impl Caller,
     ) -> Result<PathBuf, Error> {
+        if wanted.filesystem.is_empty() && self.kernel.udev_runs() {
+            // One that did not wait for its attach waits now.
+            let deadline = Instant::now() + self.settings().wait_for_udev;
+            self.await_udev(volume.attachment, deadline, Record::is_processed).await?;
+        }
         let _alone = self.lock_device(volume.attachment).await?;
         self.look_at_mounts();
         let attachment = self.find(volume.attachment).ok_or_else(|| gone(volume.attachment))?;
@@ -248,15 +255,28 @@ impl<K: Kernel> Engine<K> {
         self.settle_place(&order.place)
     }
 
-    /// Unmounts a volume from wherever it is mounted. With the last mount of an attachment that ends with
+    /// Unmounts a volume from wherever it is mounted, for the user with this uid. Where that one may only
+    /// do so with what was mounted for it (`own_only`), nothing else is touched. With the last mount of an attachment that ends with
     /// it, returns when that has ended, or someone else still has the device open.
     ///
     /// # Errors
-    /// `NotFound` where it is not mounted; `Busy`, and it is mounted as before; `NotSupported`, `Timeout`,
-    /// `Kernel`.
-    pub async fn unmount(self: &Arc<Self>, volume: VolumeId, lazy: bool, uid: u32) -> Result<(), Error> {
+    /// `NotFound` where it is not mounted; `Busy`, and it is mounted as before; `AccessDenied`,
+    /// `NotSupported`, `Timeout`, `Kernel`.
+    pub async fn unmount(
+        self: &Arc<Self>,
+        volume: VolumeId,
+        lazy: bool,
+        uid: u32,
+        own_only: bool,
+    ) -> Result<(), Error> {
         {
             let _alone = self.lock_device(volume.attachment).await?;
+            if own_only && !self.is_mounted_for(volume, uid) {
+                return Err(Error::new(
+                    ErrorKind::AccessDenied,
+                    "it was mounted elsewhere meanwhile, by or for somebody else; try again",
+                ));
+            }
             self.unmount_all(volume, lazy, uid).await?;
         }
         self.clear_places().await;
@@ -324,7 +344,7 @@ impl<K: Kernel> Engine<K> {
         )
     }
 
-    /// Whether loopd has mounted the volume for this user, and nobody has mounted it elsewhere.
+    /// Whether loopd has made each mount of the volume for this user; so too where there is none.
     pub fn is_mounted_for(self: &Arc<Self>, volume: VolumeId, uid: u32) -> bool {
         self.look_at_mounts();
         let attachment = self.find(volume.attachment);

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use loopd_dbus::{Error, ErrorKind};
 use tracing::{info, warn};
@@ -15,6 +16,8 @@ use crate::kernel::Kernel;
 
 /// More than a user may have mounted of one name.
 const MOST_OF_A_NAME: u32 = 1000;
+/// How long each step of undoing a mount may take: whoever asked for it waits.
+const UNDO: Duration = Duration::from_secs(5);
 
 /// A folder of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,7 +110,7 @@ impl<K: Kernel> Engine<K> {
 
     /// Undoes what was done on and for a folder.
     pub(super) async fn unmake_place(&self, path: &Path) {
-        self.mounter.undo(path.to_owned(), self.settings().wait_for_mount).await;
+        self.mounter.undo(path.to_owned(), UNDO.min(self.settings().wait_for_mount)).await;
         self.remove_place(path).await;
     }
 

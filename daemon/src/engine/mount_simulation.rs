@@ -158,7 +158,7 @@ async fn a_mount_is_seen_and_everything_goes_with_it() {
     assert_eq!(house.engine.find(attachment.id).unwrap().state, State::Attached);
     assert!(house.engine.is_mounted_for(whole(&attachment), 7));
     assert!(!house.engine.is_mounted_for(whole(&attachment), 8));
-    house.engine.unmount(whole(&attachment), false, 7).await.unwrap();
+    house.engine.unmount(whole(&attachment), false, 7, true).await.unwrap();
     assert_eq!(house.engine.find(attachment.id), None, "the reply comes after the end");
     assert_eq!(house.mounts.folders(), Vec::<PathBuf>::new());
     house.assert_empty().await;
@@ -344,13 +344,13 @@ async fn a_disk_and_its_partitions_are_not_mounted_at_once() {
     }
     let error = house.engine.mount(part(&attachment, 3), &wanted(), &client).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::NotFound);
-    house.engine.unmount(part(&attachment, 1), false, 7).await.unwrap();
-    let error = house.engine.unmount(part(&attachment, 1), false, 7).await.unwrap_err();
+    house.engine.unmount(part(&attachment, 1), false, 7, true).await.unwrap();
+    let error = house.engine.unmount(part(&attachment, 1), false, 7, true).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::NotFound);
     house.engine.mount(whole(&attachment), &wanted(), &client).await.unwrap();
     let error = house.engine.mount(part(&attachment, 1), &wanted(), &client).await.unwrap_err();
     assert!(error.message.contains("the whole device /dev/loop0 is mounted on"), "{error}");
-    house.engine.unmount(whole(&attachment), false, 7).await.unwrap();
+    house.engine.unmount(whole(&attachment), false, 7, true).await.unwrap();
     house.engine.detach(attachment.id, false).await.unwrap();
     house.assert_empty().await;
 }
@@ -362,14 +362,14 @@ async fn what_is_used_stays_mounted_unless_lazily() {
     let attachment = attached(&house, &client, Lifetime::Mount).await;
     let place = house.engine.mount(whole(&attachment), &wanted(), &client).await.unwrap();
     house.mounts.sit_in(&place, true);
-    let error = house.engine.unmount(whole(&attachment), false, 7).await.unwrap_err();
+    let error = house.engine.unmount(whole(&attachment), false, 7, true).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Busy);
     assert!(error.message.contains("/run/media/user7/"), "{error}");
     let before = house.engine.find(attachment.id).unwrap();
     assert_eq!((before.state, before.mount_points), (State::Attached, vec![place.clone()]));
     let error = house.engine.detach(attachment.id, false).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Busy);
-    house.engine.unmount(whole(&attachment), true, 7).await.unwrap();
+    house.engine.unmount(whole(&attachment), true, 7, true).await.unwrap();
     house.assert_empty().await;
 }
 
@@ -381,17 +381,46 @@ async fn an_unmount_that_fails_at_any_step_can_be_repeated() {
         let attachment = attached(&house, &client, Lifetime::Mount).await;
         house.engine.mount(whole(&attachment), &wanted(), &client).await.unwrap();
         let reached = house.fail_at(failing);
-        let unmounted = house.engine.unmount(whole(&attachment), false, 7).await;
+        let unmounted = house.engine.unmount(whole(&attachment), false, 7, true).await;
         if !reached.load(Ordering::Relaxed) {
             assert!(failing > 1 && unmounted.is_ok());
             house.assert_empty().await;
             break;
         }
         if unmounted.is_err() {
-            house.engine.unmount(whole(&attachment), false, 7).await.unwrap();
+            house.engine.unmount(whole(&attachment), false, 7, true).await.unwrap();
         }
         house.assert_empty().await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_mount_is_not_taken_from_them() {
+    let house = House::with_udev();
+    let client = Client::new(":1.1", 7);
+    let attachment = attached(&house, &client, Lifetime::Mount).await;
+    let place = house.engine.mount(whole(&attachment), &wanted(), &client).await.unwrap();
+    house.machine.mount(attachment.device.number);
+    let error = house.engine.unmount(whole(&attachment), false, 7, true).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::AccessDenied);
+    assert_eq!(house.engine.find(attachment.id).unwrap().mount_points.len(), 2);
+    house.engine.unmount(whole(&attachment), false, 7, false).await.unwrap();
+    assert!(!house.mounts.folders().contains(&place));
+    house.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_has_not_waited_for_udev_waits_to_be_mounted() {
+    let house = House::with_udev();
+    let client = Client::new(":1.1", 7);
+    let options = AttachOptions { wait: false, lifetime: Lifetime::Mount, ..AttachOptions::default() };
+    let attachment = house.attach_with(&client, options).await.unwrap();
+    let error = house.engine.mount(whole(&attachment), &MountOptions::default(), &client).await.unwrap_err();
+    // udev's word has come by then, and names a file system that nobody allows.
+    assert!(error.message.contains(&format!("the file system fs{}", attachment.id)), "{error}");
+    client.vanish(&house.engine);
+    tokio::time::sleep(house.engine.settings().mount_grace).await;
+    house.assert_empty().await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -199,29 +199,38 @@ test_what_cannot_be_mounted_is_named() {
     nothing_left
 }
 
+# not_so DEVICE OPTION: it is refused.
+not_so() {
+    local answer
+    answer=$(answer_of active alice mount "$1" "options=s:$2")
+    refusal_of "$answer" $invalid 'the mount option'
+    note "${2@Q}: $(jq -r .message <<<"$answer" | cut -c 1-200)"
+}
+
 test_options_that_are_not_allowed_are_named() {
     loopctl list
     cd /home/alice
     ext4_image disk.img options alice
     image fat.img 8M alice
     mkfs.vfat -n FAT fat.img >/dev/null
-    local option
+    local option disk fat place
+    disk=$(active alice loopctl attach disk.img)
+    fat=$(active alice loopctl attach fat.img)
     for option in suid dev x,suid noatime,suid 'noatime"' "'" 'a\,suid' uid=1000 loop offset=512 uhelper=x context=x noload ','; do
-        no_way disk.img '' $invalid 'the mount option' "options=s:$option"
+        not_so "$disk" "$option"
     done
     for option in uid=0 gid=0 fmask=9 'iocharset="utf8"' 'codepage=1;2'; do
-        no_way fat.img '' $invalid 'the mount option' "options=s:$option"
+        not_so "$fat" "$option"
     done
     mkdir -p /etc/loopd
     trap 'rm -rf /etc/loopd; systemctl reload loopd.service' EXIT
     printf '[mount]\nexec = false\n' >/etc/loopd/loopd.toml
     systemctl reload loopd.service
-    no_way disk.img '' $invalid 'is forbidden by the configuration' options=s:exec
-    local disk place
-    disk=$(opened disk.img)
+    not_so "$disk" exec
     place=$(mounted "$disk" options=s:noatime)
     contains "$(findmnt -n -o OPTIONS "$place")" noexec noatime nosuid nodev
     unmounted "$disk"
+    active alice loopctl detach "$disk" "$fat"
     nothing_left
 }
 
@@ -240,7 +249,7 @@ named() {
 test_hostile_labels_become_harmless_names() {
     loopctl list
     cd /home/alice
-    local labels names number long
+    local labels names number
     # shellcheck disable=SC1003,SC2016 # taken as they are
     labels=(../../etc a/b . .. .hidden $'a\nb' $'\xff\xfe' '100%n' "it's" 'a"b' 'a\' ' blank ' ';reboot' '$(id)' 'ä ö')
     # shellcheck disable=SC2016
@@ -262,7 +271,13 @@ test_hostile_labels_become_harmless_names() {
         unmounted "$disk"
     done
     nothing_left
-    # Neither label nor UUID: the file's name.
+}
+
+# Neither label nor UUID.
+test_hostile_file_names_become_harmless_names() {
+    loopctl list
+    cd /home/alice
+    local long name
     content "$OLDPWD/content"
     long=$(printf 'ä%.0s' {1..120}).sqfs
     mksquashfs "$OLDPWD/content" plain -quiet -no-progress
