@@ -26,6 +26,7 @@ const DESCRIPTION: &str = "\
 umount(8) calls this program where a user who is not root unmounts what loopd has mounted, as the mount \
 option uhelper=loopd says. It is loopctl under another name, and does what `loopctl unmount` does: loopd \
 unmounts one's own without asking, and what is another's where polkit says yes. What was attached to be \
-mounted is detached with its last mount.
+mounted is detached with its last mount. It has no more rights than the user.
 
-Nobody need call it by hand.";
+Nobody need call it by hand. What holds a file system that is busy it cannot always see, since it comes out \
+of a setuid program: where the user's session has a capability, only `loopctl unmount` does.";
