@@ -50,6 +50,9 @@ EXAMPLES
   Look at the partitions, with the device taken from the environment:
     $ loopctl run -r disk.img -- sh -c 'fdisk -l \"$LOOPCTL_DEVICE\"'
 
+  See what a repair would come to, and leave the image as it is:
+    $ loopctl run --throwaway disk.img -- fsck.ext4 -fy {}
+
 EXIT STATUS
   That of COMMAND; 128 and the signal's number where a signal ended it; 126 where it cannot be executed and 127 where \
 it is not found. 1 where the file could not be attached: COMMAND did not run then. 2 where the arguments are wrong.
@@ -113,6 +116,11 @@ EXAMPLES
   Write a partition table into the image, and have its partitions made:
     $ sfdisk --no-reread --no-tell-kernel disk.img < table
     $ loopctl rescan disk.img";
+
+/// Over the options of throwaway views.
+const THROWAWAY: &str = "Throwaway views";
+/// Over the options for menus.
+const DESKTOP: &str = "On a desktop";
 
 /// Environment variables, for the manual page.
 pub const ENVIRONMENT: &[(&str, &str)] = &[
@@ -311,21 +319,20 @@ pub struct AttachArgs {
 
 /// How a throwaway view is made.
 #[derive(Args, Clone, Debug, Default)]
-#[command(next_help_heading = "Throwaway views")]
 pub struct ThrowawayArgs {
     /// Give a writable view of the file whose changes vanish with the device.
     ///
     /// The device gets a copy of the file: one that shares the file's blocks where the file system
     /// can do that, as Btrfs and XFS can, and else one of all that is not a hole. It has no name and
     /// lies beside the file. You need only be able to read the file itself; its name is shown as REF.
-    #[arg(long, conflicts_with = "read_only")]
+    #[arg(long, conflicts_with = "read_only", help_heading = THROWAWAY)]
     pub throwaway: bool,
     /// Keep the throwaway copy in this folder, instead of beside the file.
-    #[arg(long, value_name = "DIR", requires = "throwaway")]
+    #[arg(long, value_name = "DIR", requires = "throwaway", help_heading = THROWAWAY)]
     pub throwaway_dir: Option<PathBuf>,
     /// Do not ask before more than 1 GiB is copied. Without a terminal nothing is asked, and no more
     /// is copied.
-    #[arg(long, requires = "throwaway")]
+    #[arg(long, requires = "throwaway", help_heading = THROWAWAY)]
     pub yes: bool,
 }
 
@@ -503,13 +510,12 @@ pub struct Mount {
 
 /// What the entries of a desktop's menus ask of `mount`.
 #[derive(Args, Clone, Copy, Debug)]
-#[command(next_help_heading = "On a desktop")]
 pub struct MountOnDesktop {
     /// Show the mount point in the file manager.
-    #[arg(long)]
+    #[arg(long, help_heading = DESKTOP)]
     pub open: bool,
     /// Show what goes wrong in a notification as well.
-    #[arg(long)]
+    #[arg(long, help_heading = DESKTOP)]
     pub notify: bool,
 }
 
@@ -701,6 +707,31 @@ mod tests {
         assert_eq!(run.command, ["mount", "-r", "{}"]);
         usage_error("loopctl run x.img");
         usage_error("loopctl run x.img mount");
+    }
+
+    #[test]
+    fn a_mount_has_one_target_and_its_options() {
+        let line = "loopctl mount -p 2 -t vfat --options flush,umask=077 -r x.img --open";
+        let Ok(Verb::Mount(mount)) = parse(line) else { panic!() };
+        assert_eq!((mount.partition, mount.kind.as_str()), (Some(2), "vfat"));
+        assert_eq!(mount.options, "flush,umask=077");
+        assert!(mount.read_only && mount.desktop.open && !mount.desktop.notify && !mount.json);
+        let Ok(Verb::Unmount(unmount)) = parse("loopctl unmount --lazy /mnt") else { panic!() };
+        assert!(unmount.lazy && unmount.target == "/mnt");
+        for line in ["mount", "mount a b", "mount -p x a", "mount -p -1 a", "unmount", "unmount a b"] {
+            usage_error(&format!("loopctl {line}"));
+        }
+    }
+
+    #[test]
+    fn throwaway_views_are_writable() {
+        for verb in ["attach x", "mount x", "run x -- true"] {
+            let (verb, rest) = verb.split_once(' ').unwrap();
+            parse(&format!("loopctl {verb} --throwaway --yes --throwaway-dir /tmp {rest}")).unwrap();
+            usage_error(&format!("loopctl {verb} --throwaway -r {rest}"));
+            usage_error(&format!("loopctl {verb} --yes {rest}"));
+            usage_error(&format!("loopctl {verb} --throwaway-dir /tmp {rest}"));
+        }
     }
 
     #[test]
