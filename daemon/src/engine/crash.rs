@@ -547,6 +547,8 @@ impl Storm {
                         if let Ok(snapshot) = engine.attach(order, &client).await
                             && !(client.vanished() && lifetime == Lifetime::Client)
                             && !machine.is_dead()
+                            // Another program may have detached it before the answer came.
+                            && !(lifetime == Lifetime::Persistent && machine.goes_at_last_close(&snapshot.device))
                         {
                             promised.lock().unwrap().insert(snapshot.id, snapshot);
                         }

@@ -271,6 +271,13 @@ impl Simulated {
         self.lock().bound.iter().map(|(number, bound)| (*number, bound.sequence, bound.autoclear)).collect()
     }
 
+    /// Whether the device is there and goes at its last close.
+    pub fn goes_at_last_close(&self, device: &Device) -> bool {
+        let machine = self.lock();
+        let bound = machine.bound.get(&device.number);
+        bound.is_some_and(|bound| bound.sequence == device.disk_sequence && bound.autoclear)
+    }
+
     /// Descriptors that the daemon keeps of a device.
     pub fn holds(&self, number: u32) -> usize {
         self.lock().bound.get(&number).map_or(0, |bound| bound.holds)
