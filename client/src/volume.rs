@@ -7,7 +7,7 @@ use loopd_dbus::properties::from_bus_path;
 use zbus::wire::OwnedObjectPath;
 
 use crate::cli::Column;
-use crate::output::table::{Row, Style, render};
+use crate::output::table::{Row, Style, file, render};
 use crate::target::Attached;
 
 /// udev's word for what can be mounted.
@@ -15,8 +15,7 @@ const FILESYSTEM: &str = "filesystem";
 /// udev's word for what is encrypted.
 const CRYPTO: &str = "crypto";
 /// What is told of the partitions to choose from.
-const COLUMNS: &[Column] =
-    &[Column::Number, Column::Device, Column::Size, Column::Type, Column::Label, Column::Partlabel];
+const COLUMNS: &[Column] = &[Column::Number, Column::Size, Column::Type, Column::Label, Column::Partlabel];
 
 /// A device or a partition.
 #[derive(Clone, Copy, Debug)]
@@ -75,12 +74,12 @@ impl fmt::Display for NoChoice {
 /// There is no such partition, none that can be mounted, or more than one.
 pub fn choose(attached: &Attached, partition: Option<u32>) -> Result<Volume<'_>, NoChoice> {
     let all = of(attached);
-    let device = &attached.attachment.device;
+    let shown = format!("{} ({})", attached.attachment.device, file(attached));
     if let Some(number) = partition {
         let found = all.iter().find(|volume| volume.partition == Some(number));
         return found
             .copied()
-            .ok_or_else(|| no_choice(attached, format!("{device} has no partition {number}")));
+            .ok_or_else(|| no_choice(attached, format!("{shown} has no partition {number}")));
     }
     let (whole, partitions) = (all[0], &all[1..]);
     if whole.has_filesystem() || partitions.is_empty() {
@@ -90,22 +89,24 @@ pub fn choose(attached: &Attached, partition: Option<u32>) -> Result<Volume<'_>,
     match (mountable.as_slice(), partitions) {
         ([one], _) => Ok(**one),
         ([], [one]) => Ok(*one),
-        ([], _) => Err(no_choice(attached, nothing_mountable(device, partitions))),
+        ([], _) => Err(no_choice(attached, nothing_mountable(&shown, partitions))),
         (several, _) => {
             let count = several.len();
-            let reason = format!("{device} has {count} file systems; choose one with --partition");
+            let reason = format!("{shown} has {count} file systems; choose one with --partition");
             Err(no_choice(attached, reason))
         }
     }
 }
 
-fn nothing_mountable(device: &str, partitions: &[Volume<'_>]) -> String {
+fn nothing_mountable(shown: &str, partitions: &[Volume<'_>]) -> String {
     let encrypted = partitions.iter().find(|volume| volume.properties.usage == CRYPTO);
-    let remedy = encrypted.map(|volume| {
-        let node = &volume.properties.device;
-        format!("; {node} is encrypted, and may hold one that `udisksctl unlock -b {node}` brings out")
+    let remedy = encrypted.and_then(|volume| volume.partition).map(|number| {
+        format!(
+            "; partition {number} is encrypted: attach the image with `loopctl attach`, and unlock the \
+             partition's node with `udisksctl unlock -b`"
+        )
     });
-    format!("no partition of {device} holds a file system{}", remedy.unwrap_or_default())
+    format!("no partition of {shown} holds a file system{}", remedy.unwrap_or_default())
 }
 
 fn no_choice(attached: &Attached, reason: String) -> NoChoice {
@@ -162,7 +163,7 @@ mod tests {
         let hybrid = device("filesystem", &["filesystem", "filesystem"]);
         assert_eq!(chosen(&hybrid, Some(2)), Some(2));
         let none = choose(&hybrid, Some(3)).unwrap_err();
-        assert_eq!(none.reason, "/dev/loop0 has no partition 3");
+        assert_eq!(none.reason, "/dev/loop0 (/home/a/x.img) has no partition 3");
         assert_eq!(none.table.lines().count(), 3);
     }
 
@@ -170,20 +171,22 @@ mod tests {
     fn of_several_none_is_chosen_and_all_are_listed() {
         let several = device("", &["filesystem", "other", "filesystem"]);
         let none = choose(&several, None).unwrap_err();
-        assert_eq!(none.to_string(), "/dev/loop0 has 2 file systems; choose one with --partition");
+        let reason = "/dev/loop0 (/home/a/x.img) has 2 file systems; choose one with --partition";
+        assert_eq!(none.to_string(), reason);
         let mut lines = none.table.lines();
-        assert_eq!(lines.next().unwrap(), "NUMBER  DEVICE        SIZE  TYPE  LABEL  PARTLABEL");
-        assert_eq!(lines.next().unwrap(), "1       /dev/loop0p1  20M   ext4  data   -");
+        assert_eq!(lines.next().unwrap(), "NUMBER  SIZE  TYPE  LABEL  PARTLABEL");
+        assert_eq!(lines.next().unwrap(), "1       20M   ext4  data   -");
         assert_eq!(lines.count(), 2);
     }
 
     #[test]
     fn what_is_encrypted_is_named() {
         let none = choose(&device("", &["", "crypto"]), None).unwrap_err();
-        let expected = "no partition of /dev/loop0 holds a file system; /dev/loop0p2 is encrypted, and may \
-            hold one that `udisksctl unlock -b /dev/loop0p2` brings out";
+        let expected = "no partition of /dev/loop0 (/home/a/x.img) holds a file system; partition 2 is \
+            encrypted: attach the image with `loopctl attach`, and unlock the partition's node with \
+            `udisksctl unlock -b`";
         assert_eq!(none.reason, expected);
         let none = choose(&device("", &["", "other"]), None).unwrap_err();
-        assert_eq!(none.reason, "no partition of /dev/loop0 holds a file system");
+        assert_eq!(none.reason, "no partition of /dev/loop0 (/home/a/x.img) holds a file system");
     }
 }

@@ -111,8 +111,8 @@ test_of_two_partitions_one_is_chosen() {
     partitioned_image /home/alice/two.img gpt 512 alice
     local said
     said=$(refused 1 active alice loopctl mount two.img)
-    contains "$said" '2 file systems; choose one with --partition' '^1 +/dev/loop[0-9]+p1 +4M +ext4 +one' \
-        '^2 +/dev/loop[0-9]+p2 +4M +vfat +TWO'
+    contains "$said" '2 file systems; choose one with --partition' '^1 +4M +ext4 +one' \
+        '^2 +4M +vfat +TWO'
     nothing_is_left
     said=$(refused 1 active alice loopctl mount -p 3 two.img)
     contains "$said" 'has no partition 3'
