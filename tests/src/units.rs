@@ -147,7 +147,7 @@ impl Manager {
         settings: Settings,
         _auxiliary: Vec<(String, Settings)>,
     ) -> Result<OwnedObjectPath, UnitError> {
-        let command = settings.iter().find(|(key, _)| key == "ExecStart").map(|(_, value)| words(value));
+        let command = settings.iter().find(|(key, _)| key == "ExecStartEx").map(|(_, value)| words(value));
         let texts = settings
             .iter()
             .filter_map(|(key, value)| Some((key.clone(), <&str>::try_from(value).ok()?.to_owned())));
@@ -195,9 +195,9 @@ impl Manager {
     ) -> zbus::Result<()>;
 }
 
-/// The words of a service's command: an array of structures of a path, words and a flag.
+/// The words of a service's command: an array of structures of a path, words and flags.
 fn words(value: &OwnedVariant) -> Vec<String> {
-    let commands: Vec<(String, Vec<String>, bool)> =
+    let commands: Vec<(String, Vec<String>, Vec<String>)> =
         value.try_clone().ok().and_then(|value| value.try_into().ok()).unwrap_or_default();
     commands.into_iter().next().map(|(_, words, _)| words).unwrap_or_default()
 }

@@ -1,6 +1,8 @@
 //! Mounting and unmounting the volumes of attachments. Whatever fails on the way undoes the steps before
 //! it.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -325,10 +327,9 @@ impl<K: Kernel> Engine<K> {
         let below =
             state.mounts.below(path).into_iter().map(|below| format!("{} is mounted on it", show(below)));
         let mut held_by: Vec<String> = below.collect();
-        let stacked = state.records.values().filter(|record| {
-            Path::new(std::ffi::OsStr::new(&*String::from_utf8_lossy(&record.device.backing_file)))
-                .starts_with(path)
-        });
+        let is_in_it =
+            |record: &&Record<K>| Path::new(OsStr::from_bytes(&record.device.backing_file)).starts_with(path);
+        let stacked = state.records.values().filter(is_in_it);
         held_by.extend(stacked.map(|record| format!("{} is attached to a file in it", record.device.node())));
         drop(state);
         if held_by.is_empty() {

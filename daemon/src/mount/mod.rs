@@ -56,15 +56,11 @@ impl HostMounts {
         ];
         let unit = unit_name::of_mount(&order.place);
         self.units.start(&unit, &settings, order.patience).await.map_err(|failure| {
-            let advice = format!(
-                "is it damaged, or does this kernel not know {}? {}",
-                order.kind,
-                if order.read_only {
-                    "Its journal may have to be replayed, which a read-only device does not allow. "
-                } else {
-                    ""
-                }
-            );
+            let journal = match order.read_only {
+                true => "Its journal may have to be replayed, which a read-only device does not allow. ",
+                false => "",
+            };
+            let advice = format!("is it damaged, or does this kernel not know {}? {journal}", order.kind);
             failure.explained(&format!("mount {}", order.shown), &unit, &advice)
         })
     }
@@ -84,11 +80,12 @@ impl HostMounts {
         let unit = format!("loopd-unmount-{}-{number}.service", std::process::id());
         let mut words = UMOUNT.to_vec();
         words.push(text(path)?);
-        let command = vec![(UMOUNT[0], words, false)];
+        // A dollar in a name is one.
+        let command = vec![(UMOUNT[0], words, vec!["no-env-expand"])];
         let settings: Settings<'_> = vec![
             ("Description", format!("Unmount {} lazily", path.display()).into()),
             ("Type", "oneshot".into()),
-            ("ExecStart", Variant::new(command)),
+            ("ExecStartEx", Variant::new(command)),
             ("CollectMode", "inactive-or-failed".into()),
         ];
         let started = self.units.start(&unit, &settings, patience).await;
