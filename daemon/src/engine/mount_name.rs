@@ -34,10 +34,11 @@ pub fn safe_name(words: &[u8]) -> Option<String> {
     says_something.then(|| name.to_owned())
 }
 
-/// A slash ends a name, a backslash goes on with the line in a unit's file, and what controls a terminal
-/// or turns the writing direction can make one name look like another.
+/// A slash ends a name, a backslash goes on with the line in a unit's file, the service manager puts a
+/// variable of its environment in the place of `${NAME}`, and what controls a terminal or turns the writing
+/// direction can make one name look like another.
 fn harmless(character: char) -> char {
-    let is_separator = matches!(character, '/' | '\\' | '\u{2028}' | '\u{2029}');
+    let is_separator = matches!(character, '/' | '\\' | '$' | '\u{2028}' | '\u{2029}');
     if is_separator || character.is_control() || turns_direction(character) { '_' } else { character }
 }
 
@@ -80,6 +81,8 @@ mod tests {
             ("a\u{2028}b", Some("a_b")),
             ("\u{0}", None),
             ("100%n", Some("100%n")),
+            ("${HOME}", Some("_{HOME}")),
+            ("$$", None),
             ("'; reboot #", Some("'; reboot #")),
             (&long, Some(&long[..40])),
         ] {
@@ -108,7 +111,7 @@ mod tests {
     #[test]
     fn a_name_is_one_folder_and_bounded() {
         bolero::check!().with_type::<Vec<u8>>().for_each(|words| check(words));
-        let hostile: Vec<char> = "./\\ \u{202e}\n\0ä-%x".chars().collect();
+        let hostile: Vec<char> = "./\\$ \u{202e}\n\0ä-%x".chars().collect();
         bolero::check!().with_type::<Vec<u8>>().for_each(|picks| {
             let words: String =
                 picks.iter().map(|pick| hostile[usize::from(*pick) % hostile.len()]).collect();
@@ -121,7 +124,7 @@ mod tests {
         assert!(!name.is_empty() && name.len() <= LONGEST);
         assert!(!name.starts_with('.'), "{name:?}");
         assert_eq!(name.trim(), name);
-        assert!(!name.contains(['/', '\\', '\n', '\0']), "{name:?}");
+        assert!(!name.contains(['/', '\\', '$', '\n', '\0']), "{name:?}");
         assert!(!name.chars().any(|character| character.is_control() || turns_direction(character)));
         assert!(crate::mount::unit_name::escaped(&name).len() <= LONGEST_ESCAPED);
         assert_eq!(safe_name(name.as_bytes()), Some(name), "a safe name stays as it is");

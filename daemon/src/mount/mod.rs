@@ -80,7 +80,7 @@ impl HostMounts {
         let unit = format!("loopd-unmount-{}-{number}.service", std::process::id());
         let mut words = UMOUNT.to_vec();
         words.push(text(path)?);
-        // A dollar in a name is one.
+        // A dollar is one, in the name of what others have mounted.
         let command = vec![(UMOUNT[0], words, vec!["no-env-expand"])];
         let settings: Settings<'_> = vec![
             ("Description", format!("Unmount {} lazily", path.display()).into()),
