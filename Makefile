@@ -11,9 +11,14 @@ dbusservicedir ?= $(datadir)/dbus-1/system-services
 bashcompletiondir ?= $(datadir)/bash-completion/completions
 zshcompletiondir ?= $(datadir)/zsh/site-functions
 fishcompletiondir ?= $(datadir)/fish/vendor_completions.d
+applicationsdir ?= $(datadir)/applications
+servicemenudir ?= $(datadir)/kio/servicemenus
+nautilusdir ?= $(datadir)/loopd/nautilus-scripts
 # The bus and polkit look nowhere else, whatever PREFIX is.
 dbuspolicydir ?= /usr/share/dbus-1/system.d
 polkitactiondir ?= /usr/share/polkit-1/actions
+# Nor does umount: its /sbin is this one, wherever /usr is merged.
+mounthelperdir ?= /usr/sbin
 
 CARGO ?= cargo
 INSTALL ?= install
@@ -104,6 +109,13 @@ install:
 	$(INSTALL) -D -m 755 $(RELEASE)/loopctl $(DESTDIR)$(bindir)/loopctl
 	$(INSTALL) -d $(DESTDIR)$(libexecdir)/loopctl
 	ln -srf $(DESTDIR)$(bindir)/loopctl $(DESTDIR)$(libexecdir)/loopctl/losetup
+	$(INSTALL) -d $(DESTDIR)$(mounthelperdir)
+	ln -srf $(DESTDIR)$(bindir)/loopctl $(DESTDIR)$(mounthelperdir)/umount.loopd
+	$(INSTALL) -D -m 644 client/desktop/org.loopd1.open.desktop $(DESTDIR)$(applicationsdir)/org.loopd1.open.desktop
+	$(INSTALL) -D -m 644 client/desktop/org.loopd1.servicemenu.desktop $(DESTDIR)$(servicemenudir)/org.loopd1.servicemenu.desktop
+	$(INSTALL) -d $(DESTDIR)$(nautilusdir)
+	$(INSTALL) -m 755 client/desktop/nautilus-scripts/* $(DESTDIR)$(nautilusdir)
+	$(INSTALL) -D -m 644 client/desktop/thunar-uca.xml $(DESTDIR)$(docdir)/thunar-uca.xml
 	$(INSTALL) -D -m 644 dbus/org.loopd1.conf $(DESTDIR)$(dbuspolicydir)/org.loopd1.conf
 	$(INSTALL) -D -m 644 polkit/org.loopd1.policy $(DESTDIR)$(polkitactiondir)/org.loopd1.policy
 	$(INSTALL) -d $(DESTDIR)$(dbusservicedir) $(DESTDIR)$(unitdir)
@@ -128,6 +140,10 @@ uninstall:
 	rm -f $(DESTDIR)$(libexecdir)/loopd $(DESTDIR)$(libexecdir)/loop-image $(DESTDIR)$(bindir)/loopctl
 	rm -f $(DESTDIR)$(libexecdir)/loopctl/losetup
 	-rmdir $(DESTDIR)$(libexecdir)/loopctl
+	rm -f $(DESTDIR)$(mounthelperdir)/umount.loopd
+	rm -f $(DESTDIR)$(applicationsdir)/org.loopd1.open.desktop $(DESTDIR)$(servicemenudir)/org.loopd1.servicemenu.desktop
+	rm -rf $(DESTDIR)$(nautilusdir)
+	-rmdir $(DESTDIR)$(dir $(nautilusdir))
 	rm -f $(DESTDIR)$(dbuspolicydir)/org.loopd1.conf $(DESTDIR)$(polkitactiondir)/org.loopd1.policy
 	rm -f $(DESTDIR)$(dbusservicedir)/org.loopd1.service
 	rm -f $(DESTDIR)$(unitdir)/loopd.service $(DESTDIR)$(unitdir)/loop-image@.service

@@ -17,7 +17,7 @@ have() {
 }
 
 if have xmllint "XML files"; then
-    xmllint --nonet --noout dbus/*.xml dbus/*.conf
+    xmllint --nonet --noout dbus/*.xml dbus/*.conf client/desktop/*.xml
     dtd=/usr/share/polkit-1/policyconfig-1.dtd
     if [[ -e $dtd ]]; then
         xmllint --nonet --noout --dtdvalid "$dtd" polkit/*.policy
@@ -26,6 +26,14 @@ if have xmllint "XML files"; then
         echo "SKIPPED DTD of polkit's actions: $dtd is not installed"
     fi
     echo "XML files: ok"
+fi
+
+if have desktop-file-validate "desktop files"; then
+    # It knows no menus of KDE, which are written like applications.
+    sed 's/^Type=Service$/Type=Application\nName=Disk Image\nExec=loopctl/' \
+        client/desktop/org.loopd1.servicemenu.desktop >"$work/servicemenu.desktop"
+    desktop-file-validate client/desktop/org.loopd1.open.desktop "$work/servicemenu.desktop"
+    echo "desktop files: ok"
 fi
 
 if have systemd-analyze "systemd units"; then
@@ -54,7 +62,7 @@ if have python3 "licences"; then
 fi
 
 if have shellcheck "scripts"; then
-    shellcheck -x systemd/loop-image .ci/run tests/*.sh packaging/*.sh tests/vm/*.sh tests/vm/guest/{run,*.sh,tests/*.sh}
+    shellcheck -x systemd/loop-image client/desktop/nautilus-scripts/* .ci/run tests/*.sh packaging/*.sh tests/vm/*.sh tests/vm/guest/{run,*.sh,tests/*.sh}
     echo "scripts: ok"
 fi
 

@@ -9,7 +9,7 @@ packages=(
     dbus polkitd udev e2fsprogs util-linux mount  # tests and demo: bus, polkit, udev, images, losetup
     fdisk gdisk parted xorriso dosfstools isolinux # tests: partition tables by many hands
     systemd libglib2.0-bin python3-dbus           # tests: busctl, gdbus and python as foreign clients
-    libxml2-utils shellcheck                      # make check
+    libxml2-utils shellcheck desktop-file-utils   # make check
 )
 
 for further in "$@"; do

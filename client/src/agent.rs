@@ -56,6 +56,18 @@ pub async fn with_agent<T>(
     result
 }
 
+/// Does the work until it is done or a signal comes, so that what it did can be undone.
+///
+/// # Errors
+/// Those of the work, or [`Interrupted`].
+pub async fn interruptible<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let interrupted = interruption()?;
+    tokio::select! {
+        result = work => result,
+        signal = interrupted => Err(Interrupted(signal).into()),
+    }
+}
+
 fn is_wanted(interaction: Interaction) -> bool {
     let can_be_answered = stdin().is_terminal() && stderr().is_terminal();
     interaction == Interaction::Allowed && !geteuid().is_root() && can_be_answered

@@ -11,7 +11,12 @@ use crate::{size, target};
 
 const EXAMPLES: &str = "\
 EXAMPLES
-  Attach an image, mount it by hand, and detach it when done:
+  See the files in an image, and put everything back:
+    $ loopctl mount disk.img
+    /run/media/alice/holiday
+    $ loopctl unmount disk.img
+
+  Attach an image without mounting it, and detach it when done:
     $ loopctl attach disk.img
     /dev/loop0
     $ loopctl detach disk.img
@@ -45,6 +50,9 @@ EXAMPLES
   Look at the partitions, with the device taken from the environment:
     $ loopctl run -r disk.img -- sh -c 'fdisk -l \"$LOOPCTL_DEVICE\"'
 
+  See what a repair would come to, and leave the image as it is:
+    $ loopctl run --throwaway disk.img -- fsck.ext4 -fy {}
+
 EXIT STATUS
   That of COMMAND; 128 and the signal's number where a signal ended it; 126 where it cannot be executed and 127 where \
 it is not found. 1 where the file could not be attached: COMMAND did not run then. 2 where the arguments are wrong.
@@ -63,6 +71,25 @@ EXAMPLES
 
   The devices and partitions that hold an ext4 file system:
     $ loopctl list --json | jq -r '.. | select(.filesystem?.type == \"ext4\").device'";
+
+const MOUNT_EXAMPLES: &str = "\
+EXAMPLES
+  Look into an image, and put everything back:
+    $ cd \"$(loopctl mount -r cd.iso)\"
+    $ cd - && loopctl unmount cd.iso
+
+  Mount the second partition of an image:
+    $ loopctl mount -p 2 disk.img
+
+  Try something out on an image that must stay as it is:
+    $ loopctl mount --throwaway disk.img";
+
+const UNMOUNT_EXAMPLES: &str = "\
+EXAMPLES
+  By the image, by the device, or by the mount point:
+    $ loopctl unmount disk.img
+    $ loopctl unmount loop3
+    $ loopctl unmount /run/media/alice/holiday";
 
 const INFO_EXAMPLES: &str = "\
 EXAMPLES
@@ -89,6 +116,11 @@ EXAMPLES
   Write a partition table into the image, and have its partitions made:
     $ sfdisk --no-reread --no-tell-kernel disk.img < table
     $ loopctl rescan disk.img";
+
+/// Over the options of throwaway views.
+const THROWAWAY: &str = "Throwaway views";
+/// Over the options for menus.
+const DESKTOP: &str = "On a desktop";
 
 /// Environment variables, for the manual page.
 pub const ENVIRONMENT: &[(&str, &str)] = &[
@@ -163,6 +195,29 @@ pub enum Verb {
     /// properties of the partitions stand below those of their device.
     #[command(after_help = INFO_EXAMPLES)]
     Info(Info),
+    /// Mount the file system in an image and print the mount point.
+    ///
+    /// A file that is not attached yet is attached, and detached again with its last unmount, by
+    /// whomever: `loopctl unmount`, umount(8), or the file manager. One that you have attached
+    /// already is not attached once more, unless it is read-only and you want to write.
+    ///
+    /// The mount point is below /run/media/USER and has the name of the file system's label. What
+    /// is mounted already is not mounted again: its mount point is printed. Of several partitions
+    /// with file systems --partition chooses; without it loopctl lists them and mounts none.
+    ///
+    /// When it fails nothing is left attached or mounted that was not before.
+    #[command(after_help = MOUNT_EXAMPLES)]
+    Mount(Mount),
+    /// Unmount an image, a device, a partition or a directory.
+    ///
+    /// An image or a device is unmounted with all of its partitions. What was attached to be
+    /// mounted is detached with its last mount, and is so when the command succeeds; other devices
+    /// stay attached, see `loopctl detach`.
+    ///
+    /// Without --lazy a file system that is in use stays mounted, and the processes that hold it
+    /// are listed as far as you may see them.
+    #[command(after_help = UNMOUNT_EXAMPLES)]
+    Unmount(Unmount),
     /// Give a loop device the size that its backing file has now.
     ///
     /// That is for a file that has grown or shrunk since it was attached. A file system on the device
@@ -257,6 +312,28 @@ pub struct AttachArgs {
     /// returns.
     #[arg(long)]
     pub no_wait: bool,
+    /// Whether the device is to be a throwaway view of the file.
+    #[command(flatten)]
+    pub throwaway: ThrowawayArgs,
+}
+
+/// How a throwaway view is made.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ThrowawayArgs {
+    /// Give a writable view of the file whose changes vanish with the device.
+    ///
+    /// The device gets a copy of the file: one that shares the file's blocks where the file system
+    /// can do that, as Btrfs and XFS can, and else one of all that is not a hole. It has no name and
+    /// lies beside the file. You need only be able to read the file itself; its name is shown as REF.
+    #[arg(long, conflicts_with = "read_only", help_heading = THROWAWAY)]
+    pub throwaway: bool,
+    /// Keep the throwaway copy in this folder, instead of beside the file.
+    #[arg(long, value_name = "DIR", requires = "throwaway", help_heading = THROWAWAY)]
+    pub throwaway_dir: Option<PathBuf>,
+    /// Do not ask before more than 1 GiB is copied. Without a terminal nothing is asked, and no more
+    /// is copied.
+    #[arg(long, requires = "throwaway", help_heading = THROWAWAY)]
+    pub yes: bool,
 }
 
 /// The arguments of `attach`.
@@ -268,8 +345,8 @@ pub struct Attach {
     /// When the device is detached by itself.
     ///
     /// `persistent`: never. `mount`: with the last unmount of the device or of one of its
-    /// partitions, and after 60 seconds where it is not mounted at all; this version of loopd refuses
-    /// it. For a device that goes with a command, see `loopctl run`.
+    /// partitions, and after 60 seconds where it is not mounted at all. For a device that goes with a
+    /// command, see `loopctl run`.
     #[arg(long, value_name = "LIFETIME", default_value = "persistent", value_parser = lifetime())]
     pub lifetime: Lifetime,
     /// Print the device's properties as a JSON object instead of the device node.
@@ -397,6 +474,67 @@ pub struct Info {
     pub json: bool,
 }
 
+/// The arguments of `mount`.
+#[derive(Args, Clone, Debug)]
+pub struct Mount {
+    /// An image, a device node (/dev/loop3, loop3) or a partition's node (/dev/loop3p1, loop3p1). A
+    /// file with the name loop3 is ./loop3.
+    #[arg(value_name = "FILE|TARGET")]
+    pub target: OsString,
+    /// Mount this partition of the image.
+    ///
+    /// By default that is the file system on the whole image where there is one, and else the only
+    /// partition with a file system.
+    #[arg(short, long, value_name = "N")]
+    pub partition: Option<u32>,
+    /// Mount it read-only; a file that is not attached yet is attached read-only, too.
+    #[arg(short, long)]
+    pub read_only: bool,
+    /// The type of the file system, where it is not the one that udev has found.
+    #[arg(short = 't', long = "type", value_name = "TYPE", default_value = "", hide_default_value = true)]
+    pub kind: String,
+    /// Further mount options, separated by commas. loopd knows for each file system which may be
+    /// given.
+    #[arg(long, value_name = "S", default_value = "", hide_default_value = true)]
+    pub options: String,
+    /// Print the device's properties as a JSON object instead of the mount point.
+    #[arg(long)]
+    pub json: bool,
+    /// Whether the device is to be a throwaway view of the file.
+    #[command(flatten)]
+    pub throwaway: ThrowawayArgs,
+    /// Where there is no terminal to look at.
+    #[command(flatten)]
+    pub desktop: MountOnDesktop,
+}
+
+/// What the entries of a desktop's menus ask of `mount`.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct MountOnDesktop {
+    /// Show the mount point in the file manager.
+    #[arg(long, help_heading = DESKTOP)]
+    pub open: bool,
+    /// Show what goes wrong in a notification as well.
+    #[arg(long, help_heading = DESKTOP)]
+    pub notify: bool,
+}
+
+/// The arguments of `unmount`.
+#[derive(Args, Clone, Debug)]
+pub struct Unmount {
+    /// An image, a device node (/dev/loop3, loop3), a partition's node (/dev/loop3p1, loop3p1), a
+    /// mount point or a folder below one.
+    #[arg(value_name = "TARGET|DIR")]
+    pub target: OsString,
+    /// Take a file system that is in use from the tree at once; it is unmounted, and the device
+    /// detached, with its last user.
+    #[arg(long)]
+    pub lazy: bool,
+    /// Show what goes wrong in a notification of the desktop as well.
+    #[arg(long)]
+    pub notify: bool,
+}
+
 /// The arguments of `resize`.
 #[derive(Args, Clone, Debug)]
 pub struct Resize {
@@ -423,8 +561,7 @@ pub struct Set {
     /// When the device is detached by itself.
     ///
     /// `persistent`: never. `mount`: with the last unmount of the device or of one of its
-    /// partitions, and after 60 seconds where it is not mounted at all; this version of loopd refuses
-    /// it.
+    /// partitions, and after 60 seconds where it is not mounted at all.
     #[arg(long, value_name = "LIFETIME", value_parser = lifetime(), group = "change")]
     pub lifetime: Option<Lifetime>,
 }
@@ -570,6 +707,31 @@ mod tests {
         assert_eq!(run.command, ["mount", "-r", "{}"]);
         usage_error("loopctl run x.img");
         usage_error("loopctl run x.img mount");
+    }
+
+    #[test]
+    fn a_mount_has_one_target_and_its_options() {
+        let line = "loopctl mount -p 2 -t vfat --options flush,umask=077 -r x.img --open";
+        let Ok(Verb::Mount(mount)) = parse(line) else { panic!() };
+        assert_eq!((mount.partition, mount.kind.as_str()), (Some(2), "vfat"));
+        assert_eq!(mount.options, "flush,umask=077");
+        assert!(mount.read_only && mount.desktop.open && !mount.desktop.notify && !mount.json);
+        let Ok(Verb::Unmount(unmount)) = parse("loopctl unmount --lazy /mnt") else { panic!() };
+        assert!(unmount.lazy && unmount.target == "/mnt");
+        for line in ["mount", "mount a b", "mount -p x a", "mount -p -1 a", "unmount", "unmount a b"] {
+            usage_error(&format!("loopctl {line}"));
+        }
+    }
+
+    #[test]
+    fn throwaway_views_are_writable() {
+        for verb in ["attach x", "mount x", "run x -- true"] {
+            let (verb, rest) = verb.split_once(' ').unwrap();
+            parse(&format!("loopctl {verb} --throwaway --yes --throwaway-dir /tmp {rest}")).unwrap();
+            usage_error(&format!("loopctl {verb} --throwaway -r {rest}"));
+            usage_error(&format!("loopctl {verb} --yes {rest}"));
+            usage_error(&format!("loopctl {verb} --throwaway-dir /tmp {rest}"));
+        }
     }
 
     #[test]

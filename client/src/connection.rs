@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
 
 use anyhow::Context;
-use loopd_dbus::proxy::{Attachment, Interaction, Manager};
+use loopd_dbus::proxy::{Attachment, Interaction, Manager, Volume};
 use zbus::address::Transport;
 use zbus::address::transport::UnixSocket;
 use zbus::connection::Builder;
@@ -37,6 +37,15 @@ impl Bus {
     pub async fn attachment(&self, path: &OwnedObjectPath) -> anyhow::Result<Attachment> {
         let path = path.clone().into_inner();
         Attachment::new(&self.connection, path, self.interaction).await.map_err(explain)
+    }
+
+    /// The volume with this path. It is not asked anything yet.
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub async fn volume(&self, path: &OwnedObjectPath) -> anyhow::Result<Volume> {
+        let path = path.clone().into_inner();
+        Volume::new(&self.connection, path, self.interaction).await.map_err(explain)
     }
 }
 

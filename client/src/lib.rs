@@ -7,12 +7,18 @@ mod agent;
 pub mod cli;
 mod command;
 mod connection;
+mod desktop;
+mod holder;
 pub mod losetup;
+mod mount_table;
 mod objects;
 mod output;
 mod partition;
 mod size;
 mod target;
+mod throwaway;
+pub mod umount;
+mod volume;
 
 use std::process::ExitCode;
 
@@ -26,6 +32,10 @@ pub fn main() -> ExitCode {
     if losetup::is_called(program.as_deref()) {
         let words: Vec<_> = words.collect();
         return ExitCode::from(run(losetup::run(&words, Interaction::Allowed)));
+    }
+    if umount::is_called(program.as_deref()) {
+        let words: Vec<_> = words.collect();
+        return ExitCode::from(run(umount::run(&words)));
     }
     ExitCode::from(match parse() {
         Ok(cli) => run(async { command::run(&cli).await.unwrap_or_else(|error| output::report(&error)) }),

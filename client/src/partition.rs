@@ -34,7 +34,10 @@ pub async fn add(connection: &Connection, attached: &mut [Attached]) -> anyhow::
 
 /// Puts each partition to the attachment that it belongs to, by number; one whose attachment was not
 /// asked for is left out.
-fn join(attached: &mut [Attached], objects: &Objects) -> zbus::Result<()> {
+///
+/// # Errors
+/// A property is missing, or has another type.
+pub fn join(attached: &mut [Attached], objects: &Objects) -> zbus::Result<()> {
     for (path, interfaces) in objects {
         if !matches!(place(path), Some((_, Some(_)))) {
             continue;

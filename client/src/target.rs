@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use loopd_dbus::names::{ATTACHMENT, BUS_NAME, VOLUME};
 use loopd_dbus::properties::from_bus_path;
 use loopd_dbus::proxy::{Listed, Manager};
 use loopd_dbus::{AttachmentProperties, ListOptions, VolumeProperties};
@@ -14,6 +15,7 @@ use nix::fcntl::OFlag;
 use zbus::wire::OwnedObjectPath;
 
 use crate::connection::{Bus, explain};
+use crate::objects::managed_objects;
 use crate::output::printable;
 use crate::partition::{self, Partition};
 
@@ -166,6 +168,28 @@ impl TryFrom<Listed> for Attached {
         let volume = VolumeProperties::from_dict(&properties)?;
         Ok(Self { path, attachment, volume, partitions: Vec::new() })
     }
+}
+
+/// The attachment with this path, with its partitions; `None` where it is gone.
+///
+/// # Errors
+/// loopd could not be asked.
+pub async fn attached_at(bus: &Bus, path: &OwnedObjectPath) -> anyhow::Result<Option<Attached>> {
+    let (_, objects) = managed_objects(&bus.connection, BUS_NAME).await.map_err(explain)?;
+    let interfaces = objects.get(path.as_str());
+    let Some((Some(attachment), Some(volume))) =
+        interfaces.map(|found| (found.get(ATTACHMENT), found.get(VOLUME)))
+    else {
+        return Ok(None);
+    };
+    let mut attached = Attached {
+        path: path.clone(),
+        attachment: AttachmentProperties::from_dict(attachment).map_err(explain)?,
+        volume: VolumeProperties::from_dict(volume).map_err(explain)?,
+        partitions: Vec::new(),
+    };
+    partition::join(std::slice::from_mut(&mut attached), &objects).map_err(explain)?;
+    Ok(Some(attached))
 }
 
 /// The attachments, by number.

@@ -18,6 +18,7 @@ mod idle;
 mod introspection;
 mod loopctl;
 mod loopctl_change;
+mod loopctl_mount;
 mod losetup;
 mod mount;
 mod overlap;
@@ -25,6 +26,7 @@ mod partitions;
 mod restart;
 mod robustness;
 mod signals;
+mod throwaway;
 mod udev;
 mod watchdog;
 
@@ -40,7 +42,9 @@ fn main() -> std::process::ExitCode {
         bad_input::TESTS,
         loopctl::TESTS,
         loopctl_change::TESTS,
+        loopctl_mount::TESTS,
         losetup::TESTS,
+        throwaway::TESTS,
         mount::TESTS,
         foreign::TESTS,
         introspection::TESTS,

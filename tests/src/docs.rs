@@ -5,6 +5,7 @@ pub mod daemon;
 pub mod interfaces;
 pub mod loopctl;
 pub mod losetup;
+pub mod umount;
 
 use std::path::PathBuf;
 

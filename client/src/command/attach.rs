@@ -19,11 +19,11 @@ use crate::connection::Bus;
 use crate::output::json::Device;
 use crate::output::{printable, reason};
 use crate::target::{Attached, list};
-use crate::{connection, output, partition};
+use crate::{connection, output, partition, throwaway};
 
 /// Attaches the file and prints the device.
 pub async fn run(args: &Attach, interaction: Interaction) -> anyhow::Result<u8> {
-    let file = open_backing_file(&args.attach.file, args.attach.read_only)?;
+    let file = backing_file(&args.attach)?;
     let bus = connection::open(interaction).await?;
     let options = options(&args.attach, args.lifetime);
     let (path, device) = with_agent(interaction, setup(&bus.manager, &file, &options)).await?;
@@ -111,10 +111,26 @@ pub fn options(args: &AttachArgs, lifetime: Lifetime) -> AttachOptions {
         direct_io: args.direct_io,
         block_size: args.block_size,
         lifetime,
-        reference: args.reference.clone(),
+        reference: reference(args),
         number: args.device,
         overlap: args.overlap,
         wait: !args.no_wait,
+    }
+}
+
+fn reference(args: &AttachArgs) -> String {
+    if args.reference.is_empty() && args.throwaway.throwaway {
+        return throwaway::reference(&args.file);
+    }
+    args.reference.clone()
+}
+
+/// The file to attach: the one that is named, or a throwaway copy of it.
+pub fn backing_file(args: &AttachArgs) -> anyhow::Result<File> {
+    if args.throwaway.throwaway {
+        throwaway::make(&args.file, &args.throwaway)
+    } else {
+        open_backing_file(&args.file, args.read_only)
     }
 }
 
@@ -186,9 +202,12 @@ fn remedy(error: &io::Error) -> &'static str {
 #[cfg(test)]
 mod tests {
     use std::io::Read;
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+    use clap::Parser;
 
     use super::*;
+    use crate::cli::{Cli, ThrowawayArgs, Verb};
 
     #[test]
     fn options_are_passed_on() {
@@ -204,6 +223,7 @@ mod tests {
             device: Some(3),
             overlap: Overlap::Refuse,
             no_wait: true,
+            throwaway: ThrowawayArgs::default(),
         };
         let expected = AttachOptions {
             offset: 1,
@@ -219,6 +239,22 @@ mod tests {
             wait: false,
         };
         assert_eq!(options(&args, Lifetime::Mount), expected);
+    }
+
+    #[test]
+    fn a_throwaway_view_is_named_after_its_file() {
+        let file = tempfile::Builder::new().suffix(".img").tempfile().unwrap();
+        let path = file.path().to_str().unwrap();
+        let parse = |words: &[&str]| {
+            let cli = Cli::try_parse_from([&["loopctl", "attach", path, "--throwaway"], words].concat());
+            let Ok(Verb::Attach(args)) = cli.map(|cli| cli.verb) else { panic!() };
+            args.attach
+        };
+        let args = parse(&[]);
+        assert_eq!(reference(&args).as_str(), file.path().file_name().unwrap());
+        assert_eq!(reference(&parse(&["--reference", "mine"])), "mine");
+        let copy = backing_file(&args).unwrap().metadata().unwrap();
+        assert_ne!(copy.ino(), file.as_file().metadata().unwrap().ino());
     }
 
     #[test]

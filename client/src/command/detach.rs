@@ -4,12 +4,13 @@ use std::ffi::OsStr;
 
 use loopd_dbus::proxy::Interaction;
 use loopd_dbus::{DetachOptions, Error, ErrorKind, ListOptions};
+use zbus::wire::OwnedObjectPath;
 
 use crate::agent::with_agent;
 use crate::cli::Detach;
 use crate::connection;
 use crate::connection::{Bus, explain};
-use crate::output::report;
+use crate::output::{message, report};
 use crate::target::{Attached, Target, device_node, list};
 
 /// Detaches each target; one that fails does not stop the others.
@@ -68,6 +69,31 @@ async fn detach_each(bus: &Bus, attached: &[Attached], options: DetachOptions) -
 /// By its object, which stands for this very attachment: the node may hold another file by now.
 async fn detach(bus: &Bus, attached: &Attached, options: DetachOptions) -> anyhow::Result<()> {
     bus.attachment(&attached.path).await?.detach(options).await.map_err(explain)
+}
+
+/// Detaches, and is back when the device is free; lazily where something still uses it. Whatever
+/// goes wrong is said; what the user called for does not fail by it.
+pub async fn release(bus: &Bus, path: &OwnedObjectPath, device: &str) {
+    if let Err(error) = try_release(bus, path, device).await
+        && !is_gone(&error)
+    {
+        report(&error);
+    }
+}
+
+async fn try_release(bus: &Bus, path: &OwnedObjectPath, device: &str) -> anyhow::Result<()> {
+    let attachment = bus.attachment(path).await?;
+    match attachment.detach(DetachOptions::default()).await.map_err(explain) {
+        Err(error) if is_busy(&error) => report(&error),
+        result => return result,
+    };
+    message(&format!("{device} is detached as soon as nothing uses it any more"));
+    attachment.detach(DetachOptions { lazy: true }).await.map_err(explain)
+}
+
+/// Whether somebody uses it.
+pub fn is_busy(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Error>().is_some_and(|error| error.kind == ErrorKind::Busy)
 }
 
 /// Whether what was to be detached was gone already.

@@ -2,14 +2,16 @@
 
 pub mod attach;
 mod completion;
-mod detach;
+pub mod detach;
 mod info;
 mod list;
 mod monitor;
+mod mount;
 mod rescan;
 mod resize;
 mod run;
 mod set;
+pub mod unmount;
 
 use std::ffi::OsStr;
 
@@ -31,6 +33,8 @@ pub async fn run(cli: &Cli) -> anyhow::Result<u8> {
         Verb::Detach(args) => detach::run(args, interaction).await,
         Verb::List(args) => list::run(args, cli.global.no_color).await,
         Verb::Info(args) => info::run(args).await,
+        Verb::Mount(args) => mount::run(args, interaction).await,
+        Verb::Unmount(args) => unmount::run(args, interaction).await,
         Verb::Resize(args) => resize::run(args, interaction).await,
         Verb::Set(args) => set::run(args, interaction).await,
         Verb::Rescan(args) => rescan::run(args, interaction).await,

@@ -9,19 +9,18 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
 use anyhow::Context;
-use loopd_dbus::proxy::{Attachment, Interaction};
-use loopd_dbus::{DetachOptions, Error, Lifetime, Overlap};
+use loopd_dbus::proxy::Interaction;
+use loopd_dbus::{Lifetime, Overlap};
 use nix::sys::signal::{Signal as Number, kill};
 use nix::unistd::{Pid, dup};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use zbus::wire::OwnedObjectPath;
 
 use super::{attach, detach};
 use crate::agent::{interruption, with_agent};
 use crate::cli::Run;
-use crate::connection::{Bus, explain, open_shared};
-use crate::output::{message, printable, reason, report};
+use crate::connection::{Bus, open_shared};
+use crate::output::{message, printable, reason};
 use crate::target::Attached;
 
 /// The shell's exit status for a command that is there and cannot be executed.
@@ -31,7 +30,7 @@ const NOT_FOUND: u8 = 127;
 
 /// Attaches the file, runs the command, detaches; gives the command's exit status.
 pub async fn run(args: &Run, interaction: Interaction) -> anyhow::Result<u8> {
-    let file = attach::open_backing_file(&args.attach.file, args.attach.read_only)?;
+    let file = attach::backing_file(&args.attach)?;
     let (bus, socket) = open_shared(interaction).await?;
     let options = attach::options(&args.attach, Lifetime::Client);
     let (path, device) = with_agent(interaction, attach::setup(&bus.manager, &file, &options)).await?;
@@ -48,7 +47,7 @@ pub async fn run(args: &Run, interaction: Interaction) -> anyhow::Result<u8> {
     let status = execute(&args.command, &device, &socket).await;
     if ours {
         tokio::select! {
-            () = release(&bus, path, &device) => {}
+            () = detach::release(&bus, &path, &device) => {}
             // The end of the connection detaches it as well; only nobody waits for that then.
             _ = interruption()? => {}
         }
@@ -176,34 +175,6 @@ async fn receive(signal: &mut Option<Signal>) {
 fn ignored_signals(status: &str) -> u64 {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default()
-}
-
-/// Detaches, and is back when the device is free; lazily where something still uses it. Whatever
-/// goes wrong is said and does not change the exit status, which is the command's.
-async fn release(bus: &Bus, path: OwnedObjectPath, device: &str) {
-    let path = path.into_inner();
-    let attachment = match Attachment::new(&bus.connection, path, bus.interaction).await {
-        Ok(attachment) => attachment,
-        Err(error) => {
-            report(&explain(error));
-            return;
-        }
-    };
-    let Err(error) = attachment.detach(DetachOptions::default()).await.map_err(explain) else { return };
-    if detach::is_gone(&error) {
-        return;
-    }
-    report(&error);
-    let is_busy =
-        error.downcast_ref::<Error>().is_some_and(|error| error.kind == loopd_dbus::ErrorKind::Busy);
-    if is_busy {
-        message(&format!("{device} is detached as soon as nothing uses it any more"));
-        if let Err(error) = attachment.detach(DetachOptions { lazy: true }).await.map_err(explain)
-            && !detach::is_gone(&error)
-        {
-            report(&error);
-        }
-    }
 }
 
 #[cfg(test)]

@@ -45,14 +45,20 @@ impl Row {
     /// The line of this device, and those of its partitions.
     #[must_use]
     pub fn new(attached: &Attached, columns: &[Column]) -> Self {
+        Self {
+            cells: columns.iter().map(|column| cell(attached, *column)).collect(),
+            parts: Self::of_partitions(attached, columns),
+        }
+    }
+
+    /// The lines of the device's partitions.
+    #[must_use]
+    pub fn of_partitions(attached: &Attached, columns: &[Column]) -> Vec<Self> {
         let part = |partition: &Partition| Self {
             cells: columns.iter().map(|column| part_cell(attached, partition, *column)).collect(),
             parts: Vec::new(),
         };
-        Self {
-            cells: columns.iter().map(|column| cell(attached, *column)).collect(),
-            parts: attached.partitions.iter().map(part).collect(),
-        }
+        attached.partitions.iter().map(part).collect()
     }
 }
 

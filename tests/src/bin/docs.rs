@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use loopd_tests::bus::repository;
-use loopd_tests::docs::{Page, completion, daemon, interfaces, loopctl, losetup};
+use loopd_tests::docs::{Page, completion, daemon, interfaces, loopctl, losetup, umount};
 
 fn main() -> ExitCode {
     match run(std::env::args().nth(1).as_deref() == Some("--check")) {
@@ -19,7 +19,8 @@ fn main() -> ExitCode {
 }
 
 fn run(only_check: bool) -> Result<ExitCode> {
-    let mut pages: Vec<Page> = vec![loopctl::page(), losetup::page(), daemon::page()?, interfaces::page()?];
+    let mut pages: Vec<Page> =
+        vec![loopctl::page(), losetup::page(), umount::page(), daemon::page()?, interfaces::page()?];
     pages.extend(completion::scripts());
     let mut is_right = true;
     for page in pages {

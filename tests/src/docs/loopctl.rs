@@ -25,7 +25,14 @@ pub fn page() -> Page {
     }
     notes(&mut manual, &command, true);
     environment(&mut manual);
-    manual.see_also(&[("loopctl-losetup", 1), ("org.loopd1", 5), ("losetup", 8), ("loopd", 8), ("polkit", 8)])
+    manual.see_also(&[
+        ("loopctl-losetup", 1),
+        ("org.loopd1", 5),
+        ("losetup", 8),
+        ("umount.loopd", 8),
+        ("loopd", 8),
+        ("polkit", 8),
+    ])
 }
 
 /// A verb: how it is called, what it does, its arguments, and what its help says at the end.

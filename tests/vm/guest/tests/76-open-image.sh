@@ -1,0 +1,467 @@
+# Images are opened by whoever sits there: attached, mounted, looked at, and put back.
+# shellcheck shell=bash disable=SC2154 # of lib.sh
+
+# tree FOLDER: files to be read back, and their checksums.
+tree() {
+    rm -rf "$1"
+    mkdir -p "$1/sub"
+    head -c 300000 /dev/urandom >"$1/large"
+    echo small >"$1/sub/small"
+    (cd "$1" && sha256sum large sub/small >SUMS)
+}
+
+# sheet PATH LABEL: an ISO image of alice's.
+sheet() {
+    tree content
+    xorriso -as mkisofs -quiet -J -R -V "$2" -o "$1" content
+    chown alice: "$1"
+}
+
+# nothing_is_left: no mount, unit, folder or device.
+nothing_is_left() {
+    local left
+    left=$(findmnt --noheadings --raw -o TARGET | grep '^/run/media/' || true)
+    equal "mounts" "$left" ""
+    left=$(systemctl list-units --all --plain --no-legend 'run-media-*' | cut -d ' ' -f 1)
+    equal "units" "$left" ""
+    left=$(find /run/media -mindepth 2 2>/dev/null || true)
+    equal "folders" "$left" ""
+    equal "devices" "$(losetup -n -O NAME)" ""
+}
+
+is_nothing_left() {
+    (nothing_is_left) 2>/dev/null
+}
+
+# opens IMAGE TYPE [OPTION…]: its files are what was put into it, at one call; another puts it back.
+opens() {
+    local image=$1 type=$2 shown
+    shift 2
+    shown=$(active alice bash -euo pipefail -s -- "$image" "$@" <<'END'
+        point=$(loopctl --no-ask-password mount "$@")
+        (cd "$point" && sha256sum --quiet -c SUMS)
+        echo "$(findmnt -n -o FSTYPE "$point") $(stat -c %U "$point") $point"
+        findmnt -n -o OPTIONS "$point" | tr , '\n' | grep -c -x -e nosuid -e nodev
+        loopctl --no-ask-password unmount "$1"
+        [ -z "$(losetup -n -O NAME)" ]
+END
+    )
+    contains "$shown" "^$type [a-z]+ /run/media/alice/" '^2$'
+    note "${image##*/}: $(head -n 1 <<<"$shown")"
+    nothing_is_left
+}
+
+test_an_iso_image_opens() {
+    sheet /home/alice/cd.iso HOLIDAY
+    opens cd.iso iso9660
+}
+
+test_a_hybrid_iso_image_opens() {
+    tree content
+    image efi.img 4M
+    mkfs.vfat -n EFI efi.img >/dev/null
+    xorriso -as mkisofs -quiet -J -R -V HYBRID -partition_offset 16 -append_partition 2 0xef efi.img \
+        -o /home/alice/hybrid.iso content
+    opens hybrid.iso iso9660
+}
+
+# partitioned PATH TABLE MKFS…: one partition, with the tree in it.
+partitioned() {
+    local path=$1 table=$2 device
+    shift 2
+    tree content
+    image "$path" 64M
+    echo 'start=2048' | sfdisk --quiet --no-reread --no-tell-kernel --label "$table" "$path"
+    device=$(loopctl attach "$path")
+    "$@" "${device}p1" >/dev/null
+    mount "${device}p1" /mnt
+    cp -r content/. /mnt/
+    # FAT knows no owners.
+    chown -R alice: /mnt 2>/dev/null || true
+    umount /mnt
+    loopctl detach "$device"
+    chown alice: "$path"
+}
+
+test_a_dos_image_with_fat_opens() {
+    partitioned /home/alice/stick.img dos mkfs.vfat -n STICK
+    opens stick.img vfat
+}
+
+test_a_gpt_image_with_ext4_opens() {
+    partitioned /home/alice/disk.img gpt mkfs.ext4 -q -L disk
+    opens disk.img ext4
+    opens disk.img ext4 --read-only
+}
+
+test_a_squashfs_image_opens() {
+    tree content
+    mksquashfs content /home/alice/app.squashfs -quiet -no-progress -noappend
+    opens app.squashfs squashfs
+}
+
+test_an_erofs_image_opens() {
+    tree content
+    rm -f /home/alice/app.erofs
+    mkfs.erofs /home/alice/app.erofs content >/dev/null
+    opens app.erofs erofs
+}
+
+test_of_two_partitions_one_is_chosen() {
+    partitioned_image /home/alice/two.img gpt 512 alice
+    local said
+    said=$(refused 1 active alice loopctl mount two.img)
+    contains "$said" '2 file systems; choose one with --partition' '^1 +4M +ext4 +one' \
+        '^2 +4M +vfat +TWO'
+    nothing_is_left
+    said=$(refused 1 active alice loopctl mount -p 3 two.img)
+    contains "$said" 'has no partition 3'
+    nothing_is_left
+    active alice bash -eux <<'END'
+        [ "$(loopctl mount -p 2 two.img)" = /run/media/alice/TWO ]
+        device=$(losetup -n -O NAME)
+        # The other one joins the same device, and is told apart when it goes.
+        [ "$(loopctl mount "${device}p1")" = /run/media/alice/one ]
+        [ "$(losetup -n -O NAME | wc -l)" = 1 ]
+        loopctl unmount "${device}p2"
+        findmnt /run/media/alice/one
+        loopctl mount -p 2 two.img
+        loopctl unmount two.img
+END
+    nothing_is_left
+}
+
+test_what_is_mounted_is_not_mounted_again() {
+    sheet /home/alice/cd.iso AGAIN
+    active alice bash -eux <<'END'
+        first=$(loopctl mount cd.iso)
+        [ "$(loopctl mount cd.iso)" = "$first" ]
+        [ "$(loopctl mount --json cd.iso | jq -r '.mount_points[0]')" = "$first" ]
+        [ "$(losetup -n -O NAME | wc -l)" = 1 ]
+        loopctl unmount cd.iso
+END
+    nothing_is_left
+}
+
+test_a_plain_umount_detaches() {
+    sheet /home/alice/cd.iso PLAIN
+    active alice bash -eux <<'END'
+        point=$(loopctl mount cd.iso)
+        umount "$point"
+        [ -z "$(losetup -n -O NAME)" ]
+        point=$(loopctl mount cd.iso)
+        umount -l "$point"
+        # By the device as well.
+        point=$(loopctl mount cd.iso)
+        umount "$(findmnt -n -o SOURCE "$point")"
+END
+    eventually is_nothing_left
+    # And root's.
+    active alice loopctl mount cd.iso
+    umount /run/media/alice/PLAIN
+    eventually is_nothing_left
+}
+
+test_unmounting_another_s_is_a_question() {
+    sheet /home/alice/cd.iso HERS
+    active alice loopctl mount cd.iso
+    local device said
+    device=$(losetup -n -O NAME)
+    said=$(refused 1 active bob loopctl --no-ask-password unmount "$device")
+    contains "$said" "password"
+    said=$(refused 1 inactive bob umount "$device")
+    note "bob's umount: ${said##*$'\n'}"
+    said=$(refused 1 inactive bob umount /run/media/alice/HERS)
+    [[ -e /run/media/alice/HERS/SUMS ]] || fail "it is not mounted any more"
+    said=$(active bob "$ask" admin loopctl unmount "$device")
+    contains "$said" "$device of user 1000, attached to the file /home/alice/cd.iso"
+    eventually is_nothing_left
+}
+
+test_busy_names_the_shell_that_sits_in_it() {
+    sheet /home/alice/cd.iso INUSE
+    local said
+    said=$(active alice bash -eu 2>&1 <<'END'
+        point=$(loopctl mount cd.iso)
+        (cd "$point/sub" && exec sleep 600) &
+        sitter=$!
+        until [ "$(readlink "/proc/$sitter/cwd")" = "$point/sub" ]; do sleep 0.1; done
+        exec 7<"$point/large"
+        status=0
+        loopctl unmount cd.iso || status=$?
+        [ "$status" = 1 ]
+        status=0
+        umount "$point" || status=$?
+        [ "$status" = 32 ]
+        ls "$point/SUMS"
+        echo "the sitter is $sitter, and we are $$"
+        exec 7<&-
+        kill "$sitter"
+        wait "$sitter" || true
+        loopctl unmount cd.iso
+END
+    )
+    local sitter shell
+    sitter=$(sed -n 's/the sitter is \(.*\), and.*/\1/p' <<<"$said")
+    shell=$(sed -n 's/.*and we are //p' <<<"$said")
+    contains "$said" "^loopctl: process $sitter \(sleep\) works in /run/media/alice/INUSE/sub$" \
+        "^loopctl: process $shell \(bash\) has open /run/media/alice/INUSE/large$" \
+        "^umount.loopd: (process $sitter \(sleep\) works in|which process that is cannot be seen from here;)"
+    # Where a session's processes have a capability, a helper of umount, which was setuid, may not look at
+    # them.
+    note "$(grep '^umount.loopd: ' <<<"$said" | tail -n 1)"
+    note "$(grep -m 1 '^loopctl: ' <<<"$said")"
+    nothing_is_left
+}
+
+test_a_lazy_unmount_takes_it_from_the_tree() {
+    sheet /home/alice/cd.iso LAZY
+    active alice bash -eux <<'END'
+        point=$(loopctl mount cd.iso)
+        exec 7<"$point/large"
+        loopctl unmount --lazy cd.iso
+        [ ! -e "$point/large" ]
+        exec 7<&-
+END
+    eventually is_nothing_left
+}
+
+test_it_is_unmounted_by_every_name() {
+    sheet /home/alice/cd.iso NAMES
+    active alice bash -eux <<'END'
+        point=/run/media/alice/NAMES
+        ln -sf "$point" here
+        for word in cd.iso device "$point" "$point/sub" here here/sub ./here/; do
+            loopctl mount cd.iso
+            if [ "$word" = device ]; then word=$(losetup -n -O NAME); fi
+            loopctl unmount "$word"
+            [ -z "$(losetup -n -O NAME)" ]
+        done
+        loopctl mount cd.iso
+        # What is somewhere else, or nowhere.
+        for word in /home/alice / /run/media/alice nothing; do
+            status=0
+            loopctl unmount "$word" || status=$?
+            [ "$status" = 1 ]
+        done
+        loopctl unmount cd.iso
+        status=0
+        loopctl unmount cd.iso || status=$?
+        [ "$status" = 1 ]
+        rm here
+END
+    nothing_is_left
+}
+
+test_what_was_attached_before_stays_attached() {
+    sheet /home/alice/cd.iso STAYS
+    active alice bash -eux <<'END'
+        device=$(loopctl attach cd.iso)
+        loopctl mount cd.iso
+        [ "$(losetup -n -O NAME)" = "$device" ]
+        loopctl unmount cd.iso
+        [ "$(losetup -n -O NAME)" = "$device" ]
+        loopctl detach cd.iso
+        # What may not be written to does not do for those who want to write.
+        device=$(loopctl attach -r cd.iso)
+        loopctl mount cd.iso
+        [ "$(losetup -n -O NAME | wc -l)" = 2 ]
+        loopctl unmount cd.iso
+        loopctl detach "$device"
+END
+    nothing_is_left
+}
+
+test_what_cannot_be_mounted_leaves_nothing() {
+    image /home/alice/empty.img 1M alice
+    image /home/alice/swap.img 1M alice
+    mkswap /home/alice/swap.img >/dev/null
+    sheet /home/alice/cd.iso FAILS
+    local said
+    local status words
+    while read -r status words; do
+        # shellcheck disable=SC2086 # words
+        said=$(refused "$status" active alice loopctl mount $words)
+        note "$words: ${said##*$'\n'}"
+        nothing_is_left
+    done <<'END'
+1 empty.img
+1 swap.img
+1 -t ext4 cd.iso
+2 --options suid cd.iso
+END
+    rule 'polkit.addRule(function(action, subject) { if (action.id == "org.loopd1.mount") return polkit.Result.NO; });'
+    said=$(refused 1 active alice loopctl mount cd.iso)
+    forget_rules
+    contains "$said" 'org.loopd1.mount'
+    nothing_is_left
+}
+
+test_an_interrupted_mount_leaves_nothing() {
+    sheet /home/alice/cd.iso BREAK
+    rule 'polkit.addRule(function(action, subject) { if (action.id == "org.loopd1.mount") return polkit.Result.AUTH_ADMIN; });'
+    local status=0
+    # shellcheck disable=SC2016 # expect's own
+    active alice expect -c 'set timeout 60
+        spawn -noecho loopctl mount cd.iso
+        expect "Password: " { exec losetup -n -O NAME | grep loop; send "\003" } timeout { exit 97 }
+        expect eof
+        exit [lindex [wait] 3]' || status=$?
+    forget_rules
+    equal "status" "$status" 130
+    eventually is_nothing_left
+}
+
+# ---- throwaway views
+
+test_a_throwaway_view_leaves_the_image_as_it_is() {
+    partitioned /home/alice/disk.img gpt mkfs.ext4 -q -L throwaway
+    before=$(sha256sum /home/alice/disk.img)
+    ls -A /home/alice >names
+    chmod 444 /home/alice/disk.img
+    active alice bash -eux <<'END'
+        point=$(loopctl mount --throwaway disk.img)
+        (cd "$point" && sha256sum --quiet -c SUMS && echo changed >sub/small && rm large && sync -f .)
+        loopctl list --json | jq -e '.[0] | .reference == "disk.img" and (.backing_file | endswith("(deleted)"))'
+        loopctl unmount disk.img
+END
+    nothing_is_left
+    after=$(sha256sum /home/alice/disk.img)
+    equal "image" "$after" "$before"
+    equal "names" "$(ls -A /home/alice)" "$(<names)"
+}
+
+# used FOLDER: KiB of its file system.
+used() {
+    sync -f "$1"
+    df --output=used -k "$1" | tail -n 1
+}
+
+test_a_throwaway_view_shares_blocks_where_it_can() {
+    image xfs.img 400M
+    mkfs.xfs -q xfs.img
+    mkdir -p /srv/xfs
+    mount -o loop xfs.img /srv/xfs
+    head -c 64M /dev/urandom >/srv/xfs/disk.img
+    mkfs.ext4 -q -F -L shared /srv/xfs/disk.img
+    chown -R alice: /srv/xfs
+    local before point
+    before=$(used /srv/xfs)
+    point=$(active alice loopctl mount --throwaway /srv/xfs/disk.img)
+    note "$(($(used /srv/xfs) - before)) KiB more for a view of 64 MiB"
+    (($(used /srv/xfs) - before < 16384)) || fail "it is a copy"
+    echo changed >"$point/file"
+    active alice loopctl unmount /srv/xfs/disk.img
+    umount /srv/xfs
+    nothing_is_left
+}
+
+# ---- the desktop
+
+test_the_desktop_shows_the_folder_and_the_failure() {
+    sheet /home/alice/cd.iso DESKTOP
+    mkdir -p /home/alice/bin
+    # shellcheck disable=SC2016 # the script's own
+    printf '#!/bin/sh\necho "$@" >/home/alice/opened\n' >/home/alice/bin/xdg-open
+    chmod 755 /home/alice/bin/xdg-open
+    local said
+    said=$(active alice dbus-run-session -- bash -eu 2>&1 <<'END'
+        export PATH=/home/alice/bin:$PATH
+        dbus-monitor --session "interface='org.freedesktop.Notifications'" >notified &
+        monitor=$!
+        until grep -q NameAcquired notified || [ -s notified ]; do sleep 0.1; done
+        loopctl mount -r --open --notify cd.iso
+        cat opened
+        loopctl unmount --notify cd.iso
+        loopctl mount --notify nothing.iso || true
+        loopctl unmount --notify cd.iso || true
+        until [ "$(grep -c member=Notify notified)" = 2 ]; do sleep 0.1; done
+        cat notified
+        kill "$monitor"
+END
+    )
+    contains "$said" '^/run/media/alice/DESKTOP$' 'string "nothing.iso is not mounted"' \
+        'there is no file nothing.iso' 'string "cd.iso is not unmounted"' \
+        'string "drive-removable-media"'
+    equal "opened" "$(cat /home/alice/opened)" /run/media/alice/DESKTOP
+    rm -r /home/alice/{opened,notified,bin}
+    nothing_is_left
+}
+
+test_the_menu_entries_are_there() {
+    desktop=/usr/share/applications/org.loopd1.open.desktop
+    sheet "/home/alice/my cd.iso" MENU
+    contains "$(cat "$desktop")" '^Exec=loopctl mount --read-only --open --notify %f$'
+    active alice bash -eux <<'END'
+        PATH=/home/alice/bin:$PATH
+        # As the file manager calls them: in the folder, with the name.
+        '/usr/share/loopd/nautilus-scripts/Open disk image' 'my cd.iso' || true
+        findmnt /run/media/alice/MENU
+        /usr/share/loopd/nautilus-scripts/Eject 'my cd.iso'
+END
+    nothing_is_left
+}
+
+# ---- beside the peer
+
+# median NUMBER…
+median() {
+    printf '%s\n' "$@" | sort -n | sed -n "$((($# + 1) / 2))p"
+}
+
+test_one_call_beside_three() {
+    sheet /home/alice/cd.iso TIMED
+    local ours peers
+    active alice bash -eu >ours <<'END'
+        for round in $(seq 7); do
+            start=${EPOCHREALTIME/./}
+            loopctl mount -r cd.iso >point
+            mounted=${EPOCHREALTIME/./}
+            ls "$(cat point)" >/dev/null
+            before=${EPOCHREALTIME/./}
+            loopctl unmount cd.iso
+            echo "$((mounted - start)) $((${EPOCHREALTIME/./} - before))"
+        done
+END
+    nothing_is_left
+    active alice bash -eu >peers <<'END'
+        # The device may not be known yet when udisksctl is back; a script has to try again.
+        mount_it() {
+            for try in $(seq 100); do
+                udisksctl mount --no-user-interaction -b "$1" >said 2>/dev/null && return
+            done
+            return 1
+        }
+        for round in $(seq 7); do
+            start=${EPOCHREALTIME/./}
+            udisksctl loop-setup --no-user-interaction -r -f cd.iso >said
+            device=$(sed -n 's/.* as \(.*\)\.$/\1/p' said)
+            mount_it "$device"
+            mounted=${EPOCHREALTIME/./}
+            ls "$(sed -n 's/.* at \([^ ]*[^. ]\)\.*$/\1/p' said)" >/dev/null
+            before=${EPOCHREALTIME/./}
+            udisksctl unmount --no-user-interaction -b "$device" >said
+            udisksctl loop-delete --no-user-interaction -b "$device"
+            echo "$((mounted - start)) $((${EPOCHREALTIME/./} - before))"
+            while [ -e "/sys/block/${device#/dev/}/loop" ]; do sleep 0.05; done
+        done
+END
+    # shellcheck disable=SC2046 # numbers
+    {
+        ours="$(median $(cut -d ' ' -f 1 ours)) $(median $(cut -d ' ' -f 2 ours))"
+        peers="$(median $(cut -d ' ' -f 1 peers)) $(median $(cut -d ' ' -f 2 peers))"
+    }
+    note "loopctl mount: $((${ours% *} / 1000)) ms, unmount: $((${ours#* } / 1000)) ms"
+    note "udisksctl loop-setup and mount: $((${peers% *} / 1000)) ms, unmount and loop-delete: $((${peers#* } / 1000)) ms"
+}
+
+test_the_peer_ejects_what_is_ours_as_the_page_says() {
+    sheet /home/alice/cd.iso PEER
+    active alice loopctl mount cd.iso
+    local device said
+    device=$(losetup -n -O NAME)
+    said=$(refused 1 active alice udisksctl unmount --no-user-interaction -b "$device")
+    note "${said##*$'\n'}"
+    active alice loopctl unmount cd.iso
+    nothing_is_left
+}
