@@ -39,6 +39,7 @@ sources() {
 
 # Whatever the machine needs to get there: proxies, time-outs, clocks.
 apt_options() {
+    echo 'Acquire::Retries "5";'
     apt-config dump | grep -E '^Acquire::(http|https|Retries|Check-[A-Za-z-]+)\b' || true
 }
 
