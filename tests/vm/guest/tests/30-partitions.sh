@@ -90,7 +90,7 @@ test_a_rescan_is_refused_while_a_partition_is_mounted() {
     mount "${device}p2" /mnt
     sfdisk --quiet --delete /home/alice/disk.img 2
     said=$(refused 1 active alice loopctl rescan "$device")
-    contains "$said" "in use"
+    contains "$said" "mounted on /mnt"
     equal "partitions" "$(loopctl info --json "$device" | jq -c '[.partitions[].number]')" '[1,2]'
     umount /mnt
     loopctl detach "$device"
