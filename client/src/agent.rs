@@ -15,8 +15,9 @@ use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 
-/// How long the agent may take to register; without it the call is made all the same.
-const REGISTRATION: Duration = Duration::from_secs(5);
+/// How long the agent may take to register on a machine that has much else to do; without it the call is
+/// made all the same. One that cannot register ends at once.
+const REGISTRATION: Duration = Duration::from_secs(30);
 /// How long the agent may take to end after SIGTERM.
 const END: Duration = Duration::from_secs(2);
 
