@@ -18,6 +18,8 @@ mod mount;
 mod mounts;
 mod partition_table;
 mod service_manager;
+#[cfg(test)]
+mod skipped;
 mod store;
 mod text;
 mod udev;

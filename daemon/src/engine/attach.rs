@@ -35,8 +35,8 @@ pub struct Order<F> {
 }
 
 impl<K: Kernel> Engine<K> {
-    /// Attaches the file, or gives back what it is attached to where the request wants that; returns when the attachment is what the request asks for, and was told
-    /// to the world.
+    /// Attaches the file, or gives back what it is attached to where the request wants that; returns when
+    /// the attachment is what the request asks for, and was told to the world.
     ///
     /// # Errors
     /// Those of the contract. Nothing is left attached then, but for what is still in use, which

@@ -258,8 +258,8 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Unmounts a volume from wherever it is mounted, for the user with this uid. Where that one may only
-    /// do so with what was mounted for it (`own_only`), nothing else is touched. With the last mount of an attachment that ends with
-    /// it, returns when that has ended, or someone else still has the device open.
+    /// do so with what was mounted for it (`own_only`), nothing else is touched. With the last mount of an
+    /// attachment that ends with it, returns when that has ended, or someone else still has the device open.
     ///
     /// # Errors
     /// `NotFound` where it is not mounted; `Busy`, and it is mounted as before; `AccessDenied`,

@@ -73,7 +73,9 @@ mod tests {
         let direct = File::options().read(true).custom_flags(OFlag::O_DIRECT.bits()).open(&path);
         let buffered = File::open(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
-        let Ok(direct) = direct else { return eprintln!("SKIPPED: no direct I/O in the temporary folder") };
+        let Ok(direct) = direct else {
+            return crate::skipped::skipped("bytes", "no direct I/O in the temporary folder");
+        };
         assert!(Bytes::new(&direct, 0, 0).direct);
         for (offset, length) in [(0, 512), (512, 512), (4090, 20), (16_384, 3616), (19_999, 1), (19_990, 512)]
         {

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use crate::partition_table::{
     Image, Partition, Reading, Refusal, Table, TableKind, Warning, read, sector_size,
 };
+use crate::skipped::skipped;
 
 /// Ends a test where a tool is not installed.
 macro_rules! need {
@@ -23,11 +24,6 @@ macro_rules! need {
             }
         }
     };
-}
-
-/// Says so past the test harness, which keeps what a passing test prints to itself.
-fn skipped(test: &str, why: &str) {
-    writeln!(io::stderr(), "SKIPPED {test}: {why}").unwrap();
 }
 
 fn path_of(tool: &str) -> Option<PathBuf> {
