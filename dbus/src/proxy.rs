@@ -56,14 +56,10 @@ impl Manager {
     /// # Errors
     /// The connection failed.
     pub async fn new(connection: &Connection, interaction: Interaction) -> zbus::Result<Self> {
-        let proxy = zbus::proxy::Builder::new(connection)
-            .destination(BUS_NAME)
-            .path(ROOT_PATH)
-            .interface(MANAGER)
-            .cache_properties(zbus::proxy::CacheProperties::No)
-            .build()
-            .await?;
-        Ok(Self { proxy, interaction })
+        Ok(Self {
+            proxy: object(connection, ObjectPath::from_static_str_unchecked(ROOT_PATH), MANAGER).await?,
+            interaction,
+        })
     }
 
     /// Attaches the file; gives the object and the device node.
@@ -120,6 +116,20 @@ impl Manager {
     }
 }
 
+async fn object(
+    connection: &Connection,
+    path: ObjectPath<'static>,
+    interface: &'static str,
+) -> zbus::Result<Proxy<'static>> {
+    zbus::proxy::Builder::new(connection)
+        .destination(BUS_NAME)
+        .path(path)
+        .interface(interface)
+        .cache_properties(zbus::proxy::CacheProperties::No)
+        .build()
+        .await
+}
+
 /// `org.loopd1.Attachment`.
 #[derive(Clone, Debug)]
 pub struct Attachment {
@@ -137,14 +147,7 @@ impl Attachment {
         path: ObjectPath<'static>,
         interaction: Interaction,
     ) -> zbus::Result<Self> {
-        let proxy = zbus::proxy::Builder::new(connection)
-            .destination(BUS_NAME)
-            .path(path)
-            .interface(ATTACHMENT)
-            .cache_properties(zbus::proxy::CacheProperties::No)
-            .build()
-            .await?;
-        Ok(Self { proxy, interaction })
+        Ok(Self { proxy: object(connection, path, ATTACHMENT).await?, interaction })
     }
 
     /// Detaches it.
@@ -230,14 +233,7 @@ impl Volume {
         path: ObjectPath<'static>,
         interaction: Interaction,
     ) -> zbus::Result<Self> {
-        let proxy = zbus::proxy::Builder::new(connection)
-            .destination(BUS_NAME)
-            .path(path)
-            .interface(VOLUME)
-            .cache_properties(zbus::proxy::CacheProperties::No)
-            .build()
-            .await?;
-        Ok(Self { proxy, interaction })
+        Ok(Self { proxy: object(connection, path, VOLUME).await?, interaction })
     }
 
     /// Mounts it; gives the mount point.
