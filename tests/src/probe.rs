@@ -90,7 +90,7 @@ impl Probe {
     /// It cannot be started.
     pub fn spawn_with_input(command: Command) -> Result<Self> {
         let mut command = tokio::process::Command::from(command);
-        command.stdout(Stdio::piped()).kill_on_drop(true);
+        command.arg("--json").stdout(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().context("cannot start loopd-probe")?;
         let output = child.stdout.take().context("no pipe")?;
         Ok(Self { child, lines: BufReader::new(output).lines() })

@@ -58,7 +58,10 @@ customize() {
     echo debian >"$root/etc/hostname"
     # The tests own the virtual terminals; nothing else should run meanwhile.
     chroot "$root" systemctl -q mask getty@tty1.service getty@tty2.service autovt@.service \
-        serial-getty@ttyS0.service e2scrub_all.timer fstrim.timer
+        serial-getty@ttyS0.service e2scrub_all.timer fstrim.timer apt-daily.timer apt-daily-upgrade.timer \
+        dpkg-db-backup.timer
+    # The bus starts it for the tests that want it.
+    chroot "$root" systemctl -q disable udisks2.service
     cat >"$root/etc/systemd/system/system-tests.service" <<'UNIT'
 [Unit]
 Description=What the payload wants to be run

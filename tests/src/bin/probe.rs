@@ -1,8 +1,8 @@
-//! A raw client for the tests: makes one call with whatever arguments it is told, right or wrong,
-//! and prints one line of JSON: `{"ok": …}` or `{"error": name, "message": …}`.
+//! A raw client for the tests: makes one call with whatever arguments it is told, right or wrong.
+//! Prints `ok` or the error's name, and on the next lines the result or the error's message.
 //!
 //! ```text
-//! loopd-probe [--hold] [--interactive] [--prompted] CALL
+//! loopd-probe [--json] [--hold] [--interactive] [--prompted] CALL
 //!   setup KIND PATH [key=sig:value…]   KIND: regular rdonly wronly opath direct dir pipe socket
 //!                                      null memfd unlinked block stdin
 //!   detach DEVICE [key=sig:value…]
@@ -13,19 +13,23 @@
 //!   remove DEVICE
 //!   mount PATH [key=sig:value…]        PATH: the object of an attachment or a partition
 //!   unmount PATH [key=sig:value…]
+//!   storm ROUNDS CALLS FROM TO         so many calls within 20 ms, at a random moment FROM to TO ms after
+//!                                      the last; says how many got no answer
 //! ```
 //!
-//! `--hold` keeps the connection until standard input closes. `--interactive` allows polkit to ask.
+//! `--json` prints one line: `{"ok": …}` or `{"error": name, "message": …}`. `--hold` keeps the connection until standard input closes. `--interactive` allows polkit to ask.
 //! `--prompted` prints `ready` when connected, and calls when a line comes in.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{BufRead as _, Read as _, Write as _};
+use std::ops::Range;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use loopd_dbus::names::{ATTACHMENT, BUS_NAME, MANAGER, ROOT_PATH, VOLUME};
@@ -34,6 +38,8 @@ use serde_json::{Value, json};
 use zbus::proxy::MethodFlags;
 use zbus::wire::{DynamicType, OwnedObjectPath};
 use zbus::{Connection, Fd, OwnedVariant, Variant};
+
+const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
 fn main() -> Result<()> {
     let (flags, call): (Vec<_>, Vec<_>) =
@@ -51,7 +57,7 @@ fn main() -> Result<()> {
         Ok(result) => json!({ "ok": result }),
         Err(error) => error_of(error)?,
     };
-    say(&answer.to_string())?;
+    say(&if has("--json") { answer.to_string() } else { plain(&answer) })?;
     if has("--hold") {
         std::io::stdin().lock().read_to_end(&mut Vec::new())?;
     }
@@ -62,6 +68,15 @@ fn say(line: &str) -> Result<()> {
     let mut output = std::io::stdout().lock();
     writeln!(output, "{line}")?;
     Ok(output.flush()?)
+}
+
+/// The answer for a shell, which takes the first line off.
+fn plain(answer: &Value) -> String {
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    match answer.get("ok") {
+        Some(result) => format!("ok\n{}", text(result)),
+        None => format!("{}\n{}", text(&answer["error"]), text(&answer["message"])),
+    }
 }
 
 /// What the other side said; our own failures stay failures.
@@ -126,14 +141,37 @@ async fn make(words: &[OsString], connection: &Connection, flags: MethodFlags) -
             let () = call(connection, ROOT_PATH, MANAGER, "RemoveDevice", flags, &(text(1)?,)).await?;
             Ok(Value::Null)
         }
+        "storm" => {
+            let number = |index| Ok::<_, anyhow::Error>(text(index)?.parse::<u64>()?);
+            Ok(storm(connection, number(1)?, number(2)?, number(3)?..number(4)?).await.into())
+        }
         "get" => {
             let body = (text(2)?,);
             let properties: HashMap<String, OwnedVariant> =
-                call(connection, text(1)?, "org.freedesktop.DBus.Properties", "GetAll", flags, &body).await?;
+                call(connection, text(1)?, PROPERTIES, "GetAll", flags, &body).await?;
             Ok(shown(&properties))
         }
         other => bail!("no such call: {other}"),
     }
+}
+
+/// The number of lost calls.
+async fn storm(connection: &Connection, rounds: u64, calls: u64, moments: Range<u64>) -> usize {
+    let mut lost = 0;
+    for _ in 0..rounds {
+        let moment = fastrand::u64(moments.clone());
+        let round = (0..calls).map(|_| {
+            let moment = Duration::from_millis(moment + fastrand::u64(..20));
+            async move {
+                tokio::time::sleep(moment).await;
+                let body = (MANAGER, "Version");
+                let flags = MethodFlags::empty();
+                call::<_, OwnedVariant>(connection, ROOT_PATH, PROPERTIES, "Get", flags, &body).await
+            }
+        });
+        lost += futures_util::future::join_all(round).await.iter().filter(|answer| answer.is_err()).count();
+    }
+    lost
 }
 
 async fn change(

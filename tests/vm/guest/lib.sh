@@ -60,10 +60,12 @@ refused() {
 
 # ---- users: each is a session as a real login makes it
 
-# session USER VT COMMAND…: at the seat; VT 1 is the one in front.
+# session USER VT COMMAND…: at the seat; VT 1 is the one in front. Polkit takes all of a user's sessions
+# for active as long as one is: alice has to stand up.
 session() {
     local user=$1 vt=$2
     shift 2
+    stand_up
     systemd-run --quiet --wait --pipe --collect --working-directory="/home/$user" \
         -p User="$user" -p PAMName=login -p TTYPath="/dev/tty$vt" \
         --setenv=XDG_SEAT=seat0 --setenv=XDG_VTNR="$vt" --setenv=HOME="/home/$user" -- "$@"
@@ -71,7 +73,44 @@ session() {
 
 # active USER COMMAND…: whoever sits at the machine.
 active() {
-    session "$1" 1 "${@:2}"
+    if [[ $1 == alice ]]; then
+        seated "${@:2}"
+    else
+        session "$1" 1 "${@:2}"
+    fi
+}
+
+# seated COMMAND…: alice's, in a session that stays until somebody else comes: a login costs more than
+# most of what is tested.
+seated() (
+    set +x
+    sit_down
+    local pid environment
+    pid=$(<"$seat")
+    mapfile -d '' -t environment <"/proc/$pid/environ"
+    echo 0 >"/sys/fs/cgroup$(sed 's/^0:://' "/proc/$pid/cgroup")/cgroup.procs"
+    cd /home/alice
+    exec env --ignore-environment "${environment[@]}" setpriv --reuid=alice --regid=alice --init-groups -- "$@"
+)
+
+# Has the process that sits there.
+readonly seat=$PWD/seat
+
+sit_down() {
+    [[ -s $seat && -e /proc/$(<"$seat") ]] && return
+    session_unit seat sleep infinity
+    eventually sits
+    systemctl show -P MainPID seat.service >"$seat"
+}
+
+# Its process is logged in, and what it was to be.
+sits() {
+    [[ $(readlink "/proc/$(systemctl show -P MainPID seat.service)/exe") == */sleep ]]
+}
+
+stand_up() {
+    [[ ! -s $seat ]] || systemctl stop seat.service
+    rm -f "$seat"
 }
 
 # inactive USER COMMAND…: at the seat, but somebody else is in front.
@@ -83,23 +122,41 @@ inactive() {
 remote() {
     local user=$1
     shift
+    stand_up
     systemd-run --quiet --wait --pipe --collect --working-directory="/home/$user" \
         -p User="$user" -p PAMName=login --setenv=HOME="/home/$user" -- "$@"
 }
 
 # login COMMAND…: alice logs in at the seat, runs it and stays.
 login() {
-    systemd-run --quiet --collect --unit=login --working-directory=/home/alice \
+    stand_up
+    session_unit login "$@"
+}
+
+# session_unit UNIT COMMAND…: alice's, at the seat.
+session_unit() {
+    systemd-run --quiet --collect --unit="$1" --working-directory=/home/alice \
         -p User=alice -p PAMName=login -p TTYPath=/dev/tty1 --setenv=HOME=/home/alice \
-        --setenv=XDG_SEAT=seat0 --setenv=XDG_VTNR=1 -- "$@"
+        --setenv=XDG_SEAT=seat0 --setenv=XDG_VTNR=1 -- "${@:2}"
 }
 
 # Answers the prompt of a command on a terminal: active alice "$ask" PASSWORD COMMAND…
 # shellcheck disable=SC2034 # for the tests
 readonly ask=$PWD/ask.exp
-# The raw client: prints what came back as JSON, an error with its name.
+# The raw client: prints `ok` or an error's name, and in the next lines the result or the message.
 # shellcheck disable=SC2034 # as well
 readonly probe=$PWD/loopd-probe
+
+# message ANSWER-OF-PROBE
+message() {
+    echo "${1#*$'\n'}"
+}
+
+# refusal ANSWER-OF-PROBE ERROR [PATTERN…]: it is that error, and says so.
+refusal() {
+    equal "error of $1" "${1%%$'\n'*}" "$2"
+    contains "$(message "$1")" "${@:3}"
+}
 
 # rule TEXT: polkit has this rule, before all others, until forget_rules.
 rule() {
@@ -178,6 +235,10 @@ attached() {
 
 daemon_pid() {
     systemctl show -P MainPID loopd.service
+}
+
+is_inactive() {
+    [[ $(systemctl is-active loopd.service) == inactive ]]
 }
 
 # survives COMMAND…: a persistent attachment, and what is mounted of it, outlive the death of the

@@ -1,11 +1,6 @@
 # Who may do what, with the real polkit and sessions that logind made.
 # shellcheck shell=bash disable=SC2154 # of lib.sh
 
-# refusal ERROR ANSWER-OF-PROBE
-refusal() {
-    equal "error" "$(jq -r .error <<<"$2")" "$1"
-}
-
 readonly needs_prompt=org.freedesktop.DBus.Error.InteractiveAuthorizationRequired
 readonly denied=org.freedesktop.DBus.Error.AccessDenied
 
@@ -24,7 +19,7 @@ test_without_the_flag_a_remote_or_inactive_call_is_refused() {
     local kind answer
     for kind in inactive remote; do
         answer=$($kind alice "$probe" setup regular /home/alice/disk.img)
-        refusal "$needs_prompt" "$answer"
+        refusal "$answer" "$needs_prompt"
     done
     answer=$(refused 1 remote alice loopctl --no-ask-password attach disk.img)
     contains "$answer" "password"
@@ -68,10 +63,10 @@ test_bob_may_not_detach_what_is_alices() {
     local device answer said
     device=$(active alice loopctl attach disk.img)
     answer=$(inactive bob "$probe" detach "$device")
-    refusal "$needs_prompt" "$answer"
+    refusal "$answer" "$needs_prompt"
     # Nor at the seat.
     answer=$(active bob "$probe" detach "$device")
-    refusal "$needs_prompt" "$answer"
+    refusal "$answer" "$needs_prompt"
     attached "$device"
     said=$(active bob "$ask" admin loopctl detach "$device")
     contains "$said" "change the loop device $device of user 1000, attached to the file /home/alice/disk.img"
@@ -92,7 +87,7 @@ test_a_block_device_needs_an_administrator() {
     device=$(loopctl attach /home/alice/disk.img)
     chmod o+rw "$device"
     answer=$(active alice "$probe" setup block "$device")
-    refusal "$needs_prompt" "$answer"
+    refusal "$answer" "$needs_prompt"
     said=$(active alice "$ask" admin loopctl attach "$device")
     contains "$said" "attach the block device $device to a loop device"
     loopctl detach "$(losetup -n -O NAME -j "$device")"
@@ -106,7 +101,7 @@ test_a_rule_that_says_no_is_a_plain_no() {
     local answer
     answer=$(active alice "$probe" setup regular /home/alice/disk.img)
     forget_rules
-    refusal "$denied" "$answer"
+    refusal "$answer" "$denied"
 }
 
 test_without_polkit_the_answer_is_no() {
@@ -115,7 +110,7 @@ test_without_polkit_the_answer_is_no() {
     local answer
     answer=$(active alice "$probe" setup regular /home/alice/disk.img)
     systemctl unmask --quiet --runtime polkit.service
-    refusal "$denied" "$answer"
+    refusal "$answer" "$denied"
 }
 
 test_the_example_rule_lets_a_group_attach() {
@@ -124,7 +119,7 @@ test_the_example_rule_lets_a_group_attach() {
     install -m 644 /usr/share/doc/loopd/50-loopd-group.rules /etc/polkit-1/rules.d/
     systemctl restart polkit.service
     answer=$(remote bob "$probe" setup regular /home/bob/disk.img)
-    refusal "$needs_prompt" "$answer"
+    refusal "$answer" "$needs_prompt"
     groupadd --system disk-images
     usermod --append --groups disk-images bob
     remote bob loopctl --no-ask-password attach disk.img
@@ -132,7 +127,7 @@ test_the_example_rule_lets_a_group_attach() {
     image /home/alice/disk.img 8M
     device=$(loopctl attach /home/alice/disk.img)
     answer=$(remote bob "$probe" detach "$device")
-    refusal "$needs_prompt" "$answer"
+    refusal "$answer" "$needs_prompt"
     loopctl detach --all
     gpasswd --delete bob disk-images
     forget_rules

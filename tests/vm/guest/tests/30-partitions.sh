@@ -47,12 +47,11 @@ test_a_hybrid_iso_image() {
 
 # complete [OPTION]: twenty times, the labels that are known when the attach is back.
 complete() {
-    active alice bash -eu -s -- "$@" <<'END'
+    active alice bash -eu -o pipefail -s -- "$@" <<'END'
         for round in $(seq 20); do
-            loopctl attach "$@" --json disk.img >attached
-            jq -c '[.partitions[].filesystem.label]' attached
+            loopctl attach "$@" --json disk.img
             loopctl detach disk.img
-        done
+        done | jq -c '[.partitions[].filesystem.label]'
 END
 }
 

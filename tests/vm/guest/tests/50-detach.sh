@@ -8,8 +8,7 @@ test_busy_names_the_mount_points() {
     mkdir -p '/mnt/a b'
     mount "$device" '/mnt/a b'
     answer=$(active alice "$probe" detach "$device")
-    equal "error" "$(jq -r .error <<<"$answer")" org.loopd1.Error.Busy
-    contains "$answer" "$device" '/mnt/a b'
+    refusal "$answer" org.loopd1.Error.Busy "$device" '/mnt/a b'
     attached "$device"
     umount '/mnt/a b'
     active alice loopctl detach "$device"

@@ -107,6 +107,16 @@ test_an_erofs_image_opens() {
     opens app.erofs erofs
 }
 
+test_an_xfs_image_opens() {
+    tree content
+    image /home/alice/data.xfs 320M alice
+    mkfs.xfs -q -L data /home/alice/data.xfs
+    mount -o loop /home/alice/data.xfs /mnt
+    cp -r content/. /mnt/
+    umount /mnt
+    opens data.xfs xfs
+}
+
 test_of_two_partitions_one_is_chosen() {
     partitioned_image /home/alice/two.img gpt 512 alice
     local said
@@ -411,6 +421,7 @@ median() {
 
 test_one_call_beside_three() {
     sheet /home/alice/cd.iso TIMED
+    systemctl start udisks2.service
     local ours peers
     active alice bash -eu >ours <<'END'
         for round in $(seq 7); do
@@ -451,6 +462,7 @@ END
         ours="$(median $(cut -d ' ' -f 1 ours)) $(median $(cut -d ' ' -f 2 ours))"
         peers="$(median $(cut -d ' ' -f 1 peers)) $(median $(cut -d ' ' -f 2 peers))"
     }
+    systemctl stop udisks2.service
     note "loopctl mount: $((${ours% *} / 1000)) ms, unmount: $((${ours#* } / 1000)) ms"
     note "udisksctl loop-setup and mount: $((${peers% *} / 1000)) ms, unmount and loop-delete: $((${peers#* } / 1000)) ms"
 }
@@ -461,6 +473,7 @@ test_the_peer_ejects_what_is_ours_as_the_page_says() {
     local device said
     device=$(losetup -n -O NAME)
     said=$(refused 1 active alice udisksctl unmount --no-user-interaction -b "$device")
+    systemctl stop udisks2.service
     note "${said##*$'\n'}"
     active alice loopctl unmount cd.iso
     nothing_is_left
