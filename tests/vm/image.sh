@@ -60,6 +60,7 @@ customize() {
     chroot "$root" systemctl -q mask getty@tty1.service getty@tty2.service autovt@.service \
         serial-getty@ttyS0.service e2scrub_all.timer fstrim.timer apt-daily.timer apt-daily-upgrade.timer \
         dpkg-db-backup.timer
+    chroot "$root" systemctl -q disable e2scrub_reap.service
     # The bus starts it for the tests that want it.
     chroot "$root" systemctl -q disable udisks2.service
     cat >"$root/etc/systemd/system/system-tests.service" <<'UNIT'

@@ -105,13 +105,13 @@ test_it_is_not_there_when_it_is_not_needed() {
     eventually is_inactive
 }
 
-# Forty at a time, about when the daemon ends.
+# A hundred at a time, about when the daemon ends.
 test_no_call_around_its_end_is_lost() {
     configure $'[times]\nidle-exit = 0.3'
     systemctl restart loopd.service
     local starts answer
     starts=$(starts)
-    answer=$("$probe" storm 25 40 280 420)
+    answer=$("$probe" storm 10 100 280 420)
     starts=$(($(starts) - starts))
     note "1000 calls, $starts starts"
     equal "calls lost" "$(message "$answer")" 0
