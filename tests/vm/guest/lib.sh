@@ -89,7 +89,7 @@ seated() (
     pid=$(<"$seat")
     mapfile -d '' -t environment <"/proc/$pid/environ"
     echo 0 >"/sys/fs/cgroup$(sed 's/^0:://' "/proc/$pid/cgroup")/cgroup.procs"
-    cd /home/alice
+    cd /home/alice || exit
     exec env --ignore-environment "${environment[@]}" setpriv --reuid=alice --regid=alice --init-groups -- "$@"
 )
 
