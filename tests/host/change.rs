@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::FileExt as _;
+use std::time::Duration;
 
 use loopd_dbus::proxy::{Attachment, Interaction};
 use loopd_dbus::{AttachOptions, DetachOptions, ErrorKind, Lifetime};
@@ -15,6 +16,7 @@ use loopd_tests::sysfs::{self, LoopDevice};
 use loopd_tests::table::Gpt;
 use loopd_tests::world::{Attached, World, expect_kind, refusal};
 use loopd_tests::{GAMES, NOBODY, Outcome, loop_ioctl};
+use tokio::time::sleep;
 
 loopd_tests::tests! {
     "change";
@@ -353,8 +355,18 @@ async fn a_device_is_removed(world: &mut World) -> Outcome {
     for wrong in ["/dev/sda", "/dev/loop-control", "loop0", "/dev/loop4294967296"] {
         expect_kind(&refusal(world.manager.remove_device(wrong).await)?, ErrorKind::InvalidArgs)?;
     }
-    loopd_tests::udev::settle().await?;
-    world.manager.remove_device(&device.node()).await?;
+    let opened = File::open(device.node())?;
+    let error = refusal(world.manager.remove_device(&device.node()).await)?;
+    expect_kind(&error, ErrorKind::Busy)?;
+    assert!(error.message.contains("has it open"), "{error}");
+    // One that goes is waited for.
+    let closed = async {
+        sleep(Duration::from_millis(200)).await;
+        drop(opened);
+    };
+    let node = device.node();
+    let (removed, ()) = tokio::join!(world.manager.remove_device(&node), closed);
+    removed?;
     assert!(!std::path::Path::new(&format!("/sys/block/loop{}", device.0)).exists());
     Ok(())
 }

@@ -1,23 +1,18 @@
 //! Detaches devices, and takes their nodes away.
 
 use std::fs;
-use std::time::Duration;
 
 use loopd_dbus::properties::from_bus_path;
-use loopd_dbus::{DetachOptions, ListOptions, State};
+use loopd_dbus::{DetachOptions, ListOptions};
 use nix::errno::Errno;
-use tokio::time::{Instant, sleep};
 
 use super::device::Device;
 use super::failure::{Failure, Reason};
 use super::{listing, say};
+use crate::command::detach::{is_busy, is_gone};
 use crate::connection::{Bus, explain};
 use crate::partition;
 use crate::target::{Attached, device_node};
-
-/// How long a passing user, such as a probe of udev, may keep a device.
-const PASSING: Duration = Duration::from_secs(1);
-const GLANCE: Duration = Duration::from_millis(5);
 
 /// Detaches each of them; one that fails does not stop the others. Tells whether all went well.
 pub async fn detach(bus: &Bus, devices: &[Device]) -> bool {
@@ -55,67 +50,59 @@ pub async fn remove(bus: &Bus, devices: &[Device]) -> bool {
     is_done
 }
 
-/// A passing user is waited for.
 async fn remove_number(bus: &Bus, number: u32) -> Result<(), Reason> {
-    let start = Instant::now();
-    loop {
-        let removed = bus.manager.remove_device(&device_node(number)).await;
-        let Err(reason) = removed.map_err(|error| Reason::of(&explain(error))) else { return Ok(()) };
-        match reason {
-            Reason::Errno(Errno::ENXIO) => return Err(Errno::ENODEV.into()),
-            Reason::Errno(Errno::EBUSY) if start.elapsed() < PASSING => {
-                if !matches!(listing::attached_to(bus, number).await, Ok(None)) {
-                    return Err(reason);
-                }
-            }
-            reason => return Err(reason),
-        }
-        sleep(GLANCE).await;
-    }
+    let removed = bus.manager.remove_device(&device_node(number)).await;
+    removed.map_err(|error| match Reason::of(&explain(error)) {
+        Reason::Errno(Errno::ENXIO) => Errno::ENODEV.into(),
+        reason => reason,
+    })
 }
 
 fn tell(device: &Device, what: &str, result: Result<(), Reason>) -> bool {
     result.map_err(|reason| say(&Failure::of(&device.path, what, &reason))).is_ok()
 }
 
-/// As losetup, without waiting for those who use it; but says so where somebody does.
+/// As losetup, whoever uses it; but says so where somebody does who is more than a passing user.
 async fn detach_number(bus: &Bus, number: u32) -> Result<(), Reason> {
     let node = device_node(number);
-    let detached = bus.manager.detach(&node, DetachOptions { lazy: true }).await;
-    detached.map_err(|error| Reason::of(&explain(error)))?;
-    // The detach is done, whatever becomes of the look at it.
-    if let Ok(Some(user)) = who_stays(bus, number).await {
-        say(&Failure::new(format!("{node}: still in use ({user}); the last close detaches it")));
+    let detach = |lazy| async move {
+        bus.manager.detach(&device_node(number), DetachOptions { lazy }).await.map_err(explain)
+    };
+    match detach(false).await {
+        Err(error) if is_busy(&error) => {}
+        detached => return detached.map_err(|error| Reason::of(&error)),
     }
+    let user = user(bus, number).await;
+    match detach(true).await {
+        // It went meanwhile.
+        Err(error) if is_gone(&error) => return Ok(()),
+        detached => detached.map_err(|error| Reason::of(&error))?,
+    }
+    say(&Failure::new(format!("{node}: still in use ({user}); the last close detaches it")));
     Ok(())
 }
 
-/// Who still uses the device that is being detached; nobody where it is gone.
-async fn who_stays(bus: &Bus, number: u32) -> anyhow::Result<Option<String>> {
-    let start = Instant::now();
-    loop {
-        let attached = listing::attached_to(bus, number).await?;
-        let is_going = |one: &Attached| one.attachment.state == State::Detaching.as_str();
-        let Some(attached) = attached.filter(is_going) else { return Ok(None) };
-        let user = user(bus, attached).await?;
-        if user.is_some() || start.elapsed() > PASSING {
-            return Ok(Some(user.unwrap_or_else(|| "opened by a process".to_owned())));
-        }
-        sleep(GLANCE).await;
+/// Who uses it, as far as that can be seen: a mount, or a device that stands on this one.
+async fn user(bus: &Bus, number: u32) -> String {
+    let mounts = mounts(bus, number).await.unwrap_or_default();
+    if !mounts.is_empty() {
+        return format!("mounted on {}", mounts.join(", "));
+    }
+    let holders = holders(number);
+    if holders.is_empty() {
+        "opened by a process".to_owned()
+    } else {
+        format!("held by {}", holders.join(", "))
     }
 }
 
-/// A user that stays: a mount, or a device that stands on this one.
-async fn user(bus: &Bus, mut attached: Attached) -> anyhow::Result<Option<String>> {
+/// Where the device and its partitions are mounted.
+async fn mounts(bus: &Bus, number: u32) -> anyhow::Result<Vec<String>> {
+    let Some(mut attached) = listing::attached_to(bus, number).await? else { return Ok(Vec::new()) };
     partition::add(&bus.connection, std::slice::from_mut(&mut attached)).await?;
     let partitions = attached.partitions.iter().map(|partition| &partition.volume);
     let mounts = std::iter::once(&attached.volume).chain(partitions).flat_map(|one| &one.mount_points);
-    let mounts: Vec<_> = mounts.map(|path| String::from_utf8_lossy(from_bus_path(path))).collect();
-    if !mounts.is_empty() {
-        return Ok(Some(format!("mounted on {}", mounts.join(", "))));
-    }
-    let holders = holders(attached.attachment.number);
-    Ok((!holders.is_empty()).then(|| format!("held by {}", holders.join(", "))))
+    Ok(mounts.map(|path| String::from_utf8_lossy(from_bus_path(path)).into_owned()).collect())
 }
 
 /// The devices that stand on this one or on a partition of it.

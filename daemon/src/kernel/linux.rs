@@ -9,12 +9,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt as _, FileTypeExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use linux_raw_sys::loop_device::_bindgen_ty_1 as LoFlags;
 use linux_raw_sys::loop_device::loop_info64;
 use loopd_dbus::{Error, ErrorKind, Lifetime};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::sys::inotify::AddWatchFlags;
 use tracing::{debug, warn};
 
 use super::backing_file::{self, Examined};
@@ -22,7 +24,7 @@ use super::mount_table::{self, MountTable};
 use super::node_watch::{NodeWatch, NodeWatches};
 use super::{
     Attached, Change, Device, DiskSequence, FileFacts, Found, Glance, Kernel, Occasion, PartitionNode,
-    Partitioning, Users, change, ioctl, node, partitions, sysfs,
+    Partitioning, Users, change, inotify, ioctl, node, partitions, sysfs,
 };
 use crate::engine::AttachRequest;
 use crate::text::printable;
@@ -35,6 +37,11 @@ const ATTEMPTS: usize = 64;
 const SMALLEST_PAGE: u32 = 4096;
 /// The block size where nothing asks for another.
 const SECTOR: u32 = 512;
+
+/// How long a passing user, such as a probe of udev, may keep a device that is to be removed.
+const PASSING: Duration = Duration::from_secs(1);
+/// Much longer than the kernel takes from the news of a close to the release of the device.
+const RELEASE: Duration = Duration::from_millis(1);
 
 /// Where a mark lies in `lo_file_name`: behind the NUL, where the kernel keeps what it is given and
 /// nobody else looks.
@@ -494,14 +501,17 @@ fn claim(shared: &Arc<Shared>, wanted: Option<u32>, examined: &Examined) -> Resu
     Ok(Claim { shared: Arc::clone(shared), number, node_made })
 }
 
-/// Removes a device for a caller.
+/// Removes a device for a caller; who has it open for a moment, such as udev, is waited for.
 fn remove_device(shared: &Shared, number: u32) -> Result<(), Error> {
     let error = |kind, why: &str| Err(Error::new(kind, format!("cannot remove {}: {why}", node(number))));
     match shared.claims().entry(number) {
         Entry::Occupied(_) => return error(ErrorKind::Busy, "something is being attached to it"),
         Entry::Vacant(free) => drop(free.insert(Work::Remove)),
     }
-    let removed = ioctl::remove(&shared.control, number);
+    let removed = match ioctl::remove(&shared.control, number) {
+        Err(Errno::EBUSY) if !sysfs::is_bound(number) => remove_when_closed(&shared.control, number),
+        removed => removed,
+    };
     shared.claims().remove(&number);
     shared.removed.notify_all();
     match removed {
@@ -512,6 +522,26 @@ fn remove_device(shared: &Shared, number: u32) -> Result<(), Error> {
         }
         Err(Errno::EBUSY) => error(ErrorKind::Busy, "a process has it open"),
         Err(errno) => Err(failed(&format!("remove {}", node(number)), "LOOP_CTL_REMOVE", errno)),
+    }
+}
+
+/// Tries again at each close of the node.
+fn remove_when_closed(control: &OwnedFd, number: u32) -> nix::Result<()> {
+    let deadline = Instant::now() + PASSING;
+    let Ok(closes) = inotify::new() else { return Err(Errno::EBUSY) };
+    if closes.add_watch(node(number).as_str(), AddWatchFlags::IN_CLOSE).is_err() {
+        return Err(Errno::EBUSY);
+    }
+    loop {
+        match ioctl::remove(control, number) {
+            Err(Errno::EBUSY) if !sysfs::is_bound(number) => {}
+            removed => return removed,
+        }
+        if !inotify::comes(&closes, deadline, |_| true) {
+            return Err(Errno::EBUSY);
+        }
+        // The kernel tells of a close before it lets go of the device (__fput in fs/file_table.c).
+        std::thread::sleep(RELEASE);
     }
 }
 

@@ -8,6 +8,7 @@ use loopd_dbus::Error;
 mod backing_file;
 mod bytes;
 mod change;
+mod inotify;
 mod ioctl;
 mod linux;
 pub mod mount_table;
@@ -339,7 +340,7 @@ pub trait Kernel: Send + Sync + 'static {
     /// The number of a device that nothing is attached to; made where there is none.
     fn free_number(&self) -> impl Future<Output = Result<u32, Error>> + Send;
 
-    /// Removes a device. Fails with `NotFound`, or with `Busy` where it is attached or open.
+    /// Removes a device. Fails with `NotFound`, or with `Busy` where it is attached or stays open.
     fn remove_device(&self, number: u32) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// The device with all that is known of it; `None` where nothing is attached.

@@ -4,15 +4,15 @@
 //! partition goes and comes back behind the reply to an attach.
 
 use std::ffi::OsString;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
+use nix::sys::inotify::{AddWatchFlags, Inotify, InotifyEvent, WatchDescriptor};
 use nix::sys::stat::{fstat, major, minor};
+
+use super::inotify;
 
 /// Has a link by the name of each watched device.
 const FOLDER: &str = "/run/udev/watch";
@@ -21,15 +21,15 @@ const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Waits for udev's watches to go.
 pub struct NodeWatches {
-    /// Watches nothing, where nobody uses it. To close one takes the kernel 20 ms, so one is kept; those
-    /// who need one at the same time make their own.
+    /// Watches nothing, where nobody uses it. One is kept, since to close it takes long; those who need
+    /// one at the same time make their own.
     idle: Mutex<Option<Inotify>>,
 }
 
 impl NodeWatches {
     /// Waits for no watch yet.
     pub fn new() -> Self {
-        Self { idle: Mutex::new(new_events().ok()) }
+        Self { idle: Mutex::new(inotify::new().ok()) }
     }
 
     /// udev's watch on the node of an open disk; `None` where it has none.
@@ -44,7 +44,7 @@ impl NodeWatches {
             return Ok(None);
         }
         let idle = self.idle().take();
-        let events = idle.map_or_else(new_events, Ok)?;
+        let events = idle.map_or_else(inotify::new, Ok)?;
         let descriptor = events.add_watch(folder, AddWatchFlags::IN_DELETE)?;
         let watch = NodeWatch { watches: self, events: Some(events), descriptor, link: name.into() };
         Ok(link.is_symlink().then_some(watch))
@@ -53,10 +53,6 @@ impl NodeWatches {
     fn idle(&self) -> MutexGuard<'_, Option<Inotify>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn new_events() -> nix::Result<Inotify> {
-    Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)
 }
 
 /// The watch on one node.
@@ -76,23 +72,14 @@ impl NodeWatch<'_> {
     }
 
     /// Returns when the link has gone since the watch was looked at, even where there is a new one.
-    fn wait_until_off(&self, patience: Duration) {
-        let Some(events) = &self.events else { return };
-        let deadline = Instant::now() + patience;
-        while !self.has_gone(events) {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
-            match poll(&mut [PollFd::new(events.as_fd(), PollFlags::POLLIN)], timeout) {
-                Ok(0) => return,
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(_) => return,
-            }
-        }
+    /// False where it has not in time.
+    fn wait_until_off(&self, patience: Duration) -> bool {
+        let Some(events) = &self.events else { return false };
+        inotify::comes(events, Instant::now() + patience, |event| self.is_end(event))
     }
 
-    fn has_gone(&self, events: &Inotify) -> bool {
-        let Ok(events) = events.read_events() else { return false };
-        events.iter().any(|event| event.wd == self.descriptor && event.name.as_ref() == Some(&self.link))
+    fn is_end(&self, event: &InotifyEvent) -> bool {
+        event.wd == self.descriptor && event.name.as_ref() == Some(&self.link)
     }
 }
 
@@ -132,12 +119,12 @@ mod tests {
             symlink("2", &other).unwrap();
             let watch = watches.in_folder(folder.path(), "b7:0").unwrap().unwrap();
             std::fs::remove_file(other).unwrap();
-            assert!(!watch.has_gone(watch.events.as_ref().unwrap()), "it was another that ended");
+            assert!(!watch.wait_until_off(Duration::ZERO), "it was another that ended");
             std::thread::scope(|scope| {
                 let waiting = scope.spawn(|| watch.wait_until_off(Duration::from_secs(60)));
                 std::fs::remove_file(&this).unwrap();
                 symlink("3", &this).unwrap();
-                waiting.join().unwrap();
+                assert!(waiting.join().unwrap());
             });
             drop(watch);
             assert!(watches.idle().is_some(), "it is used again");
@@ -152,7 +139,7 @@ mod tests {
         symlink("1", &link).unwrap();
         let watches = NodeWatches::new();
         let watch = watches.in_folder(folder.path(), "b7:0").unwrap().unwrap();
-        watch.wait_until_off(Duration::from_millis(1));
+        assert!(!watch.wait_until_off(Duration::from_millis(1)));
         assert!(link.is_symlink());
     }
 }
