@@ -9,10 +9,10 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 # Paths without what a packager adds or renames: compression, Debian's changelogs and its file of
-# licences in place of ours.
+# licences in place of ours, those of the crates.
 normalised() {
     sed -E 's,^\.?/*,/,; s,\.gz$,,' |
-        grep -vE '/$|^/usr/share/doc/loopd(/(changelog(\.Debian)?|copyright|LICENSE-.*))?$' | sort
+        grep -vE '/$|^/usr/share/doc/loopd(/(changelog(\.Debian)?|copyright|LICENSE-.*|third-party\.txt))?$' | sort
 }
 
 deb=$(packaging/deb.sh)
@@ -28,5 +28,10 @@ for package in deb rpm; do
     diff -u "$work/installed" "$work/$package" || { echo "the $package is not what make install installs" >&2; exit 1; }
 done
 rpm -qp --licensefiles "$rpm" | grep -q LICENSE-MIT
+rpm -qp --licensefiles "$rpm" | grep -q third-party.txt
+crates=$(dpkg-deb --fsys-tarfile "$deb" | tar -xO ./usr/share/doc/loopd/third-party.txt.gz | zcat)
+for crate in zbus tokio serde; do
+    grep -q "^$crate [0-9.]*: " <<<"$crates" || { echo "the deb has no licence of $crate" >&2; exit 1; }
+done
 rpm -qp --requires "$rpm" | grep -q '^libudev'
 echo "files: the $(wc -l <"$work/installed") that make install installs, in ${deb##*/} and ${rpm##*/}"

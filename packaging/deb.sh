@@ -10,6 +10,7 @@ build=$packages/deb-$revision
 rm -rf "$build"
 mkdir -p "$build"
 cp -r packaging/debian "$build/debian"
+packaging/third-party.py >"$build/third-party.txt"
 cat >"$build/debian/changelog" <<ENTRY
 loopd ($version-$revision) unstable; urgency=medium
 

@@ -9,6 +9,7 @@ revision=${1:-1}
 build=$packages/rpm-$revision
 rm -rf "$build"
 mkdir -p "$build"
+packaging/third-party.py >"$build/third-party.txt"
 
 log=$build.log
 if ! SOURCE_DATE_EPOCH=$date rpmbuild -bb --quiet \
