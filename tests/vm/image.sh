@@ -50,9 +50,11 @@ customize() {
         chroot "$root" useradd --create-home --shell /bin/bash "$user"
         echo "$user:$user" | chroot "$root" chpasswd
     done
-    # Their service managers stay; else each session waits for one, which is slow under emulation.
-    mkdir -p "$root/var/lib/systemd/linger"
+    # Their service managers have no part in this, and are slow under emulation; sessions want that there is one.
+    mkdir -p "$root/var/lib/systemd/linger" "$root/etc/systemd/system/user@.service.d"
     touch "$root"/var/lib/systemd/linger/{alice,bob}
+    printf '[Service]\nType=simple\nExecStart=\nExecStart=/bin/sleep infinity\n' \
+        >"$root/etc/systemd/system/user@.service.d/none.conf"
     # Whom Debian's polkit takes for administrators.
     chroot "$root" usermod --append --groups sudo admin
     echo debian >"$root/etc/hostname"

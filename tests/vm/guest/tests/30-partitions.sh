@@ -45,10 +45,10 @@ test_a_hybrid_iso_image() {
     loopctl detach /home/alice/hybrid.iso
 }
 
-# complete [OPTION]: twenty times, the labels that are known when the attach is back.
+# complete [OPTION]: twelve times, the labels that are known when the attach is back.
 complete() {
     active alice bash -eu -o pipefail -s -- "$@" <<'END'
-        for round in $(seq 20); do
+        for round in $(seq 12); do
             loopctl attach "$@" --json disk.img
             loopctl detach disk.img
         done | jq -c '[.partitions[].filesystem.label]'
@@ -60,7 +60,7 @@ all_complete() {
     partitioned_image /home/alice/disk.img gpt 512 alice
     local said
     said=$(complete "$@")
-    note "$(grep -c '"one","TWO"' <<<"$said" || true) of 20 complete"
+    note "$(grep -c '"one","TWO"' <<<"$said" || true) of 12 complete"
     equal "answers" "$(sort -u <<<"$said")" '["one","TWO"]'
 }
 
