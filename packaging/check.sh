@@ -27,11 +27,15 @@ rpm -qp --queryformat '[%{FILEMODES:perms} %{FILENAMES}\n]' "$rpm" | sed -n '/^d
 for package in deb rpm; do
     diff -u "$work/installed" "$work/$package" || { echo "the $package is not what make install installs" >&2; exit 1; }
 done
-rpm -qp --licensefiles "$rpm" | grep -q LICENSE-MIT
-rpm -qp --licensefiles "$rpm" | grep -q third-party.txt
+# has WORD PROGRAM…: what it prints is read to its end, or it would die of a closed pipe.
+has() {
+    "${@:2}" | grep "$1" >/dev/null || { echo "no $1 in what '${*:2}' prints" >&2; exit 1; }
+}
+has LICENSE-MIT rpm -qp --licensefiles "$rpm"
+has third-party.txt rpm -qp --licensefiles "$rpm"
+has '^libudev' rpm -qp --requires "$rpm"
 crates=$(dpkg-deb --fsys-tarfile "$deb" | tar -xO ./usr/share/doc/loopd/third-party.txt.gz | zcat)
 for crate in zbus tokio serde; do
     grep -q "^$crate [0-9.]*: " <<<"$crates" || { echo "the deb has no licence of $crate" >&2; exit 1; }
 done
-rpm -qp --requires "$rpm" | grep -q '^libudev'
 echo "files: the $(wc -l <"$work/installed") that make install installs, in ${deb##*/} and ${rpm##*/}"

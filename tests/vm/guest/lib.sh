@@ -214,7 +214,7 @@ is_attached() {
 }
 
 has_device() {
-    losetup -n -O NAME -j "$1" | grep -q .
+    losetup -n -O NAME -j "$1" | grep . >/dev/null
 }
 
 # device_of FILE: waits until it is attached.

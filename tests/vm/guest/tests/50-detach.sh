@@ -29,7 +29,7 @@ test_a_lazy_detach_ends_with_the_last_user() {
 }
 
 is_unlisted() {
-    ! loopctl list --all --no-legend | grep -q "^$1 "
+    ! loopctl list --all --no-legend | grep "^$1 " >/dev/null
 }
 
 test_what_losetup_detaches_is_seen() {
