@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{debug, warn};
 
 use crate::engine::{ClientId, Kept, Ownership, Place, Store};
-use crate::kernel::DiskSequence;
+use crate::kernel::{DiskSequence, FileIdentity};
 
 mod places;
 
@@ -66,6 +66,30 @@ struct Contents {
     mounted: bool,
     #[serde(default)]
     grace_ends: Option<u64>,
+    #[serde(default)]
+    next_file: Option<NextFile>,
+}
+
+/// In words: a number of TOML has no room for an inode of 64 bits.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NextFile {
+    device: String,
+    inode: String,
+}
+
+impl From<FileIdentity> for NextFile {
+    fn from(file: FileIdentity) -> Self {
+        Self { device: file.device.to_string(), inode: file.inode.to_string() }
+    }
+}
+
+impl TryFrom<NextFile> for FileIdentity {
+    type Error = std::num::ParseIntError;
+
+    fn try_from(file: NextFile) -> Result<Self, Self::Error> {
+        Ok(Self { device: file.device.parse()?, inode: file.inode.parse()? })
+    }
 }
 
 impl Files {
@@ -83,7 +107,7 @@ impl Files {
     }
 
     fn contents(&self, kept: &Kept) -> Contents {
-        let Kept { number, disk_sequence, phase, node_made, ref ownership, .. } = *kept;
+        let Kept { number, disk_sequence, phase, node_made, next_file, ref ownership, .. } = *kept;
         Contents {
             version: VERSION,
             number,
@@ -97,6 +121,7 @@ impl Files {
             node_made,
             mounted: ownership.mounted,
             grace_ends: ownership.grace_ends,
+            next_file: next_file.map(NextFile::from),
         }
     }
 
@@ -107,6 +132,7 @@ impl Files {
         if contents.version != VERSION {
             return Err(format!("it has version {}, and this loopd knows {VERSION}", contents.version));
         }
+        let next_file = contents.next_file.map(FileIdentity::try_from).transpose();
         let client = contents.client.filter(|_| contents.bus == self.bus).map(ClientId);
         Ok(Kept {
             id,
@@ -122,6 +148,7 @@ impl Files {
                 grace_ends: contents.grace_ends,
             },
             node_made: contents.node_made,
+            next_file: next_file.map_err(|error| format!("its next file is no file: {error}"))?,
         })
     }
 
@@ -312,6 +339,7 @@ mod tests {
                 grace_ends: Some(1_700_000_060_000_000),
             },
             node_made: true,
+            next_file: Some(FileIdentity { device: 7, inode: u64::MAX }),
         }
     }
 
@@ -380,6 +408,7 @@ mod tests {
         put("7.toml", &good.replace("detaching", "flying"), 0o600);
         put("8.toml", &good.replace("\"client\"", "\"eternal\""), 0o600);
         put("9.toml", &good.replace("number = 3", "number = -3"), 0o600);
+        put("17.toml", &good.replace("device = \"7\"", "device = \"-7\""), 0o600);
         put("010.toml", &good, 0o600);
         put("foreign", &good, 0o600);
         put("11.toml", &"#".repeat(100_000), 0o600);
@@ -389,7 +418,7 @@ mod tests {
         put(".15.toml", "half a fi", 0o600);
         put("16.toml.damaged", "an earlier one", 0o600);
         assert_eq!(files.read(), [kept(1)]);
-        let expected = (2..=14).map(|id| match id {
+        let expected = (2..=14).chain([17]).map(|id| match id {
             10 => "010.toml.damaged".to_owned(),
             _ => format!("{id}.toml.damaged"),
         });

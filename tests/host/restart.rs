@@ -1,6 +1,6 @@
 //! What outlives the daemon, and what the next one makes of it.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -29,6 +29,7 @@ loopd_tests::tests! {
         unknown_descriptors_are_closed,
         another_bus,
         killed_at_any_moment,
+        killed_as_files_are_replaced,
     ];
 }
 
@@ -294,14 +295,18 @@ async fn another_bus(world: &mut World) -> Outcome {
     world.detach(&kept).await
 }
 
-/// Whatever was answered is there after the kill, and nothing else. `LOOPD_TEST_SEED` and
-/// `LOOPD_TEST_ROUNDS` repeat or lengthen it.
-async fn killed_at_any_moment(world: &mut World) -> Outcome {
+/// `LOOPD_TEST_SEED` and `LOOPD_TEST_ROUNDS` repeat or lengthen it.
+fn rounds(test: &str) -> (fastrand::Rng, u64) {
     let from_environment = |name| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
     let seed = from_environment("LOOPD_TEST_SEED").unwrap_or_else(|| fastrand::u64(..));
     let rounds = from_environment("LOOPD_TEST_ROUNDS").unwrap_or(25);
-    println!("killed_at_any_moment: LOOPD_TEST_SEED={seed} LOOPD_TEST_ROUNDS={rounds}");
-    let mut random = fastrand::Rng::with_seed(seed);
+    println!("{test}: LOOPD_TEST_SEED={seed} LOOPD_TEST_ROUNDS={rounds}");
+    (fastrand::Rng::with_seed(seed), rounds)
+}
+
+/// Whatever was answered is there after the kill, and nothing else.
+async fn killed_at_any_moment(world: &mut World) -> Outcome {
+    let (mut random, rounds) = rounds("killed_at_any_moment");
     let manager = ServiceManager::start(&world.folder)?;
     world.restart_managed(&manager).await?;
     let image = Image::sparse(&world.folder, "image", MIB)?;
@@ -314,7 +319,7 @@ async fn killed_at_any_moment(world: &mut World) -> Outcome {
             let (client, file) = (client.clone(), image.open()?);
             let lifetime = if random.bool() { Lifetime::Client } else { Lifetime::Persistent };
             let options = AttachOptions { lifetime, wait: random.bool(), ..AttachOptions::default() };
-            calls.spawn(async move { client.setup_loop(std::os::fd::AsFd::as_fd(&file), &options).await });
+            calls.spawn(async move { client.setup_loop(file.as_fd(), &options).await });
         }
         tokio::time::sleep(Duration::from_micros(random.u64(..12_000))).await;
         world.kill_daemon().await?;
@@ -345,4 +350,57 @@ async fn killed_at_any_moment(world: &mut World) -> Outcome {
         assert!(files(world)?.is_empty(), "{:?}", files(world)?);
     }
     Ok(())
+}
+
+/// A device gets a new disk sequence with its file, and belongs to whom it did all the same.
+async fn killed_as_files_are_replaced(world: &mut World) -> Outcome {
+    let (mut random, rounds) = rounds("killed_as_files_are_replaced");
+    let manager = ServiceManager::start(&world.folder)?;
+    world.restart_managed(&manager).await?;
+    let images = [Image::sparse(&world.folder, "one", MIB)?, Image::sparse(&world.folder, "other", MIB)?];
+    let read_only = |lifetime| AttachOptions { lifetime, read_only: true, ..AttachOptions::default() };
+    let lasting = world.attach(&images[0].open()?, &read_only(Lifetime::Persistent)).await?;
+    let bound = world.attach(&images[0].open()?, &read_only(Lifetime::Client)).await?;
+    let all = [&lasting, &bound];
+    for _ in 0..rounds {
+        let mut calls = tokio::task::JoinSet::new();
+        let mut before = Vec::new();
+        for attached in all {
+            let properties = world.properties(&attached.path).await?;
+            let next = images.iter().find(|image| !shows(&properties, image)).unwrap();
+            let (object, file) = (world.object(&attached.path).await?, next.open()?);
+            calls.spawn(async move { object.replace_backing_file(file.as_fd()).await });
+            before.push(properties);
+        }
+        tokio::time::sleep(Duration::from_micros(random.u64(..4000))).await;
+        world.kill_daemon().await?;
+        let answered = calls.join_all().await.iter().filter(|reply| reply.is_ok()).count();
+        world.restart_managed(&manager).await?;
+        let mut replaced = 0;
+        for (attached, before) in all.iter().zip(before) {
+            let after = world.properties(&attached.path).await?;
+            assert_eq!(after.disk_sequence, attached.device.number::<u64>("diskseq")?);
+            replaced += usize::from(after.disk_sequence > before.disk_sequence);
+            assert_eq!(after.disk_sequence > before.disk_sequence, after.backing_file != before.backing_file);
+            let expected = AttachmentProperties {
+                disk_sequence: after.disk_sequence,
+                backing_file: after.backing_file.clone(),
+                backing_inode: after.backing_inode,
+                ..before
+            };
+            assert_eq!(after, expected);
+        }
+        assert!(replaced >= answered, "{answered} were told that it is done, and {replaced} are");
+        assert_eq!(manager.kept().len(), 1, "{:?}", manager.kept());
+    }
+    for attached in all {
+        world.detach(attached).await?;
+    }
+    assert!(manager.kept().is_empty(), "{:?}", manager.kept());
+    assert!(files(world)?.is_empty(), "{:?}", files(world)?);
+    Ok(())
+}
+
+fn shows(attachment: &AttachmentProperties, image: &Image) -> bool {
+    attachment.backing_file.strip_suffix(b"\0") == Some(image.path.as_os_str().as_encoded_bytes())
 }

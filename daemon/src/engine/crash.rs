@@ -17,6 +17,8 @@ use crate::kernel::simulated::{Interference, Simulated};
 
 /// A file that only other programs attach.
 const ELSEWHERE: u64 = 99;
+/// A file that is shown in the place of another.
+const ANOTHER: u64 = 2;
 
 /// Files on a simulated machine: they outlive the daemon, and it may die as it writes one.
 #[derive(Clone)]
@@ -167,9 +169,13 @@ enum Deed {
     Vanish,
     Mount,
     Unmount,
+    Replace,
+    ReplaceBound,
 }
 
-const DEEDS: [Deed; 13] = [
+const DEEDS: [Deed; 15] = [
+    Deed::Replace,
+    Deed::ReplaceBound,
     Deed::Mount,
     Deed::Unmount,
     Deed::Attach(Lifetime::Mount),
@@ -303,6 +309,8 @@ async fn commit(
         Deed::Vanish => client.vanish(engine),
         Deed::Mount => drop(engine.mount(whole(&before.persistent), &wanted(), client).await.unwrap()),
         Deed::Unmount => engine.unmount(whole(&before.persistent), false, client.uid, false).await.unwrap(),
+        Deed::Replace => engine.replace_backing_file(before.persistent.id, ANOTHER).await.unwrap(),
+        Deed::ReplaceBound => engine.replace_backing_file(before.bound.id, ANOTHER).await.unwrap(),
     }
     None
 }
@@ -350,6 +358,15 @@ fn check(deed: Deed, house: &House, files: &Files, before: &Before, vault: bool)
         }
         Deed::DetachMountedLazily => assert!(find(&before.mounted).is_some()),
         _ => unchanged(&before.mounted),
+    }
+    let replaced = |snapshot: &Snapshot| {
+        let file = find(snapshot).map(|found| found.device.backing_inode);
+        assert!(file == Some(ANOTHER) || !before.done, "{file:?}");
+    };
+    match deed {
+        Deed::Replace => replaced(&before.persistent),
+        Deed::ReplaceBound if vault => replaced(&before.bound),
+        _ => {}
     }
     let known = [&before.bound, &before.persistent, &before.mounted];
     let new: Vec<_> = list.iter().filter(|found| known.iter().all(|known| known.id != found.id)).collect();
@@ -518,7 +535,17 @@ impl Storm {
             let client = self.clients[self.random.usize(..self.clients.len())].clone();
             let number = self.random.u32(..8);
             let of_number = |snapshot: &Snapshot| snapshot.device.number == number;
-            match self.random.u8(..14) {
+            match self.random.u8(..15) {
+                14 => {
+                    let engine = Arc::clone(&house.engine);
+                    tasks.spawn(async move {
+                        if let Ok(attachment) = engine.locate(number).await
+                            && attachment.ownership.is_some()
+                        {
+                            let _gone = engine.replace_backing_file(attachment.id, ANOTHER).await;
+                        }
+                    });
+                }
                 12 => {
                     let engine = Arc::clone(&house.engine);
                     tasks.spawn(async move {

@@ -12,19 +12,17 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::attach::Caller;
 use super::{AttachRequest, Engine, Snapshot};
-use crate::kernel::{Device, FileFacts, Kernel, node};
+use crate::kernel::{Device, FileFacts, FileIdentity, Kernel, node};
 use crate::text::printable;
-
-type File = (u64, u64);
 
 /// One attach of a file at a time, among those that mind the others.
 #[derive(Default)]
 pub(super) struct FileLocks {
-    locks: Mutex<HashMap<File, Weak<tokio::sync::Mutex<()>>>>,
+    locks: Mutex<HashMap<FileIdentity, Weak<tokio::sync::Mutex<()>>>>,
 }
 
 impl FileLocks {
-    async fn lock(&self, file: File) -> OwnedMutexGuard<()> {
+    async fn lock(&self, file: FileIdentity) -> OwnedMutexGuard<()> {
         let lock = {
             let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
             locks.retain(|_, lock| lock.strong_count() > 0);
@@ -49,12 +47,12 @@ impl<K: Kernel> Engine<K> {
         caller: &impl Caller,
     ) -> Result<(OwnedMutexGuard<()>, Option<Snapshot>), Error> {
         let facts = self.kernel.examine(file).await?;
-        let alone = self.file_locks.lock((facts.device, facts.inode)).await;
+        let alone = self.file_locks.lock(facts.identity()).await;
         self.discover().await;
         let there: Vec<Snapshot> = self
             .list()
             .into_iter()
-            .filter(|shown| shows(&shown.device, &facts) && overlaps(&shown.device, request))
+            .filter(|shown| shown.device.shows(facts.identity()) && overlaps(&shown.device, request))
             .filter(|shown| !self.look_whether_gone(shown.id))
             .collect();
         let Some(first) = there.first() else { return Ok((alone, None)) };
@@ -137,10 +135,6 @@ fn may_change(shown: &Snapshot, caller: &impl Caller) -> bool {
     caller.uid() == 0 || shown.ownership.as_ref().is_some_and(|ownership| ownership.uid == caller.uid())
 }
 
-fn shows(device: &Device, file: &FileFacts) -> bool {
-    (device.backing_device, device.backing_inode) == (file.device, file.inode)
-}
-
 fn overlaps(device: &Device, request: &AttachRequest) -> bool {
     let (one, other) = (extent(device.offset, device.size_limit), extent(request.offset, request.size_limit));
     one.start < other.end && other.start < one.end
@@ -197,11 +191,12 @@ mod tests {
     #[tokio::test]
     async fn locks_of_files_go_with_their_users() {
         let locks = FileLocks::default();
-        let first = locks.lock((1, 1)).await;
-        let _other = locks.lock((1, 2)).await;
-        assert!(tokio::time::timeout(std::time::Duration::from_millis(1), locks.lock((1, 1))).await.is_err());
+        let [one, other] = [1, 2].map(|inode| FileIdentity { device: 1, inode });
+        let first = locks.lock(one).await;
+        let _other = locks.lock(other).await;
+        assert!(tokio::time::timeout(std::time::Duration::from_millis(1), locks.lock(one)).await.is_err());
         drop(first);
-        let _again = locks.lock((1, 1)).await;
+        let _again = locks.lock(one).await;
         assert_eq!(locks.locks.lock().unwrap().len(), 2);
     }
 }

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::attach::{audit, microseconds_now};
 use super::attachment::{PartitionRecord, Record, Stage};
 use super::{ClientId, Engine, Event, Ownership, Place, Snapshot};
-use crate::kernel::{Change, Device, DiskSequence, Kernel, Occasion, Partition, node};
+use crate::kernel::{Change, Device, DiskSequence, FileIdentity, Kernel, Occasion, Partition, node};
 
 /// How many devices are looked at at the same time.
 pub(super) const AT_ONCE: usize = 32;
@@ -64,6 +64,8 @@ pub struct Kept {
     pub phase: Phase,
     /// Whether the device node is to be removed with it.
     pub node_made: bool,
+    /// The backing file that it gets right now, and a new disk sequence with it.
+    pub next_file: Option<FileIdentity>,
 }
 
 /// Where it is written: a call returns when it is so, and a daemon that dies meanwhile leaves the old
@@ -151,7 +153,10 @@ impl Keeper {
     }
 
     fn write(&self, kept: Kept) -> Result<(), Error> {
-        let mut written = self.written();
+        self.write_after(&mut self.written(), kept)
+    }
+
+    fn write_after(&self, written: &mut HashMap<DiskSequence, Kept>, kept: Kept) -> Result<(), Error> {
         if written.get(&kept.id) != Some(&kept) {
             self.store.write(&kept)?;
             written.insert(kept.id, kept);
@@ -162,11 +167,18 @@ impl Keeper {
     /// Before the world is told of something, it is written.
     pub fn follow(&self, event: &Event) {
         let (Event::Added(snapshot) | Event::Changed(snapshot)) = event else { return };
-        let node_made = self.written().get(&snapshot.id).is_some_and(|kept| kept.node_made);
-        let now = Kept::of(snapshot, node_made);
-        if let Some(Err(error)) = now.map(|now| self.write(now)) {
+        let mut written = self.written();
+        let Some(now) = Kept::of(snapshot, written.get(&snapshot.id)) else { return };
+        if let Err(error) = self.write_after(&mut written, now) {
             warn!(device = snapshot.device.node(), disk_sequence = snapshot.id.0, "{error}");
         }
+    }
+
+    /// The attachment is about to show this file; `None` where it does, or never will.
+    pub fn expect_file(&self, id: DiskSequence, file: Option<FileIdentity>) -> Result<(), Error> {
+        let mut written = self.written();
+        let expecting = written.get(&id).map(|kept| Kept { next_file: file, ..kept.clone() });
+        expecting.map_or(Ok(()), |kept| self.write_after(&mut written, kept))
     }
 
     /// A folder is about to be made, or somebody is about to be told of it.
@@ -194,18 +206,29 @@ impl Keeper {
 
 impl Kept {
     /// An attachment that the world is told of; `None` where it belongs to nobody.
-    fn of(snapshot: &Snapshot, node_made: bool) -> Option<Self> {
+    fn of(snapshot: &Snapshot, before: Option<&Self>) -> Option<Self> {
+        let disk_sequence = snapshot.device.disk_sequence;
+        let unchanged = before.filter(|before| before.disk_sequence == disk_sequence);
         Some(Self {
             id: snapshot.id,
             number: snapshot.device.number,
-            disk_sequence: snapshot.device.disk_sequence,
+            disk_sequence,
             ownership: snapshot.ownership.clone()?,
             phase: match snapshot.state {
                 State::Attached => Phase::Attached,
                 State::Detaching => Phase::Detaching,
             },
-            node_made,
+            node_made: before.is_some_and(|before| before.node_made),
+            next_file: unchanged.and_then(|before| before.next_file),
         })
+    }
+
+    /// Whether this device is what was written, or became so as the daemon died.
+    fn is_of(&self, device: &Device) -> bool {
+        let was_replaced = || {
+            device.disk_sequence > self.disk_sequence && self.next_file.is_some_and(|file| device.shows(file))
+        };
+        device.disk_sequence == self.disk_sequence || was_replaced()
     }
 }
 
@@ -220,6 +243,7 @@ impl<K: Kernel> Engine<K> {
                 ownership: record.ownership.clone()?,
                 phase,
                 node_made: record.node_made,
+                next_file: None,
             })
         });
         kept.map_or(Ok(()), |kept| self.keeper.write(kept))
@@ -300,9 +324,9 @@ impl<K: Kernel> Engine<K> {
     }
 
     async fn take_up(self: &Arc<Self>, kept: &Kept) {
-        let Kept { id, number, disk_sequence, .. } = *kept;
+        let Kept { id, number, .. } = *kept;
         match self.kernel.status(number).await {
-            Ok(Some(device)) if device.disk_sequence == disk_sequence => {
+            Ok(Some(device)) if kept.is_of(&device) => {
                 self.take_up_device(kept, device).await;
             }
             Ok(_) => {

@@ -58,6 +58,23 @@ pub struct FileFacts {
     pub writable: bool,
 }
 
+impl FileFacts {
+    /// Which file it is.
+    #[must_use]
+    pub const fn identity(&self) -> FileIdentity {
+        FileIdentity { device: self.device, inode: self.inode }
+    }
+}
+
+/// Which file it is, whatever its path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileIdentity {
+    /// `st_dev`.
+    pub device: u64,
+    /// `st_ino`.
+    pub inode: u64,
+}
+
 /// A loop device with something attached.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Device {
@@ -96,6 +113,12 @@ pub struct Device {
 }
 
 impl Device {
+    /// Whether this is the backing file.
+    #[must_use]
+    pub fn shows(&self, file: FileIdentity) -> bool {
+        (self.backing_device, self.backing_inode) == (file.device, file.inode)
+    }
+
     /// The device node.
     #[must_use]
     pub fn node(&self) -> String {
