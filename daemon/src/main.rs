@@ -61,7 +61,7 @@ const RESTART: u8 = 75;
 /// How long calls that were given up may take to undo what they did.
 const UNDO: Duration = Duration::from_millis(500);
 /// How long devices may take to be looked at before the daemon serves.
-const STOCK: Duration = Duration::from_secs(5);
+const STOCK: Duration = Duration::from_secs(3);
 /// How long calls under way may take to end after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -192,6 +192,8 @@ async fn run(configuration: config::Source) -> Result<Exit, Failure> {
     };
     service_manager::notify(&[NotifyState::Stopping]);
     info!("stopping");
+    // A thread that hangs keeps our sockets, and so would who waits for an answer.
+    let _is_closed = connection.close().await;
     stopped.map_err(Failure::Passing)
 }
 
@@ -214,16 +216,21 @@ async fn alone(bus: &DBusProxy<'_>, runtime_folder: &Path) -> Result<Lock, Failu
 /// Takes up what an earlier daemon has left, and looks at everything else.
 async fn take_stock(engine: &Arc<Engine<Linux>>, callers: &Arc<Callers>) {
     engine.mounts_changed(kernel::mount_table::read().unwrap_or_default());
-    let (engine_of_stock, callers) = (Arc::clone(engine), Arc::clone(callers));
-    let stock = tokio::spawn(async move {
-        let engine = engine_of_stock;
-        engine.restore(move |client| callers.clone().still_has(client)).await;
-        engine.resync().await;
-    });
-    if tokio::time::timeout(STOCK, stock).await.is_err() {
+    let (restoring, callers) = (Arc::clone(engine), Arc::clone(callers));
+    unless_it_hangs(async move {
+        restoring.restore(move |client| callers.clone().still_has(client)).await;
+    })
+    .await;
+    let looking = Arc::clone(engine);
+    unless_it_hangs(async move { looking.resync().await }).await;
+    engine.told().await;
+}
+
+/// Waits for this, but not for ever; it goes on all the same.
+async fn unless_it_hangs(work: impl Future<Output = ()> + Send + 'static) {
+    if tokio::time::timeout(STOCK, tokio::spawn(work)).await.is_err() {
         warn!("a backing file seems to hang; its device is taken up when it answers");
     }
-    engine.told().await;
 }
 
 /// What each uid may have at once, beside attachments.

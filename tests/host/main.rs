@@ -14,6 +14,7 @@ mod concurrency;
 mod config;
 mod detach;
 mod foreign;
+mod hanging;
 mod idle;
 mod introspection;
 mod loopctl;
@@ -47,6 +48,7 @@ fn main() -> std::process::ExitCode {
         throwaway::TESTS,
         mount::TESTS,
         foreign::TESTS,
+        hanging::TESTS,
         introspection::TESTS,
         udev::TESTS,
         partitions::TESTS,

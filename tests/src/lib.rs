@@ -7,6 +7,7 @@
 pub mod bus;
 pub mod daemon;
 pub mod docs;
+pub mod hanging;
 pub mod host;
 pub mod image;
 pub mod loop_ioctl;

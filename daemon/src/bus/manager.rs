@@ -15,7 +15,6 @@ use super::{Room, invalid, wire};
 use crate::authority::Deed;
 use crate::caller::Caller;
 use crate::engine::{AttachRequest, Caller as _, Order, Snapshot};
-use crate::kernel::FileFacts;
 use crate::text::printable;
 
 /// The root object.
@@ -70,7 +69,7 @@ impl Manager {
         let wanted = |snapshot: &Snapshot| {
             (options.all || snapshot.ownership.is_some())
                 && options.offset.is_none_or(|offset| offset == snapshot.device.offset)
-                && file.as_ref().is_none_or(|file| is_file_of(file, snapshot))
+                && file.as_ref().is_none_or(|file| snapshot.device.shows(file.identity()))
         };
         Ok(self.room.engine.list().iter().filter(|snapshot| wanted(snapshot)).map(listed).collect())
     }
@@ -121,10 +120,6 @@ impl Manager {
             info!(uid = caller.uid(), client = %caller.client(), "not attached: {error}");
         })
     }
-}
-
-fn is_file_of(file: &FileFacts, snapshot: &Snapshot) -> bool {
-    (file.device, file.inode) == (snapshot.device.backing_device, snapshot.device.backing_inode)
 }
 
 fn listed(snapshot: &Snapshot) -> Listed {

@@ -27,12 +27,11 @@ impl<K: Kernel> Engine<K> {
     /// # Errors
     /// `NotFound`, `Busy`, `Kernel`.
     pub async fn detach(self: &Arc<Self>, id: DiskSequence, lazy: bool) -> Result<(), Error> {
+        if lazy {
+            return self.detach_at_once(id).await;
+        }
         let _alone = self.lock_device(id).await?;
         let Some(attachment) = self.find(id) else { return Err(gone(id)) };
-        if lazy {
-            self.detach_lazily(&attachment, "detached lazily").await;
-            return Ok(());
-        }
         let users = self.kernel.users(attachment.device.number).await?;
         if !users.is_empty() {
             return Err(busy("detach", &attachment, &users, OR_LAZILY));
@@ -48,6 +47,15 @@ impl<K: Kernel> Engine<K> {
                 Err(busy("detach", &attachment, &users, OR_LAZILY))
             }
         }
+    }
+
+    async fn detach_at_once(self: &Arc<Self>, id: DiskSequence) -> Result<(), Error> {
+        let at_once = self.settings().wait_for_users;
+        let locked = tokio::time::timeout(at_once, self.lock_device(id)).await;
+        let attachment = self.find(id).ok_or_else(|| gone(id))?;
+        let alone = locked.unwrap_or_else(|_| Err(at_work(&attachment)))?;
+        self.detach_lazily(&attachment, "detached lazily", alone).await;
+        Ok(())
     }
 
     /// Loop devices that have this one as their backing file.
@@ -82,9 +90,9 @@ impl<K: Kernel> Engine<K> {
     }
 
     pub(super) async fn end_of_lifetime(self: &Arc<Self>, id: DiskSequence) {
-        let Ok(_alone) = self.lock_device(id).await else { return };
+        let Ok(alone) = self.lock_device(id).await else { return };
         if let Some(attachment) = self.find(id) {
-            self.detach_lazily(&attachment, "detached, since its client is gone").await;
+            self.detach_lazily(&attachment, "detached, since its client is gone", alone).await;
         }
     }
 
@@ -100,9 +108,21 @@ impl<K: Kernel> Engine<K> {
         let _ended = ending.wait_for(|ending| *ending).await;
     }
 
-    pub(super) async fn detach_lazily(self: &Arc<Self>, attachment: &Snapshot, what: &str) {
+    /// Has the device go with its last user. The last close writes to the backing file: where that
+    /// hangs, nobody waits for it here, and nothing else is done to the device.
+    pub(super) async fn detach_lazily(
+        self: &Arc<Self>,
+        attachment: &Snapshot,
+        what: &str,
+        alone: OwnedMutexGuard<()>,
+    ) {
         audit(what, attachment);
-        self.let_go(attachment.id).await;
+        let (engine, id) = (Arc::clone(self), attachment.id);
+        let going = tokio::spawn(async move {
+            engine.let_go(id).await;
+            alone
+        });
+        let _alone = tokio::time::timeout(self.settings().wait_for_users, going).await;
         let mut state = self.state();
         let Some(record) = state.records.get_mut(&attachment.id) else { return };
         record.state = State::Detaching;
@@ -240,6 +260,19 @@ impl<K: Kernel> Engine<K> {
 
 pub(super) fn gone(id: DiskSequence) -> Error {
     Error::new(ErrorKind::NotFound, format!("the attachment with disk sequence {id} is gone"))
+}
+
+/// What a device is told as that another call is at work on.
+fn at_work(attachment: &Snapshot) -> Error {
+    Error::new(
+        ErrorKind::Busy,
+        format!(
+            "cannot detach {} ({}): another call is at work on it and does not end, so its backing file may hang; \
+             try again when it answers",
+            attachment.device.node(),
+            printable(&attachment.device.backing_file)
+        ),
+    )
 }
 
 /// What a device in use is told as.

@@ -87,17 +87,17 @@ impl<K: Kernel> Engine<K> {
     }
 
     async fn end_unmounted(self: &Arc<Self>, id: DiskSequence, ends: u64) {
-        let Ok(_alone) = self.lock_device(id).await else { return };
+        let Ok(alone) = self.lock_device(id).await else { return };
         let Some(attachment) = self.find(id).filter(|found| found.state == State::Attached) else { return };
         let ends_now = |lifetime, grace_ends| lifetime == Lifetime::Mount && grace_ends == Some(ends);
         if attachment.ownership.as_ref().is_some_and(|owner| ends_now(owner.lifetime, owner.grace_ends)) {
-            self.detach_lazily(&attachment, "detached, since nobody has mounted it").await;
+            self.detach_lazily(&attachment, "detached, since nobody has mounted it", alone).await;
         }
     }
 
     /// Ends what has lost its last mount; says whether it did.
     pub(super) async fn end_with_last_mount(self: &Arc<Self>, id: DiskSequence) -> bool {
-        let Ok(_alone) = self.lock_device(id).await else { return false };
+        let Ok(alone) = self.lock_device(id).await else { return false };
         // It may have been mounted anew.
         let is_over = {
             let mut guard = self.state();
@@ -106,7 +106,7 @@ impl<K: Kernel> Engine<K> {
         };
         match self.find(id).filter(|_| is_over) {
             Some(attachment) => {
-                self.detach_lazily(&attachment, "detached with its last mount").await;
+                self.detach_lazily(&attachment, "detached with its last mount", alone).await;
                 true
             }
             None => false,

@@ -32,6 +32,7 @@ mod request;
 mod restore;
 #[cfg(test)]
 mod simulation;
+mod turns;
 
 pub use attach::{Caller, Order};
 pub use attachment::{ClientId, Ownership, PartitionSnapshot, Snapshot};
@@ -47,8 +48,9 @@ pub use restore::Phase;
 pub use restore::{Kept, Store};
 
 use crate::kernel::mount_table::MountTable;
-use crate::kernel::{DiskSequence, Found, Kernel, node};
+use crate::kernel::{DiskSequence, FileIdentity, Found, Kernel, node};
 use attachment::Record;
+use turns::Locks;
 
 /// Times and bounds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,7 +120,10 @@ pub struct Engine<K: Kernel> {
     places: mount_place::Places,
     /// Whether calls are given up.
     ending: watch::Sender<bool>,
-    file_locks: overlap::FileLocks,
+    /// One attach of a file at a time, among those that mind the others.
+    file_locks: Locks<FileIdentity>,
+    /// One look at a number at a time: it may hang.
+    looks: Locks<u32>,
     keeper: restore::Keeper,
 }
 
@@ -154,7 +159,8 @@ impl<K: Kernel> Engine<K> {
             places: mount_place::Places::default(),
             ending: watch::Sender::new(false),
             settings: Mutex::new(settings),
-            file_locks: overlap::FileLocks::default(),
+            file_locks: Locks::default(),
+            looks: Locks::default(),
             state: Mutex::new(Attachments {
                 records: HashMap::new(),
                 by_number: HashMap::new(),

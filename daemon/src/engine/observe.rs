@@ -10,7 +10,7 @@ use tracing::{debug, warn};
 
 use super::attach::audit;
 use super::attachment::Record;
-use super::restore::AT_ONCE;
+use super::turns::Turns;
 use super::{Engine, Event};
 use crate::kernel::mount_table::MountTable;
 use crate::kernel::{Device, DiskSequence, Found, Kernel, Occasion};
@@ -129,6 +129,7 @@ impl<K: Kernel> Engine<K> {
 
     /// Looks at one number, and makes the records true.
     pub(super) async fn refresh(self: &Arc<Self>, number: u32) {
+        let alone = self.looks.lock(number).await;
         let status = match self.kernel.status(number).await {
             Ok(status) => status,
             Err(error) => return warn!(number, "{error}"),
@@ -143,24 +144,25 @@ impl<K: Kernel> Engine<K> {
         match known {
             Some(id) => self.update(id, |record| record.device = device),
             None if glance.claimed => {}
-            None => self.add_foreign(device).await,
+            None => {
+                let id = self.add_foreign(device);
+                drop(alone);
+                let _gone_meanwhile = self.look_at_partitions(id, Occasion::Foreign).await;
+            }
         }
     }
 
-    async fn add_foreign(self: &Arc<Self>, device: Device) {
+    fn add_foreign(&self, device: Device) -> DiskSequence {
         let number = device.number;
-        let id = {
-            let mut state = self.state();
-            let seen = state.seen(number, None, device.disk_sequence).cloned();
-            let found = seen.or_else(|| self.kernel.stored(number, None)).unwrap_or_default();
-            let id = state.insert(Record::foreign(device, found.file_system));
-            if let Some(record) = state.records.get(&id) {
-                let snapshot = record.snapshot(id, &state.mounts);
-                self.tell(Event::Added(Box::new(snapshot)));
-            }
-            id
-        };
-        let _gone_meanwhile = self.look_at_partitions(id, Occasion::Foreign).await;
+        let mut state = self.state();
+        let seen = state.seen(number, None, device.disk_sequence).cloned();
+        let found = seen.or_else(|| self.kernel.stored(number, None)).unwrap_or_default();
+        let id = state.insert(Record::foreign(device, found.file_system));
+        if let Some(record) = state.records.get(&id) {
+            let snapshot = record.snapshot(id, &state.mounts);
+            self.tell(Event::Added(Box::new(snapshot)));
+        }
+        id
     }
 
     /// The kernel has taken it down.
@@ -210,20 +212,17 @@ impl<K: Kernel> Engine<K> {
         numbers.extend(self.state().by_number.keys());
         numbers.sort_unstable();
         numbers.dedup();
-        let mut tasks = JoinSet::new();
+        let (mut tasks, turns) = (JoinSet::new(), Turns::new());
         for number in numbers {
-            let engine = Arc::clone(self);
-            // A backing file that hangs keeps nobody else waiting.
-            tasks.spawn(async move {
+            let (engine, turns) = (Arc::clone(self), Arc::clone(&turns));
+            let look = async move {
                 engine.refresh(number).await;
                 engine.recover_partitions(number).await;
                 engine.recover_processed(number).await;
-            });
-            if tasks.len() >= AT_ONCE {
-                tasks.join_next().await;
-            }
+            };
+            tasks.spawn(async move { turns.take(look).await });
         }
-        while tasks.join_next().await.is_some() {}
+        tasks.join_all().await;
     }
 
     /// Linux 6.1 reads the table again while udev probes the partitions of the first reading: they go

@@ -3,43 +3,29 @@
 //! Only those who ask for it pay: every loop device is looked at, since the event of one that
 //! another program attached a moment ago may still be under way.
 
-use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
+use std::time::Duration;
 
 use loopd_dbus::{Error, ErrorKind, Lifetime, Overlap, State};
 use tokio::sync::OwnedMutexGuard;
+use tokio::time::Instant;
 
 use super::attach::Caller;
 use super::{AttachRequest, Engine, Snapshot};
-use crate::kernel::{Device, FileFacts, FileIdentity, Kernel, node};
+use crate::kernel::{Device, FileFacts, Kernel, node};
 use crate::text::printable;
 
-/// One attach of a file at a time, among those that mind the others.
-#[derive(Default)]
-pub(super) struct FileLocks {
-    locks: Mutex<HashMap<FileIdentity, Weak<tokio::sync::Mutex<()>>>>,
-}
-
-impl FileLocks {
-    async fn lock(&self, file: FileIdentity) -> OwnedMutexGuard<()> {
-        let lock = {
-            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
-            locks.retain(|_, lock| lock.strong_count() > 0);
-            let lock = locks.get(&file).and_then(Weak::upgrade).unwrap_or_default();
-            locks.insert(file, Arc::downgrade(&lock));
-            lock
-        };
-        lock.lock_owned().await
-    }
-}
+/// What takes longer to look at hangs.
+const HANGS: Duration = Duration::from_secs(5);
 
 impl<K: Kernel> Engine<K> {
     /// Keeps others from attaching the file meanwhile, and gives back the device that serves the
     /// request already.
     ///
     /// # Errors
-    /// `Overlap` where the request does not want what is there; `InvalidBackingFile`.
+    /// `Overlap` where the request does not want what is there; `InvalidBackingFile`; `Timeout` where
+    /// another backing file hangs.
     pub(super) async fn mind_overlap(
         self: &Arc<Self>,
         file: &K::File,
@@ -48,7 +34,7 @@ impl<K: Kernel> Engine<K> {
     ) -> Result<(OwnedMutexGuard<()>, Option<Snapshot>), Error> {
         let facts = self.kernel.examine(file).await?;
         let alone = self.file_locks.lock(facts.identity()).await;
-        self.discover().await;
+        self.discover(&facts).await?;
         let there: Vec<Snapshot> = self
             .list()
             .into_iter()
@@ -117,17 +103,35 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Takes notice of devices whose events have not come yet.
-    async fn discover(self: &Arc<Self>) {
+    async fn discover(self: &Arc<Self>, file: &FileFacts) -> Result<(), Error> {
         let known = |number: &u32| {
             let id = self.state().by_number.get(number).copied();
             id.is_some_and(|id| self.is_current(id, self.kernel.glance(*number).bound))
         };
         let unknown: Vec<u32> =
             self.kernel.bound_numbers().into_iter().filter(|number| !known(number)).collect();
+        let deadline = Instant::now() + HANGS;
         for number in unknown {
-            self.refresh(number).await;
+            let engine = Arc::clone(self);
+            let look = tokio::spawn(async move { engine.refresh(number).await });
+            if tokio::time::timeout_at(deadline, look).await.is_err() {
+                return Err(unanswered(file, number));
+            }
         }
+        Ok(())
     }
+}
+
+fn unanswered(file: &FileFacts, number: u32) -> Error {
+    Error::new(
+        ErrorKind::Timeout,
+        format!(
+            "cannot tell whether {} is attached already: the backing file of {} does not answer; try again when it \
+             does, or attach with overlap=allow",
+            printable(&file.path),
+            node(number)
+        ),
+    )
 }
 
 /// What one owns one may change, and root may change everything: nobody is asked about more here.
@@ -186,17 +190,5 @@ mod tests {
             assert_eq!(overlap(one, other), expected, "{one:?} {other:?}");
             assert_eq!(overlap(other, one), expected, "{other:?} {one:?}");
         }
-    }
-
-    #[tokio::test]
-    async fn locks_of_files_go_with_their_users() {
-        let locks = FileLocks::default();
-        let [one, other] = [1, 2].map(|inode| FileIdentity { device: 1, inode });
-        let first = locks.lock(one).await;
-        let _other = locks.lock(other).await;
-        assert!(tokio::time::timeout(std::time::Duration::from_millis(1), locks.lock(one)).await.is_err());
-        drop(first);
-        let _again = locks.lock(one).await;
-        assert_eq!(locks.locks.lock().unwrap().len(), 2);
     }
 }

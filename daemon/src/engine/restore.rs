@@ -11,11 +11,9 @@ use tracing::{info, warn};
 
 use super::attach::{audit, microseconds_now};
 use super::attachment::{PartitionRecord, Record, Stage};
-use super::{ClientId, Engine, Event, Ownership, Place, Snapshot};
+use super::turns::Turns;
+use super::{ClientId, Engine, Event, Ownership, Place, Slot, Snapshot};
 use crate::kernel::{Change, Device, DiskSequence, FileIdentity, Kernel, Occasion, Partition, node};
-
-/// How many devices are looked at at the same time.
-pub(super) const AT_ONCE: usize = 32;
 
 /// How far an attachment has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -255,16 +253,12 @@ impl<K: Kernel> Engine<K> {
     where
         F: Future<Output = bool> + Send + 'static,
     {
-        let mut tasks = JoinSet::new();
+        let (mut tasks, turns) = (JoinSet::new(), Turns::new());
         for kept in self.keeper.read() {
-            let (engine, lives) = (Arc::clone(self), lives.clone());
-            // A backing file that hangs keeps nobody else waiting.
-            tasks.spawn(async move { engine.take_up_or_end(&kept, lives).await });
-            if tasks.len() >= AT_ONCE {
-                tasks.join_next().await;
-            }
+            let (engine, lives, turns) = (Arc::clone(self), lives.clone(), Arc::clone(&turns));
+            tasks.spawn(async move { turns.take(engine.take_up_or_end(&kept, lives)).await });
         }
-        while tasks.join_next().await.is_some() {}
+        tasks.join_all().await;
         self.look_at_mounts();
         self.restore_places().await;
         self.undo_announced().await;
@@ -325,9 +319,12 @@ impl<K: Kernel> Engine<K> {
 
     async fn take_up(self: &Arc<Self>, kept: &Kept) {
         let Kept { id, number, .. } = *kept;
+        // Whoever else looks at it waits, and finds it taken up.
+        let _alone = self.looks.lock(number).await;
+        let slot = self.attachments_of_a_uid.take_over(kept.ownership.uid);
         match self.kernel.status(number).await {
             Ok(Some(device)) if kept.is_of(&device) => {
-                self.take_up_device(kept, device).await;
+                self.take_up_device(kept, device, slot).await;
             }
             Ok(_) => {
                 info!(number, disk_sequence = id.0, "it ended while loopd did not run");
@@ -340,7 +337,7 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    async fn take_up_device(self: &Arc<Self>, kept: &Kept, device: Device) {
+    async fn take_up_device(self: &Arc<Self>, kept: &Kept, device: Device, slot: Slot) {
         let id = kept.id;
         let ends_by_itself = kept.ownership.lifetime != Lifetime::Persistent;
         let left_half_way = !ends_by_itself
@@ -353,10 +350,10 @@ impl<K: Kernel> Engine<K> {
         let is_detaching = kept.phase == Phase::Detaching || (device.autoclear && !is_held);
         let state = if is_detaching { State::Detaching } else { State::Attached };
         if is_detaching || !is_held {
-            self.insert_kept(kept, device, None, state);
+            self.insert_kept(kept, device, None, state, slot);
         } else {
             let (device, hold) = self.hold_again(device, ends_by_itself).await;
-            self.insert_kept(kept, device, hold, state);
+            self.insert_kept(kept, device, hold, state, slot);
         }
         if let Some(snapshot) = self.find(id) {
             audit("taken up again", &snapshot);
@@ -406,7 +403,7 @@ impl<K: Kernel> Engine<K> {
         (changed.unwrap_or(device), hold)
     }
 
-    fn insert_kept(&self, kept: &Kept, device: Device, hold: Option<K::Hold>, state: State) {
+    fn insert_kept(&self, kept: &Kept, device: Device, hold: Option<K::Hold>, state: State, slot: Slot) {
         let stage = match kept.phase {
             // Its client has got no answer, and gets none any more.
             Phase::Attaching => {
@@ -437,7 +434,7 @@ impl<K: Kernel> Engine<K> {
             changed: Arc::default(),
             operation: Arc::default(),
             replacing: false,
-            slot: Some(self.attachments_of_a_uid.take_over(kept.ownership.uid)),
+            slot: Some(slot),
         };
         let mut state = self.state();
         state.by_number.insert(number, kept.id);

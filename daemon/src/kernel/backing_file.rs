@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStringExt;
 
 use loopd_dbus::{Error, ErrorKind};
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::{SFlag, fstat};
 
@@ -51,7 +52,14 @@ pub fn examine(file: impl AsFd) -> Result<Examined, Error> {
         )));
     }
 
-    let status = fstat(file).map_err(unreadable)?;
+    let status = fstat(file).map_err(|errno| match errno {
+        // `fuse_allow_current_process` (fs/fuse/dir.c): not even root is let in.
+        Errno::EACCES => invalid(format!(
+            "cannot attach {name}: its file system answers the user alone who mounted it; mount that one with \
+             allow_other (FUSE), or copy the file"
+        )),
+        errno => unreadable(errno),
+    })?;
     let kind = match SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT {
         SFlag::S_IFREG => FileKind::Regular,
         SFlag::S_IFBLK => FileKind::BlockDevice,

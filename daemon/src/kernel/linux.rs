@@ -400,7 +400,8 @@ pub fn open_attached_for(
         }
         Err(errno) => return Err(failed(&format!("open {}", node(number)), "open", errno)),
     };
-    let same = ioctl::disk_sequence(&device) == Ok(disk_sequence.0) && ioctl::status(&device).is_ok();
+    // LOOP_GET_STATUS64 would ask the backing file's file system (`loop_get_status`), which may hang.
+    let same = ioctl::disk_sequence(&device) == Ok(disk_sequence.0) && sysfs::is_bound(number);
     Ok(same.then_some(device))
 }
 

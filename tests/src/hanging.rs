@@ -1,0 +1,230 @@
+//! A file system with one file, which answers nobody while it is told to hang.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result};
+use fuser::{
+    BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
+    INodeNo, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen, ReplyWrite, Request, Session,
+    SessionACL, WriteFlags,
+};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use crate::User;
+use crate::process::eventually;
+
+const NAME: &str = "image";
+const FILE: INodeNo = INodeNo(2);
+/// The kernel asks each time.
+const AT_ONCE: Duration = Duration::ZERO;
+
+/// The mounted file system; unmounted when dropped, and whoever waits for it then gets an error.
+pub struct Hanging {
+    folder: PathBuf,
+    gate: Arc<Gate>,
+    _session: BackgroundSession,
+}
+
+impl Hanging {
+    /// Mounts it at a new folder; its file is as long as this, and empty.
+    ///
+    /// # Errors
+    /// The kernel has no FUSE.
+    pub fn mount(parent: &Path, bytes: usize) -> Result<Self> {
+        Self::mount_for(crate::ROOT, parent, bytes)
+    }
+
+    /// The same, for this user alone.
+    ///
+    /// # Errors
+    /// The kernel has no FUSE.
+    pub fn mount_for(user: User, parent: &Path, bytes: usize) -> Result<Self> {
+        let folder = parent.join("hanging");
+        std::fs::create_dir(&folder)?;
+        let gate = Arc::<Gate>::default();
+        gate.state().contents = vec![0; bytes];
+        let files = Files { gate: Arc::clone(&gate) };
+        let Ok(channel) = File::options().read(true).write(true).open("/dev/fuse") else {
+            return crate::skip("this kernel has no FUSE");
+        };
+        let channel = OwnedFd::from(channel);
+        let options =
+            format!("fd={},rootmode=40000,user_id={},group_id={}", channel.as_raw_fd(), user.uid, user.gid);
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+        mount(Some("hanging"), &folder, Some("fuse"), flags, Some(options.as_str())).context("no FUSE")?;
+        let session = Session::from_fd(files, channel, SessionACL::All, Config::default())
+            .and_then(Session::spawn)
+            .inspect_err(|_| unmount(&folder))?;
+        Ok(Self { folder, gate, _session: session })
+    }
+
+    /// The file's path.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.folder.join(NAME)
+    }
+
+    /// Opens the file for reading and writing.
+    ///
+    /// # Errors
+    /// open's.
+    pub fn open(&self) -> Result<File> {
+        Ok(File::options().read(true).write(true).open(self.path())?)
+    }
+
+    /// From now on nobody gets an answer.
+    pub fn hang(&self) {
+        self.gate.state().closed = true;
+    }
+
+    /// Waits until somebody waits for an answer.
+    ///
+    /// # Errors
+    /// Nobody does.
+    pub async fn asked(&self) -> Result<()> {
+        eventually("the file system is asked", async || Ok(!self.gate.state().waiting.is_empty())).await
+    }
+
+    /// Answers, also those who wait.
+    pub fn go_on(&self) {
+        let mut state = self.gate.state();
+        state.closed = false;
+        for answer in std::mem::take(&mut state.waiting) {
+            answer(&mut state.contents);
+        }
+    }
+}
+
+impl Drop for Hanging {
+    fn drop(&mut self) {
+        self.go_on();
+        unmount(&self.folder);
+    }
+}
+
+/// Somebody may have something open there still.
+fn unmount(folder: &Path) {
+    let _ = umount2(folder, MntFlags::MNT_DETACH);
+}
+
+type Answer = Box<dyn FnOnce(&mut Vec<u8>) + Send>;
+
+/// The contents, and the answers that are held back.
+#[derive(Default)]
+struct Gate {
+    state: Mutex<GateState>,
+}
+
+#[derive(Default)]
+struct GateState {
+    contents: Vec<u8>,
+    closed: bool,
+    waiting: Vec<Answer>,
+}
+
+impl Gate {
+    fn state(&self) -> MutexGuard<'_, GateState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Answers, now or when the gate is opened.
+    fn answer(&self, answer: impl FnOnce(&mut Vec<u8>) + Send + 'static) {
+        let mut state = self.state();
+        if state.closed {
+            state.waiting.push(Box::new(answer));
+        } else {
+            answer(&mut state.contents);
+        }
+    }
+}
+
+struct Files {
+    gate: Arc<Gate>,
+}
+
+fn attributes(inode: INodeNo, size: usize) -> FileAttr {
+    let size = size as u64;
+    let (kind, perm) =
+        if inode == FILE { (FileType::RegularFile, 0o644) } else { (FileType::Directory, 0o755) };
+    FileAttr {
+        ino: inode,
+        size,
+        blocks: size.div_ceil(512),
+        atime: UNIX_EPOCH,
+        mtime: UNIX_EPOCH,
+        ctime: UNIX_EPOCH,
+        crtime: UNIX_EPOCH,
+        kind,
+        perm,
+        nlink: 1,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 4096,
+        flags: 0,
+    }
+}
+
+/// The part of it that lies in a buffer of this length.
+fn extent(length: usize, offset: u64, bytes: usize) -> std::ops::Range<usize> {
+    let start = usize::try_from(offset).unwrap_or(length).min(length);
+    start..start.saturating_add(bytes).min(length)
+}
+
+impl Filesystem for Files {
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if parent != INodeNo::ROOT || name != NAME {
+            return reply.error(Errno::ENOENT);
+        }
+        self.gate.answer(move |file| reply.entry(&AT_ONCE, &attributes(FILE, file.len()), Generation(0)));
+    }
+
+    fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        self.gate.answer(move |file| reply.attr(&AT_ONCE, &attributes(inode, file.len())));
+    }
+
+    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        reply.opened(FileHandle(0), FopenFlags::empty());
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.gate.answer(move |file| reply.data(&file[extent(file.len(), offset, size as usize)]));
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let data = data.to_vec();
+        self.gate.answer(move |file| {
+            let extent = extent(file.len(), offset, data.len());
+            let written = extent.len();
+            file[extent].copy_from_slice(&data[..written]);
+            reply.written(u32::try_from(written).unwrap_or(u32::MAX));
+        });
+    }
+}
