@@ -38,6 +38,7 @@ impl<K: Kernel> Engine<K> {
         }
         match self.try_detach(&attachment).await? {
             Attempt::Gone => {
+                self.kernel.released(attachment.device.number).await;
                 audit("detached", &attachment);
                 Ok(())
             }

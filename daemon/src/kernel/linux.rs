@@ -300,6 +300,10 @@ impl Kernel for Linux {
         mount_table::read().ok()
     }
 
+    async fn released(&self, number: u32) {
+        let _opened = self.blocking(move |_| Ok(open(number, OFlag::O_RDONLY).is_ok())).await;
+    }
+
     async fn remove(&self, number: u32) {
         let _done = self
             .blocking(move |shared| {
@@ -509,13 +513,7 @@ fn remove_device(shared: &Shared, number: u32) -> Result<(), Error> {
         Entry::Occupied(_) => return error(ErrorKind::Busy, "something is being attached to it"),
         Entry::Vacant(free) => drop(free.insert(Work::Remove)),
     }
-    let removed = match ioctl::remove(&shared.control, number) {
-        Err(Errno::EBUSY) if !sysfs::is_bound(number) => remove_when_closed(&shared.control, number),
-        removed => removed,
-    };
-    shared.claims().remove(&number);
-    shared.removed.notify_all();
-    match removed {
+    match remove_claimed(shared, number) {
         Ok(()) => Ok(()),
         Err(Errno::ENODEV) => error(ErrorKind::NotFound, "there is no such device"),
         Err(Errno::EBUSY) if sysfs::is_bound(number) => {
@@ -524,6 +522,16 @@ fn remove_device(shared: &Shared, number: u32) -> Result<(), Error> {
         Err(Errno::EBUSY) => error(ErrorKind::Busy, "a process has it open"),
         Err(errno) => Err(failed(&format!("remove {}", node(number)), "LOOP_CTL_REMOVE", errno)),
     }
+}
+
+fn remove_claimed(shared: &Shared, number: u32) -> nix::Result<()> {
+    let removed = match ioctl::remove(&shared.control, number) {
+        Err(Errno::EBUSY) if !sysfs::is_bound(number) => remove_when_closed(&shared.control, number),
+        removed => removed,
+    };
+    shared.claims().remove(&number);
+    shared.removed.notify_all();
+    removed
 }
 
 /// Tries again at each close of the node.
@@ -546,15 +554,13 @@ fn remove_when_closed(control: &OwnedFd, number: u32) -> nix::Result<()> {
     }
 }
 
-/// Removes a node, unless someone here or elsewhere uses it. Takes some 50 ms.
+/// Removes a node, unless someone here or elsewhere goes on to use it. Takes some 50 ms.
 fn remove(shared: &Shared, number: u32) {
     match shared.claims().entry(number) {
         Entry::Occupied(_) => return,
         Entry::Vacant(free) => drop(free.insert(Work::Remove)),
     }
-    let _kept_where_in_use = ioctl::remove(&shared.control, number);
-    shared.claims().remove(&number);
-    shared.removed.notify_all();
+    let _kept_where_in_use = remove_claimed(shared, number);
 }
 
 fn taken(number: u32, examined: &Examined) -> Error {

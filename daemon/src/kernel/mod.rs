@@ -342,6 +342,11 @@ pub trait Kernel: Send + Sync + 'static {
         disk_sequence: DiskSequence,
     ) -> impl Future<Output = Result<(), Error>> + Send;
 
+    /// Waits until whoever has made the last close, and has the kernel take down the device and its
+    /// partitions, is done with that: the node's other openers wait for it (`bdev_release`,
+    /// block/bdev.c).
+    fn released(&self, number: u32) -> impl Future<Output = ()> + Send;
+
     /// Changes the device and gives what it is then; `None` where this attach is over. After an
     /// error it is as it was.
     fn change(

@@ -663,6 +663,8 @@ impl Kernel for Simulated {
         Some(self.mount_table())
     }
 
+    async fn released(&self, _: u32) {}
+
     async fn remove(&self, number: u32) {
         let mut machine = self.lock();
         if !machine.bound.contains_key(&number) {
