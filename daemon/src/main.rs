@@ -60,7 +60,7 @@ const UNFIT: u8 = 78;
 const RESTART: u8 = 75;
 /// How long calls that were given up may take to undo what they did.
 const UNDO: Duration = Duration::from_millis(500);
-/// How long devices may take to be looked at before the daemon serves.
+/// How long devices may take to be taken up, and then to be looked at, before the daemon serves.
 const STOCK: Duration = Duration::from_secs(3);
 /// How long calls under way may take to end after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -192,7 +192,7 @@ async fn run(configuration: config::Source) -> Result<Exit, Failure> {
     };
     service_manager::notify(&[NotifyState::Stopping]);
     info!("stopping");
-    // A thread that hangs keeps our sockets, and so would who waits for an answer.
+    // The kernel keeps our sockets open for as long as a thread hangs, and callers would wait in vain.
     let _is_closed = connection.close().await;
     stopped.map_err(Failure::Passing)
 }

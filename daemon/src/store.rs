@@ -66,30 +66,9 @@ struct Contents {
     mounted: bool,
     #[serde(default)]
     grace_ends: Option<u64>,
+    /// `st_dev` and `st_ino`, whose bits the signed numbers of TOML have room for.
     #[serde(default)]
-    next_file: Option<NextFile>,
-}
-
-/// In words: a number of TOML has no room for an inode of 64 bits.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct NextFile {
-    device: String,
-    inode: String,
-}
-
-impl From<FileIdentity> for NextFile {
-    fn from(file: FileIdentity) -> Self {
-        Self { device: file.device.to_string(), inode: file.inode.to_string() }
-    }
-}
-
-impl TryFrom<NextFile> for FileIdentity {
-    type Error = std::num::ParseIntError;
-
-    fn try_from(file: NextFile) -> Result<Self, Self::Error> {
-        Ok(Self { device: file.device.parse()?, inode: file.inode.parse()? })
-    }
+    next_file: Option<(i64, i64)>,
 }
 
 impl Files {
@@ -121,7 +100,7 @@ impl Files {
             node_made,
             mounted: ownership.mounted,
             grace_ends: ownership.grace_ends,
-            next_file: next_file.map(NextFile::from),
+            next_file: next_file.map(|file| (file.device.cast_signed(), file.inode.cast_signed())),
         }
     }
 
@@ -132,7 +111,6 @@ impl Files {
         if contents.version != VERSION {
             return Err(format!("it has version {}, and this loopd knows {VERSION}", contents.version));
         }
-        let next_file = contents.next_file.map(FileIdentity::try_from).transpose();
         let client = contents.client.filter(|_| contents.bus == self.bus).map(ClientId);
         Ok(Kept {
             id,
@@ -148,7 +126,10 @@ impl Files {
                 grace_ends: contents.grace_ends,
             },
             node_made: contents.node_made,
-            next_file: next_file.map_err(|error| format!("its next file is no file: {error}"))?,
+            next_file: contents.next_file.map(|(device, inode)| FileIdentity {
+                device: device.cast_unsigned(),
+                inode: inode.cast_unsigned(),
+            }),
         })
     }
 
@@ -408,7 +389,7 @@ mod tests {
         put("7.toml", &good.replace("detaching", "flying"), 0o600);
         put("8.toml", &good.replace("\"client\"", "\"eternal\""), 0o600);
         put("9.toml", &good.replace("number = 3", "number = -3"), 0o600);
-        put("17.toml", &good.replace("device = \"7\"", "device = \"-7\""), 0o600);
+        put("17.toml", &good.replace("next-file = [7, -1]", "next-file = [7]"), 0o600);
         put("010.toml", &good, 0o600);
         put("foreign", &good, 0o600);
         put("11.toml", &"#".repeat(100_000), 0o600);

@@ -10,10 +10,12 @@ use loopd_dbus::{AttachOptions, DetachOptions, ErrorKind, Lifetime, ListOptions,
 use loopd_tests::hanging::Hanging;
 use loopd_tests::image::{Image, MIB};
 use loopd_tests::polkit::{Answer, Setup};
-use loopd_tests::process::eventually;
+use loopd_tests::process::{eventually, run};
 use loopd_tests::service_manager::ServiceManager;
+use loopd_tests::sysfs::LoopDevice;
 use loopd_tests::world::{Attached, World, expect_kind, refusal};
-use loopd_tests::{GAMES, Outcome};
+use loopd_tests::{GAMES, Outcome, udev};
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 loopd_tests::tests! {
@@ -79,13 +81,13 @@ async fn a_device_that_is_being_read(world: &mut World) -> Outcome {
     let attached = world.attach(&hanging.open()?, &AttachOptions::default()).await?;
     hanging.hang();
     let node = attached.device.node();
-    let reader = std::thread::spawn(move || File::open(node)?.read_exact_at(&mut [0; 512], 5 << 20));
+    let reader = spawn_blocking(move || File::open(node)?.read_exact_at(&mut [0; 512], 5 << 20));
     hanging.asked().await?;
     others_go_on(world).await?;
     let error = timeout(SOON, world.detach_fails(attached.device)).await??;
     expect_kind(&error, ErrorKind::Busy)?;
     hanging.go_on();
-    reader.join().unwrap()?;
+    reader.await??;
     world.detach(&attached).await
 }
 
@@ -147,16 +149,24 @@ async fn a_restart_beside_one(world: &mut World) -> Outcome {
     for attached in all {
         before.push(world.properties(&attached.path).await?);
     }
+    let foreign = run("losetup", ["-f", "--show", image.path.to_str().unwrap()]).await?;
+    udev::settle().await?;
     hanging.hang();
     world.kill_daemon().await?;
     world.restart_managed(&manager).await?;
     assert_eq!(world.properties(&other.path).await?, before[2]);
+    let foreign = LoopDevice::from_node(foreign.trim())?;
+    assert!(world.object_of(foreign).await?.is_some(), "others' devices are seen");
+    run("losetup", ["-d", &foreign.node()]).await?;
     other_goes_on(world, Overlap::Allow).await?;
     // What cannot be known is not guessed.
     let refuse = AttachOptions { overlap: Overlap::Refuse, ..options() };
     let error = timeout(SOON, world.attach_fails(&image.open()?, &refuse)).await??;
     expect_kind(&error, ErrorKind::Timeout)?;
     assert!(error.message.contains("does not answer"), "{error}");
+    let error = timeout(SOON, world.detach_fails(lasting.device)).await??;
+    expect_kind(&error, ErrorKind::Timeout)?;
+    assert!(error.message.contains(&lasting.device.node()), "{error}");
     hanging.go_on();
     for (attached, before) in all.iter().zip(&before) {
         eventually("it is there again", async || {

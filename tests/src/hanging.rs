@@ -13,8 +13,7 @@ use fuser::{
     INodeNo, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen, ReplyWrite, Request, Session,
     SessionACL, WriteFlags,
 };
-
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MsFlags, mount, umount};
 
 use crate::User;
 use crate::process::eventually;
@@ -24,7 +23,8 @@ const FILE: INodeNo = INodeNo(2);
 /// The kernel asks each time.
 const AT_ONCE: Duration = Duration::ZERO;
 
-/// The mounted file system; unmounted when dropped, and whoever waits for it then gets an error.
+/// The mounted file system. It answers when dropped, and is unmounted, or left to the runner where a
+/// device shows its file still.
 pub struct Hanging {
     folder: PathBuf,
     gate: Arc<Gate>,
@@ -50,17 +50,22 @@ impl Hanging {
         let gate = Arc::<Gate>::default();
         gate.state().contents = vec![0; bytes];
         let files = Files { gate: Arc::clone(&gate) };
-        let Ok(channel) = File::options().read(true).write(true).open("/dev/fuse") else {
-            return crate::skip("this kernel has no FUSE");
+        let channel = match File::options().read(true).write(true).open("/dev/fuse") {
+            Err(error) if is_missing(&error) => {
+                return crate::skip("this kernel has no FUSE");
+            }
+            opened => OwnedFd::from(opened.context("/dev/fuse")?),
         };
-        let channel = OwnedFd::from(channel);
         let options =
             format!("fd={},rootmode=40000,user_id={},group_id={}", channel.as_raw_fd(), user.uid, user.gid);
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-        mount(Some("hanging"), &folder, Some("fuse"), flags, Some(options.as_str())).context("no FUSE")?;
+        mount(Some("hanging"), &folder, Some("fuse"), flags, Some(options.as_str()))
+            .context("mounting with FUSE")?;
         let session = Session::from_fd(files, channel, SessionACL::All, Config::default())
             .and_then(Session::spawn)
-            .inspect_err(|_| unmount(&folder))?;
+            .inspect_err(|_| {
+                let _in_use = umount(&folder);
+            })?;
         Ok(Self { folder, gate, _session: session })
     }
 
@@ -104,13 +109,16 @@ impl Hanging {
 impl Drop for Hanging {
     fn drop(&mut self) {
         self.go_on();
-        unmount(&self.folder);
+        let _in_use = umount(&self.folder);
     }
 }
 
-/// Somebody may have something open there still.
-fn unmount(folder: &Path) {
-    let _ = umount2(folder, MntFlags::MNT_DETACH);
+/// Whether there is no such device, or no driver behind it.
+fn is_missing(error: &std::io::Error) -> bool {
+    use nix::errno::Errno;
+    [Errno::ENOENT, Errno::ENODEV, Errno::ENXIO]
+        .map(|errno| Some(errno as i32))
+        .contains(&error.raw_os_error())
 }
 
 type Answer = Box<dyn FnOnce(&mut Vec<u8>) + Send>;

@@ -131,12 +131,13 @@ fn lines_of_ours(error: &anyhow::Error) -> String {
 }
 
 fn detach_all(folder: &Path) -> Vec<String> {
-    for mount in sysfs::mounts_below(folder) {
-        let _ = std::process::Command::new("umount").arg("-l").arg(mount).status();
-    }
+    // First: a file on something unmounted has not its path any more. One that is mounted goes with that.
     let left = sysfs::bound_by_tests(folder);
     for device in &left {
         let _ = std::process::Command::new("losetup").arg("-d").arg(device.node()).status();
+    }
+    for mount in sysfs::mounts_below(folder) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(mount).status();
     }
     left.into_iter().map(sysfs::LoopDevice::node).collect()
 }

@@ -69,7 +69,7 @@ impl Manager {
         let wanted = |snapshot: &Snapshot| {
             (options.all || snapshot.ownership.is_some())
                 && options.offset.is_none_or(|offset| offset == snapshot.device.offset)
-                && file.as_ref().is_none_or(|file| snapshot.device.shows(file.identity()))
+                && file.as_ref().is_none_or(|file| snapshot.device.shows(file.identity))
         };
         Ok(self.room.engine.list().iter().filter(|snapshot| wanted(snapshot)).map(listed).collect())
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use loopd_dbus::{Error, Lifetime, State};
+use tracing::warn;
 
 use super::attach::{Caller, audit};
 use super::detach::gone;
@@ -130,7 +131,7 @@ impl<K: Kernel> Engine<K> {
         let _alone = self.lock_device(id).await?;
         let attachment = self.find(id).ok_or_else(|| gone(id))?;
         let (number, sequence) = (attachment.device.number, attachment.device.disk_sequence);
-        let shown_next = self.kernel.examine(&file).await?.identity();
+        let shown_next = self.kernel.examine(&file).await?.identity;
         // Where we die meanwhile the next daemon knows the device by that.
         self.keeper.expect_file(id, Some(shown_next))?;
         // The kernel's new sequence is seen before we are told it.
@@ -138,7 +139,9 @@ impl<K: Kernel> Engine<K> {
         let replaced = self.kernel.replace(number, sequence, file).await;
         let device = replaced.as_ref().ok().and_then(Option::as_ref).cloned();
         self.take_replaced(id, device);
-        self.keeper.expect_file(id, None)?;
+        if let Err(error) = self.keeper.expect_file(id, None) {
+            warn!(device = attachment.device.node(), disk_sequence = id.0, "{error}");
+        }
         if self.look_whether_gone(id) || replaced?.is_none() {
             return Err(gone(id));
         }

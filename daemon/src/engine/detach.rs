@@ -38,7 +38,7 @@ impl<K: Kernel> Engine<K> {
         }
         match self.try_detach(&attachment).await? {
             Attempt::Gone => {
-                self.kernel.released(attachment.device.number).await;
+                self.kernel.await_rundown(attachment.device.number).await;
                 audit("detached", &attachment);
                 Ok(())
             }

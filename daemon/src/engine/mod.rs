@@ -263,11 +263,11 @@ impl<K: Kernel> Engine<K> {
     /// What is attached to this number, after a look whether that is still so.
     ///
     /// # Errors
-    /// `NotFound` where nothing is.
+    /// `NotFound` where nothing is; `Timeout` where its backing file hangs, and nothing is known of it yet.
     pub async fn locate(self: &Arc<Self>, number: u32) -> Result<Snapshot, Error> {
         let known = self.state().by_number.get(&number).copied();
         if !known.is_some_and(|id| self.is_current(id, self.kernel.glance(number).bound)) {
-            self.refresh(number).await;
+            self.refresh_in_time(number).await?;
         }
         let id = self.state().by_number.get(&number).copied();
         id.and_then(|id| self.find(id)).ok_or_else(|| {

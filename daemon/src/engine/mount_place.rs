@@ -148,15 +148,24 @@ impl<K: Kernel> Engine<K> {
         places.values().filter(|held| is_over(&held.place)).map(|held| held.place.path.clone()).collect()
     }
 
-    /// Takes up the folders that an earlier daemon has made; undoes what nobody was told of.
-    pub(super) async fn restore_places(&self) {
+    /// Takes up the folders that an earlier daemon has made; gives those that nobody was told of.
+    pub(super) fn take_up_places(&self) -> Vec<PathBuf> {
+        let mut unfinished = Vec::new();
         for place in self.keeper.read_places() {
             let slot = self.mounts_of_a_uid.take_over(place.uid);
-            self.places.hold(place.clone(), Some(slot));
             if !place.told {
-                info!(mount_point = %place.path.display(), "its mount was not finished: undone");
-                self.unmake_place(&place.path).await;
+                unfinished.push(place.path.clone());
             }
+            self.places.hold(place, Some(slot));
+        }
+        unfinished
+    }
+
+    /// Undoes mounts that nobody was told of.
+    pub(super) async fn undo_places(&self, unfinished: Vec<PathBuf>) {
+        for path in unfinished {
+            info!(mount_point = %path.display(), "its mount was not finished: undone");
+            self.unmake_place(&path).await;
         }
         self.clear_places().await;
     }

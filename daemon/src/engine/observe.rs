@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use loopd_dbus::State;
+use loopd_dbus::{Error, ErrorKind, State};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, warn};
@@ -13,10 +13,12 @@ use super::attachment::Record;
 use super::turns::Turns;
 use super::{Engine, Event};
 use crate::kernel::mount_table::MountTable;
-use crate::kernel::{Device, DiskSequence, Found, Kernel, Occasion};
+use crate::kernel::{Device, DiskSequence, Found, Kernel, Occasion, node};
 
 /// How long to leave udev to its work before looking whether it has ended.
 const UDEV_AT_WORK: Duration = Duration::from_millis(50);
+/// What takes longer to look at hangs.
+const HANGS: Duration = Duration::from_secs(5);
 
 /// Something happened to a loop device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -150,6 +152,21 @@ impl<K: Kernel> Engine<K> {
                 let _gone_meanwhile = self.look_at_partitions(id, Occasion::Foreign).await;
             }
         }
+    }
+
+    /// The same for a caller, who does not wait for ever.
+    ///
+    /// # Errors
+    /// `Timeout`.
+    pub(super) async fn refresh_in_time(self: &Arc<Self>, number: u32) -> Result<(), Error> {
+        let engine = Arc::clone(self);
+        let look = tokio::spawn(async move { engine.refresh(number).await });
+        tokio::time::timeout(HANGS, look).await.map(drop).map_err(|_| {
+            Error::new(
+                ErrorKind::Timeout,
+                format!("the backing file of {} does not answer; try again when it does", node(number)),
+            )
+        })
     }
 
     fn add_foreign(&self, device: Device) -> DiskSequence {

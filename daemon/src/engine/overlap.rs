@@ -5,19 +5,14 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
 use loopd_dbus::{Error, ErrorKind, Lifetime, Overlap, State};
 use tokio::sync::OwnedMutexGuard;
-use tokio::time::Instant;
 
 use super::attach::Caller;
 use super::{AttachRequest, Engine, Snapshot};
 use crate::kernel::{Device, FileFacts, Kernel, node};
 use crate::text::printable;
-
-/// What takes longer to look at hangs.
-const HANGS: Duration = Duration::from_secs(5);
 
 impl<K: Kernel> Engine<K> {
     /// Keeps others from attaching the file meanwhile, and gives back the device that serves the
@@ -33,12 +28,12 @@ impl<K: Kernel> Engine<K> {
         caller: &impl Caller,
     ) -> Result<(OwnedMutexGuard<()>, Option<Snapshot>), Error> {
         let facts = self.kernel.examine(file).await?;
-        let alone = self.file_locks.lock(facts.identity()).await;
+        let alone = self.file_locks.lock(facts.identity).await;
         self.discover(&facts).await?;
         let there: Vec<Snapshot> = self
             .list()
             .into_iter()
-            .filter(|shown| shown.device.shows(facts.identity()) && overlaps(&shown.device, request))
+            .filter(|shown| shown.device.shows(facts.identity) && overlaps(&shown.device, request))
             .filter(|shown| !self.look_whether_gone(shown.id))
             .collect();
         let Some(first) = there.first() else { return Ok((alone, None)) };
@@ -110,28 +105,17 @@ impl<K: Kernel> Engine<K> {
         };
         let unknown: Vec<u32> =
             self.kernel.bound_numbers().into_iter().filter(|number| !known(number)).collect();
-        let deadline = Instant::now() + HANGS;
         for number in unknown {
-            let engine = Arc::clone(self);
-            let look = tokio::spawn(async move { engine.refresh(number).await });
-            if tokio::time::timeout_at(deadline, look).await.is_err() {
-                return Err(unanswered(file, number));
-            }
+            self.refresh_in_time(number).await.map_err(|hangs| {
+                let name = printable(&file.path);
+                Error::new(
+                    hangs.kind,
+                    format!("cannot tell whether {name} is attached already: {hangs}, or attach with overlap=allow"),
+                )
+            })?;
         }
         Ok(())
     }
-}
-
-fn unanswered(file: &FileFacts, number: u32) -> Error {
-    Error::new(
-        ErrorKind::Timeout,
-        format!(
-            "cannot tell whether {} is attached already: the backing file of {} does not answer; try again when it \
-             does, or attach with overlap=allow",
-            printable(&file.path),
-            node(number)
-        ),
-    )
 }
 
 /// What one owns one may change, and root may change everything: nobody is asked about more here.

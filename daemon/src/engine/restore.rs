@@ -151,13 +151,20 @@ impl Keeper {
     }
 
     fn write(&self, kept: Kept) -> Result<(), Error> {
-        self.write_after(&mut self.written(), kept)
+        self.rewrite(kept.id, |_| Some(kept))
     }
 
-    fn write_after(&self, written: &mut HashMap<DiskSequence, Kept>, kept: Kept) -> Result<(), Error> {
-        if written.get(&kept.id) != Some(&kept) {
-            self.store.write(&kept)?;
-            written.insert(kept.id, kept);
+    /// Writes what becomes of what was written; `None` leaves it.
+    fn rewrite(
+        &self,
+        id: DiskSequence,
+        change: impl FnOnce(Option<&Kept>) -> Option<Kept>,
+    ) -> Result<(), Error> {
+        let mut written = self.written();
+        let before = written.get(&id);
+        if let Some(now) = change(before).filter(|now| before != Some(now)) {
+            self.store.write(&now)?;
+            written.insert(id, now);
         }
         Ok(())
     }
@@ -165,18 +172,14 @@ impl Keeper {
     /// Before the world is told of something, it is written.
     pub fn follow(&self, event: &Event) {
         let (Event::Added(snapshot) | Event::Changed(snapshot)) = event else { return };
-        let mut written = self.written();
-        let Some(now) = Kept::of(snapshot, written.get(&snapshot.id)) else { return };
-        if let Err(error) = self.write_after(&mut written, now) {
+        if let Err(error) = self.rewrite(snapshot.id, |before| Kept::of(snapshot, before)) {
             warn!(device = snapshot.device.node(), disk_sequence = snapshot.id.0, "{error}");
         }
     }
 
     /// The attachment is about to show this file; `None` where it does, or never will.
     pub fn expect_file(&self, id: DiskSequence, file: Option<FileIdentity>) -> Result<(), Error> {
-        let mut written = self.written();
-        let expecting = written.get(&id).map(|kept| Kept { next_file: file, ..kept.clone() });
-        expecting.map_or(Ok(()), |kept| self.write_after(&mut written, kept))
+        self.rewrite(id, |before| Some(Kept { next_file: file, ..before?.clone() }))
     }
 
     /// A folder is about to be made, or somebody is about to be told of it.
@@ -253,6 +256,9 @@ impl<K: Kernel> Engine<K> {
     where
         F: Future<Output = bool> + Send + 'static,
     {
+        // Where a backing file hangs the rest comes when the daemon serves already, and must not take
+        // what is being made then for left behind.
+        let (unfinished, announced) = (self.take_up_places(), self.keeper.store.announced());
         let (mut tasks, turns) = (JoinSet::new(), Turns::new());
         for kept in self.keeper.read() {
             let (engine, lives, turns) = (Arc::clone(self), lives.clone(), Arc::clone(&turns));
@@ -260,8 +266,8 @@ impl<K: Kernel> Engine<K> {
         }
         tasks.join_all().await;
         self.look_at_mounts();
-        self.restore_places().await;
-        self.undo_announced().await;
+        self.undo_places(unfinished).await;
+        self.undo_announced(announced).await;
         self.kernel.release_unclaimed().await;
     }
 
@@ -298,8 +304,7 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Detaches what was made and never written down: the last daemon died over it.
-    async fn undo_announced(self: &Arc<Self>) {
-        let announced = self.keeper.store.announced();
+    async fn undo_announced(self: &Arc<Self>, announced: Vec<u64>) {
         if announced.is_empty() {
             return;
         }

@@ -10,7 +10,7 @@ use tokio::sync::{OwnedMutexGuard, Semaphore};
 /// How many devices are looked at at the same time.
 const AT_ONCE: usize = 32;
 /// What takes longer hangs, and keeps nobody else waiting.
-const HANGS: Duration = Duration::from_secs(1);
+const TURN: Duration = Duration::from_secs(1);
 
 type Lock = tokio::sync::Mutex<()>;
 
@@ -53,7 +53,7 @@ impl Turns {
     pub async fn take(&self, work: impl Future<Output = ()>) {
         let turn = self.0.acquire().await;
         tokio::pin!(work);
-        if tokio::time::timeout(HANGS, &mut work).await.is_err() {
+        if tokio::time::timeout(TURN, &mut work).await.is_err() {
             drop(turn);
             work.await;
         }
@@ -87,7 +87,7 @@ mod tests {
             let (turns, done) = (Arc::clone(&turns), Arc::clone(&done));
             tokio::spawn(async move { turns.take(async { done.add_permits(1) }).await });
         }
-        let all = tokio::time::timeout(4 * HANGS, done.acquire_many(10)).await;
+        let all = tokio::time::timeout(4 * TURN, done.acquire_many(10)).await;
         assert!(all.is_ok());
     }
 }

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::{SFlag, fstat};
 
-use super::{FileFacts, FileKind};
+use super::{FileFacts, FileIdentity, FileKind};
 use crate::engine::AttachRequest;
 use crate::text::printable;
 
@@ -55,8 +55,8 @@ pub fn examine(file: impl AsFd) -> Result<Examined, Error> {
     let status = fstat(file).map_err(|errno| match errno {
         // `fuse_allow_current_process` (fs/fuse/dir.c): not even root is let in.
         Errno::EACCES => invalid(format!(
-            "cannot attach {name}: its file system answers the user alone who mounted it; mount that one with \
-             allow_other (FUSE), or copy the file"
+            "cannot attach {name}: its file system does not let root look at it; on a FUSE file system mount \
+             with allow_other, or copy the file"
         )),
         errno => unreadable(errno),
     })?;
@@ -74,8 +74,7 @@ pub fn examine(file: impl AsFd) -> Result<Examined, Error> {
         facts: FileFacts {
             kind,
             path,
-            device: status.st_dev,
-            inode: status.st_ino,
+            identity: FileIdentity { device: status.st_dev, inode: status.st_ino },
             writable: access == OFlag::O_RDWR,
         },
         size: (kind == FileKind::Regular).then(|| u64::try_from(status.st_size).unwrap_or(0)),

@@ -300,7 +300,7 @@ impl Kernel for Linux {
         mount_table::read().ok()
     }
 
-    async fn released(&self, number: u32) {
+    async fn await_rundown(&self, number: u32) {
         let _opened = self.blocking(move |_| Ok(open(number, OFlag::O_RDONLY).is_ok())).await;
     }
 
@@ -534,24 +534,24 @@ fn remove_claimed(shared: &Shared, number: u32) -> nix::Result<()> {
     removed
 }
 
-/// Tries again at each close of the node.
+/// Tries again at each close of the node, and once more when the time is over.
 fn remove_when_closed(control: &OwnedFd, number: u32) -> nix::Result<()> {
     let deadline = Instant::now() + PASSING;
     let Ok(closes) = inotify::new() else { return Err(Errno::EBUSY) };
     if closes.add_watch(node(number).as_str(), AddWatchFlags::IN_CLOSE).is_err() {
         return Err(Errno::EBUSY);
     }
-    loop {
+    let mut is_early = true;
+    while is_early {
         match ioctl::remove(control, number) {
             Err(Errno::EBUSY) if !sysfs::is_bound(number) => {}
             removed => return removed,
         }
-        if !inotify::comes(&closes, deadline, |_| true) {
-            return Err(Errno::EBUSY);
-        }
+        is_early = inotify::comes(&closes, deadline, |_| true);
         // The kernel tells of a close before it lets go of the device (__fput in fs/file_table.c).
         std::thread::sleep(RELEASE);
     }
+    ioctl::remove(control, number)
 }
 
 /// Removes a node, unless someone here or elsewhere goes on to use it. Takes some 50 ms.

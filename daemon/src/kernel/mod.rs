@@ -50,20 +50,10 @@ pub struct FileFacts {
     pub kind: FileKind,
     /// The path as the kernel tells it: bytes, for display only.
     pub path: Vec<u8>,
-    /// `st_dev`.
-    pub device: u64,
-    /// `st_ino`.
-    pub inode: u64,
+    /// Which file it is.
+    pub identity: FileIdentity,
     /// Whether the descriptor allows writing.
     pub writable: bool,
-}
-
-impl FileFacts {
-    /// Which file it is.
-    #[must_use]
-    pub const fn identity(&self) -> FileIdentity {
-        FileIdentity { device: self.device, inode: self.inode }
-    }
 }
 
 /// Which file it is, whatever its path.
@@ -342,10 +332,9 @@ pub trait Kernel: Send + Sync + 'static {
         disk_sequence: DiskSequence,
     ) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// Waits until whoever has made the last close, and has the kernel take down the device and its
-    /// partitions, is done with that: the node's other openers wait for it (`bdev_release`,
-    /// block/bdev.c).
-    fn released(&self, number: u32) -> impl Future<Output = ()> + Send;
+    /// Waits until the kernel has taken down the device with its partitions, in whoever's last close:
+    /// other openers of the node wait for that (`bdev_release`, block/bdev.c).
+    fn await_rundown(&self, number: u32) -> impl Future<Output = ()> + Send;
 
     /// Changes the device and gives what it is then; `None` where this attach is over. After an
     /// error it is as it was.

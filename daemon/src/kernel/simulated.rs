@@ -10,8 +10,8 @@ use loopd_dbus::{Error, ErrorKind, Lifetime};
 
 use super::mount_table::MountTable;
 use super::{
-    Attached, Change, Device, DiskSequence, FileFacts, FileKind, FileSystem, Found, Glance, Kernel, Occasion,
-    Partition, PartitionNode, Partitioning, Users,
+    Attached, Change, Device, DiskSequence, FileFacts, FileIdentity, FileKind, FileSystem, Found, Glance,
+    Kernel, Occasion, Partition, PartitionNode, Partitioning, Users,
 };
 use crate::engine::{AttachRequest, Uevent};
 
@@ -478,7 +478,12 @@ impl Kernel for Simulated {
 
     async fn examine(&self, file: &u64) -> Result<FileFacts, Error> {
         self.step().await?;
-        Ok(FileFacts { kind: FileKind::Regular, path: Vec::new(), device: 0, inode: *file, writable: true })
+        Ok(FileFacts {
+            kind: FileKind::Regular,
+            path: Vec::new(),
+            identity: FileIdentity { device: 0, inode: *file },
+            writable: true,
+        })
     }
 
     async fn attach(&self, file: u64, request: &AttachRequest) -> Result<Attached<Self>, Error> {
@@ -663,7 +668,7 @@ impl Kernel for Simulated {
         Some(self.mount_table())
     }
 
-    async fn released(&self, _: u32) {}
+    async fn await_rundown(&self, _: u32) {}
 
     async fn remove(&self, number: u32) {
         let mut machine = self.lock();

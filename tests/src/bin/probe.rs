@@ -17,8 +17,8 @@
 //!                                      the last; says how many got no answer
 //! ```
 //!
-//! `--json` prints one line: `{"ok": …}` or `{"error": name, "message": …}`. `--hold` keeps the connection until standard input closes. `--interactive` allows polkit to ask.
-//! `--prompted` prints `ready` when connected, and calls when a line comes in.
+//! `--json` prints one line: `{"ok": …}` or `{"error": name, "message": …}`. `--hold` keeps the
+//! connection until standard input closes. `--interactive` allows polkit to ask. `--prompted` prints `ready` when connected, and calls when a line comes in.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};

@@ -298,6 +298,11 @@ test_others_are_asked_for_an_administrator() {
 
 # ---- in use
 
+# sits_in FOLDER PID
+sits_in() {
+    [[ $(readlink "/proc/$2/cwd") == "$1" ]]
+}
+
 test_what_is_in_use_stays_unless_lazily() {
     ext4_image /home/alice/disk.img used alice
     local disk place answer
@@ -305,7 +310,7 @@ test_what_is_in_use_stays_unless_lazily() {
     place=$(mounted "$disk")
     (cd "$place" && exec sleep 600) &
     local sitting=$!
-    eventually test "$(readlink "/proc/$sitting/cwd")" = "$place"
+    eventually sits_in "$place" "$sitting"
     answer=$(answer_of active alice unmount "$disk")
     refusal "$answer" org.loopd1.Error.Busy "$place"
     note "a shell sits in it: $(message "$answer")"
