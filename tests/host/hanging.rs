@@ -27,6 +27,7 @@ loopd_tests::tests! {
         a_client_that_leaves_one_behind,
         a_restart_beside_one,
         an_end_beside_one,
+        one_that_has_broken_down,
     ];
     Setup::StandIn(Answer::Yes) => [a_file_system_for_its_user_alone];
 }
@@ -194,6 +195,25 @@ async fn an_end_beside_one(world: &mut World) -> Outcome {
     // The kernel keeps a process whose thread waits for a file system.
     hanging.go_on();
     world.restart_daemon(&[]).await
+}
+
+/// A device of which nothing can be learned is not said to be free.
+async fn one_that_has_broken_down(world: &mut World) -> Outcome {
+    let hanging = Hanging::mount(&world.folder, BYTES)?;
+    world.end_daemon().await?;
+    let foreign = run("losetup", ["-f", "--show", hanging.path().to_str().unwrap()]).await?;
+    let foreign = LoopDevice::from_node(foreign.trim())?;
+    udev::settle().await?;
+    hanging.break_down(true);
+    world.restart_daemon(&[]).await?;
+    other_goes_on(world, Overlap::Refuse).await?;
+    let error = world.detach_fails(foreign).await?;
+    expect_kind(&error, ErrorKind::Kernel)?;
+    assert!(error.message.contains(&foreign.node()) && error.message.contains("EIO"), "{error}");
+    hanging.break_down(false);
+    world.manager.detach(&foreign.node(), DetachOptions::default()).await?;
+    assert!(!foreign.bound());
+    Ok(())
 }
 
 async fn a_file_system_for_its_user_alone(world: &mut World) -> Outcome {

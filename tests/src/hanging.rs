@@ -88,6 +88,11 @@ impl Hanging {
         self.gate.state().closed = true;
     }
 
+    /// Whether who looks at a file gets an error from now on.
+    pub fn break_down(&self, broken: bool) {
+        self.gate.state().broken = broken;
+    }
+
     /// Waits until somebody waits for an answer.
     ///
     /// # Errors
@@ -133,6 +138,7 @@ struct Gate {
 struct GateState {
     contents: Vec<u8>,
     closed: bool,
+    broken: bool,
     waiting: Vec<Answer>,
 }
 
@@ -194,6 +200,9 @@ impl Filesystem for Files {
     }
 
     fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        if self.gate.state().broken {
+            return reply.error(Errno::EIO);
+        }
         self.gate.answer(move |file| reply.attr(&AT_ONCE, &attributes(inode, file.len())));
     }
 

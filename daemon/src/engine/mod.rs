@@ -263,7 +263,8 @@ impl<K: Kernel> Engine<K> {
     /// What is attached to this number, after a look whether that is still so.
     ///
     /// # Errors
-    /// `NotFound` where nothing is; `Timeout` where its backing file hangs, and nothing is known of it yet.
+    /// `NotFound` where nothing is; `Timeout` where its backing file hangs, and nothing is known of it
+    /// yet; `Kernel` where its state cannot be read.
     pub async fn locate(self: &Arc<Self>, number: u32) -> Result<Snapshot, Error> {
         let known = self.state().by_number.get(&number).copied();
         if !known.is_some_and(|id| self.is_current(id, self.kernel.glance(number).bound)) {

@@ -131,17 +131,21 @@ impl<K: Kernel> Engine<K> {
 
     /// Looks at one number, and makes the records true.
     pub(super) async fn refresh(self: &Arc<Self>, number: u32) {
+        if let Err(error) = self.try_refresh(number).await {
+            warn!(number, "{error}");
+        }
+    }
+
+    async fn try_refresh(self: &Arc<Self>, number: u32) -> Result<(), Error> {
         let alone = self.looks.lock(number).await;
-        let status = match self.kernel.status(number).await {
-            Ok(status) => status,
-            Err(error) => return warn!(number, "{error}"),
-        };
+        let status = self.kernel.status(number).await?;
         let glance = self.kernel.glance(number);
         let known = self.current(number, glance.bound);
-        let Some(device) = status else { return };
+        let Some(device) = status else { return Ok(()) };
         if Some(device.disk_sequence) != glance.bound {
             // Between two states: an event follows.
-            return debug!(number, "changed while it was looked at");
+            debug!(number, "changed while it was looked at");
+            return Ok(());
         }
         match known {
             Some(id) => self.update(id, |record| record.device = device),
@@ -152,21 +156,23 @@ impl<K: Kernel> Engine<K> {
                 let _gone_meanwhile = self.look_at_partitions(id, Occasion::Foreign).await;
             }
         }
+        Ok(())
     }
 
     /// The same for a caller, who does not wait for ever.
     ///
     /// # Errors
-    /// `Timeout`.
+    /// `Timeout`; `Kernel` where its state cannot be read.
     pub(super) async fn refresh_in_time(self: &Arc<Self>, number: u32) -> Result<(), Error> {
         let engine = Arc::clone(self);
-        let look = tokio::spawn(async move { engine.refresh(number).await });
-        tokio::time::timeout(HANGS, look).await.map(drop).map_err(|_| {
-            Error::new(
+        let look = tokio::spawn(async move { engine.try_refresh(number).await });
+        match tokio::time::timeout(HANGS, look).await {
+            Ok(looked) => looked.unwrap_or(Ok(())),
+            Err(_) => Err(Error::new(
                 ErrorKind::Timeout,
                 format!("the backing file of {} does not answer; try again when it does", node(number)),
-            )
-        })
+            )),
+        }
     }
 
     fn add_foreign(&self, device: Device) -> DiskSequence {

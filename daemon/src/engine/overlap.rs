@@ -106,16 +106,22 @@ impl<K: Kernel> Engine<K> {
         let unknown: Vec<u32> =
             self.kernel.bound_numbers().into_iter().filter(|number| !known(number)).collect();
         for number in unknown {
-            self.refresh_in_time(number).await.map_err(|hangs| {
-                let name = printable(&file.path);
-                Error::new(
-                    hangs.kind,
-                    format!("cannot tell whether {name} is attached already: {hangs}, or attach with overlap=allow"),
-                )
-            })?;
+            // A file that cannot be looked at is not this one, which could be.
+            if let Err(hangs) = self.refresh_in_time(number).await
+                && hangs.kind == ErrorKind::Timeout
+            {
+                return Err(unanswered(file, &hangs));
+            }
         }
         Ok(())
     }
+}
+
+fn unanswered(file: &FileFacts, hangs: &Error) -> Error {
+    let name = printable(&file.path);
+    let message =
+        format!("cannot tell whether {name} is attached already: {hangs}, or attach with overlap=allow");
+    Error::new(ErrorKind::Timeout, message)
 }
 
 /// What one owns one may change, and root may change everything: nobody is asked about more here.
