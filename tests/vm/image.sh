@@ -12,6 +12,9 @@ packages=(
     passwd util-linux mount expect jq                   # users, what they type and what they read
     e2fsprogs fdisk dosfstools xorriso                  # images
     squashfs-tools erofs-utils xfsprogs cryptsetup-bin  # more of them
+    btrfs-progs                                         # file systems over several devices
+    lvm2 mdadm bcache-tools dmraid multipath-tools      # what udev activates from an image's content
+    dbus-broker                                         # the other message bus
     acl                                                 # who may look into a folder
     udisks2                                             # memory beside its peer's
 )
@@ -63,6 +66,11 @@ customize() {
         serial-getty@ttyS0.service e2scrub_all.timer fstrim.timer apt-daily.timer apt-daily-upgrade.timer \
         dpkg-db-backup.timer
     chroot "$root" systemctl -q disable e2scrub_reap.service
+    # Their udev rules are under test, their services are not; dbus-broker is started by its own test.
+    chroot "$root" systemctl -q disable dbus-broker.service
+    chroot "$root" systemctl -q mask multipathd.service multipathd.socket mdmonitor.service \
+        mdcheck_start.timer mdcheck_continue.timer mdmonitor-oneshot.timer lvm2-monitor.service \
+        lvm2-lvmpolld.socket blk-availability.service
     # The bus starts it for the tests that want it.
     chroot "$root" systemctl -q disable udisks2.service
     cat >"$root/etc/systemd/system/system-tests.service" <<'UNIT'
