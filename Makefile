@@ -36,7 +36,7 @@ SUITE ?= bookworm
 # The package's own revision.
 REVISION ?= 1
 
-.PHONY: all help deps deps-packages deps-vm check docs test test-vm bench demo deb rpm check-packages install uninstall
+.PHONY: all help deps deps-packages deps-vm check docs test test-vm soak bench demo deb rpm check-packages install uninstall
 
 all:
 	$(CARGO) build --release -p loopd -p loopctl
@@ -50,6 +50,7 @@ help:
 	@echo "make test-vm      the system tests, in a virtual machine with SUITE ($(SUITE)); TESTS as above"
 	@echo "make deb, rpm     the packages, in $(TARGET)/package; REVISION ($(REVISION)) is theirs"
 	@echo "make check-packages  look into both packages"
+	@echo "make soak         the long tests at full length, as root: some twenty minutes"
 	@echo "make bench        measure attaching, as root"
 	@echo "make check        formatting, lints, shipped files"
 	@echo "make docs         make the manual pages and completions anew"
@@ -84,6 +85,10 @@ test: deps
 test-vm: deps-vm all
 	$(CARGO) build -p loopd-tests --bin loopd-probe
 	tests/vm/run.sh $(SUITE) $(TARGET)/debug $(TESTS)
+
+soak: deps
+	$(CARGO) build --workspace --bins
+	tests/soak.sh $(TESTS)
 
 deb: deps-packages all
 	packaging/deb.sh $(REVISION)

@@ -11,7 +11,7 @@ use loopd_tests::polkit::{Answer, Setup};
 use loopd_tests::process::eventually;
 use loopd_tests::sysfs;
 use loopd_tests::world::{Attached, World};
-use loopd_tests::{GAMES, Outcome, ROOT};
+use loopd_tests::{GAMES, Outcome, ROOT, rounds};
 
 loopd_tests::tests! {
     "clients";
@@ -176,15 +176,9 @@ async fn killed_while_polkit_asks(world: &mut World) -> Outcome {
     Ok(())
 }
 
-/// A client that is killed within five milliseconds after it has sent its call. `LOOPD_TEST_SEED` and
-/// `LOOPD_TEST_ROUNDS` repeat or lengthen it.
+/// A client that is killed within five milliseconds after it has sent its call.
 async fn killed_at_any_moment(world: &mut World) -> Outcome {
-    let from_environment = |name| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
-    let seed = from_environment("LOOPD_TEST_SEED").unwrap_or_else(|| fastrand::u64(..));
-    let rounds = from_environment("LOOPD_TEST_ROUNDS").unwrap_or(200);
-    println!("killed_at_any_moment: LOOPD_TEST_SEED={seed} LOOPD_TEST_ROUNDS={rounds}");
-    let mut random = fastrand::Rng::with_seed(seed);
-
+    let (mut random, rounds) = rounds::of("clients::killed_at_any_moment", 200);
     let image = Image::sparse(&world.folder, "image", MIB)?;
     let path = image.path.to_str().unwrap().to_owned();
     for _ in 0..rounds {

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use loopd_dbus::proxy::{Interaction, Manager};
 use loopd_dbus::{AttachOptions, DetachOptions, Lifetime, ListOptions};
-use loopd_tests::Outcome;
 use loopd_tests::image::{Image, MIB};
 use loopd_tests::polkit::Setup;
 use loopd_tests::process::{eventually, run};
 use loopd_tests::service_manager::ServiceManager;
 use loopd_tests::world::{Attached, World};
+use loopd_tests::{Outcome, rounds};
 use tokio::time::sleep;
 
 loopd_tests::tests! {
@@ -146,14 +146,9 @@ async fn what_is_attached_in_the_last_moment_stays(world: &mut World) -> Outcome
     Ok(())
 }
 
-/// Eight clients call at moments around the end of the daemon, each in its own way. `LOOPD_TEST_SEED`
-/// and `LOOPD_TEST_ROUNDS` repeat or lengthen it.
+/// Eight clients call at moments around the end of the daemon, each in its own way.
 async fn a_thousand_calls_around_its_end(world: &mut World) -> Outcome {
-    let from_environment = |name| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
-    let seed = from_environment("LOOPD_TEST_SEED").unwrap_or_else(|| fastrand::u64(..));
-    let rounds = from_environment("LOOPD_TEST_ROUNDS").unwrap_or(125);
-    println!("a_thousand_calls_around_its_end: LOOPD_TEST_SEED={seed} LOOPD_TEST_ROUNDS={rounds}");
-    let mut random = fastrand::Rng::with_seed(seed);
+    let (mut random, rounds) = rounds::of("idle::a_thousand_calls_around_its_end", 125);
     let image = Image::sparse(&world.folder, "image", MIB)?;
     world.configure(CONFIGURATION)?;
     world.activate_daemon().await?;

@@ -27,6 +27,7 @@ mod partitions;
 mod restart;
 mod robustness;
 mod signals;
+mod soak;
 mod throwaway;
 mod udev;
 mod watchdog;
@@ -57,6 +58,7 @@ fn main() -> std::process::ExitCode {
         restart::TESTS,
         robustness::TESTS,
         concurrency::TESTS,
+        soak::TESTS,
         config::TESTS,
         idle::TESTS,
         watchdog::TESTS,

@@ -19,7 +19,7 @@ use loopd_tests::sysfs::{self, Extent, LoopDevice};
 use loopd_tests::table::{self, Entry, Gpt, Losetup};
 use loopd_tests::udev::{Listener, settle};
 use loopd_tests::world::{Attached, World, expect_kind, refusal};
-use loopd_tests::{Outcome, skip};
+use loopd_tests::{Outcome, rounds, skip};
 use zbus::wire::OwnedObjectPath;
 
 pub mod damaged;
@@ -768,14 +768,8 @@ async fn stale_ones_are_swept(world: &mut World) -> Outcome {
     Ok(())
 }
 
-fn number_from_environment(name: &str) -> Option<u64> {
-    std::env::var(name).ok().and_then(|value| value.parse().ok())
-}
-
 async fn killed_daemon(world: &mut World) -> Outcome {
-    let seed = number_from_environment("LOOPD_TEST_SEED").unwrap_or_else(|| fastrand::u64(..));
-    println!("partitions::killed_daemon: LOOPD_TEST_SEED={seed}");
-    let mut random = fastrand::Rng::with_seed(seed);
+    let mut random = rounds::random("partitions::killed_daemon");
     let image = two(world, "image")?;
     for round in 0..20 {
         // A daemon that knows the kernel already, and one that does not.
@@ -807,10 +801,8 @@ async fn killed_daemon(world: &mut World) -> Outcome {
     Ok(())
 }
 
-/// `LOOPD_TEST_ROUNDS` lengthens it.
 async fn many_rounds(world: &mut World) -> Outcome {
-    let rounds = number_from_environment("LOOPD_TEST_ROUNDS").unwrap_or(100);
-    println!("partitions::many_rounds: LOOPD_TEST_ROUNDS={rounds}");
+    let (_, rounds) = rounds::of("partitions::many_rounds", 100);
     let image = two(world, "image")?;
     let expected = table::of(image.name(), 512).await?;
     for round in 0..rounds {

@@ -13,7 +13,7 @@ use loopd_tests::process::{eventually, run};
 use loopd_tests::service_manager::ServiceManager;
 use loopd_tests::table::Gpt;
 use loopd_tests::world::{Attached, World};
-use loopd_tests::{GAMES, Outcome, User};
+use loopd_tests::{GAMES, Outcome, User, rounds};
 
 loopd_tests::tests! {
     "restart";
@@ -295,18 +295,9 @@ async fn another_bus(world: &mut World) -> Outcome {
     world.detach(&kept).await
 }
 
-/// `LOOPD_TEST_SEED` and `LOOPD_TEST_ROUNDS` repeat or lengthen it.
-fn rounds(test: &str) -> (fastrand::Rng, u64) {
-    let from_environment = |name| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
-    let seed = from_environment("LOOPD_TEST_SEED").unwrap_or_else(|| fastrand::u64(..));
-    let rounds = from_environment("LOOPD_TEST_ROUNDS").unwrap_or(25);
-    println!("{test}: LOOPD_TEST_SEED={seed} LOOPD_TEST_ROUNDS={rounds}");
-    (fastrand::Rng::with_seed(seed), rounds)
-}
-
 /// Whatever was answered is there after the kill, and nothing else.
 async fn killed_at_any_moment(world: &mut World) -> Outcome {
-    let (mut random, rounds) = rounds("killed_at_any_moment");
+    let (mut random, rounds) = rounds::of("restart::killed_at_any_moment", 25);
     let manager = ServiceManager::start(&world.folder)?;
     world.restart_managed(&manager).await?;
     let image = Image::sparse(&world.folder, "image", MIB)?;
@@ -354,7 +345,7 @@ async fn killed_at_any_moment(world: &mut World) -> Outcome {
 
 /// A device gets a new disk sequence with its file, and belongs to whom it did all the same.
 async fn killed_as_files_are_replaced(world: &mut World) -> Outcome {
-    let (mut random, rounds) = rounds("killed_as_files_are_replaced");
+    let (mut random, rounds) = rounds::of("restart::killed_as_files_are_replaced", 25);
     let manager = ServiceManager::start(&world.folder)?;
     world.restart_managed(&manager).await?;
     let images = [Image::sparse(&world.folder, "one", MIB)?, Image::sparse(&world.folder, "other", MIB)?];

@@ -117,6 +117,19 @@ impl Daemon {
         Ok(targets)
     }
 
+    /// Its resident memory in KiB and its number of threads.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn memory_and_threads(&self) -> Result<(u64, u64)> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let number = |key: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+            line.split_whitespace().next()?.parse().ok()
+        };
+        number("VmRSS:").zip(number("Threads:")).context("no VmRSS or Threads in its status")
+    }
+
     /// Asks it to end, and does not wait.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ pub mod loop_ioctl;
 pub mod polkit;
 pub mod probe;
 pub mod process;
+pub mod rounds;
 pub mod runner;
 pub mod service_manager;
 pub mod signals;

@@ -13,9 +13,10 @@ use nix::unistd::Pid;
 
 use crate::polkit::Setup;
 use crate::world::World;
-use crate::{Outcome, Skipped, host, process, sysfs};
+use crate::{Outcome, Skipped, host, process, rounds, sysfs};
 
-const LIMIT: Duration = Duration::from_secs(180);
+/// How long a test may take, in seconds; a long run sets `LOOPD_TEST_LIMIT`.
+const LIMIT: u64 = 180;
 
 /// A test, before it has its world.
 #[derive(Clone, Copy, Debug)]
@@ -80,14 +81,15 @@ fn run(test: Test) -> Result<Completion, Failed> {
 fn in_a_world(test: Test) -> Outcome {
     let folder = host::get()?.new_folder()?;
     let mut known = process::children(Pid::this());
+    let limit = Duration::from_secs(rounds::from_environment("LOOPD_TEST_LIMIT").unwrap_or(LIMIT));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let mut log = String::new();
     let outcome = runtime.block_on(async {
         let mut world = World::start(test.polkit, folder.path()).await?;
         let body = AssertUnwindSafe(in_this_world(test, &mut world)).catch_unwind();
-        let outcome = tokio::time::timeout(LIMIT, body).await;
+        let outcome = tokio::time::timeout(limit, body).await;
         log = world.log();
-        match outcome.with_context(|| format!("still not done after {LIMIT:?}"))? {
+        match outcome.with_context(|| format!("still not done after {limit:?}"))? {
             Ok(outcome) => outcome,
             Err(panic) => bail!("{}", panic_message(&*panic)),
         }

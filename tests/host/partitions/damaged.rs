@@ -4,13 +4,13 @@
 use std::os::unix::fs::FileExt as _;
 use std::time::{Duration, Instant};
 
-use loopd_tests::Outcome;
 use loopd_tests::image::{Image, MIB};
 use loopd_tests::polkit::Setup;
 use loopd_tests::process::{needs, run};
 use loopd_tests::sysfs::Extents;
 use loopd_tests::table::{self, Gpt, Mbr};
 use loopd_tests::world::World;
+use loopd_tests::{Outcome, rounds};
 
 use super::{assert_none, assert_warned, persistent, shown};
 
@@ -185,11 +185,9 @@ async fn empty_image(world: &mut World) -> Outcome {
     assert_found(world, &image, &[], &[]).await
 }
 
-/// Sound tables with bytes of chance in them. `LOOPD_TEST_SEED` repeats it.
+/// Sound tables with random bytes in them.
 async fn garbage(world: &mut World) -> Outcome {
-    let seed = super::number_from_environment("LOOPD_TEST_SEED").unwrap_or_else(|| fastrand::u64(..));
-    println!("partitions::damaged::garbage: LOOPD_TEST_SEED={seed}");
-    let mut random = fastrand::Rng::with_seed(seed);
+    let mut random = rounds::random("partitions::damaged::garbage");
     for round in 0..30 {
         let image = Image::sparse(&world.folder, format!("image-{round}"), 4 * MIB)?;
         if random.bool() {
