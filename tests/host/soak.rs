@@ -32,10 +32,8 @@ const MOST: usize = 3;
 async fn fifty_clients_beside_losetup(world: &mut World) -> Outcome {
     let (mut random, calls) = rounds::of("soak::fifty_clients_beside_losetup", 1000);
     let ended = Arc::new(AtomicBool::new(false));
-    let losetup = tokio::spawn(attach_by_losetup(
-        Image::sparse(&world.folder, "foreign", MIB)?,
-        Arc::clone(&ended),
-    ));
+    let losetup =
+        tokio::spawn(attach_by_losetup(Image::sparse(&world.folder, "foreign", MIB)?, Arc::clone(&ended)));
     let left = Arc::new(AtomicU64::new(calls));
     let mut clients = tokio::task::JoinSet::new();
     for number in 0..CLIENTS {
