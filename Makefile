@@ -138,7 +138,7 @@ install:
 	$(INSTALL) -D -m 644 docs/completion/fish/loopctl.fish $(DESTDIR)$(fishcompletiondir)/loopctl.fish
 	for page in $(wildcard docs/*.[1-8] docs/man/*.[1-8]); do \
 		$(INSTALL) -D -m 644 $$page $(DESTDIR)$(mandir)/man$${page##*.}/$${page##*/} || exit; done
-	for text in README.md LICENSE-MIT LICENSE-APACHE $(wildcard docs/*.md); do \
+	for text in README.md SECURITY.md LICENSE-MIT LICENSE-APACHE $(wildcard docs/*.md); do \
 		$(INSTALL) -D -m 644 $$text $(DESTDIR)$(docdir)/$${text##*/} || exit; done
 
 uninstall:
