@@ -10,6 +10,7 @@ mod connection;
 mod desktop;
 mod holder;
 pub mod losetup;
+mod mount_point;
 mod mount_table;
 mod objects;
 mod output;

@@ -5,10 +5,24 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-/// The mount points, in the order in which they were mounted.
+use nix::sys::stat::{major, minor};
+
+/// File systems over several devices. Their mounts have device numbers of their own, and their types are
+/// the kernel's: a user's FUSE mount is `fuse`, `fuseblk` or `fuse.SUBTYPE`.
+const MULTI_DEVICE: &[&[u8]] = &[b"btrfs", b"bcachefs"];
+
+/// The mounts, in the order in which they were made.
 #[derive(Clone, Debug, Default)]
 pub struct MountTable {
-    points: Vec<PathBuf>,
+    mounts: Vec<Mount>,
+}
+
+#[derive(Clone, Debug)]
+struct Mount {
+    /// `MAJOR:MINOR`.
+    device: Vec<u8>,
+    point: PathBuf,
+    file_system: Vec<u8>,
 }
 
 impl MountTable {
@@ -21,27 +35,42 @@ impl MountTable {
     }
 
     fn parse(text: &[u8]) -> Self {
-        let points = text.split(|byte| *byte == b'\n').filter_map(|line| {
-            // ID, parent, device, root within the file system, mount point
-            let point = line.split(|byte| *byte == b' ').nth(4)?;
-            Some(OsString::from_vec(unescape(point)).into())
+        let mounts = text.split(|byte| *byte == b'\n').filter_map(|line| {
+            // ID, parent, device, root within the file system, mount point, options, optional fields, "-", type
+            let mut fields = line.split(|byte| *byte == b' ');
+            let device = fields.nth(2)?.to_vec();
+            let point = OsString::from_vec(unescape(fields.nth(1)?)).into();
+            let file_system = fields.skip_while(|field| *field != b"-").nth(1).unwrap_or_default().to_vec();
+            Some(Mount { device, point, file_system })
         });
-        Self { points: points.collect() }
+        Self { mounts: mounts.collect() }
+    }
+
+    fn points(&self) -> impl Iterator<Item = &Path> {
+        self.mounts.iter().map(|mount| mount.point.as_path())
     }
 
     /// The mount that the path lies on, or is the top of.
     #[must_use]
     pub fn holding(&self, path: &Path) -> Option<&Path> {
-        let above = self.points.iter().filter(|point| path.starts_with(point));
-        above.max_by_key(|point| point.as_os_str().len()).map(PathBuf::as_path)
+        self.points().filter(|point| path.starts_with(point)).max_by_key(|point| point.as_os_str().len())
     }
 
     /// What is mounted below the mount point.
     pub fn below(&self, point: &Path) -> impl Iterator<Item = &Path> {
-        self.points
-            .iter()
-            .map(PathBuf::as_path)
-            .filter(move |other| *other != point && other.starts_with(point))
+        self.points().filter(move |other| *other != point && other.starts_with(point))
+    }
+
+    /// Whether what is seen at the mount point is the block device with this number. loopd says where a
+    /// device is mounted in the host's namespace; another file system may lie on top, or ours be another
+    /// namespace.
+    #[must_use]
+    pub fn shows(&self, point: &Path, device: u64) -> bool {
+        let number = format!("{}:{}", major(device), minor(device));
+        let top = self.mounts.iter().rfind(|mount| mount.point == point);
+        top.is_some_and(|mount| {
+            mount.device == number.as_bytes() || MULTI_DEVICE.contains(&mount.file_system.as_slice())
+        })
     }
 }
 
@@ -106,6 +135,20 @@ mod tests {
         assert_eq!(below("/run/media/a/data"), [Path::new("/run/media/a/data/sub")]);
         assert_eq!(below("/").len(), 3);
         assert_eq!(below("/run/media/a/data/sub").len(), 0);
+    }
+
+    #[test]
+    fn the_topmost_mount_is_what_is_seen() {
+        let table = MountTable::parse(
+            b"30 22 7:0 / /m/a rw,nosuid,nodev shared:1 - ext4 /dev/loop0 rw\n\
+              31 30 0:50 / /m/a rw - fuse.sshfs /dev/loop0 rw\n\
+              32 22 0:51 / /m/b rw - fuse /dev/loop0 rw\n\
+              33 22 0:52 / /m/b rw - btrfs /dev/loop1 rw\n\
+              34 22 7:0 / /m/c rw - ext4 /dev/loop0 rw\n\
+              35 22 0:53 / /m/d rw - fuse.btrfs /dev/loop0 rw\n",
+        );
+        let shown = |point: &str| table.shows(Path::new(point), nix::sys::stat::makedev(7, 0));
+        assert_eq!(["/m/a", "/m/b", "/m/c", "/m/d", "/m/e"].map(shown), [false, true, true, false, false]);
     }
 
     #[test]

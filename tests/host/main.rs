@@ -22,6 +22,7 @@ mod loopctl_change;
 mod loopctl_mount;
 mod losetup;
 mod mount;
+mod mount_identity;
 mod overlap;
 mod partitions;
 mod restart;
@@ -48,6 +49,7 @@ fn main() -> std::process::ExitCode {
         losetup::TESTS,
         throwaway::TESTS,
         mount::TESTS,
+        mount_identity::TESTS,
         foreign::TESTS,
         hanging::TESTS,
         introspection::TESTS,

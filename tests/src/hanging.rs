@@ -47,6 +47,18 @@ impl Hanging {
     pub fn mount_for(user: User, parent: &Path, bytes: usize) -> Result<Self> {
         let folder = parent.join("hanging");
         std::fs::create_dir(&folder)?;
+        Self::mount_on(folder, user, bytes, "hanging", "fuse")
+    }
+
+    /// Mounts it over a directory under a source and a type that a user could give fusermount.
+    ///
+    /// # Errors
+    /// The kernel has no FUSE.
+    pub fn pretend(folder: &Path, source: &str, kind: &str) -> Result<Self> {
+        Self::mount_on(folder.to_owned(), crate::ROOT, 0, source, kind)
+    }
+
+    fn mount_on(folder: PathBuf, user: User, bytes: usize, source: &str, kind: &str) -> Result<Self> {
         let gate = Arc::<Gate>::default();
         gate.state().contents = vec![0; bytes];
         let files = Files { gate: Arc::clone(&gate) };
@@ -59,7 +71,7 @@ impl Hanging {
         let options =
             format!("fd={},rootmode=40000,user_id={},group_id={}", channel.as_raw_fd(), user.uid, user.gid);
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-        mount(Some("hanging"), &folder, Some("fuse"), flags, Some(options.as_str()))
+        mount(Some(source), &folder, Some(kind), flags, Some(options.as_str()))
             .context("mounting with FUSE")?;
         let session = Session::from_fd(files, channel, SessionACL::All, Config::default())
             .and_then(Session::spawn)

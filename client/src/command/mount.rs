@@ -1,11 +1,10 @@
 //! `loopctl mount`.
 
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use loopd_dbus::proxy::Interaction;
 use loopd_dbus::{AttachOptions, Lifetime, ListOptions, MountOptions, State, UnmountOptions};
@@ -20,7 +19,7 @@ use crate::output::json::Device;
 use crate::output::{self, printable};
 use crate::target::{Attached, Target, attached_at, list};
 use crate::volume::{self, NoChoice};
-use crate::{desktop, throwaway};
+use crate::{desktop, mount_point, throwaway};
 
 /// Mounts the target and prints the mount point.
 pub async fn run(args: &Mount, interaction: Interaction) -> anyhow::Result<u8> {
@@ -104,6 +103,10 @@ impl Source {
         let (file, reference) = match self {
             Self::Target(target) => {
                 let mut found = whole(target).find(&bus.manager).await?;
+                // A file that is gone is known by the path that loopd lists, which whoever attached it chose.
+                if matches!(target, Target::File(path) if !path.exists()) {
+                    found.retain(|attached| attached.attachment.owner == getuid().as_raw());
+                }
                 // Of several the latest: it is the one that the user has just attached.
                 found.sort_by_key(|attached| attached.attachment.disk_sequence);
                 let found = found.pop().map(|attached| (attached.path, None));
@@ -148,9 +151,8 @@ async fn own_attachment(
     found.retain(|attached| is_suitable(attached, getuid().as_raw(), is_writable));
     // One that is mounted is what the user sees already.
     crate::partition::add(&bus.connection, &mut found).await?;
-    found.sort_by_key(|attached| {
-        !volume::of(attached).iter().any(|volume| volume.mount_points().next().is_some())
-    });
+    found
+        .sort_by_key(|attached| !volume::of(attached).iter().any(|volume| mount_point::of(volume).is_some()));
     Ok(found.into_iter().next().map(|attached| attached.path))
 }
 
@@ -195,8 +197,8 @@ async fn mount_volume(
         _ => None,
     };
     let chosen = volume::choose(attached, args.partition.or(named))?;
-    if let Some(point) = chosen.mount_points().next() {
-        return Ok(path_of(point));
+    if let Some(point) = mount_point::of(&chosen) {
+        return Ok(point);
     }
     let options = MountOptions {
         read_only: args.read_only,
@@ -220,11 +222,7 @@ async fn mounted_meanwhile(
 ) -> anyhow::Result<Option<PathBuf>> {
     let Some(attached) = attached_at(bus, &attached.path).await? else { return Ok(None) };
     let found = volume::of(&attached).into_iter().find(|other| other.path == volume);
-    Ok(found.and_then(|volume| volume.mount_points().next().map(path_of)))
-}
-
-fn path_of(bytes: &[u8]) -> PathBuf {
-    Path::new(OsStr::from_bytes(bytes)).to_owned()
+    Ok(found.and_then(|volume| mount_point::of(&volume)))
 }
 
 /// Detaches what was attached to be mounted. After a signal the mount may be under way, or done.

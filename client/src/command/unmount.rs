@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use loopd_dbus::properties::from_bus_path;
@@ -246,12 +247,19 @@ async fn at_folder(bus: &Bus, folder: &Path) -> anyhow::Result<Order> {
     for mut order in with_partitions(bus, list(&bus.manager, &all).await?).await? {
         let volumes = volume::of(&order.attached);
         let here = volumes.iter().find(|volume| volume.mount_points().any(|other| other == point));
+        let here = here.filter(|volume| is_seen_at(&table, volume, point));
         if let Some(path) = here.map(|volume| volume.path.clone()) {
             order.only = Some(path);
             return Ok(order);
         }
     }
     Err(none())
+}
+
+/// Another file system may be mounted on top of the volume's.
+fn is_seen_at(table: &MountTable, volume: &Volume<'_>, point: &[u8]) -> bool {
+    let device = std::fs::metadata(&volume.properties.device).map(|node| node.rdev());
+    device.is_ok_and(|device| table.shows(Path::new(OsStr::from_bytes(point)), device))
 }
 
 /// What went wrong, and who is to blame: lines.

@@ -198,7 +198,7 @@ impl<K: Kernel> Record<K> {
             ownership: self.ownership.clone(),
             state: self.state,
             file_system: self.file_system.clone(),
-            mount_points: mounts.of(self.device.device_number, &self.device.node()).to_vec(),
+            mount_points: mounts.of(self.device.device_number).to_vec(),
             partitions: self.partitions.values().map(|partition| self.show(partition, mounts)).collect(),
         }
     }
@@ -208,7 +208,7 @@ impl<K: Kernel> Record<K> {
         PartitionSnapshot {
             partition: record.partition.clone(),
             file_system: record.file_system.clone(),
-            mount_points: mounts.of(node.device_number, &self.device.partition_node(node.number)).to_vec(),
+            mount_points: mounts.of(node.device_number).to_vec(),
         }
     }
 

@@ -30,12 +30,10 @@ impl<K: Kernel> Record<K> {
     }
 
     fn is_mounted(&self, mounts: &MountTable) -> bool {
-        let device = &self.device;
-        let partitions = self.partitions.values().map(|record| &record.partition.node);
-        !mounts.of(device.device_number, &device.node()).is_empty()
-            || partitions
-                .into_iter()
-                .any(|node| !mounts.of(node.device_number, &device.partition_node(node.number)).is_empty())
+        let partitions = self.partitions.values().map(|record| record.partition.node.device_number);
+        std::iter::once(self.device.device_number)
+            .chain(partitions)
+            .any(|device| !mounts.of(device).is_empty())
     }
 
     /// Whether it waits for its first mount with this client.

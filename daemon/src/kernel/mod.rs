@@ -12,6 +12,7 @@ mod inotify;
 mod ioctl;
 mod linux;
 pub mod mount_table;
+pub mod multi_device;
 mod node_watch;
 mod partitions;
 mod readiness;

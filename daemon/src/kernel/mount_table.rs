@@ -5,6 +5,8 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use super::multi_device::MultiDevice;
+
 /// The file that the table is read from. It reports `POLLPRI` when a mount comes or goes.
 pub const FILE: &str = "/proc/self/mountinfo";
 
@@ -14,9 +16,6 @@ pub struct MountTable {
     /// Every mount point, whatever is mounted there.
     all: BTreeSet<PathBuf>,
     by_device: HashMap<(u32, u32), Vec<PathBuf>>,
-    /// File systems over several devices (btrfs) have a device number of their own, and name the
-    /// device only as their source.
-    by_source: HashMap<String, Vec<PathBuf>>,
 }
 
 /// Reads the table of our mount namespace.
@@ -24,33 +23,37 @@ pub struct MountTable {
 /// # Errors
 /// procfs cannot be read.
 pub fn read() -> std::io::Result<MountTable> {
-    Ok(MountTable::parse(&std::fs::read(FILE)?))
+    let text = std::fs::read(FILE)?;
+    Ok(MountTable::parse(&text, &MultiDevice::read()))
 }
 
 impl MountTable {
     /// Reads the text of the file. Lines that make no sense are passed over.
+    ///
+    /// The device number decides, which nobody can forge. The source is free text for most file systems:
+    /// fusermount passes on whatever a user names. It counts for those over several devices only.
     #[must_use]
-    pub fn parse(text: &[u8]) -> Self {
+    pub fn parse(text: &[u8], multi_device: &MultiDevice) -> Self {
         let mut table = Self::default();
         for line in text.split(|byte| *byte == b'\n') {
-            table.parse_line(line);
+            table.parse_line(line, multi_device);
         }
         table
     }
 
-    fn parse_line(&mut self, line: &[u8]) -> Option<()> {
+    fn parse_line(&mut self, line: &[u8], multi_device: &MultiDevice) -> Option<()> {
         let mut fields = line.split(|byte| *byte == b' ');
         let device = device_number(std::str::from_utf8(fields.nth(2)?).ok()?)?;
         let mount_point = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
         self.all.insert(mount_point.clone());
-        if device.0 != 0 {
-            put(self.by_device.entry(device).or_default(), mount_point);
-            return Some(());
-        }
-        let source = fields.skip_while(|field| *field != b"-").nth(2)?;
-        if source.starts_with(b"/dev/") {
-            let source = String::from_utf8(unescape(source)).ok()?;
-            put(self.by_source.entry(source).or_default(), mount_point);
+        let devices = if device.0 == 0 {
+            let mut fields = fields.skip_while(|field| *field != b"-").skip(1);
+            multi_device.devices(fields.next()?, &unescape(fields.next()?))
+        } else {
+            vec![device]
+        };
+        for device in devices {
+            put(self.by_device.entry(device).or_default(), mount_point.clone());
         }
         Some(())
     }
@@ -68,11 +71,10 @@ impl MountTable {
         self.all.iter().map(PathBuf::as_path).filter(is_below).collect()
     }
 
-    /// Where the device with this number and node is mounted.
+    /// Where the device with this number is mounted.
     #[must_use]
-    pub fn of(&self, device: (u32, u32), node: &str) -> &[PathBuf] {
-        let found = self.by_device.get(&device).or_else(|| self.by_source.get(node));
-        found.map_or(&[], Vec::as_slice)
+    pub fn of(&self, device: (u32, u32)) -> &[PathBuf] {
+        self.by_device.get(&device).map_or(&[], Vec::as_slice)
     }
 }
 
@@ -122,22 +124,48 @@ mod tests {
     use super::*;
 
     #[test]
-    fn devices_sources_and_escapes_are_read() {
+    fn devices_and_escapes_are_read() {
         let table = MountTable::parse(
             b"22 1 7:3 / /mnt/a\\040b rw - ext4 /dev/loop3 rw\n\
               23 1 7:3 / /mnt/c\\134d rw shared:7 - ext4 /dev/loop3 rw\n\
-              24 1 0:41 / /mnt/btrfs rw - btrfs /dev/loop4 rw\n\
               25 1 0:42 / /proc rw - proc proc rw\n\
               nonsense\n\n",
+            &MultiDevice::default(),
         );
-        let paths = |device, node| table.of(device, node).to_vec();
-        assert_eq!(paths((7, 3), "/dev/loop3"), [PathBuf::from("/mnt/a b"), PathBuf::from("/mnt/c\\d")]);
-        assert_eq!(paths((7, 4), "/dev/loop4"), [PathBuf::from("/mnt/btrfs")]);
-        assert!(paths((7, 5), "/dev/loop5").is_empty());
+        assert_eq!(table.of((7, 3)), [PathBuf::from("/mnt/a b"), PathBuf::from("/mnt/c\\d")]);
+        assert!(table.of((7, 5)).is_empty());
+        assert!(table.has(Path::new("/proc")));
+    }
+
+    #[test]
+    fn a_file_system_over_two_devices_is_a_mount_of_both() {
+        let table = MountTable::parse(
+            b"24 1 0:41 / /mnt/btrfs rw - btrfs /dev/loop4 rw\n\
+              25 1 0:41 /sub /mnt/sub rw shared:9 master:3 - btrfs /dev/loop4 rw\n",
+            &MultiDevice::over(&[4, 5]),
+        );
+        for number in [4, 5] {
+            assert_eq!(table.of((7, number)), [PathBuf::from("/mnt/btrfs"), PathBuf::from("/mnt/sub")]);
+        }
+        assert!(table.of((7, 6)).is_empty());
+    }
+
+    #[test]
+    fn a_forged_source_is_no_mount_of_the_device() {
+        let table = MountTable::parse(
+            b"24 1 0:41 / /home/m/a rw - fuse /dev/loop4 rw,user_id=1000\n\
+              25 1 0:42 / /home/m/b rw - fuse.btrfs /dev/loop4 rw,user_id=1000\n\
+              26 1 0:43 / /home/m/c rw - tmpfs /dev/loop4 rw\n\
+              27 1 0:44 / /home/m/d rw - fuse.x\\040-\\040btrfs /dev/loop4 rw\n\
+              28 1 8:1 / /home/m/e rw - ext4 /dev/loop4 rw\n",
+            &MultiDevice::over(&[4, 5]),
+        );
+        assert!(table.of((7, 4)).is_empty() && table.of((7, 5)).is_empty());
+        assert!(table.has(Path::new("/home/m/a")));
     }
 
     #[test]
     fn the_own_table_reads() {
-        assert!(!read().unwrap().by_device.is_empty() || !read().unwrap().by_source.is_empty());
+        assert!(read().unwrap().has(Path::new("/proc")));
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use loopd_dbus::{Error, ErrorKind, Lifetime};
 
 use super::mount_table::MountTable;
+use super::multi_device::MultiDevice;
 use super::{
     Attached, Change, Device, DiskSequence, FileFacts, FileIdentity, FileKind, FileSystem, Found, Glance,
     Kernel, Occasion, Partition, PartitionNode, Partitioning, Users,
@@ -341,7 +342,7 @@ impl Simulated {
                 text.push_str(&format!("1 1 {major}:{minor} / {} rw - fs dev rw\n", path.display()));
             }
         }
-        MountTable::parse(text.as_bytes())
+        MountTable::parse(text.as_bytes(), &MultiDevice::default())
     }
 
     /// Another program attaches a file.

@@ -113,7 +113,7 @@ pub fn users(number: u32) -> std::io::Result<Users> {
     for name in block_names(number) {
         let device_node = format!("/dev/{name}");
         if let Some(device) = device_number(&name) {
-            users.mount_points.extend(mounts.of(device, &device_node).iter().cloned());
+            users.mount_points.extend(mounts.of(device).iter().cloned());
         }
         users.holders.extend(holders(&name));
         if swaps.contains(&device_node) {

@@ -4,11 +4,9 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use loopd_dbus::{Error, ErrorKind};
+use loopd_dbus::{Error, ErrorKind, acl};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
-
-use super::acl;
 
 /// Where the service manager gives us no other.
 const MEDIA: &str = "/run/media";

@@ -12,7 +12,6 @@ use zbus::{Connection, Variant};
 use crate::engine::{Account, Doing, MountOrder, Mounter, safe_name};
 use crate::kernel::mount_table;
 
-mod acl;
 mod folders;
 pub mod unit_name;
 mod units;

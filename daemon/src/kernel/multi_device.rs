@@ -1,0 +1,133 @@
+//! File systems over several devices (btrfs, bcachefs). A mount of one has a device number of its own, so
+//! only its source names a device. sysfs lists the devices of each file system.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::mount_table::device_number;
+
+/// A block device of a file system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Member {
+    /// As in `/sys/class/block`, with a slash for each `!`.
+    name: String,
+    device: (u32, u32),
+}
+
+/// The devices of each mounted file system over several devices.
+#[derive(Clone, Debug, Default)]
+pub struct MultiDevice {
+    file_systems: Vec<Vec<Member>>,
+}
+
+impl MultiDevice {
+    /// Reads sysfs. A directory that is missing has no file systems.
+    #[must_use]
+    pub fn read() -> Self {
+        Self::read_below(Path::new("/sys/fs"))
+    }
+
+    fn read_below(sysfs: &Path) -> Self {
+        // /sys/fs/btrfs/FSID/devices/NAME and /sys/fs/bcachefs/FSID/dev-N/block are links to block devices.
+        let btrfs = entries(&sysfs.join("btrfs")).into_iter().map(|folder| entries(&folder.join("devices")));
+        let bcachefs = entries(&sysfs.join("bcachefs"))
+            .into_iter()
+            .map(|folder| entries(&folder).iter().map(|device| device.join("block")).collect());
+        let members = |links: Vec<PathBuf>| links.iter().filter_map(|link| member(link)).collect();
+        Self { file_systems: btrfs.chain(bcachefs).map(members).collect() }
+    }
+
+    /// The numbers of all devices of the file system that a line of the mount table stands for, by its
+    /// type and source. The kernel chooses the source of such a line (`btrfs_show_devname`,
+    /// `bch2_show_devname`), and no user can mount another file system under one of these types: a FUSE
+    /// mount has the type `fuse`, `fuseblk` or `fuse.SUBTYPE`.
+    #[must_use]
+    pub fn devices(&self, file_system: &[u8], source: &[u8]) -> Vec<(u32, u32)> {
+        let Ok(source) = std::str::from_utf8(source) else { return Vec::new() };
+        let node = match file_system {
+            b"btrfs" => source,
+            b"bcachefs" => source.split(':').next().unwrap_or_default(),
+            _ => return Vec::new(),
+        };
+        let found = self.with(node).or_else(|| self.with(fs::canonicalize(node).ok()?.to_str()?));
+        found.map(|members| members.iter().map(|member| member.device).collect()).unwrap_or_default()
+    }
+
+    fn with(&self, node: &str) -> Option<&Vec<Member>> {
+        let name = node.strip_prefix("/dev/")?;
+        self.file_systems.iter().find(|members| members.iter().any(|member| member.name == name))
+    }
+}
+
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+}
+
+/// The block device that a link of sysfs leads to.
+fn member(link: &Path) -> Option<Member> {
+    let name = fs::canonicalize(link).ok()?.file_name()?.to_str()?.replace('!', "/");
+    let device = device_number(fs::read_to_string(link.join("dev")).ok()?.trim_ascii_end())?;
+    Some(Member { name, device })
+}
+
+#[cfg(test)]
+impl MultiDevice {
+    /// One file system over these loop devices.
+    pub(super) fn over(numbers: &[u32]) -> Self {
+        let member = |number: &u32| Member { name: format!("loop{number}"), device: (7, *number) };
+        Self { file_systems: vec![numbers.iter().map(member).collect()] }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn add_device(devices: &Path, name: &str, number: &str, link: &Path) {
+        let device = devices.join(name);
+        fs::create_dir_all(&device).unwrap();
+        fs::write(device.join("dev"), number).unwrap();
+        fs::create_dir_all(link.parent().unwrap()).unwrap();
+        symlink(device, link).unwrap();
+    }
+
+    #[test]
+    fn all_devices_of_a_file_system_are_found_by_any_of_them() {
+        let sysfs = tempfile::tempdir().unwrap();
+        let devices = sysfs.path().join("devices");
+        let fsid = sysfs.path().join("btrfs/11111111-2222-3333-4444-555555555555");
+        add_device(&devices, "loop4", "7:4\n", &fsid.join("devices/loop4"));
+        add_device(&devices, "cciss!c0d0", "104:0\n", &fsid.join("devices/cciss!c0d0"));
+        let other = sysfs.path().join("bcachefs/66666666-2222-3333-4444-555555555555");
+        add_device(&devices, "loop5", "7:5\n", &other.join("dev-0/block"));
+        add_device(&devices, "loop6", "7:6\n", &other.join("dev-1/block"));
+        fs::create_dir(sysfs.path().join("btrfs/features")).unwrap();
+
+        let table = MultiDevice::read_below(sysfs.path());
+        let found = |kind: &str, source: &str| {
+            let mut found = table.devices(kind.as_bytes(), source.as_bytes());
+            found.sort_unstable();
+            found
+        };
+        assert_eq!(found("btrfs", "/dev/loop4"), [(7, 4), (104, 0)]);
+        assert_eq!(found("btrfs", "/dev/cciss/c0d0"), [(7, 4), (104, 0)]);
+        assert_eq!(found("bcachefs", "/dev/loop5:/dev/loop6"), [(7, 5), (7, 6)]);
+        for (kind, source) in [
+            ("fuse", "/dev/loop4"),
+            ("fuse.btrfs", "/dev/loop4"),
+            ("tmpfs", "/dev/loop4"),
+            ("btrfs", "/dev/loop7"),
+            ("btrfs", "loop4"),
+            ("btrfs", ""),
+        ] {
+            assert_eq!(found(kind, source), [], "{kind} {source}");
+        }
+    }
+
+    #[test]
+    fn a_kernel_without_such_file_systems_has_none() {
+        assert!(MultiDevice::read_below(Path::new("/nonexistent")).file_systems.is_empty());
+    }
+}
