@@ -324,8 +324,7 @@ fn observer(engine: &Arc<Engine<Linux>>) -> impl FnMut(udev::Notice) {
         udev::Notice::Uevent(uevent) => engine.observe(*uevent),
         udev::Notice::Lost => {
             warn!("events of udev were lost; everything is looked at again");
-            let engine = Arc::clone(&engine);
-            tokio::spawn(async move { engine.resync().await });
+            engine.events_lost();
         }
     }
 }

@@ -16,6 +16,9 @@ use crate::kernel::{DiskSequence, FileSystem, Found, Readiness, TableEntry};
 /// How long it must be quiet after events were lost before everything is read anew.
 const QUIET: Duration = Duration::from_millis(200);
 
+/// How many events are read before everyone else has a turn.
+const AT_ONCE: usize = 8;
+
 /// What the monitor has to tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Notice {
@@ -77,7 +80,7 @@ impl Monitor {
             // The timer runs only while something is known to be lost.
             let ready = if lost { tokio::time::timeout(QUIET, ready).await.ok() } else { Some(ready.await) };
             match ready {
-                Some(Ok(socket)) => lost |= drain(socket, &mut tell),
+                Some(Ok(socket)) => lost |= drain(socket, &mut tell).await,
                 Some(Err(error)) => return warn!("listening to udev failed: {error}"),
                 None if is_idle() => {
                     lost = false;
@@ -89,10 +92,10 @@ impl Monitor {
     }
 }
 
-/// Reads all that is there; true where the socket's buffer had overflowed.
-fn drain(socket: &Socket, tell: &mut impl FnMut(Notice)) -> bool {
+/// Reads all that is there; true where the socket's buffer had overflowed. Calls are served in between.
+async fn drain(socket: &Socket, tell: &mut impl FnMut(Notice)) -> bool {
     let mut lost = false;
-    loop {
+    for read_at_once in 1usize.. {
         match socket.socket.iter().next() {
             Some(event) => {
                 if let Some(uevent) = read(&event, socket.from_udev) {
@@ -101,9 +104,13 @@ fn drain(socket: &Socket, tell: &mut impl FnMut(Notice)) -> bool {
             }
             // The crate shows an overflow as "no event"; errno is what libudev left behind.
             None if Errno::last() == Errno::ENOBUFS => lost = true,
-            None => return lost,
+            None => break,
+        }
+        if read_at_once.is_multiple_of(AT_ONCE) {
+            tokio::task::yield_now().await;
         }
     }
+    lost
 }
 
 /// Whether udev is there to process events.

@@ -71,7 +71,7 @@ impl Manager {
                 && options.offset.is_none_or(|offset| offset == snapshot.device.offset)
                 && file.as_ref().is_none_or(|file| snapshot.device.shows(file.identity))
         };
-        Ok(self.room.engine.list().iter().filter(|snapshot| wanted(snapshot)).map(listed).collect())
+        Ok(self.room.engine.outlines().iter().filter(|snapshot| wanted(snapshot)).map(listed).collect())
     }
 
     #[zbus(out_args("device"))]

@@ -68,9 +68,10 @@ impl Room {
         })
     }
 
+    /// An attachment, without its partitions.
     fn find(&self, id: DiskSequence) -> Result<Snapshot, Error> {
         self.engine
-            .find(id)
+            .outline(id)
             .ok_or_else(|| Error::new(ErrorKind::UnknownObject, format!("the attachment {id} is gone")))
     }
 }

@@ -21,7 +21,7 @@ use super::objects::Interfaces;
 use super::partition::Partition;
 use super::volume::Volume;
 use super::{Room, wire};
-use crate::engine::{Event, Snapshot, VolumeId};
+use crate::engine::{Changes, Event, PartitionSnapshot, Snapshot, VolumeId};
 use crate::kernel::DiskSequence;
 
 /// The objects below the root.
@@ -55,7 +55,8 @@ impl Publisher {
     pub async fn run(mut self, mut events: UnboundedReceiver<Event>) {
         while let Some(event) = events.recv().await {
             let told = match event {
-                Event::Added(snapshot) | Event::Changed(snapshot) => self.show(&snapshot).await,
+                Event::Added(snapshot) => self.show(&snapshot).await,
+                Event::Changed(changes) => self.change(&changes).await,
                 Event::Removed(id) => self.remove(id).await,
                 Event::Checkpoint(done) => {
                     let _nobody_waits = done.send(());
@@ -68,18 +69,33 @@ impl Publisher {
         }
     }
 
-    /// Makes the objects of an attachment show what it is now.
+    /// Puts the objects of a new attachment on the bus.
     async fn show(&mut self, snapshot: &Snapshot) -> zbus::Result<()> {
-        let mut object = match self.objects.remove(&snapshot.id) {
-            Some(object) => {
-                self.change(snapshot, &object).await?;
-                object
-            }
-            None => self.add(snapshot).await?,
-        };
-        let shown = self.show_partitions(snapshot, &mut object.partitions).await;
+        let mut object = self.add(snapshot).await?;
+        let partitions = &snapshot.partitions;
+        let shown = self.show_partitions(snapshot.id, snapshot.device.number, partitions, &mut object).await;
         self.objects.insert(snapshot.id, object);
         shown
+    }
+
+    /// Makes the objects of an attachment show what it is now.
+    async fn change(&mut self, changes: &Changes) -> zbus::Result<()> {
+        let Some(mut object) = self.objects.remove(&changes.id) else { return Ok(()) };
+        let changed = self.change_object(changes, &mut object).await;
+        self.objects.insert(changes.id, object);
+        changed
+    }
+
+    async fn change_object(&self, changes: &Changes, object: &mut Published) -> zbus::Result<()> {
+        if let Some(snapshot) = &changes.attachment {
+            self.change_attachment(snapshot, object).await?;
+        }
+        for number in &changes.gone {
+            if object.partitions.remove(number).is_some() {
+                self.remove_partition(changes.id, *number).await?;
+            }
+        }
+        self.show_partitions(changes.id, changes.number, &changes.partitions, object).await
     }
 
     async fn add(&self, snapshot: &Snapshot) -> zbus::Result<Published> {
@@ -98,7 +114,7 @@ impl Publisher {
         Ok(Published { attachment, volume, partitions: HashMap::new() })
     }
 
-    async fn change(&self, snapshot: &Snapshot, object: &Published) -> zbus::Result<()> {
+    async fn change_attachment(&self, snapshot: &Snapshot, object: &Published) -> zbus::Result<()> {
         let path = attachment_path(snapshot.id.0);
         let (attachment, volume) = (wire::attachment(snapshot), wire::volume(snapshot));
         let of_attachment = attachment.changes_since(&replace(&object.attachment, attachment.clone()));
@@ -107,32 +123,29 @@ impl Publisher {
         self.emit(&path, VOLUME, of_volume).await
     }
 
+    /// Shows partitions of an attachment, whose loop device has this number.
     async fn show_partitions(
         &self,
-        snapshot: &Snapshot,
-        objects: &mut HashMap<u32, PublishedPartition>,
+        attachment: DiskSequence,
+        number: u32,
+        partitions: &[PartitionSnapshot],
+        object: &mut Published,
     ) -> zbus::Result<()> {
-        let is_there = |number: u32| {
-            snapshot.partitions.iter().any(|partition| partition.partition.node.number == number)
-        };
-        let gone: Vec<u32> = objects.keys().copied().filter(|number| !is_there(*number)).collect();
-        for number in gone {
-            objects.remove(&number);
-            self.remove_partition(snapshot.id, number).await?;
-        }
-        for partition in &snapshot.partitions {
-            let path = partition_path(snapshot.id.0, partition.partition.node.number);
-            let (now, volume) =
-                (wire::partition(snapshot, partition), wire::partition_volume(snapshot, partition));
-            match objects.entry(partition.partition.node.number) {
+        for shown in partitions {
+            let partition = shown.partition.node.number;
+            let (now, volume) = (wire::partition(attachment, shown), wire::partition_volume(number, shown));
+            match object.partitions.entry(partition) {
                 Entry::Occupied(known) => {
+                    let path = partition_path(attachment.0, partition);
                     let changes = now.changes_since(&replace(&known.get().partition, now.clone()));
                     self.emit(&path, PARTITION, changes).await?;
                     let changes = volume.changes_since(&replace(&known.get().volume, volume.clone()));
                     self.emit(&path, VOLUME, changes).await?;
                 }
-                Entry::Vacant(free) => drop(free.insert(self.add_partition(snapshot.id, now, volume).await?)),
+                Entry::Vacant(free) => drop(free.insert(self.add_partition(attachment, now, volume).await?)),
             }
+            // Calls are answered in between: there may be hundreds.
+            tokio::task::yield_now().await;
         }
         Ok(())
     }
@@ -189,6 +202,7 @@ impl Publisher {
         let Some(object) = self.objects.remove(&id) else { return Ok(()) };
         for number in object.partitions.into_keys() {
             self.remove_partition(id, number).await?;
+            tokio::task::yield_now().await;
         }
         let path = attachment_path(id.0);
         let server = self.connection.object_server();

@@ -8,7 +8,7 @@ use loopd_dbus::properties::{NO_OWNER, to_bus_path};
 use loopd_dbus::{AttachmentProperties, PartitionProperties, VolumeProperties};
 
 use crate::engine::{PartitionSnapshot, Snapshot};
-use crate::kernel::{FileSystem, Partition};
+use crate::kernel::{DiskSequence, FileSystem, Partition, partition_node};
 
 /// The properties of `org.loopd1.Attachment`.
 pub fn attachment(snapshot: &Snapshot) -> AttachmentProperties {
@@ -45,7 +45,7 @@ pub fn volume(snapshot: &Snapshot) -> VolumeProperties {
 }
 
 /// The properties of the `org.loopd1.Partition` of a partition.
-pub fn partition(snapshot: &Snapshot, partition: &PartitionSnapshot) -> PartitionProperties {
+pub fn partition(attachment: DiskSequence, partition: &PartitionSnapshot) -> PartitionProperties {
     let Partition { node, entry } = &partition.partition;
     PartitionProperties {
         number: node.number,
@@ -55,14 +55,14 @@ pub fn partition(snapshot: &Snapshot, partition: &PartitionSnapshot) -> Partitio
         kind: entry.kind.clone(),
         uuid: entry.uuid.clone(),
         label: entry.label.clone(),
-        attachment: attachment_path(snapshot.id.0).into(),
+        attachment: attachment_path(attachment.0).into(),
     }
 }
 
-/// The properties of the `org.loopd1.Volume` of a partition.
-pub fn partition_volume(snapshot: &Snapshot, partition: &PartitionSnapshot) -> VolumeProperties {
+/// The properties of the `org.loopd1.Volume` of a partition of the loop device with this number.
+pub fn partition_volume(number: u32, partition: &PartitionSnapshot) -> VolumeProperties {
     let node = &partition.partition.node;
-    let device = snapshot.device.partition_node(node.number);
+    let device = partition_node(number, node.number);
     volume_of(device, node.size, &partition.file_system, &partition.mount_points)
 }
 

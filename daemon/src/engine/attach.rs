@@ -109,6 +109,7 @@ impl<K: Kernel> Engine<K> {
             state: State::Attached,
             file_system,
             partitions: BTreeMap::new(),
+            unprocessed: 0,
             partitioned: !partitioning.missing,
             partitioning: Arc::default(),
             hold,

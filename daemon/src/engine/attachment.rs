@@ -1,6 +1,6 @@
 //! One attachment: its device, whom it belongs to, and where it stands.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -77,8 +77,84 @@ pub struct Snapshot {
     pub partitions: Vec<PartitionSnapshot>,
 }
 
+/// What is different of an attachment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changes {
+    /// What its object is named by.
+    pub id: DiskSequence,
+    /// N of `/dev/loopN`.
+    pub number: u32,
+    /// The attachment without its partitions, if it is different itself.
+    pub attachment: Option<Snapshot>,
+    /// The partitions that are new or different.
+    pub partitions: Vec<PartitionSnapshot>,
+    /// The numbers of the partitions that are gone.
+    pub gone: Vec<u32>,
+}
+
+impl Changes {
+    /// What became of an attachment; `None` if it looks the same.
+    pub(super) fn between(before: &Snapshot, mut after: Snapshot) -> Option<Self> {
+        let by_number = |snapshot: &PartitionSnapshot| snapshot.partition.node.number;
+        let (now, known) = (std::mem::take(&mut after.partitions), &before.partitions);
+        let numbers: BTreeSet<u32> = now.iter().map(by_number).collect();
+        let known_as: BTreeMap<u32, &PartitionSnapshot> =
+            known.iter().map(|snapshot| (by_number(snapshot), snapshot)).collect();
+        let changes = Self {
+            id: after.id,
+            number: after.device.number,
+            partitions: now
+                .into_iter()
+                .filter(|snapshot| known_as.get(&by_number(snapshot)).is_none_or(|known| *known != snapshot))
+                .collect(),
+            gone: known_as.into_keys().filter(|number| !numbers.contains(number)).collect(),
+            attachment: Some(after).filter(|after| !after.is_same_apart_from_partitions(before)),
+        };
+        (!changes.is_empty()).then_some(changes)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.attachment.is_none() && self.partitions.is_empty() && self.gone.is_empty()
+    }
+}
+
+impl Snapshot {
+    fn is_same_apart_from_partitions(&self, other: &Self) -> bool {
+        let Self { id, device, ownership, state, file_system, mount_points, partitions: _ } = self;
+        (*id, device, ownership, *state) == (other.id, &other.device, &other.ownership, other.state)
+            && (file_system, mount_points) == (&other.file_system, &other.mount_points)
+    }
+}
+
+#[cfg(test)]
+thread_local! {
+    static SHOWN: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// How many snapshots of partitions were made, to be shown or compared, on this thread.
+#[cfg(test)]
+pub(super) fn partitions_shown() -> usize {
+    SHOWN.get()
+}
+
 #[cfg(test)]
 impl Snapshot {
+    /// Takes what is different.
+    pub(super) fn apply(&mut self, changes: Changes) {
+        if let Some(attachment) = changes.attachment {
+            let partitions = std::mem::take(&mut self.partitions);
+            *self = Self { partitions, ..attachment };
+        }
+        let number = |snapshot: &PartitionSnapshot| snapshot.partition.node.number;
+        let replaced = |known: &PartitionSnapshot| {
+            changes.gone.contains(&number(known))
+                || changes.partitions.iter().any(|new| number(new) == number(known))
+        };
+        self.partitions.retain(|known| !replaced(known));
+        self.partitions.extend(changes.partitions);
+        self.partitions.sort_unstable_by_key(number);
+    }
+
     /// Of a device that nothing else is known of.
     pub(super) fn of_device(device: Device) -> Self {
         Record::<crate::kernel::simulated::Simulated>::foreign(device, FileSystem::default())
@@ -148,6 +224,8 @@ pub(super) struct Record<K: Kernel> {
     pub file_system: FileSystem,
     /// By number.
     pub partitions: BTreeMap<u32, PartitionRecord>,
+    /// How many of them udev has not processed.
+    pub unprocessed: usize,
     /// Whether they were looked at, and made where that is for us to do.
     pub partitioned: bool,
     /// Partitions are looked at by one task at a time.
@@ -178,6 +256,7 @@ impl<K: Kernel> Record<K> {
             state: State::Attached,
             file_system,
             partitions: BTreeMap::new(),
+            unprocessed: 0,
             partitioned: false,
             partitioning: Arc::default(),
             hold: None,
@@ -192,6 +271,12 @@ impl<K: Kernel> Record<K> {
     }
 
     pub fn snapshot(&self, id: DiskSequence, mounts: &MountTable) -> Snapshot {
+        let partitions = self.partitions.values().map(|partition| self.show(partition, mounts)).collect();
+        Snapshot { partitions, ..self.outline(id, mounts) }
+    }
+
+    /// A snapshot without the partitions: what it costs does not depend on how many there are.
+    pub fn outline(&self, id: DiskSequence, mounts: &MountTable) -> Snapshot {
         Snapshot {
             id,
             device: self.device.clone(),
@@ -199,11 +284,14 @@ impl<K: Kernel> Record<K> {
             state: self.state,
             file_system: self.file_system.clone(),
             mount_points: mounts.of(self.device.device_number).to_vec(),
-            partitions: self.partitions.values().map(|partition| self.show(partition, mounts)).collect(),
+            partitions: Vec::new(),
         }
     }
 
-    fn show(&self, record: &PartitionRecord, mounts: &MountTable) -> PartitionSnapshot {
+    /// A snapshot of one partition.
+    pub fn show(&self, record: &PartitionRecord, mounts: &MountTable) -> PartitionSnapshot {
+        #[cfg(test)]
+        SHOWN.set(SHOWN.get() + 1);
         let node = &record.partition.node;
         PartitionSnapshot {
             partition: record.partition.clone(),
@@ -212,9 +300,46 @@ impl<K: Kernel> Record<K> {
         }
     }
 
+    /// Changes a partition; gives what it looks like before and after.
+    pub fn change_partition(
+        &mut self,
+        number: u32,
+        mounts: &MountTable,
+        change: impl FnOnce(&mut PartitionRecord),
+    ) -> Option<(PartitionSnapshot, PartitionSnapshot)> {
+        let before = self.show(self.partitions.get(&number)?, mounts);
+        let partition = self.partitions.get_mut(&number)?;
+        let was_processed = partition.processed;
+        change(partition);
+        if !was_processed && partition.processed {
+            self.unprocessed -= 1;
+        }
+        Some((before, self.show(self.partitions.get(&number)?, mounts)))
+    }
+
     /// Whether udev has processed the device and each partition.
     pub fn is_processed(&self) -> bool {
-        self.processed && self.partitions.values().all(|partition| partition.processed)
+        self.processed && self.unprocessed == 0
+    }
+
+    /// To be called after a change of the partitions.
+    pub fn count_unprocessed(&mut self) {
+        self.unprocessed = self.partitions.values().filter(|partition| !partition.processed).count();
+    }
+
+    /// Whether it or a partition of it is among these devices.
+    pub fn is_among(&self, devices: &HashSet<(u32, u32)>) -> bool {
+        let mut partitions = self.partitions.values().map(|partition| partition.partition.node.device_number);
+        devices.contains(&self.device.device_number) || partitions.any(|device| devices.contains(&device))
+    }
+
+    /// The client that it ends with, or that waits for its attach.
+    pub fn client(&self) -> Option<&ClientId> {
+        let owner = self.ownership.as_ref().and_then(|ownership| ownership.client.as_ref());
+        match &self.stage {
+            Stage::Pending { client, .. } => Some(client),
+            Stage::Published => owner,
+        }
     }
 
     /// Whether nobody is taking it down.

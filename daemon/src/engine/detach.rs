@@ -69,7 +69,11 @@ impl<K: Kernel> Engine<K> {
     /// Ends what ends with this client, in whatever stage it is.
     pub fn client_vanished(self: &Arc<Self>, client: &ClientId) {
         let mut ended = Vec::new();
-        for (id, record) in &mut self.state().records {
+        let mut state = self.state();
+        if !state.clients.remove(client) {
+            return;
+        }
+        for (id, record) in &mut state.records {
             if record.ends_with(client) {
                 ended.push(*id);
             } else {
@@ -77,6 +81,7 @@ impl<K: Kernel> Engine<K> {
                 record.abandon(client);
             }
         }
+        drop(state);
         for id in ended {
             let engine = Arc::clone(self);
             tokio::spawn(async move { engine.end_of_lifetime(id).await });
@@ -124,14 +129,10 @@ impl<K: Kernel> Engine<K> {
             alone
         });
         let _alone = tokio::time::timeout(self.settings().wait_for_users, going).await;
-        let mut state = self.state();
-        let Some(record) = state.records.get_mut(&attachment.id) else { return };
-        record.state = State::Detaching;
-        record.device.autoclear = true;
-        if let Some(record) = state.records.get(&attachment.id) {
-            let snapshot = record.snapshot(attachment.id, &state.mounts);
-            self.tell(Event::Changed(Box::new(snapshot)));
-        }
+        self.update_outline(attachment.id, |record| {
+            record.state = State::Detaching;
+            record.device.autoclear = true;
+        });
     }
 
     /// Gives up what keeps the device, and looks whether it went.

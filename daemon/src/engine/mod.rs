@@ -3,7 +3,7 @@
 //! Knows no D-Bus, no ioctl, no polkit. The state stands behind one lock that is never held across
 //! an await; operations on one device follow each other behind that device's own lock.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ mod detach;
 mod ext_journal;
 mod ledger;
 mod lifetime;
+mod looks;
 mod mount;
 mod mount_name;
 mod mount_place;
@@ -35,7 +36,7 @@ mod simulation;
 mod turns;
 
 pub use attach::{Caller, Order};
-pub use attachment::{ClientId, Ownership, PartitionSnapshot, Snapshot};
+pub use attachment::{Changes, ClientId, Ownership, PartitionSnapshot, Snapshot};
 pub use ledger::{Ledger, Slot};
 pub use mount::{Account, Doing, MountOrder, Mounter, VolumeId};
 pub use mount_name::safe_name;
@@ -101,7 +102,7 @@ pub enum Event {
     /// An attachment is there.
     Added(Box<Snapshot>),
     /// Something about it is different.
-    Changed(Box<Snapshot>),
+    Changed(Box<Changes>),
     /// It is gone.
     Removed(DiskSequence),
     /// Everything before this was said: see [`Engine::told`].
@@ -124,6 +125,7 @@ pub struct Engine<K: Kernel> {
     file_locks: Locks<FileIdentity>,
     /// One look at a number at a time: it may hang.
     looks: Locks<u32>,
+    looks_asked_for: looks::Looks,
     keeper: restore::Keeper,
 }
 
@@ -136,6 +138,8 @@ struct Attachments<K: Kernel> {
     /// is made.
     processed: HashMap<(u32, Option<u32>), (DiskSequence, Found)>,
     mounts: MountTable,
+    /// The clients that something may end with: each end of any other is over with one look.
+    clients: HashSet<ClientId>,
 }
 
 impl<K: Kernel> Engine<K> {
@@ -161,11 +165,13 @@ impl<K: Kernel> Engine<K> {
             settings: Mutex::new(settings),
             file_locks: Locks::default(),
             looks: Locks::default(),
+            looks_asked_for: looks::Looks::default(),
             state: Mutex::new(Attachments {
                 records: HashMap::new(),
                 by_number: HashMap::new(),
                 processed: HashMap::new(),
                 mounts: MountTable::default(),
+                clients: HashSet::new(),
             }),
             events,
             keeper: restore::Keeper::new(store),
@@ -240,12 +246,22 @@ impl<K: Kernel> Engine<K> {
     /// Every attachment that the world was told of, by number.
     #[must_use]
     pub fn list(&self) -> Vec<Snapshot> {
+        self.listed(Record::snapshot)
+    }
+
+    /// The same, without their partitions.
+    #[must_use]
+    pub fn outlines(&self) -> Vec<Snapshot> {
+        self.listed(Record::outline)
+    }
+
+    fn listed(&self, show: impl Fn(&Record<K>, DiskSequence, &MountTable) -> Snapshot) -> Vec<Snapshot> {
         let state = self.state();
         let mut list: Vec<Snapshot> = state
             .records
             .iter()
             .filter(|(_, record)| record.is_published())
-            .map(|(id, record)| record.snapshot(*id, &state.mounts))
+            .map(|(id, record)| show(record, *id, &state.mounts))
             .collect();
         drop(state);
         list.sort_unstable_by_key(|snapshot| snapshot.device.number);
@@ -260,7 +276,15 @@ impl<K: Kernel> Engine<K> {
         Some(record.snapshot(id, &state.mounts))
     }
 
-    /// What is attached to this number, after a look whether that is still so.
+    /// The same, without its partitions.
+    #[must_use]
+    pub fn outline(&self, id: DiskSequence) -> Option<Snapshot> {
+        let state = self.state();
+        let record = state.records.get(&id).filter(|record| record.is_published())?;
+        Some(record.outline(id, &state.mounts))
+    }
+
+    /// What is attached to this number, without its partitions, after a look whether that is still so.
     ///
     /// # Errors
     /// `NotFound` where nothing is; `Timeout` where its backing file hangs, and nothing is known of it
@@ -271,7 +295,7 @@ impl<K: Kernel> Engine<K> {
             self.refresh_in_time(number).await?;
         }
         let id = self.state().by_number.get(&number).copied();
-        id.and_then(|id| self.find(id)).ok_or_else(|| {
+        id.and_then(|id| self.outline(id)).ok_or_else(|| {
             Error::new(
                 ErrorKind::NotFound,
                 format!("nothing is attached to {}; loopctl list --all shows what is attached", node(number)),
@@ -283,6 +307,7 @@ impl<K: Kernel> Engine<K> {
 impl<K: Kernel> Attachments<K> {
     fn insert(&mut self, record: Record<K>) -> DiskSequence {
         let id = record.device.disk_sequence;
+        self.clients.extend(record.client().cloned());
         self.by_number.insert(record.device.number, id);
         self.records.insert(id, record);
         id

@@ -5,18 +5,16 @@ use std::time::Duration;
 
 use loopd_dbus::{Error, ErrorKind, State};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::attach::audit;
-use super::attachment::Record;
+use super::attachment::{Changes, PartitionRecord, Record};
+use super::looks::Look;
 use super::turns::Turns;
-use super::{Engine, Event};
+use super::{Engine, Event, Snapshot};
 use crate::kernel::mount_table::MountTable;
 use crate::kernel::{Device, DiskSequence, Found, Kernel, Occasion, node};
 
-/// How long to leave udev to its work before looking whether it has ended.
-const UDEV_AT_WORK: Duration = Duration::from_millis(50);
 /// What takes longer to look at hangs.
 const HANGS: Duration = Duration::from_secs(5);
 
@@ -41,7 +39,7 @@ impl<K: Kernel> Engine<K> {
     /// Takes notice of an event.
     pub fn observe(self: &Arc<Self>, event: Uevent) {
         if self.is_doubtful(&event) {
-            return self.spawn_recovery(event.number);
+            return self.ask_for_look(event.number, Look::Database);
         }
         self.remember(&event);
         let glance = self.kernel.glance(event.number);
@@ -50,7 +48,9 @@ impl<K: Kernel> Engine<K> {
                 self.note_processed(id, &event);
                 self.follow_partitions(id, &event);
             }
-            None if glance.bound.is_some() && !glance.claimed => self.spawn_refresh(event.number),
+            None if glance.bound.is_some() && !glance.claimed => {
+                self.ask_for_look(event.number, Look::Device);
+            }
             None => {}
         }
     }
@@ -89,44 +89,72 @@ impl<K: Kernel> Engine<K> {
 
     fn note_processed(self: &Arc<Self>, id: DiskSequence, event: &Uevent) {
         if event.resized {
-            self.spawn_refresh(event.number);
+            self.ask_for_look(event.number, Look::Device);
         }
         let Some(found) = event.processed.as_ref().filter(|_| !event.removed) else { return };
-        self.update(id, |record| {
-            if event.disk_sequence != Some(record.device.disk_sequence) {
-                return;
-            }
-            match event.partition {
-                None => {
-                    record.processed = true;
-                    record.file_system = found.file_system.clone();
-                }
-                Some(number) => {
-                    if let Some(partition) = record.partitions.get_mut(&number) {
-                        partition.take(found);
-                    }
-                }
-            }
-        });
+        let is_current = |record: &Record<K>| event.disk_sequence == Some(record.device.disk_sequence);
+        if !self.state().records.get(&id).is_some_and(is_current) {
+            return;
+        }
+        match event.partition {
+            None => self.update_outline(id, |record| {
+                record.processed = true;
+                record.file_system = found.file_system.clone();
+            }),
+            Some(number) => self.update_partition(id, number, |partition| partition.take(found)),
+        }
     }
 
     /// Changes a record, wakes who waits for it, and tells the world where it looks different.
     pub(super) fn update(&self, id: DiskSequence, change: impl FnOnce(&mut Record<K>)) {
+        self.update_seen_by(id, Record::snapshot, |record| {
+            change(record);
+            record.count_unprocessed();
+        });
+    }
+
+    /// The same for a change that leaves the partitions alone: costs the same however many there are.
+    pub(super) fn update_outline(&self, id: DiskSequence, change: impl FnOnce(&mut Record<K>)) {
+        self.update_seen_by(id, Record::outline, change);
+    }
+
+    fn update_seen_by(
+        &self,
+        id: DiskSequence,
+        show: impl Fn(&Record<K>, DiskSequence, &MountTable) -> Snapshot,
+        change: impl FnOnce(&mut Record<K>),
+    ) {
         let mut guard = self.state();
         let state = &mut *guard;
         let Some(record) = state.records.get_mut(&id) else { return };
-        let before = record.snapshot(id, &state.mounts);
+        let before = show(record, id, &state.mounts);
         change(record);
         record.changed.notify_waiters();
-        let after = record.snapshot(id, &state.mounts);
-        if record.is_published() && after != before {
-            self.tell(Event::Changed(Box::new(after)));
+        state.clients.extend(record.client().cloned());
+        let after = show(record, id, &state.mounts);
+        if record.is_published()
+            && let Some(changes) = Changes::between(&before, after)
+        {
+            self.tell(Event::Changed(Box::new(changes)));
         }
     }
 
-    fn spawn_refresh(self: &Arc<Self>, number: u32) {
-        let engine = Arc::clone(self);
-        tokio::spawn(async move { engine.refresh(number).await });
+    /// The same for one partition.
+    fn update_partition(&self, id: DiskSequence, number: u32, change: impl FnOnce(&mut PartitionRecord)) {
+        let mut guard = self.state();
+        let state = &mut *guard;
+        let Some(record) = state.records.get_mut(&id) else { return };
+        let Some((before, after)) = record.change_partition(number, &state.mounts, change) else { return };
+        record.changed.notify_waiters();
+        if record.is_published() && after != before {
+            self.tell(Event::Changed(Box::new(Changes {
+                id,
+                number: record.device.number,
+                attachment: None,
+                partitions: vec![after],
+                gone: Vec::new(),
+            })));
+        }
     }
 
     /// Looks at one number, and makes the records true.
@@ -214,38 +242,56 @@ impl<K: Kernel> Engine<K> {
         let mut guard = self.state();
         let state = &mut *guard;
         let before = std::mem::replace(&mut state.mounts, mounts);
+        let moved = state.mounts.differences(&before);
+        if moved.is_empty() {
+            return Vec::new();
+        }
         let mut over = Vec::new();
         for (id, record) in state.records.iter_mut().filter(|(_, record)| record.is_published()) {
+            if !record.is_among(&moved) {
+                continue;
+            }
             let known = record.snapshot(*id, &before);
             if record.note_mounts(&state.mounts) {
                 over.push(*id);
             }
-            let after = record.snapshot(*id, &state.mounts);
-            if after != known {
-                self.tell(Event::Changed(Box::new(after)));
+            if let Some(changes) = Changes::between(&known, record.snapshot(*id, &state.mounts)) {
+                self.tell(Event::Changed(Box::new(changes)));
             }
         }
         over
     }
 
-    /// Compares everything with the kernel: at the start, and when udev is idle after events were
-    /// lost.
+    /// Compares everything with the kernel: at the start.
     pub async fn resync(self: &Arc<Self>) {
+        let (mut tasks, turns) = (JoinSet::new(), Turns::new());
+        for number in self.all_numbers() {
+            let (engine, turns) = (Arc::clone(self), Arc::clone(&turns));
+            let look = async move { engine.recover(number).await };
+            tasks.spawn(async move { turns.take(look).await });
+        }
+        tasks.join_all().await;
+    }
+
+    /// The same, when udev is idle after events were lost. Does not wait for it.
+    pub fn events_lost(self: &Arc<Self>) {
+        for number in self.all_numbers() {
+            self.ask_for_look(number, Look::Everything);
+        }
+    }
+
+    fn all_numbers(&self) -> Vec<u32> {
         let mut numbers = self.kernel.bound_numbers();
         numbers.extend(self.state().by_number.keys());
         numbers.sort_unstable();
         numbers.dedup();
-        let (mut tasks, turns) = (JoinSet::new(), Turns::new());
-        for number in numbers {
-            let (engine, turns) = (Arc::clone(self), Arc::clone(&turns));
-            let look = async move {
-                engine.refresh(number).await;
-                engine.recover_partitions(number).await;
-                engine.recover_processed(number).await;
-            };
-            tasks.spawn(async move { turns.take(look).await });
-        }
-        tasks.join_all().await;
+        numbers
+    }
+
+    pub(super) async fn recover(self: &Arc<Self>, number: u32) {
+        self.refresh(number).await;
+        self.recover_partitions(number).await;
+        self.recover_processed(number).await;
     }
 
     /// Linux 6.1 reads the table again while udev probes the partitions of the first reading: they go
@@ -256,43 +302,39 @@ impl<K: Kernel> Engine<K> {
         blank && !event.removed && event.partition.is_some() && self.kernel.scans_itself()
     }
 
-    /// Where nothing follows, what udev said stands in its database.
-    fn spawn_recovery(self: &Arc<Self>, number: u32) {
-        let engine = Arc::clone(self);
-        let deadline = Instant::now() + self.settings().wait_for_udev;
-        tokio::spawn(async move {
-            while Instant::now() < deadline {
-                tokio::time::sleep(UDEV_AT_WORK).await;
-                if engine.kernel.udev_is_idle() {
-                    break;
-                }
-            }
-            engine.recover_partitions(number).await;
-            engine.recover_processed(number).await;
-        });
-    }
-
     /// A lost event may be the one that someone waits for: udev, now idle, has it in its database.
-    async fn recover_processed(self: &Arc<Self>, number: u32) {
-        let waiting = {
-            let state = self.state();
-            let id = state.by_number.get(&number).copied();
-            id.filter(|id| state.records.get(id).is_some_and(|record| !record.is_processed()))
-        };
-        let Some(id) = waiting else { return };
+    pub(super) async fn recover_processed(self: &Arc<Self>, number: u32) {
+        let Some((id, unprocessed)) = self.unprocessed(number) else { return };
         if !self.is_current(id, self.kernel.glance(number).bound) {
             return;
         }
+        let found = self.kernel.stored_of(number, unprocessed).await;
         self.update(id, |record| {
-            if let Some(found) = self.kernel.stored(number, None) {
-                record.processed = true;
-                record.file_system = found.file_system;
-            }
-            for (partition, record) in &mut record.partitions {
-                if let Some(found) = self.kernel.stored(number, Some(*partition)) {
-                    record.take(&found);
+            for (partition, found) in found {
+                match partition {
+                    None => {
+                        record.processed = true;
+                        record.file_system = found.file_system;
+                    }
+                    Some(partition) => {
+                        record
+                            .partitions
+                            .get_mut(&partition)
+                            .into_iter()
+                            .for_each(|known| known.take(&found));
+                    }
                 }
             }
         });
+    }
+
+    /// What udev has not processed yet of this number: the device (`None`), partitions.
+    fn unprocessed(&self, number: u32) -> Option<(DiskSequence, Vec<Option<u32>>)> {
+        let state = self.state();
+        let id = state.by_number.get(&number).copied()?;
+        let record = state.records.get(&id).filter(|record| !record.is_processed())?;
+        let partitions = record.partitions.iter().filter(|(_, partition)| !partition.processed);
+        let partitions = partitions.map(|(partition, _)| Some(*partition));
+        Some((id, (!record.processed).then_some(None).into_iter().chain(partitions).collect()))
     }
 }

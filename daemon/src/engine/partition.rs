@@ -9,6 +9,7 @@ use tracing::warn;
 
 use super::attachment::{PartitionRecord, Record};
 use super::detach::{busy, gone};
+use super::looks::Look;
 use super::{Engine, Uevent};
 use crate::kernel::{Device, DiskSequence, Found, Kernel, Occasion, Partition, Partitioning};
 
@@ -20,10 +21,10 @@ impl<K: Kernel> Engine<K> {
     /// `Busy` where a partition is in use, `NotSupported`, `Timeout`, `Kernel`.
     pub async fn rescan(self: &Arc<Self>, id: DiskSequence) -> Result<(), Error> {
         let deadline = Instant::now() + self.settings().wait_for_udev;
-        self.update(id, |record| record.processed = false);
+        self.update_outline(id, |record| record.processed = false);
         let seen = self.look_at_partitions(id, Occasion::Rescan).await;
         if !seen.as_ref().is_ok_and(|seen| seen.udev_rereads) {
-            self.update(id, |record| record.processed = true);
+            self.update_outline(id, |record| record.processed = true);
         }
         let seen = match seen {
             Err(error) if error.kind == ErrorKind::Busy => {
@@ -71,7 +72,7 @@ impl<K: Kernel> Engine<K> {
         let seen = self.kernel.partition(number, sequence, occasion).await?;
         self.take_partitions(id, &seen);
         if occasion != Occasion::Foreign {
-            self.update(id, |record| record.partitioned = true);
+            self.update_outline(id, |record| record.partitioned = true);
         }
         Ok(seen)
     }
@@ -115,24 +116,24 @@ impl<K: Kernel> Engine<K> {
 
     /// Looks at the partitions again where an event says that they may have changed.
     pub(super) fn follow_partitions(self: &Arc<Self>, id: DiskSequence, event: &Uevent) {
-        let occasion = match self.state().records.get(&id) {
-            Some(record) if self.may_have_changed(record, event) => occasion(record),
-            _ => return,
-        };
-        let engine = Arc::clone(self);
-        tokio::spawn(async move { engine.look_again(id, occasion).await });
+        let changed =
+            self.state().records.get(&id).is_some_and(|record| self.may_have_changed(record, event));
+        if changed {
+            self.ask_for_look(event.number, Look::Partitions);
+        }
     }
 
+    /// Looks at nothing but the partition that the event names: each of the others has events of its own.
     fn may_have_changed(&self, record: &Record<K>, event: &Uevent) -> bool {
-        let nodes = self.kernel.partition_nodes(event.number);
-        if !nodes.iter().eq(record.partitions.values().map(|partition| &partition.partition.node)) {
-            return true;
+        if let Some(partition) = event.partition {
+            let known = record.partitions.get(&partition).map(|known| &known.partition.node);
+            return self.kernel.partition_node(event.number, partition).as_ref() != known;
         }
         // Where the kernel does not read tables, only reading one tells whether it has changed.
         let has_table = event.processed.as_ref().is_some_and(|found| found.has_table);
         let ours =
             record.is_published() && occasion(record) == Occasion::Changed && !self.kernel.scans_itself();
-        ours && event.partition.is_none() && (has_table || !record.partitions.is_empty())
+        ours && (has_table || !record.partitions.is_empty())
     }
 
     async fn look_again(self: &Arc<Self>, id: DiskSequence, occasion: Occasion) {

@@ -171,7 +171,14 @@ impl Keeper {
 
     /// Before the world is told of something, it is written.
     pub fn follow(&self, event: &Event) {
-        let (Event::Added(snapshot) | Event::Changed(snapshot)) = event else { return };
+        let snapshot = match event {
+            Event::Added(snapshot) => snapshot.as_ref(),
+            Event::Changed(changes) => match &changes.attachment {
+                Some(snapshot) => snapshot,
+                None => return,
+            },
+            Event::Removed(_) | Event::Checkpoint(_) => return,
+        };
         if let Err(error) = self.rewrite(snapshot.id, |before| Kept::of(snapshot, before)) {
             warn!(device = snapshot.device.node(), disk_sequence = snapshot.id.0, "{error}");
         }
@@ -424,12 +431,13 @@ impl<K: Kernel> Engine<K> {
             (node.number, PartitionRecord::new(&Partition { node, ..Partition::default() }, found))
         });
         let partitions = partitions.collect();
-        let record = Record {
+        let mut record = Record {
             device,
             ownership: Some(kept.ownership.clone()),
             state,
             file_system,
             partitions,
+            unprocessed: 0,
             partitioned: true,
             partitioning: Arc::default(),
             hold,
@@ -441,7 +449,9 @@ impl<K: Kernel> Engine<K> {
             replacing: false,
             slot: Some(slot),
         };
+        record.count_unprocessed();
         let mut state = self.state();
+        state.clients.extend(record.client().cloned());
         state.by_number.insert(number, kept.id);
         state.records.insert(kept.id, record);
     }

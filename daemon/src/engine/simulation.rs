@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use loopd_dbus::{AttachOptions, ErrorKind, Lifetime, Overlap, State};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use super::attachment::partitions_shown;
 use super::crash::Files;
 use super::mount_simulation::{SimulatedMounts, wanted, whole};
 use super::*;
@@ -64,16 +65,18 @@ impl Caller for Client {
 type Shown = Arc<Mutex<BTreeMap<DiskSequence, Snapshot>>>;
 
 /// Follows the engine's events as the bus room does, and checks that they make sense.
-async fn follow(mut events: UnboundedReceiver<Event>, shown: Shown) {
+async fn follow(mut events: UnboundedReceiver<Event>, shown: Shown, count: Arc<AtomicUsize>) {
     while let Some(event) = events.recv().await {
         let mut shown = shown.lock().unwrap();
+        count.fetch_add(usize::from(!matches!(event, Event::Checkpoint(_))), Ordering::Relaxed);
         match event {
             Event::Added(snapshot) => {
                 assert!(shown.insert(snapshot.id, *snapshot).is_none(), "added twice");
             }
-            Event::Changed(snapshot) => {
-                let id = snapshot.id;
-                assert!(shown.insert(id, *snapshot).is_some(), "changed before it was added: {id}");
+            Event::Changed(changes) => {
+                let id = changes.id;
+                let known = shown.get_mut(&id);
+                known.unwrap_or_else(|| panic!("changed before it was added: {id}")).apply(*changes);
             }
             Event::Removed(id) => assert!(shown.remove(&id).is_some(), "removed and not there: {id}"),
             Event::Checkpoint(done) => done.send(()).unwrap(),
@@ -104,7 +107,7 @@ async fn udev(machine: Simulated, engine: SimulatedEngine, seed: u64) {
             }
         }
         if lost {
-            engine.resync().await;
+            engine.events_lost();
         }
     }
 }
@@ -115,6 +118,8 @@ pub(super) struct House {
     pub engine: SimulatedEngine,
     pub mounts: SimulatedMounts,
     shown: Shown,
+    /// How much the world was told.
+    events: Arc<AtomicUsize>,
 }
 
 impl House {
@@ -130,8 +135,9 @@ impl House {
         let mounter = Box::new(mounts.clone());
         let (engine, events) = Engine::new(machine.clone(), settings, Box::new(files), mounter);
         let (shown, mut tasks) = (Shown::default(), tokio::task::JoinSet::new());
-        tasks.spawn(follow(events, Arc::clone(&shown)));
-        Self { tasks: Mutex::new(tasks), machine, engine, mounts, shown }
+        let count = Arc::<AtomicUsize>::default();
+        tasks.spawn(follow(events, Arc::clone(&shown), Arc::clone(&count)));
+        Self { tasks: Mutex::new(tasks), machine, engine, mounts, shown, events: count }
     }
 
     pub fn with_udev() -> Self {
@@ -188,10 +194,9 @@ impl House {
         let list = self.engine.list();
         let listed: Vec<_> = list.iter().map(|a| (a.device.number, a.device.disk_sequence)).collect();
         assert_eq!(listed, bound, "the engine and the kernel");
-        let shown: HashSet<_> =
-            self.shown.lock().unwrap().values().map(|a| (a.device.number, a.id, a.state.as_str())).collect();
-        let known: HashSet<_> = list.iter().map(|a| (a.device.number, a.id, a.state.as_str())).collect();
-        assert_eq!(shown, known, "the bus and the engine");
+        let mut shown: Vec<_> = self.shown.lock().unwrap().values().cloned().collect();
+        shown.sort_unstable_by_key(|attachment| attachment.device.number);
+        assert_eq!(shown, list, "the bus and the engine");
         for attachment in list {
             let number = attachment.device.number;
             let held = attachment.state == State::Attached
@@ -674,6 +679,69 @@ impl House {
         self.engine.told().await;
         self.agree();
     }
+}
+
+/// What the events of an image with as many partitions as there can be come to: each names one partition.
+#[tokio::test(start_paused = true)]
+async fn the_work_for_an_event_does_not_grow_with_the_partitions() {
+    const PARTITIONS: u32 = 255;
+    let most = 10 * PARTITIONS as usize;
+    for scans_itself in [false, true] {
+        let house = House::with_udev();
+        house.machine.set_partitions(PARTITIONS);
+        if scans_itself {
+            house.machine.set_scans_itself();
+        }
+        let client = Client::new(":1.1", 7);
+        let work =
+            || (house.machine.partitions_read(), partitions_shown(), house.events.load(Ordering::Relaxed));
+        let before = work();
+        let attached = house.attach(&client, Lifetime::Client).await.unwrap();
+        house.settle().await;
+        assert_eq!(house.engine.find(attached.id).unwrap().partitions.len(), PARTITIONS as usize);
+        house.agree();
+        let after = work();
+        assert!(after.0 - before.0 <= most, "{} looks at a partition", after.0 - before.0);
+        assert!(after.1 - before.1 <= most, "{} partitions compared", after.1 - before.1);
+        assert_eq!(after.2 - before.2, 1, "it is told once, with its partitions");
+
+        // All of them go and come back.
+        let before = work();
+        house.machine.drop_partitions(attached.device.number);
+        house.settle().await;
+        house.agree();
+        let after = work();
+        assert!(after.0 - before.0 <= most, "{} looks at a partition", after.0 - before.0);
+        assert!(after.1 - before.1 <= most, "{} partitions compared", after.1 - before.1);
+        client.vanish(&house.engine);
+        house.assert_empty().await;
+    }
+}
+
+/// A mount costs nothing to whoever is not concerned.
+#[tokio::test(start_paused = true)]
+async fn a_mount_is_a_matter_of_its_device_alone() {
+    let house = House::with_udev();
+    house.machine.set_partitions(255);
+    let client = Client::new(":1.1", 7);
+    let large = house.attach(&client, Lifetime::Client).await.unwrap();
+    house.machine.set_partitions(0);
+    let small = house.attach(&client, Lifetime::Client).await.unwrap();
+    house.settle().await;
+    let before = partitions_shown();
+    house.machine.mount(small.device.number);
+    house.settle().await;
+    assert_eq!(partitions_shown(), before);
+    assert_eq!(house.engine.outline(small.id).unwrap().mount_points, [PathBuf::from("/mnt")]);
+    house.machine.mount_on(large.device.number, Some(200), PathBuf::from("/mnt/p"));
+    house.settle().await;
+    assert_ne!(partitions_shown(), before);
+    house.agree();
+    house.machine.unmount(small.device.number);
+    house.machine.unmount(large.device.number);
+    house.settle().await;
+    client.vanish(&house.engine);
+    house.assert_empty().await;
 }
 
 /// Random clients do random things on a slow machine whose events get lost. `LOOPD_STORMS` sets

@@ -277,6 +277,12 @@ impl Kernel for Linux {
         udev::stored(number, partition)
     }
 
+    async fn stored_of(&self, number: u32, partitions: Vec<Option<u32>>) -> Vec<(Option<u32>, Found)> {
+        let stored = move |partition| Some((partition, udev::stored(number, partition)?));
+        let all = self.blocking(move |_| Ok(partitions.into_iter().filter_map(stored).collect())).await;
+        all.unwrap_or_default()
+    }
+
     async fn users(&self, number: u32) -> Result<Users, Error> {
         self.blocking(move |_| {
             sysfs::users(number).map_err(|error| {
@@ -324,6 +330,10 @@ impl Kernel for Linux {
 
     fn partition_nodes(&self, number: u32) -> Vec<PartitionNode> {
         sysfs::partitions(number)
+    }
+
+    fn partition_node(&self, number: u32, partition: u32) -> Option<PartitionNode> {
+        sysfs::partition(number, partition)
     }
 
     fn scans_itself(&self) -> bool {

@@ -119,8 +119,14 @@ impl Device {
     /// The node of a partition.
     #[must_use]
     pub fn partition_node(&self, partition: u32) -> String {
-        format!("/dev/loop{}p{partition}", self.number)
+        partition_node(self.number, partition)
     }
+}
+
+/// The node of a partition of a loop device.
+#[must_use]
+pub fn partition_node(number: u32, partition: u32) -> String {
+    format!("/dev/loop{number}p{partition}")
 }
 
 /// The device node of a loop device.
@@ -367,6 +373,13 @@ pub trait Kernel: Send + Sync + 'static {
     /// What udev's database has of a device or of a partition; `None` where udev has not seen it.
     fn stored(&self, number: u32, partition: Option<u32>) -> Option<Found>;
 
+    /// The same of some of them: what udev has not seen is left out.
+    fn stored_of(
+        &self,
+        number: u32,
+        partitions: Vec<Option<u32>>,
+    ) -> impl Future<Output = Vec<(Option<u32>, Found)>> + Send;
+
     /// Who uses the device.
     fn users(&self, number: u32) -> impl Future<Output = Result<Users, Error>> + Send;
 
@@ -396,6 +409,9 @@ pub trait Kernel: Send + Sync + 'static {
 
     /// The partitions' nodes: reads sysfs and never blocks.
     fn partition_nodes(&self, number: u32) -> Vec<PartitionNode>;
+
+    /// One of them; `None` if it is not there. Reads sysfs and never blocks.
+    fn partition_node(&self, number: u32, partition: u32) -> Option<PartitionNode>;
 
     /// Whether the kernel is known to read partition tables.
     fn scans_itself(&self) -> bool;

@@ -1,6 +1,6 @@
 //! `/proc/self/mountinfo` (`proc_pid_mountinfo(5)`): which device is mounted where.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
@@ -62,6 +62,13 @@ impl MountTable {
     #[must_use]
     pub fn has(&self, folder: &Path) -> bool {
         self.all.contains(folder)
+    }
+
+    /// The devices that are mounted elsewhere than in another table.
+    #[must_use]
+    pub fn differences(&self, other: &Self) -> HashSet<(u32, u32)> {
+        let devices = self.by_device.keys().chain(other.by_device.keys());
+        devices.filter(|device| self.of(**device) != other.of(**device)).copied().collect()
     }
 
     /// What is mounted below this folder.
@@ -162,6 +169,22 @@ mod tests {
         );
         assert!(table.of((7, 4)).is_empty() && table.of((7, 5)).is_empty());
         assert!(table.has(Path::new("/home/m/a")));
+    }
+
+    #[test]
+    fn tables_differ_where_a_mount_came_or_went() {
+        let parse =
+            |lines: &[&str]| MountTable::parse(lines.join("\n").as_bytes(), &MultiDevice::over(&[4, 5]));
+        let ext4 = "22 1 7:3 / /mnt/a rw - ext4 /dev/loop3 rw";
+        let btrfs = "24 1 0:41 / /mnt/btrfs rw - btrfs /dev/loop4 rw";
+        let proc = "25 1 0:42 / /proc rw - proc proc rw";
+        let before = parse(&[ext4, proc]);
+        assert!(parse(&[proc, ext4]).differences(&before).is_empty());
+        assert!(parse(&[ext4]).differences(&before).is_empty(), "no device is concerned");
+        let after = parse(&[btrfs]);
+        for differences in [after.differences(&before), before.differences(&after)] {
+            assert_eq!(differences, HashSet::from([(7, 3), (7, 4), (7, 5)]));
+        }
     }
 
     #[test]

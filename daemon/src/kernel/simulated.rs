@@ -44,6 +44,8 @@ struct Machine {
     uevents: Uevents,
     /// Partitions in every image.
     partitions: u32,
+    /// How often a partition's node was looked at.
+    partitions_read: usize,
     steps: usize,
     hook: Option<Hook>,
     random: Option<fastrand::Rng>,
@@ -85,13 +87,11 @@ fn found(sequence: DiskSequence) -> Found {
 }
 
 fn nodes(bound: &Bound) -> Vec<PartitionNode> {
-    let node = |number| PartitionNode {
-        number,
-        device_number: (259, bound.number * 256 + number),
-        start: 0,
-        size: 512,
-    };
-    (1..=bound.partitions).map(node).collect()
+    (1..=bound.partitions).map(|number| partition_node(bound, number)).collect()
+}
+
+fn partition_node(bound: &Bound, number: u32) -> PartitionNode {
+    PartitionNode { number, device_number: (259, bound.number * 256 + number), start: 0, size: 512 }
 }
 
 #[derive(Debug)]
@@ -222,6 +222,11 @@ impl Simulated {
     /// Images have this many partitions from now on.
     pub fn set_partitions(&self, partitions: u32) {
         self.lock().partitions = partitions;
+    }
+
+    /// How often a partition's node was looked at.
+    pub fn partitions_read(&self) -> usize {
+        self.lock().partitions_read
     }
 
     /// Drops the partitions of a device, as BLKRRPART does.
@@ -639,17 +644,35 @@ impl Kernel for Simulated {
             }
             bound.partitions = bound.partitions.max(machine.partitions);
         }
-        let partitions =
+        let partitions: Vec<_> =
             nodes(bound).into_iter().map(|node| Partition { node, ..Partition::default() }).collect();
+        machine.partitions_read += partitions.len();
         Ok(Partitioning { partitions, ..Partitioning::default() })
     }
 
     fn partition_nodes(&self, number: u32) -> Vec<PartitionNode> {
-        self.lock().bound.get(&number).map(nodes).unwrap_or_default()
+        let mut machine = self.lock();
+        let nodes = machine.bound.get(&number).map(nodes).unwrap_or_default();
+        machine.partitions_read += nodes.len();
+        nodes
+    }
+
+    fn partition_node(&self, number: u32, partition: u32) -> Option<PartitionNode> {
+        let mut machine = self.lock();
+        machine.partitions_read += 1;
+        let bound = machine.bound.get(&number).filter(|bound| (1..=bound.partitions).contains(&partition))?;
+        Some(partition_node(bound, partition))
     }
 
     fn scans_itself(&self) -> bool {
         self.lock().scans_itself
+    }
+
+    async fn stored_of(&self, number: u32, partitions: Vec<Option<u32>>) -> Vec<(Option<u32>, Found)> {
+        // A look cannot fail, but what happens in the meantime may.
+        let _interfered = self.step().await;
+        let stored = |partition| Some((partition, self.stored(number, partition)?));
+        partitions.into_iter().filter_map(stored).collect()
     }
 
     async fn users(&self, number: u32) -> Result<Users, Error> {

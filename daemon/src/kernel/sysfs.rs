@@ -71,6 +71,11 @@ pub fn partitions(number: u32) -> Vec<PartitionNode> {
     nodes
 }
 
+/// One partition's node.
+pub fn partition(number: u32, partition: u32) -> Option<PartitionNode> {
+    partition_node(&format!("loop{number}p{partition}"), partition)
+}
+
 fn partition_node(name: &str, number: u32) -> Option<PartitionNode> {
     let sectors = |attribute: &str| -> Option<u64> {
         let text = fs::read_to_string(format!("/sys/class/block/{name}/{attribute}")).ok()?;
