@@ -303,7 +303,8 @@ pub struct AttachArgs {
     /// `allow` attaches it once more, `refuse` fails, and `reuse` gives back the device whose file,
     /// offset and size limit are the same; that device is not changed, and its other options stay
     /// what they are. `reuse` also fails where the file is attached at another offset or with
-    /// another size, or read-only where --read-only is not given.
+    /// another size, read-only where --read-only is not given, or with another block size than the
+    /// one asked for, and if another user could change what the device shows.
     #[arg(long, value_name = "POLICY", default_value = "allow", value_parser = overlap())]
     pub overlap: Overlap,
     /// Do not wait until udev has processed the device.

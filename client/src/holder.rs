@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::{fmt, fs};
 
 use crate::mount_table::MountTable;
-use crate::output::printable;
+use crate::output::{escaped, printable};
 
 /// What holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,7 +61,7 @@ impl fmt::Display for Holder {
                     How::Opened => "has open",
                     How::Mapped => "has mapped",
                 };
-                write!(f, "process {pid} ({}) {how} {}", printable(name.as_bytes()), shown(path))
+                write!(f, "process {pid} ({}) {how} {}", escaped(name.as_bytes()), shown(path))
             }
             Self::Mount(path) => write!(f, "something is mounted at {}", shown(path)),
             Self::Device { node, path } => write!(f, "{node} is attached from {}", shown(path)),

@@ -17,7 +17,7 @@ use nix::errno::Errno;
 
 use crate::cli::ThrowawayArgs;
 use crate::command::attach;
-use crate::output::{printable, reason};
+use crate::output::{escaped, printable, reason};
 use crate::size::human;
 
 /// More bytes than these are copied only where the user says so.
@@ -65,7 +65,7 @@ pub fn make(path: &Path, args: &ThrowawayArgs) -> anyhow::Result<File> {
 #[must_use]
 pub fn reference(path: &Path) -> String {
     let name = path.file_name().unwrap_or(OsStr::new(""));
-    let mut name = printable(name.as_bytes());
+    let mut name = escaped(name.as_bytes());
     let end = (0..=REFERENCE_LENGTH).rev().find(|end| name.is_char_boundary(*end));
     name.truncate(end.unwrap_or_default());
     name

@@ -12,7 +12,7 @@ use loopd_dbus::{Error, ErrorKind, UnmountOptions};
 use crate::agent::{Interrupted, with_agent};
 use crate::command::unmount::{self, InUse, explanation};
 use crate::connection;
-use crate::output::printable;
+use crate::output::{escaped, printable};
 
 /// The name under which loopctl is umount's helper.
 const NAME: &str = "umount.loopd";
@@ -111,7 +111,7 @@ fn status(error: &anyhow::Error) -> u8 {
 
 fn say(lines: &[String]) {
     for line in lines {
-        eprintln!("{NAME}: {}", printable(line.as_bytes()));
+        eprintln!("{NAME}: {}", escaped(line.as_bytes()));
     }
 }
 

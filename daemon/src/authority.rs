@@ -14,9 +14,9 @@ use zbus::Connection;
 use zbus_polkit::policykit1::{AuthorityProxy, AuthorizationResult, CheckAuthorizationFlags};
 
 use crate::caller::Caller;
-use crate::engine::{Caller as _, Ledger, Snapshot};
+use crate::engine::{Caller as _, Ledger, Snapshot, is_root};
 use crate::kernel::{FileFacts, FileKind, node};
-use crate::text::printable;
+use loopd_dbus::text::printable;
 
 /// polkit answers at once where it need not ask anyone; below the 25 s of a D-Bus call.
 const LONGEST_SILENCE: Duration = Duration::from_secs(15);
@@ -59,7 +59,7 @@ impl Authority {
     /// Whether anyone need be asked about what this caller does: root does as it likes.
     #[must_use]
     pub fn asks(&self, caller: &Caller) -> bool {
-        caller.uid() != 0
+        !is_root(caller.uid())
     }
 
     /// Lets the caller do it, or not.
@@ -117,8 +117,8 @@ impl Deed<'_> {
                 FileKind::Regular => ACTION_ATTACH,
                 FileKind::BlockDevice => ACTION_ATTACH_DEVICE,
             }),
-            Self::Change(attachment) => (!is_owned(attachment, uid)).then_some(ACTION_MANAGE_OTHERS),
-            Self::Mount(attachment, _) if is_owned(attachment, uid) => Some(ACTION_MOUNT),
+            Self::Change(attachment) => (!attachment.is_owned_by(uid)).then_some(ACTION_MANAGE_OTHERS),
+            Self::Mount(attachment, _) if attachment.is_owned_by(uid) => Some(ACTION_MOUNT),
             Self::Remove(_) | Self::Mount(..) | Self::UnmountOthers(..) => Some(ACTION_MANAGE_OTHERS),
         }
     }
@@ -137,10 +137,6 @@ impl Deed<'_> {
             }
         }
     }
-}
-
-fn is_owned(attachment: &Snapshot, uid: u32) -> bool {
-    attachment.ownership.as_ref().is_some_and(|ownership| ownership.uid == uid)
 }
 
 fn of_attachment(attachment: &Snapshot, partition: Option<u32>) -> (String, String, String) {

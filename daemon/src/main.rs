@@ -21,7 +21,6 @@ mod service_manager;
 #[cfg(test)]
 mod skipped;
 mod store;
-mod text;
 mod udev;
 mod vault;
 mod watchdog;
@@ -161,7 +160,7 @@ async fn run(configuration: config::Source) -> Result<Exit, Failure> {
     let room = furnish(&connection, &engine, &clients, &bounds).await.map_err(bus_failed)?;
     let callers = Arc::clone(&room.callers);
     tokio::spawn(Publisher::new(connection.clone(), room.clone()).run(events));
-    take_stock(&engine, &callers).await;
+    take_stock(&engine, &callers).await?;
 
     bus::serve(&connection, &room).await.map_err(bus_failed)?;
     let (patience, idle_after) = watch::channel(settings.idle_exit);
@@ -214,8 +213,12 @@ async fn alone(bus: &DBusProxy<'_>, runtime_folder: &Path) -> Result<Lock, Failu
 }
 
 /// Takes up what an earlier daemon has left, and looks at everything else.
-async fn take_stock(engine: &Arc<Engine<Linux>>, callers: &Arc<Callers>) {
-    engine.mounts_changed(kernel::mount_table::read().unwrap_or_default());
+///
+/// # Errors
+/// The mount table cannot be read: what is mounted would pass for unmounted.
+async fn take_stock(engine: &Arc<Engine<Linux>>, callers: &Arc<Callers>) -> Result<(), Failure> {
+    let mounts = kernel::mount_table::read();
+    engine.mounts_changed(mounts.map_err(|error| format!("the mount table cannot be read: {error}"))?);
     let (restoring, callers) = (Arc::clone(engine), Arc::clone(callers));
     unless_it_hangs(async move {
         restoring.restore(move |client| callers.clone().still_has(client)).await;
@@ -224,6 +227,7 @@ async fn take_stock(engine: &Arc<Engine<Linux>>, callers: &Arc<Callers>) {
     let looking = Arc::clone(engine);
     unless_it_hangs(async move { looking.resync().await }).await;
     engine.told().await;
+    Ok(())
 }
 
 /// Waits for this, but not for ever; it goes on all the same.

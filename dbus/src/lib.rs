@@ -9,6 +9,7 @@ pub mod names;
 pub mod options;
 pub mod properties;
 pub mod proxy;
+pub mod text;
 
 pub use error::{Error, ErrorKind};
 pub use options::{

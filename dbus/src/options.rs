@@ -36,6 +36,14 @@ pub enum InvalidOption {
         /// The signature that was sent.
         found: String,
     },
+    /// The descriptor cannot be used.
+    #[error("the descriptor of option {name:?} cannot be taken over: {reason}")]
+    Descriptor {
+        /// The key.
+        name: String,
+        /// What failed.
+        reason: String,
+    },
     /// The value is none of the words that the option takes.
     #[error("option {name:?} is {value:?}; it takes {known}")]
     Word {
@@ -251,8 +259,7 @@ impl ListOptions {
         for (name, value) in received {
             match name.as_str() {
                 "file" => {
-                    let file = take::<&zbus::Fd<'_>>(&name, "h", &value)?;
-                    options.file = file.as_fd().try_clone_to_owned().ok();
+                    options.file = Some(take_file(name, value)?);
                 }
                 "offset" => options.offset = Some(take(&name, "t", &value)?),
                 "all" => options.all = take(&name, "b", &value)?,
@@ -376,6 +383,17 @@ fn take<'a, T: TryFrom<&'a OwnedVariant>>(
     })
 }
 
+/// The descriptor itself. An option that cannot be taken is never as good as one that was not sent.
+fn take_file(name: String, value: OwnedVariant) -> Result<OwnedFd, InvalidOption> {
+    let found = value.value_signature().to_string();
+    match Variant::from(value) {
+        Variant::Fd(file) => file
+            .try_into()
+            .map_err(|error: zbus::Error| InvalidOption::Descriptor { name, reason: error.to_string() }),
+        _ => Err(InvalidOption::Type { name, expected: "h", found }),
+    }
+}
+
 fn unknown(name: String, method: &'static str, known: &'static str) -> InvalidOption {
     InvalidOption::Unknown { name, method, known }
 }
@@ -417,6 +435,23 @@ mod tests {
             MountOptions { read_only: true, filesystem: "vfat".to_owned(), options: "flush".to_owned() };
         assert_eq!(MountOptions::decode(received(options.encode())), Ok(options));
         assert_eq!(MountOptions::default().encode().len(), 0);
+    }
+
+    #[test]
+    fn the_file_to_list_is_taken_over_and_never_left_out() {
+        use std::os::fd::AsRawFd;
+        let file = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        let sent = OwnedVariant::try_from(Variant::Fd(file.into())).unwrap();
+        let number = <&zbus::Fd<'_>>::try_from(&sent).unwrap().as_raw_fd();
+        let options = ListOptions::decode(ReceivedOptions::from([("file".to_owned(), sent)])).unwrap();
+        assert_eq!(
+            options.file.map(|file| file.as_raw_fd()),
+            Some(number),
+            "it is no copy, which could fail"
+        );
+        let other = Variant::from("/dev/null").try_into_owned().unwrap();
+        let error = ListOptions::decode(ReceivedOptions::from([("file".to_owned(), other)])).unwrap_err();
+        assert_eq!(error.to_string(), "option \"file\" takes a value of D-Bus type \"h\", not \"s\"");
     }
 
     #[test]

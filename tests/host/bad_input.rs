@@ -15,7 +15,7 @@ use loopd_tests::image::{Image, MIB};
 use loopd_tests::polkit::{Answer, Setup};
 use loopd_tests::process::eventually;
 use loopd_tests::udev::Listener;
-use loopd_tests::world::{World, expect_kind};
+use loopd_tests::world::{World, expect_kind, refusal};
 use loopd_tests::{GAMES, Outcome, ROOT, User};
 
 loopd_tests::tests! {
@@ -38,6 +38,7 @@ loopd_tests::tests! {
         unknown_members,
         trailing_space, newline, not_utf8, quotes_and_backslashes, long_name,
         unlinked, memfd,
+        append_only, sealed, made_when_it_is_read,
     ];
     Setup::StandIn(Answer::No) => [block_device_without_right];
     Setup::StandIn(Answer::Yes) => [as_a_user];
@@ -293,6 +294,61 @@ async fn as_a_user(world: &mut World) -> Outcome {
     ] {
         refused(world, GAMES, kind, options, error).await?;
         let _ = std::fs::remove_file(world.folder.join("image"));
+    }
+    Ok(())
+}
+
+/// Linux would overwrite what only may be appended to, or append every block.
+async fn append_only(world: &mut World) -> Outcome {
+    let image = Image::sparse(&world.folder, "image", MIB)?;
+    let appending = std::fs::File::options().read(true).append(true).open(&image.path)?;
+    let error = world.attach_fails(&appending, &AttachOptions::default()).await?;
+    expect_kind(&error, ErrorKind::InvalidBackingFile)?;
+    assert!(error.message.contains("O_APPEND") && error.message.contains("for reading only"), "{error}");
+    // A read-only device never writes.
+    let read_only = AttachOptions { read_only: true, ..AttachOptions::default() };
+    let attached = world.attach(&appending, &read_only).await?;
+    let object = world.object(&attached.path).await?;
+    let error = refusal(object.replace_backing_file(appending.as_fd()).await)?;
+    expect_kind(&error, ErrorKind::InvalidBackingFile)?;
+    assert!(error.message.contains("O_APPEND"), "{error}");
+    world.detach(&attached).await?;
+    let only_reading = image.open_read_only()?;
+    let attached = world.attach(&only_reading, &AttachOptions::default()).await?;
+    world.detach(&attached).await
+}
+
+/// What may not be written to is a read-only device, however it was opened.
+async fn sealed(world: &mut World) -> Outcome {
+    use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    for (seal, read_only) in [
+        (SealFlag::F_SEAL_SHRINK, false),
+        (SealFlag::F_SEAL_WRITE, true),
+        (SealFlag::F_SEAL_FUTURE_WRITE, true),
+    ] {
+        let file = std::fs::File::from(memfd_create("sealed", MFdFlags::MFD_ALLOW_SEALING)?);
+        file.set_len(MIB)?;
+        fcntl(&file, FcntlArg::F_ADD_SEALS(seal))?;
+        let attached = world.attach(&file, &AttachOptions::default()).await?;
+        assert_eq!(world.properties(&attached.path).await?.read_only, read_only, "{seal:?}");
+        world.detach(&attached).await?;
+    }
+    Ok(())
+}
+
+/// The kernel would read it by its own rights, and not by those of whoever opened it.
+async fn made_when_it_is_read(world: &mut World) -> Outcome {
+    for path in [
+        "/proc/kallsyms",
+        "/proc/self/status",
+        "/sys/kernel/mm/transparent_hugepage/enabled",
+        "/sys/power/state",
+    ] {
+        let Ok(file) = std::fs::File::open(path) else { continue };
+        let error = world.attach_fails(&file, &AttachOptions::default()).await?;
+        expect_kind(&error, ErrorKind::InvalidBackingFile)?;
+        assert!(error.message.contains("copy it first"), "{error}");
     }
     Ok(())
 }

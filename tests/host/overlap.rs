@@ -2,16 +2,17 @@
 
 use std::collections::HashSet;
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use loopd_dbus::proxy::{Interaction, Manager};
 use loopd_dbus::{AttachOptions, DetachOptions, ErrorKind, Lifetime, Overlap, State};
 use loopd_tests::image::{Image, MIB, Mounted};
-use loopd_tests::polkit::Setup;
+use loopd_tests::polkit::{Answer, Setup};
 use loopd_tests::process::run;
 use loopd_tests::sysfs::LoopDevice;
 use loopd_tests::world::{Attached, World, expect_kind, refusal};
-use loopd_tests::{GAMES, Outcome, WWW_DATA};
+use loopd_tests::{GAMES, Outcome, ROOT, WWW_DATA};
 
 loopd_tests::tests! {
     "overlap";
@@ -26,7 +27,10 @@ loopd_tests::tests! {
         a_lazy_detach_is_taken_back,
         outlives_the_client_of_before,
         not_the_wanted_number,
+        of_another_program_for_a_user_s_file,
+        another_block_size,
     ];
+    Setup::StandIn(Answer::Yes) => [a_device_of_another_user_is_not_given_back];
     Setup::Real => [a_detach_of_another_user_is_not_taken_back];
 }
 
@@ -107,6 +111,7 @@ async fn losetup(image: &Path) -> anyhow::Result<LoopDevice> {
 
 async fn of_another_program(world: &mut World) -> Outcome {
     let image = image(world)?;
+    std::fs::set_permissions(&image.path, std::fs::Permissions::from_mode(0o644))?;
     for _ in 0..10 {
         // At once: no event has told of it yet.
         let device = losetup(&image.path).await?;
@@ -223,4 +228,61 @@ async fn a_detach_of_another_user_is_not_taken_back(world: &mut World) -> Outcom
     mounted.unmount().await?;
     assert!(first.device.bound());
     world.detach(&first).await
+}
+
+async fn another_block_size(world: &mut World) -> Outcome {
+    let image = image(world)?;
+    let first = attach(world, &image, &with(Overlap::Allow)).await?;
+    for (block_size, fits) in [(512, true), (4096, false)] {
+        let wanted = AttachOptions { block_size, ..with(Overlap::Reuse) };
+        if fits {
+            assert_eq!(attach(world, &image, &wanted).await?, first);
+        } else {
+            let error = world.attach_fails(&image.open()?, &wanted).await?;
+            expect_kind(&error, ErrorKind::Overlap)?;
+            assert!(error.message.contains("its block size is 512"), "{error}");
+        }
+    }
+    world.detach(&first).await
+}
+
+/// Whoever owns the device could show another file on it while root reads it.
+async fn a_device_of_another_user_is_not_given_back(world: &mut World) -> Outcome {
+    let image = image(world)?;
+    image.chown(GAMES)?;
+    let words = ["setup", "regular", image.name(), "lifetime=s:persistent", "overlap=s:reuse"];
+    let of_games = world.probe(GAMES, words).await?.attached()?;
+    let error = world.attach_fails(&image.open()?, &with(Overlap::Reuse)).await?;
+    expect_kind(&error, ErrorKind::Overlap)?;
+    assert!(error.message.contains(&format!("it belongs to user {}", GAMES.uid)), "{error}");
+    let losetup = world.loopctl(["losetup", "-L", "-f", "--show", image.name()]).await?;
+    assert!(!losetup.status.success() && losetup.stdout.is_empty(), "{losetup:?}");
+    world.probe(WWW_DATA, words).await?.refused(ErrorKind::Overlap)?;
+    assert_eq!(world.probe(GAMES, words).await?.attached()?, of_games, "its owner is given it");
+    world.detach(&of_games).await?;
+    // What is root's everyone may have.
+    let of_root = attach(world, &image, &with(Overlap::Reuse)).await?;
+    assert_eq!(world.probe(GAMES, words).await?.attached()?, of_root);
+    world.detach(&of_root).await
+}
+
+/// Some daemon may have attached it for that user, who can have it detached again.
+async fn of_another_program_for_a_user_s_file(world: &mut World) -> Outcome {
+    let image = image(world)?;
+    let device = losetup(&image.path).await?;
+    for (owner, mode, is_given) in
+        [(GAMES, 0o644, false), (ROOT, 0o666, false), (ROOT, 0o664, false), (ROOT, 0o644, true)]
+    {
+        image.chown(owner)?;
+        std::fs::set_permissions(&image.path, std::fs::Permissions::from_mode(mode))?;
+        if is_given {
+            assert_eq!(attach(world, &image, &with(Overlap::Reuse)).await?.device, device);
+        } else {
+            let error = world.attach_fails(&image.open()?, &with(Overlap::Reuse)).await?;
+            expect_kind(&error, ErrorKind::Overlap)?;
+            assert!(error.message.contains("not root's alone"), "{error}");
+        }
+    }
+    world.manager.detach(&device.node(), DetachOptions::default()).await?;
+    Ok(())
 }

@@ -16,7 +16,7 @@ use crate::agent::{Interrupted, with_agent};
 use crate::cli::Unmount;
 use crate::connection::{self, Bus, explain};
 use crate::mount_table::{MountTable, resolve};
-use crate::output::{message, printable, report};
+use crate::output::{escaped, message, printable, report};
 use crate::target::{Attached, Target, attached_at, list};
 use crate::volume::{self, Volume};
 use crate::{desktop, holder, partition, throwaway};
@@ -114,7 +114,7 @@ fn with_holders(error: anyhow::Error, volume: &Volume<'_>) -> anyhow::Error {
             let found = points.iter().flat_map(|point| holder::of(point));
             let mut holders: Vec<String> = found.map(|holder| holder.to_string()).collect();
             if let (true, Some(point)) = (holders.is_empty(), points.first()) {
-                let point = printable(point.as_os_str().as_bytes());
+                let point = escaped(point.as_os_str().as_bytes());
                 holders.push(format!(
                     "which process that is cannot be seen from here; `sudo fuser -vm {point}` shows it"
                 ));

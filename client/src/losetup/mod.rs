@@ -128,7 +128,7 @@ fn report(error: &anyhow::Error) -> u8 {
     }
     match error.downcast_ref::<Failure>() {
         Some(failure) => say(failure),
-        None => say(&Failure::new(output::printable(format!("{error:#}").as_bytes()))),
+        None => say(&Failure::new(output::escaped(format!("{error:#}").as_bytes()))),
     }
     1
 }

@@ -3,7 +3,7 @@
 use unicode_width::UnicodeWidthStr;
 
 use super::column::{Column, Json};
-use crate::output::turns_direction;
+use loopd_dbus::text::is_deceptive;
 
 /// How the table is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +91,7 @@ fn safe(bytes: &[u8], is_utf8: bool) -> String {
         let mut letters = chunk.valid().chars().peekable();
         while let Some(letter) = letters.next() {
             let is_escape = letter == '\\' && letters.peek() == Some(&'x');
-            let is_shown = !letter.is_control() && !turns_direction(letter) && (is_utf8 || letter.is_ascii());
+            let is_shown = !is_deceptive(letter) && (is_utf8 || letter.is_ascii());
             if is_shown && !is_escape {
                 shown.push(letter);
             } else {

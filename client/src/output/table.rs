@@ -9,7 +9,7 @@ use loopd_dbus::properties::{NO_OWNER, from_bus_path};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use crate::cli::Column;
-use crate::output::printable;
+use crate::output::escaped;
 use crate::partition::Partition;
 use crate::size::human;
 use crate::target::Attached;
@@ -166,7 +166,7 @@ fn cut_start(text: &str, room: usize) -> String {
 fn cell(attached: &Attached, column: Column) -> String {
     let Attached { attachment, volume, .. } = attached;
     match column {
-        Column::Device => printable(attachment.device.as_bytes()),
+        Column::Device => escaped(attachment.device.as_bytes()),
         Column::Number => attachment.number.to_string(),
         Column::Ro => yes_no(attachment.read_only),
         Column::Lifetime => text(&attachment.lifetime),
@@ -201,7 +201,7 @@ fn cell(attached: &Attached, column: Column) -> String {
 fn part_cell(attached: &Attached, shown: &Partition, column: Column) -> String {
     let Partition { partition, volume, .. } = shown;
     match column {
-        Column::Device => printable(volume.device.as_bytes()),
+        Column::Device => escaped(volume.device.as_bytes()),
         Column::Number => partition.number.to_string(),
         Column::Ro | Column::Blocksize => cell(attached, column),
         Column::Start => partition.offset.to_string(),
@@ -235,7 +235,7 @@ pub fn yes_no(value: bool) -> String {
 /// A text from outside; - where there is none.
 #[must_use]
 pub fn text(value: &str) -> String {
-    if value.is_empty() { NOTHING.to_owned() } else { printable(value.as_bytes()) }
+    if value.is_empty() { NOTHING.to_owned() } else { escaped(value.as_bytes()) }
 }
 
 /// The backing file's path.
@@ -280,7 +280,7 @@ pub fn time(microseconds: u64) -> String {
 
 fn path(bytes: &[u8]) -> String {
     let bytes = from_bus_path(bytes);
-    if bytes.is_empty() { NOTHING.to_owned() } else { printable(bytes) }
+    if bytes.is_empty() { NOTHING.to_owned() } else { escaped(bytes) }
 }
 
 #[cfg(test)]

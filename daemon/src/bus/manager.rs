@@ -15,7 +15,7 @@ use super::{Room, invalid, wire};
 use crate::authority::Deed;
 use crate::caller::Caller;
 use crate::engine::{AttachRequest, Caller as _, Order, Snapshot};
-use crate::text::printable;
+use loopd_dbus::text::printable;
 
 /// The root object.
 pub struct Manager {

@@ -1,6 +1,7 @@
 //! Who has how much: bounds for each uid, so that one user's flood or hung file costs the others
 //! nothing. Root is not bound.
 
+use super::is_root;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -57,7 +58,7 @@ impl Ledger {
         let limit = self.book.limit.load(Ordering::Relaxed);
         let mut counts = self.book.counts();
         let count = counts.get(&uid).copied().unwrap_or_default();
-        if count >= limit && uid != 0 {
+        if count >= limit && !is_root(uid) {
             return Err(Error::new(
                 ErrorKind::LimitExceeded,
                 format!(

@@ -28,6 +28,7 @@ mod mount_plan;
 mod mount_simulation;
 mod observe;
 mod overlap;
+mod ownership;
 mod partition;
 mod request;
 mod restore;
@@ -43,6 +44,7 @@ pub use mount_name::safe_name;
 pub use mount_place::Place;
 pub use mount_plan::Policy;
 pub use observe::Uevent;
+pub use ownership::is_root;
 pub use request::{AttachRequest, is_block_size};
 #[cfg(test)]
 pub use restore::Phase;

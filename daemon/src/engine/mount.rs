@@ -18,7 +18,7 @@ use super::detach::gone;
 use super::mount_plan::{Plan, Volume};
 use super::{Engine, Snapshot, ext_journal, mount_name};
 use crate::kernel::{DiskSequence, FileSystem, Kernel};
-use crate::text::printable;
+use loopd_dbus::text::printable;
 
 /// What is done meanwhile, and what comes of it.
 pub type Doing<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -2,7 +2,7 @@
 
 use super::Snapshot;
 use crate::kernel::FileSystem;
-use crate::text::turns_direction;
+use loopd_dbus::text::is_deceptive;
 
 /// Bytes that a name may have; a number may come behind it.
 const LONGEST: usize = 120;
@@ -35,11 +35,11 @@ pub fn safe_name(words: &[u8]) -> Option<String> {
 }
 
 /// A slash ends a name, a backslash goes on with the line in a unit's file, the service manager puts a
-/// variable of its environment in the place of `${NAME}`, and what controls a terminal or turns the writing
-/// direction can make one name look like another.
+/// variable of its environment in the place of `${NAME}`, and what controls a terminal, turns the writing
+/// direction or is invisible can make one name look like another.
 fn harmless(character: char) -> char {
-    let is_separator = matches!(character, '/' | '\\' | '$' | '\u{2028}' | '\u{2029}');
-    if is_separator || character.is_control() || turns_direction(character) { '_' } else { character }
+    let is_special = matches!(character, '/' | '\\' | '$');
+    if is_special || is_deceptive(character) { '_' } else { character }
 }
 
 fn shortened(name: &str) -> &str {
@@ -79,6 +79,7 @@ mod tests {
             ("a\u{1b}[31m", Some("a_[31m")),
             ("txt\u{202e}gpj", Some("txt_gpj")),
             ("a\u{2028}b", Some("a_b")),
+            ("a\u{200b}b\u{feff}\u{e0041}", Some("a_b__")),
             ("\u{0}", None),
             ("100%n", Some("100%n")),
             ("${HOME}", Some("_{HOME}")),
@@ -111,7 +112,7 @@ mod tests {
     #[test]
     fn a_name_is_one_folder_and_bounded() {
         bolero::check!().with_type::<Vec<u8>>().for_each(|words| check(words));
-        let hostile: Vec<char> = "./\\$ \u{202e}\n\0ä-%x".chars().collect();
+        let hostile: Vec<char> = "./\\$ \u{202e}\u{200b}\n\0ä-%x".chars().collect();
         bolero::check!().with_type::<Vec<u8>>().for_each(|picks| {
             let words: String =
                 picks.iter().map(|pick| hostile[usize::from(*pick) % hostile.len()]).collect();
@@ -125,7 +126,7 @@ mod tests {
         assert!(!name.starts_with('.'), "{name:?}");
         assert_eq!(name.trim(), name);
         assert!(!name.contains(['/', '\\', '$', '\n', '\0']), "{name:?}");
-        assert!(!name.chars().any(|character| character.is_control() || turns_direction(character)));
+        assert!(!name.chars().any(is_deceptive));
         assert!(crate::mount::unit_name::escaped(&name).len() <= LONGEST_ESCAPED);
         assert_eq!(safe_name(name.as_bytes()), Some(name), "a safe name stays as it is");
     }

@@ -10,9 +10,9 @@ use loopd_dbus::{Error, ErrorKind, Lifetime, Overlap, State};
 use tokio::sync::OwnedMutexGuard;
 
 use super::attach::Caller;
-use super::{AttachRequest, Engine, Snapshot};
+use super::{AttachRequest, Engine, Snapshot, is_root};
 use crate::kernel::{Device, FileFacts, Kernel, node};
-use crate::text::printable;
+use loopd_dbus::text::printable;
 
 impl<K: Kernel> Engine<K> {
     /// Keeps others from attaching the file meanwhile, and gives back the device that serves the
@@ -58,21 +58,49 @@ impl<K: Kernel> Engine<K> {
             (shown.device.offset, shown.device.size_limit) == (request.offset, request.size_limit)
         };
         let writable = facts.writable && !request.read_only;
-        let mut why = "its offset or size limit is another; ask for the same, or attach with overlap=allow";
+        let mut why = "its offset or size limit is another; ask for the same".to_owned();
         for shown in there.iter().filter(same) {
             let device = &shown.device;
             if request.number.is_some_and(|number| number != device.number) {
-                why = "that is not the device that was asked for";
+                why = "that is not the device that was asked for".to_owned();
             } else if device.read_only && writable {
-                why = "it is read-only; ask for a read-only one, or attach with overlap=allow";
-            } else if shown.state == State::Detaching && !may_change(shown, caller) {
-                why = "its owner is detaching it; wait until it is gone, or attach with overlap=allow";
+                why = "it is read-only; ask for a read-only one".to_owned();
+            } else if request.block_size != 0 && request.block_size != device.block_size {
+                why = format!("its block size is {}; ask for that one", device.block_size);
+            } else if let Some(others) = self.may_change_under(shown, facts, caller.uid()) {
+                why = others;
+            } else if shown.state == State::Detaching && !shown.may_be_changed_by(caller.uid()) {
+                why = "its owner is detaching it; wait until it is gone".to_owned();
             } else {
                 return Ok(shown.clone());
             }
         }
+        why.push_str(", or attach with overlap=allow");
         let shown = there.iter().find(same).or(there.first());
-        shown.map_or_else(|| Err(Error::new(ErrorKind::Overlap, why)), |shown| Err(refused(shown, why)))
+        shown.map_or_else(|| Err(Error::new(ErrorKind::Overlap, &*why)), |shown| Err(refused(shown, &why)))
+    }
+
+    /// Who else than root and the caller can show another file on the device, or detach it and set its
+    /// number up again; `None` if nobody can. What is read of such a device is that user's choice.
+    fn may_change_under(&self, shown: &Snapshot, file: &FileFacts, caller: u32) -> Option<String> {
+        match self.kernel.set_up_for(shown.device.number) {
+            Ok(Some(uid)) if !is_root(uid) => {
+                return Some(format!("UDisks2 has set it up for user {uid}, who can change it"));
+            }
+            Ok(_) => {}
+            Err(error) => return Some(format!("whom it was set up for cannot be told: {error}")),
+        }
+        match &shown.ownership {
+            Some(owner) if is_root(owner.uid) || owner.uid == caller => None,
+            Some(owner) => Some(format!("it belongs to user {}, who can change it", owner.uid)),
+            // Some program of root's has attached it, for whomever. A file that is root's is likely for root.
+            None if file.only_root_writes => None,
+            None => Some(
+                "another program has attached it, and its file is not root's alone, so that whom it is for is not \
+                 known"
+                    .to_owned(),
+            ),
+        }
     }
 
     /// Takes back a detach that waits for the last close, and whatever else would end the device
@@ -91,7 +119,7 @@ impl<K: Kernel> Engine<K> {
                 .as_ref()
                 .is_some_and(|owner| owner.lifetime == Lifetime::Mount && !owner.mounted);
         let is_over = reused.state == State::Detaching || outlived || awaits_mount;
-        if is_over && may_change(reused, caller) {
+        if is_over && reused.may_be_changed_by(caller.uid()) {
             self.set_lifetime(reused.id, request.lifetime, caller).await?;
         }
         Ok(())
@@ -122,11 +150,6 @@ fn unanswered(file: &FileFacts, hangs: &Error) -> Error {
     let message =
         format!("cannot tell whether {name} is attached already: {hangs}, or attach with overlap=allow");
     Error::new(ErrorKind::Timeout, message)
-}
-
-/// What one owns one may change, and root may change everything: nobody is asked about more here.
-fn may_change(shown: &Snapshot, caller: &impl Caller) -> bool {
-    caller.uid() == 0 || shown.ownership.as_ref().is_some_and(|ownership| ownership.uid == caller.uid())
 }
 
 fn overlaps(device: &Device, request: &AttachRequest) -> bool {

@@ -624,6 +624,38 @@ async fn a_file_is_not_attached_twice_where_that_is_not_wanted() {
     assert_eq!(error.kind, ErrorKind::Overlap);
 }
 
+/// Another user could show other bytes on such a device while the one that it is given to reads it.
+#[tokio::test(start_paused = true)]
+async fn a_device_that_others_can_change_is_not_given_back() {
+    let (root, owner, stranger) = (Client::new(":1.1", 0), Client::new(":1.2", 7), Client::new(":1.3", 8));
+    let reuse = || AttachOptions {
+        overlap: Overlap::Reuse,
+        lifetime: Lifetime::Persistent,
+        ..AttachOptions::default()
+    };
+    for (first, given, refused) in [(&owner, &owner, vec![&root, &stranger]), (&root, &stranger, vec![])] {
+        let house = House::with_udev();
+        let id = house.attach_with(first, reuse()).await.unwrap().id;
+        for other in refused {
+            let error = house.attach_with(other, reuse()).await.unwrap_err();
+            assert_eq!(error.kind, ErrorKind::Overlap);
+            assert!(error.message.contains("it belongs to user 7"), "{error}");
+        }
+        assert_eq!(house.attach_with(given, reuse()).await.unwrap().id, id);
+        let other_blocks = AttachOptions { block_size: 4096, ..reuse() };
+        let error = house.attach_with(given, other_blocks).await.unwrap_err();
+        assert!(error.message.contains("block size"), "{error}");
+        house.engine.detach(id, false).await.unwrap();
+    }
+    // What another daemon has set up for a user is foreign to loopd, and that user's anyway.
+    for (uid, is_given) in [(0, true), (7, false)] {
+        let house = House::with_udev();
+        let number = house.machine.set_up(1, uid);
+        let reused = house.attach_with(&root, reuse()).await;
+        assert_eq!(reused.is_ok_and(|reused| reused.device.number == number), is_given, "uid {uid}");
+    }
+}
+
 /// Linux 6.1 reads the table anew while udev probes the partitions of the first reading.
 #[tokio::test(start_paused = true)]
 async fn a_waiting_attach_waits_for_partitions_that_are_made_anew() {

@@ -1,16 +1,23 @@
 //! What may be attached: checks of the descriptor before any ioctl sees it.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
 
 use loopd_dbus::{Error, ErrorKind};
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::stat::{SFlag, fstat};
+use nix::sys::statfs::{
+    BPF_FS_MAGIC, CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, DEBUGFS_MAGIC, PROC_SUPER_MAGIC, SECURITYFS_MAGIC,
+    SELINUX_MAGIC, SMACK_MAGIC, SYSFS_MAGIC, TRACEFS_MAGIC, fstatfs,
+};
+
+/// Permission bits, which an access control list does not go beyond.
+const WRITABLE_BY_OTHERS: u32 = 0o022;
 
 use super::{FileFacts, FileIdentity, FileKind};
-use crate::engine::AttachRequest;
-use crate::text::printable;
+use crate::engine::{AttachRequest, is_root};
+use loopd_dbus::text::printable;
 
 /// A descriptor that was looked at.
 #[derive(Debug)]
@@ -70,15 +77,64 @@ pub fn examine(file: impl AsFd) -> Result<Examined, Error> {
             )));
         }
     };
+    refuse_made_on_reading(file, &name)?;
     Ok(Examined {
         facts: FileFacts {
             kind,
             path,
             identity: FileIdentity { device: status.st_dev, inode: status.st_ino },
-            writable: access == OFlag::O_RDWR,
+            writable: access == OFlag::O_RDWR && !is_sealed(file),
+            appends: flags.contains(OFlag::O_APPEND) && access == OFlag::O_RDWR,
+            only_root_writes: is_root(status.st_uid) && status.st_mode & WRITABLE_BY_OTHERS == 0,
         },
         size: (kind == FileKind::Regular).then(|| u64::try_from(status.st_size).unwrap_or(0)),
     })
+}
+
+/// A memfd whose contents nobody may change any more.
+fn is_sealed(file: BorrowedFd<'_>) -> bool {
+    let seals = fcntl(file, FcntlArg::F_GET_SEALS).map(SealFlag::from_bits_retain);
+    seals.is_ok_and(|seals| seals.intersects(SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_FUTURE_WRITE))
+}
+
+/// Files of procfs, sysfs and their like are no storage: the kernel makes their contents when they are read,
+/// by the rights of whoever reads, which for a loop device is the kernel itself.
+fn refuse_made_on_reading(file: BorrowedFd<'_>, name: &str) -> Result<(), Error> {
+    let Ok(found) = fstatfs(file) else { return Ok(()) };
+    let made = [
+        PROC_SUPER_MAGIC,
+        SYSFS_MAGIC,
+        DEBUGFS_MAGIC,
+        TRACEFS_MAGIC,
+        SECURITYFS_MAGIC,
+        SELINUX_MAGIC,
+        SMACK_MAGIC,
+        CGROUP_SUPER_MAGIC,
+        CGROUP2_SUPER_MAGIC,
+        BPF_FS_MAGIC,
+    ];
+    if !made.contains(&found.filesystem_type()) {
+        return Ok(());
+    }
+    Err(invalid(format!(
+        "cannot attach {name}: it is on a file system whose files the kernel makes when they are read; copy it first"
+    )))
+}
+
+/// A writer that appends is none for a loop device, which writes in place: Linux overwrites what is there,
+/// even of a file that only may be appended to, or, in older versions, appends every block.
+///
+/// # Errors
+/// `InvalidBackingFile`.
+pub fn refuse_appending(examined: &Examined) -> Result<(), Error> {
+    if !examined.facts.appends {
+        return Ok(());
+    }
+    let name = printable(&examined.facts.path);
+    Err(invalid(format!(
+        "cannot attach {name}: the descriptor was opened with O_APPEND, and a loop device writes in place; open it \
+         without O_APPEND, or for reading only"
+    )))
 }
 
 fn kind_name(kind: SFlag) -> &'static str {
@@ -91,11 +147,14 @@ fn kind_name(kind: SFlag) -> &'static str {
     }
 }
 
-/// Checks that the device would have at least one sector.
+/// Checks that the device would have at least one sector, and would not append what it writes.
 ///
 /// # Errors
-/// `InvalidBackingFile` where the file is too small, `InvalidArgs` where the offset is past its end.
+/// `InvalidBackingFile` where the file is too small, or the descriptor appends, `InvalidArgs` where the offset is past its end.
 pub fn check_fit(examined: &Examined, request: &AttachRequest) -> Result<(), Error> {
+    if !request.read_only {
+        refuse_appending(examined)?;
+    }
     let Some(size) = examined.size else { return Ok(()) };
     let name = printable(&examined.facts.path);
     if size < 512 {

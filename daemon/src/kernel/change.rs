@@ -9,7 +9,7 @@ use nix::fcntl::OFlag;
 
 use super::linux::{self, failed};
 use super::{Change, Device, DiskSequence, backing_file, ioctl, node};
-use crate::text::printable;
+use loopd_dbus::text::printable;
 
 /// How often a call is made that meets someone in passing, such as a probe of udev.
 const ATTEMPTS: u32 = 64;
@@ -63,6 +63,7 @@ fn is_passing(result: nix::Result<()>) -> bool {
 /// Has the device show another file.
 pub fn replace(number: u32, disk_sequence: DiskSequence, file: &OwnedFd) -> Result<Option<Device>, Error> {
     let examined = backing_file::examine(file)?;
+    backing_file::refuse_appending(&examined)?;
     let name = printable(&examined.facts.path);
     let Some(device) = linux::open_attached(number, disk_sequence)? else { return Ok(None) };
     let before = linux::read_device(number, &device).map_err(|errno| unreadable(number, errno))?;

@@ -27,9 +27,9 @@ use super::{
     Partitioning, Users, change, inotify, ioctl, node, partitions, sysfs,
 };
 use crate::engine::AttachRequest;
-use crate::text::printable;
 use crate::udev;
 use crate::vault::Vault;
+use loopd_dbus::text::printable;
 
 /// How often a number taken by another process is answered with a new choice.
 const ATTEMPTS: usize = 64;
@@ -300,6 +300,10 @@ impl Kernel for Linux {
         length: usize,
     ) -> Result<Vec<u8>, Error> {
         self.blocking(move |_| read(number, disk_sequence, offset, length)).await
+    }
+
+    fn set_up_for(&self, number: u32) -> Result<Option<u32>, Error> {
+        super::udisks::set_up_for(number)
     }
 
     fn mounts(&self) -> Option<MountTable> {

@@ -19,6 +19,7 @@ mod readiness;
 #[cfg(test)]
 pub mod simulated;
 mod sysfs;
+mod udisks;
 
 pub use linux::Linux;
 pub use readiness::Readiness;
@@ -55,6 +56,10 @@ pub struct FileFacts {
     pub identity: FileIdentity,
     /// Whether the descriptor allows writing.
     pub writable: bool,
+    /// Whether every write goes to the end of the file.
+    pub appends: bool,
+    /// Whether the file is root's, and nobody else may write to it.
+    pub only_root_writes: bool,
 }
 
 /// Which file it is, whatever its path.
@@ -369,6 +374,13 @@ pub trait Kernel: Send + Sync + 'static {
 
     /// The device with all that is known of it; `None` where nothing is attached.
     fn status(&self, number: u32) -> impl Future<Output = Result<Option<Device>, Error>> + Send;
+
+    /// The user that another daemon has set the device up for, who can have that daemon detach it; `None`
+    /// if no daemon says so. Never blocks.
+    ///
+    /// # Errors
+    /// The daemon's record cannot be read or understood.
+    fn set_up_for(&self, number: u32) -> Result<Option<u32>, Error>;
 
     /// What udev's database has of a device or of a partition; `None` where udev has not seen it.
     fn stored(&self, number: u32, partition: Option<u32>) -> Option<Found>;

@@ -52,6 +52,8 @@ struct Machine {
     udev_runs: bool,
     scans_itself: bool,
     removed_nodes: Vec<u32>,
+    /// Whom another daemon has set a number up for.
+    set_up_for: BTreeMap<u32, u32>,
     /// Whether a service manager keeps copies of holds.
     vault: bool,
     /// Whether the daemon is dead: what it still tries has no effect.
@@ -358,6 +360,13 @@ impl Simulated {
         number
     }
 
+    /// Another daemon attaches a file for a user.
+    pub fn set_up(&self, file: u64, uid: u32) -> u32 {
+        let number = self.attach_elsewhere(file);
+        self.lock().set_up_for.insert(number, uid);
+        number
+    }
+
     /// Another program calls `LOOP_CLR_FD`.
     pub fn detach_elsewhere(&self, number: u32) {
         self.change_number(number, |bound| bound.autoclear = true);
@@ -489,6 +498,8 @@ impl Kernel for Simulated {
             path: Vec::new(),
             identity: FileIdentity { device: 0, inode: *file },
             writable: true,
+            appends: false,
+            only_root_writes: true,
         })
     }
 
@@ -686,6 +697,10 @@ impl Kernel for Simulated {
     async fn read(&self, _: u32, _: DiskSequence, _: u64, length: usize) -> Result<Vec<u8>, Error> {
         self.step().await?;
         Ok(vec![0; length])
+    }
+
+    fn set_up_for(&self, number: u32) -> Result<Option<u32>, Error> {
+        Ok(self.lock().set_up_for.get(&number).copied())
     }
 
     fn mounts(&self) -> Option<MountTable> {

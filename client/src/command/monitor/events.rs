@@ -11,8 +11,8 @@ use serde_json::{Map, Value};
 use zbus::Variant;
 
 use crate::objects::{Interfaces, Objects, Properties, place};
+use crate::output::escaped;
 use crate::output::json::path as shown_path;
-use crate::output::printable;
 use crate::output::table::time;
 use crate::size::human;
 
@@ -87,7 +87,7 @@ impl Event {
             line.push_str(device);
         }
         line.push_str(&self.details());
-        printable(line.as_bytes())
+        escaped(line.as_bytes())
     }
 
     fn details(&self) -> String {
