@@ -17,6 +17,8 @@ nautilusdir ?= $(datadir)/loopd/nautilus-scripts
 # The bus and polkit look nowhere else, whatever PREFIX is.
 dbuspolicydir ?= /usr/share/dbus-1/system.d
 polkitactiondir ?= /usr/share/polkit-1/actions
+# Nor does every udev.
+udevrulesdir ?= /usr/lib/udev/rules.d
 # Nor does umount: its /sbin is this one, wherever /usr is merged.
 mounthelperdir ?= /usr/sbin
 
@@ -129,6 +131,11 @@ install:
 	sed 's#@LIBEXECDIR@#$(libexecdir)#g' systemd/loop-image@.service.in > $(DESTDIR)$(unitdir)/loop-image@.service
 	chmod 644 $(DESTDIR)$(dbusservicedir)/org.loopd1.service $(DESTDIR)$(unitdir)/loopd.service $(DESTDIR)$(unitdir)/loop-image@.service
 	$(INSTALL) -D -m 755 systemd/loop-image $(DESTDIR)$(libexecdir)/loop-image
+	$(INSTALL) -D -m 755 systemd/untrusted-loop $(DESTDIR)$(libexecdir)/untrusted-loop
+	$(INSTALL) -d $(DESTDIR)$(udevrulesdir)
+	sed 's#@LIBEXECDIR@#$(libexecdir)#g' systemd/63-untrusted-loop.rules.in > $(DESTDIR)$(udevrulesdir)/63-untrusted-loop.rules
+	chmod 644 $(DESTDIR)$(udevrulesdir)/63-untrusted-loop.rules
+	$(INSTALL) -D -m 644 systemd/98-untrusted-loop.rules $(DESTDIR)$(udevrulesdir)/98-untrusted-loop.rules
 	$(INSTALL) -D -m 644 systemd/partitions.conf $(DESTDIR)$(docdir)/partitions.conf
 	$(INSTALL) -D -m 644 polkit/50-loopd-group.rules $(DESTDIR)$(docdir)/50-loopd-group.rules
 	$(INSTALL) -D -m 644 docs/loopd.toml $(DESTDIR)$(docdir)/loopd.toml
@@ -142,6 +149,8 @@ install:
 		$(INSTALL) -D -m 644 $$text $(DESTDIR)$(docdir)/$${text##*/} || exit; done
 
 uninstall:
+	rm -f $(DESTDIR)$(udevrulesdir)/63-untrusted-loop.rules $(DESTDIR)$(udevrulesdir)/98-untrusted-loop.rules
+	rm -f $(DESTDIR)$(libexecdir)/untrusted-loop
 	rm -f $(DESTDIR)$(libexecdir)/loopd $(DESTDIR)$(libexecdir)/loop-image $(DESTDIR)$(bindir)/loopctl
 	rm -f $(DESTDIR)$(libexecdir)/loopctl/losetup
 	-rmdir $(DESTDIR)$(libexecdir)/loopctl

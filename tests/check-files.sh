@@ -42,7 +42,7 @@ if have systemd-analyze "systemd units"; then
         printf '#!/bin/sh\n' >"$work/$program"
         chmod +x "$work/$program"
     done
-    for unit in systemd/*.in; do
+    for unit in systemd/*.service.in; do
         sed "s#@LIBEXECDIR@#$work#g" "$unit" >"$work/$(basename "$unit" .in)"
     done
     # Our own manual pages are not installed yet.
@@ -55,6 +55,15 @@ if have systemd-analyze "systemd units"; then
     echo "systemd units: ok"
 fi
 
+# Only newer ones have that.
+if have udevadm "udev rules" && udevadm verify --help >/dev/null 2>&1; then
+    for rules in systemd/*.rules systemd/*.rules.in; do
+        sed "s#@LIBEXECDIR@#$work#g" "$rules" >"$work/$(basename "$rules" .in)"
+    done
+    udevadm verify --no-summary "$work"/*.rules
+    echo "udev rules: ok"
+fi
+
 cargo run --quiet --package loopd -- --check-config docs/loopd.toml
 
 if have python3 "licences"; then
@@ -62,7 +71,7 @@ if have python3 "licences"; then
 fi
 
 if have shellcheck "scripts"; then
-    shellcheck -x systemd/loop-image client/desktop/nautilus-scripts/* .ci/run tests/*.sh packaging/*.sh tests/vm/*.sh tests/vm/guest/{run,*.sh,tests/*.sh}
+    shellcheck -x systemd/loop-image systemd/untrusted-loop client/desktop/nautilus-scripts/* .ci/run tests/*.sh packaging/*.sh tests/vm/*.sh tests/vm/guest/{run,*.sh,tests/*.sh}
     echo "scripts: ok"
 fi
 

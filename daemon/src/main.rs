@@ -46,7 +46,7 @@ use caller::Callers;
 use clients::Clients;
 use engine::{ClientId, Engine, Ledger, Settings};
 use idle::{Exit, Idle};
-use kernel::Linux;
+use kernel::{Linux, Untrusted};
 use lock::Lock;
 use loopd_dbus::names::BUS_NAME;
 use mount::HostMounts;
@@ -142,7 +142,10 @@ async fn run(configuration: config::Source) -> Result<Exit, Failure> {
     let signals = Signals::receive().map_err(|error| format!("signals cannot be received: {error}"))?;
     let runtime_folder = store::runtime_folder().map_err(|error| format!("no runtime folder: {error}"))?;
     let settings = configuration.read_or_last_good(&runtime_folder).map_err(Failure::Lasting)?.settings();
-    let kernel = Linux::open(Vault::open()).map_err(|error| Failure::Lasting(error.to_string()))?;
+    let untrusted = Untrusted::open(&runtime_folder)
+        .map_err(|error| format!("what udev is not to trust cannot be marked: {error}"))?;
+    let kernel =
+        Linux::open(Vault::open(), untrusted).map_err(|error| Failure::Lasting(error.to_string()))?;
     // Events are listened to before anything is looked at, so that none falls in between.
     let monitor = udev::Monitor::listen().map_err(|error| format!("cannot listen to udev: {error}"))?;
     let mount_watch = mounts::Watch::open().map_err(|error| format!("cannot watch mounts: {error}"))?;

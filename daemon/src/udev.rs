@@ -135,6 +135,18 @@ pub fn stored(number: u32, partition: Option<u32>) -> Option<Found> {
     device.is_initialized().then(|| found(&device))
 }
 
+/// The nodes of all block devices on which udev has found this UUID.
+///
+/// # Errors
+/// sysfs cannot be read.
+pub fn with_uuid(uuid: &str) -> std::io::Result<Vec<String>> {
+    let mut enumerator = udev::Enumerator::new()?;
+    enumerator.match_subsystem("block")?;
+    enumerator.match_property("ID_FS_UUID", uuid)?;
+    let node = |device: udev::Device| Some(device.devnode()?.to_string_lossy().into_owned());
+    Ok(enumerator.scan_devices()?.filter_map(node).collect())
+}
+
 fn read(event: &udev::Event, from_udev: bool) -> Option<Uevent> {
     let (number, partition) = numbers(event.sysname().to_str()?)?;
     let disk_sequence = text(event.property_value("DISKSEQ")).parse().ok().map(DiskSequence);
@@ -176,11 +188,12 @@ fn found(device: &udev::Device) -> Found {
     }
 }
 
+/// The type of what udev is to leave alone stands under a name of our own (`63-untrusted-loop.rules`).
 fn file_system(device: &udev::Device) -> FileSystem {
     let property = |name: &str| text(device.property_value(name));
     FileSystem {
         usage: property("ID_FS_USAGE"),
-        kind: property("ID_FS_TYPE"),
+        kind: text(device.property_value("LOOPD_FS_TYPE").or_else(|| device.property_value("ID_FS_TYPE"))),
         version: property("ID_FS_VERSION"),
         label: unescape(&property("ID_FS_LABEL_ENC")),
         uuid: property("ID_FS_UUID"),

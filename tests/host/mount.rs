@@ -1,6 +1,6 @@
 //! Mounting, with a stand-in for the service manager and with none.
 
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -34,6 +34,8 @@ loopd_tests::tests! {
         nobody_mounts_it,
         in_use,
         read_only_with_a_journal,
+        a_journal_on_another_device,
+        mount_options_in_the_superblock,
         one_user_cannot_mount_everything,
         mounted_foreign_devices,
     ];
@@ -118,7 +120,7 @@ async fn opens_and_closes(world: &mut World) -> Outcome {
     for (name, expected) in [
         ("What", attached.device.node().as_str()),
         ("Type", "ext4"),
-        ("Options", "nosuid,nodev,uhelper=loopd"),
+        ("Options", "nosuid,nodev,uhelper=loopd,errors=remount-ro"),
         ("CollectMode", "inactive-or-failed"),
     ] {
         assert_eq!(started.settings.get(name).map(String::as_str), Some(expected));
@@ -371,6 +373,34 @@ async fn read_only_with_a_journal(world: &mut World) -> Outcome {
     volume.mount(&without).await?;
     volume.unmount(UnmountOptions::default()).await?;
     nothing_left(world).await
+}
+
+/// Mounts an image with these bytes in its superblock; gives the error.
+async fn mount_changed(world: &mut World, offset: u64, bytes: &[u8]) -> anyhow::Result<loopd_dbus::Error> {
+    let image = image(world, "changed").await?;
+    image.open()?.write_all_at(bytes, 1024 + offset)?;
+    let attached = world.attach(&image.open()?, &options(Lifetime::Persistent)).await?;
+    let volume = volume(world, attached.path.as_str()).await?;
+    let error = refusal(volume.mount(&MountOptions::default()).await)?;
+    world.detach(&attached).await?;
+    nothing_left(world).await?;
+    Ok(error)
+}
+
+async fn a_journal_on_another_device(world: &mut World) -> Outcome {
+    let _units = Units::start(world.bus()).await?;
+    let error = mount_changed(world, 0xe4, &[3, 8, 0, 0]).await?;
+    assert_eq!(error.kind, ErrorKind::NotSupported);
+    assert!(error.message.contains("its journal is on another block device (8:3)"), "{error}");
+    Ok(())
+}
+
+async fn mount_options_in_the_superblock(world: &mut World) -> Outcome {
+    let _units = Units::start(world.bus()).await?;
+    let error = mount_changed(world, 0x200, b"journal_path=/dev/sda3").await?;
+    assert_eq!(error.kind, ErrorKind::NotSupported);
+    assert!(error.message.contains("mount option \"journal_path=/dev/sda3\""), "{error}");
+    Ok(())
 }
 
 async fn one_user_cannot_mount_everything(world: &mut World) -> Outcome {

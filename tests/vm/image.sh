@@ -13,11 +13,14 @@ packages=(
     e2fsprogs fdisk dosfstools xorriso                  # images
     squashfs-tools erofs-utils xfsprogs cryptsetup-bin  # more of them
     btrfs-progs                                         # file systems over several devices
-    lvm2 mdadm bcache-tools dmraid multipath-tools      # what udev activates from an image's content
+    lvm2 mdadm bcache-tools multipath-tools             # what udev activates from an image's content
     dbus-broker                                         # the other message bus
     acl                                                 # who may look into a folder
     udisks2                                             # memory beside its peer's
 )
+
+# Debian 13 has it no more.
+[[ $suite != bookworm ]] || packages+=(dmraid)
 
 as_root=()
 ((EUID == 0)) || as_root=(sudo)

@@ -9,7 +9,7 @@ use zbus::message::Header;
 
 use super::{Room, invalid};
 use crate::authority::Deed;
-use crate::engine::is_block_size;
+use crate::engine::{Caller as _, is_block_size};
 use crate::kernel::{Change, DiskSequence};
 
 /// One attached loop device.
@@ -90,7 +90,7 @@ impl Attachment {
             let number = self.room.find(self.id)?.device.number;
             self.room.authority.allow(&caller, Deed::Attach(&facts, Some(number))).await?;
         }
-        let result = self.room.engine.replace_backing_file(self.id, file).await;
+        let result = self.room.engine.replace_backing_file(self.id, file, caller.uid()).await;
         self.room.changed(&caller, result).await
     }
 

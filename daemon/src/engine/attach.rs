@@ -72,7 +72,7 @@ impl<K: Kernel> Engine<K> {
             _ => None,
         };
         let mark = announced.as_ref().map_or(0, Announcement::mark);
-        let request = AttachRequest { mark, ..order.request };
+        let request = AttachRequest { mark, untrusted: caller.uid() != 0, ..order.request };
         let attached = self.kernel.attach(order.file, &request).await?;
         let partitioning = attached.partitioning.clone();
         let id = self.record(attached, &request, caller, slot);

@@ -64,6 +64,10 @@ impl<K: Kernel> Engine<K> {
             Some(_) => None,
             None => Some(self.attachments_of_a_uid.enter(caller.uid())?),
         };
+        if slot.is_some() && caller.uid() != 0 {
+            // From now on it shows what its new owner likes.
+            self.kernel.distrust(attachment.device.disk_sequence)?;
+        }
         match lifetime {
             Lifetime::Persistent => self.let_stay(&attachment).await?,
             Lifetime::Client | Lifetime::Mount => self.let_go_with_us(&attachment).await?,
@@ -119,7 +123,7 @@ impl<K: Kernel> Engine<K> {
         bound
     }
 
-    /// Shows another file of the same size on a read-only device.
+    /// Shows another file of the same size on a read-only device, for the user with this uid.
     ///
     /// # Errors
     /// `NotFound`, `InvalidBackingFile`, `NotSupported`, `Kernel`; the file is the one before then.
@@ -127,6 +131,7 @@ impl<K: Kernel> Engine<K> {
         self: &Arc<Self>,
         id: DiskSequence,
         file: K::File,
+        uid: u32,
     ) -> Result<(), Error> {
         let _alone = self.lock_device(id).await?;
         let attachment = self.find(id).ok_or_else(|| gone(id))?;
@@ -136,7 +141,9 @@ impl<K: Kernel> Engine<K> {
         self.keeper.expect_file(id, Some(shown_next))?;
         // The kernel's new sequence is seen before we are told it.
         self.update(id, |record| record.replacing = true);
-        let replaced = self.kernel.replace(number, sequence, file).await;
+        let owner = attachment.ownership.as_ref().map_or(0, |ownership| ownership.uid);
+        let untrusted = owner != 0 || uid != 0;
+        let replaced = self.kernel.replace(number, sequence, file, untrusted).await;
         let device = replaced.as_ref().ok().and_then(Option::as_ref).cloned();
         self.take_replaced(id, device);
         if let Err(error) = self.keeper.expect_file(id, None) {

@@ -309,8 +309,8 @@ async fn commit(
         Deed::Vanish => client.vanish(engine),
         Deed::Mount => drop(engine.mount(whole(&before.persistent), &wanted(), client).await.unwrap()),
         Deed::Unmount => engine.unmount(whole(&before.persistent), false, client.uid, false).await.unwrap(),
-        Deed::Replace => engine.replace_backing_file(before.persistent.id, ANOTHER).await.unwrap(),
-        Deed::ReplaceBound => engine.replace_backing_file(before.bound.id, ANOTHER).await.unwrap(),
+        Deed::Replace => engine.replace_backing_file(before.persistent.id, ANOTHER, 0).await.unwrap(),
+        Deed::ReplaceBound => engine.replace_backing_file(before.bound.id, ANOTHER, 0).await.unwrap(),
     }
     None
 }
@@ -542,7 +542,7 @@ impl Storm {
                         if let Ok(attachment) = engine.locate(number).await
                             && attachment.ownership.is_some()
                         {
-                            let _gone = engine.replace_backing_file(attachment.id, ANOTHER).await;
+                            let _gone = engine.replace_backing_file(attachment.id, ANOTHER, 0).await;
                         }
                     });
                 }

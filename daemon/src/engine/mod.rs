@@ -34,6 +34,7 @@ mod request;
 mod restore;
 #[cfg(test)]
 mod simulation;
+mod superblock;
 mod turns;
 
 pub use attach::{Caller, Order};

@@ -16,7 +16,7 @@ use super::attach::Caller;
 use super::attachment::Record;
 use super::detach::gone;
 use super::mount_plan::{Plan, Volume};
-use super::{Engine, Snapshot, ext_journal, mount_name};
+use super::{Engine, Snapshot, ext_journal, mount_name, superblock};
 use crate::kernel::{DiskSequence, FileSystem, Kernel};
 use loopd_dbus::text::printable;
 
@@ -150,6 +150,7 @@ impl<K: Kernel> Engine<K> {
         let plan = self.plan(&attachment, &found, volume.partition, wanted, &account)?;
         refuse_mounted(&attachment, &found, volume.partition)?;
         self.refuse_unreplayed(&attachment, &found, &plan).await?;
+        let members = self.obey_superblock(&attachment, &found, &plan).await?;
         let name = mount_name::of_volume(&found.file_system, &attachment);
         let place = self.make_place(&account, &name).await?;
         let order = MountOrder {
@@ -157,7 +158,7 @@ impl<K: Kernel> Engine<K> {
             device: found.node,
             place: place.clone(),
             kind: plan.kind,
-            options: plan.options,
+            options: [plan.options].into_iter().chain(members).collect::<Vec<_>>().join(","),
             read_only: attachment.device.read_only,
             account,
             patience: self.settings().wait_for_mount,
@@ -228,6 +229,81 @@ impl<K: Kernel> Engine<K> {
                  without the last changes (option noload)"
             ),
         ))
+    }
+
+    /// Refuses what its superblock makes a danger to others. Returns the options that name the other
+    /// devices of a btrfs over several.
+    async fn obey_superblock(
+        &self,
+        attachment: &Snapshot,
+        found: &Found,
+        plan: &Plan,
+    ) -> Result<Vec<String>, Error> {
+        let device = &attachment.device;
+        let mut parts = Vec::new();
+        for (offset, length) in superblock::extents(&plan.kind) {
+            let offset = found.start + offset;
+            parts.push(self.kernel.read(device.number, device.disk_sequence, offset, *length).await?);
+        }
+        let shown = found.shown(attachment);
+        if let Some(why) = superblock::demand(&plan.kind, &parts, plan.skips_journal) {
+            return Err(Error::new(ErrorKind::NotSupported, format!("cannot mount {shown}: {why}")));
+        }
+        match parts.first().and_then(|part| superblock::btrfs_uuid(part)) {
+            Some(uuid) if plan.kind == "btrfs" => self.btrfs_members(attachment, found, &uuid).await,
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// The kernel knows a btrfs by its UUID alone: it would open every other device that it has seen
+    /// with that UUID. udev shows it none of a user's devices, so the user's own are named.
+    async fn btrfs_members(
+        &self,
+        attachment: &Snapshot,
+        found: &Found,
+        uuid: &str,
+    ) -> Result<Vec<String>, Error> {
+        let Some(owner) = attachment.ownership.as_ref().map(|owner| owner.uid).filter(|uid| *uid != 0) else {
+            return Ok(Vec::new());
+        };
+        let others = self.kernel.btrfs(uuid).await?;
+        let refused = |devices: &[String], why: &str| {
+            Err(Error::new(
+                ErrorKind::Busy,
+                format!(
+                    "cannot mount {}: {why} has the same UUID {uuid} ({}), and btrfs would take one for the \
+                     other; give the image a new one (btrfstune -u)",
+                    found.shown(attachment),
+                    devices.join(", ")
+                ),
+            ))
+        };
+        if !others.mounted.is_empty() {
+            return refused(&others.mounted, "a mounted file system");
+        }
+        let own = self.volumes_with(owner, uuid);
+        let foreign: Vec<String> =
+            others.present.into_iter().filter(|node| *node != found.node && !own.contains(node)).collect();
+        if !foreign.is_empty() {
+            return refused(&foreign, "another device");
+        }
+        Ok(own.into_iter().filter(|node| *node != found.node).map(|node| format!("device={node}")).collect())
+    }
+
+    /// The nodes of a user's volumes that have a btrfs with this UUID.
+    fn volumes_with(&self, owner: u32, uuid: &str) -> Vec<String> {
+        let has = |file_system: &FileSystem| file_system.kind == "btrfs" && file_system.uuid == uuid;
+        let is_own = |shown: &Snapshot| {
+            shown.state == State::Attached && shown.ownership.as_ref().is_some_and(|own| own.uid == owner)
+        };
+        let volumes = |shown: &Snapshot| {
+            let disk = has(&shown.file_system).then(|| shown.device.node());
+            let partitions = shown.partitions.iter().filter(|partition| has(&partition.file_system));
+            let nodes =
+                partitions.map(|partition| shown.device.partition_node(partition.partition.node.number));
+            disk.into_iter().chain(nodes).collect::<Vec<_>>()
+        };
+        self.list().iter().filter(|shown| is_own(shown)).flat_map(volumes).collect()
     }
 
     /// Has it mounted, unless the caller vanishes or the daemon ends meanwhile.

@@ -14,6 +14,9 @@ const LONGEST_OPTIONS: usize = 1024;
 /// `umount.loopd` serves a user's plain umount (`mount(8)`, `uhelper`).
 const ALWAYS: &str = "nosuid,nodev,uhelper=loopd";
 
+/// ext file systems say themselves what happens after an error, and may say `panic`.
+const NO_PANIC: &str = "errors=remount-ro";
+
 /// What the administrator allows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -74,6 +77,7 @@ impl Plan {
         };
         let read_only = wanted.read_only || never_writable.is_some() || says(&["ro"]);
         let mut options = vec![ALWAYS.to_owned()];
+        options.extend(matches!(kind.as_str(), "ext2" | "ext3" | "ext4").then(|| NO_PANIC.to_owned()));
         options.extend(read_only.then(|| "ro".to_owned()));
         options.extend((!policy.programs).then(|| "noexec".to_owned()));
         options.extend(traits.own(account));
@@ -364,7 +368,10 @@ mod tests {
     #[test]
     fn what_has_no_owners_belongs_to_the_caller() {
         for (kind, expected) in [
-            ("ext4", "nosuid,nodev,uhelper=loopd"),
+            ("ext2", "nosuid,nodev,uhelper=loopd,errors=remount-ro"),
+            ("ext3", "nosuid,nodev,uhelper=loopd,errors=remount-ro"),
+            ("ext4", "nosuid,nodev,uhelper=loopd,errors=remount-ro"),
+            ("xfs", "nosuid,nodev,uhelper=loopd"),
             ("vfat", "nosuid,nodev,uhelper=loopd,utf8,shortname=mixed,uid=1000,gid=100"),
             ("iso9660", "nosuid,nodev,uhelper=loopd,ro,iocharset=utf8,uid=1000,gid=100"),
             ("squashfs", "nosuid,nodev,uhelper=loopd,ro"),
@@ -405,7 +412,15 @@ mod tests {
             ("ext4", "noatime,suid", "\"suid\" is not"),
             ("ext4", "x,suid", "\"x\" is not"),
             ("ext4", "uid=1000", "\"uid=1000\" is not"),
-            ("ext4", "errors=panic", "\"errors=panic\" is not"),
+            ("ext4", "errors=continue", "\"errors=continue\" is not"),
+            ("ext4", "journal_path=/dev/sda3", "\"journal_path=/dev/sda3\" is not"),
+            ("ext4", "sb=8193", "\"sb=8193\" is not"),
+            ("xfs", "logdev=/dev/sda3", "\"logdev=/dev/sda3\" is not"),
+            ("xfs", "rtdev=/dev/sda3", "\"rtdev=/dev/sda3\" is not"),
+            ("btrfs", "device=/dev/sda3", "\"device=/dev/sda3\" is not"),
+            ("btrfs", "fatal_errors=panic", "\"fatal_errors=panic\" is not"),
+            ("erofs", "device=/dev/sda3", "\"device=/dev/sda3\" is not"),
+            ("erofs", "fsid=x", "\"fsid=x\" is not"),
             ("ext4", "loop", "\"loop\" is not"),
             ("ext4", "offset=512", "\"offset=512\" is not"),
             ("ext4", "x-systemd.automount", "\"x-systemd.automount\" is not"),
@@ -444,6 +459,24 @@ mod tests {
             assert!(complaint.contains(named), "{options:?}: {complaint}");
         }
         assert!(complaint("ext4", &"noatime,".repeat(200)).contains("1600 bytes; 1024 are allowed"));
+    }
+
+    #[test]
+    fn no_file_system_may_be_told_to_panic() {
+        let any = [
+            "hfs", "hfsplus", "f2fs", "jfs", "minix", "nilfs2", "reiserfs", "ufs", "cramfs", "romfs", "msdos",
+        ];
+        let mut policy = Policy::default();
+        policy.file_systems.extend(any.map(str::to_owned));
+        for kind in &policy.file_systems {
+            for options in
+                ["errors=panic", "onerror=panic", "ro,errors=panic", "errors=remount-ro,errors=panic"]
+            {
+                let wanted = MountOptions { options: options.to_owned(), ..MountOptions::default() };
+                let error = Plan::new(&volume("filesystem", kind), &wanted, &policy, &alice()).unwrap_err();
+                assert_eq!(error.kind, ErrorKind::InvalidArgs, "{kind} {options}");
+            }
+        }
     }
 
     #[test]

@@ -37,6 +37,8 @@ pub struct AttachRequest {
     /// What the device is marked with, so that a later daemon can tell whether this attach has made
     /// it; 0 for nothing. A reference of more than 54 bytes leaves no room for it.
     pub mark: u64,
+    /// Whether a user other than root has chosen what the device shows.
+    pub untrusted: bool,
 }
 
 impl AttachRequest {
@@ -82,6 +84,7 @@ impl AttachRequest {
             overlap: options.overlap,
             wait: options.wait,
             mark: 0,
+            untrusted: false,
         })
     }
 }

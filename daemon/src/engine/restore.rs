@@ -351,6 +351,12 @@ impl<K: Kernel> Engine<K> {
 
     async fn take_up_device(self: &Arc<Self>, kept: &Kept, device: Device, slot: Slot) {
         let id = kept.id;
+        // A daemon that made no marks may have attached it.
+        if kept.ownership.uid != 0
+            && let Err(error) = self.kernel.distrust(device.disk_sequence)
+        {
+            warn!(number = kept.number, disk_sequence = id.0, "{error}");
+        }
         let ends_by_itself = kept.ownership.lifetime != Lifetime::Persistent;
         let left_half_way = !ends_by_itself
             && kept.phase != Phase::Detaching

@@ -87,12 +87,12 @@ async fn follow(mut events: UnboundedReceiver<Event>, shown: Shown, count: Arc<A
 /// udev and the mount table: hands every event of the machine to the engine, some time later.
 async fn udev(machine: Simulated, engine: SimulatedEngine, seed: u64) {
     let mut random = fastrand::Rng::with_seed(seed);
-    let mut mounts = MountTable::default();
     loop {
         tokio::time::sleep(Duration::from_micros(random.u64(500..5000))).await;
-        if machine.mount_table() != mounts {
-            mounts = machine.mount_table();
-            engine.mounts_changed(mounts.clone());
+        // What came and went since the last look was seen by the engine, if it looked in between.
+        let mounts = machine.mount_table();
+        if mounts != engine.state().mounts {
+            engine.mounts_changed(mounts);
         }
         let mut lost = false;
         while let Some(event) = machine.take_uevent() {
@@ -564,13 +564,41 @@ async fn what_others_attached_can_be_adopted() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn udev_is_told_of_what_users_other_than_root_have_chosen() {
+    let house = House::with_udev();
+    let (user, root) = (Client::new(":1.1", 7), Client::new(":1.2", 0));
+    let is_untrusted = |id| {
+        let sequence = house.engine.find(id).unwrap().device.disk_sequence;
+        house.machine.is_untrusted(sequence)
+    };
+    let of_user = house.attach(&user, Lifetime::Client).await.unwrap().id;
+    let of_root = house.attach(&root, Lifetime::Client).await.unwrap().id;
+    assert!(is_untrusted(of_user) && !is_untrusted(of_root));
+    house.engine.replace_backing_file(of_user, 2, 0).await.unwrap();
+    house.engine.replace_backing_file(of_root, 2, 0).await.unwrap();
+    assert!(is_untrusted(of_user) && !is_untrusted(of_root), "replaced by root");
+    house.engine.replace_backing_file(of_root, 3, 7).await.unwrap();
+    assert!(is_untrusted(of_root), "replaced by a user");
+    for (client, expected) in [(&root, false), (&user, true)] {
+        let number = house.machine.attach_elsewhere(9);
+        house.settle().await;
+        let foreign = house.engine.list().into_iter().find(|shown| shown.device.number == number).unwrap();
+        house.engine.set_lifetime(foreign.id, Lifetime::Client, client).await.unwrap();
+        assert_eq!(is_untrusted(foreign.id), expected, "adopted");
+    }
+    user.vanish(&house.engine);
+    root.vanish(&house.engine);
+    house.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_replaced_file_keeps_its_object() {
     for moment in 0..60 {
         let house = House::new(Simulated::random(moment));
         house.start_udev(0);
         let client = Client::new(":1.1", 7);
         let attached = house.attach(&client, Lifetime::Client).await.unwrap();
-        house.engine.replace_backing_file(attached.id, 2).await.unwrap();
+        house.engine.replace_backing_file(attached.id, 2, 0).await.unwrap();
         house.settle().await;
         let replaced = house.engine.find(attached.id).unwrap();
         assert_eq!(replaced.device.backing_inode, 2);
@@ -835,7 +863,7 @@ async fn storm(seed: u64) {
             15 => {
                 tasks.spawn(async move {
                     if let Ok(attachment) = house.engine.locate(number).await {
-                        let _gone = house.engine.replace_backing_file(attachment.id, 2).await;
+                        let _gone = house.engine.replace_backing_file(attachment.id, 2, 0).await;
                     }
                 });
             }

@@ -22,9 +22,10 @@ use tracing::{debug, warn};
 use super::backing_file::{self, Examined};
 use super::mount_table::{self, MountTable};
 use super::node_watch::{NodeWatch, NodeWatches};
+use super::untrusted::Expected;
 use super::{
-    Attached, Change, Device, DiskSequence, FileFacts, Found, Glance, Kernel, Occasion, PartitionNode,
-    Partitioning, Users, change, inotify, ioctl, node, partitions, sysfs,
+    Attached, BtrfsDevices, Change, Device, DiskSequence, FileFacts, Found, Glance, Kernel, Occasion,
+    PartitionNode, Partitioning, Untrusted, Users, change, inotify, ioctl, node, partitions, sysfs,
 };
 use crate::engine::AttachRequest;
 use crate::udev;
@@ -71,6 +72,7 @@ pub struct Shared {
     scans: OnceLock<bool>,
     node_watches: NodeWatches,
     vault: Vault,
+    untrusted: Untrusted,
 }
 
 /// What this process is doing to a number.
@@ -132,7 +134,7 @@ impl Linux {
     ///
     /// # Errors
     /// The kernel has no loop driver, or is older than 5.15.
-    pub fn open(vault: Vault) -> Result<Self, Error> {
+    pub fn open(vault: Vault, untrusted: Untrusted) -> Result<Self, Error> {
         require_disk_sequences()?;
         let control = File::options().read(true).write(true).open("/dev/loop-control").map_err(|error| {
             Error::new(
@@ -149,6 +151,7 @@ impl Linux {
                 scans: OnceLock::new(),
                 node_watches: NodeWatches::new(),
                 vault,
+                untrusted,
             }),
         })
     }
@@ -257,8 +260,13 @@ impl Kernel for Linux {
         number: u32,
         disk_sequence: DiskSequence,
         file: OwnedFd,
+        untrusted: bool,
     ) -> Result<Option<Device>, Error> {
-        self.blocking(move |_| change::replace(number, disk_sequence, &file)).await
+        self.blocking(move |shared| replace(shared, number, disk_sequence, &file, untrusted)).await
+    }
+
+    fn distrust(&self, disk_sequence: DiskSequence) -> Result<(), Error> {
+        self.shared.untrusted.mark(disk_sequence).map_err(|error| unmarked(&error))
     }
 
     async fn free_number(&self) -> Result<u32, Error> {
@@ -304,6 +312,18 @@ impl Kernel for Linux {
 
     fn set_up_for(&self, number: u32) -> Result<Option<u32>, Error> {
         super::udisks::set_up_for(number)
+    }
+
+    async fn btrfs(&self, uuid: &str) -> Result<BtrfsDevices, Error> {
+        let uuid = uuid.to_owned();
+        self.blocking(move |_| {
+            let present = udev::with_uuid(&uuid).map_err(|error| {
+                let why = format!("cannot tell which devices have the UUID {uuid}: {error}");
+                Error::new(ErrorKind::Kernel, why)
+            })?;
+            Ok(BtrfsDevices { mounted: sysfs::mounted_btrfs(&uuid), present })
+        })
+        .await
     }
 
     fn mounts(&self) -> Option<MountTable> {
@@ -461,8 +481,20 @@ fn bind<'a>(
             claims.push(claim);
             continue;
         }
+        let expected = match expect(shared, request.untrusted, claim.number) {
+            Ok(expected) => expected,
+            Err(error) => {
+                give_up(shared, claim);
+                return Err(error);
+            }
+        };
         match configure(shared, &claim, file, &examined, request) {
             Ok((device, hold, writer)) => {
+                if let Err(error) = commit(expected, &device) {
+                    drop((hold, writer));
+                    give_up(shared, claim);
+                    return Err(error);
+                }
                 let (partitioning, node_made) = (Partitioning::default(), claim.node_made);
                 return Ok((Attached { device, hold, partitioning, claim, node_made }, writer));
             }
@@ -475,11 +507,9 @@ fn bind<'a>(
             }
             Err(errno) => {
                 let error = refusal(shared, &claim, file, &examined, request, errno);
-                let (number, node_made) = (claim.number, claim.node_made);
-                drop(claim);
-                if node_made {
-                    remove(shared, number);
-                }
+                // In this order: the next claim of the number makes a mark of its own.
+                drop(expected);
+                give_up(shared, claim);
                 return Err(error);
             }
         }
@@ -491,6 +521,57 @@ fn bind<'a>(
             printable(&examined.facts.path)
         ),
     ))
+}
+
+/// Marks a number for udev, before the event of the attach.
+fn expect(shared: &Shared, untrusted: bool, number: u32) -> Result<Option<Expected<'_>>, Error> {
+    let expected = untrusted.then(|| shared.untrusted.expect(number));
+    expected.transpose().map_err(|error| unmarked(&error))
+}
+
+/// Marks the device by its disk sequence; detaches one that cannot be marked.
+fn commit(expected: Option<Expected<'_>>, device: &Device) -> Result<(), Error> {
+    let Some(mut expected) = expected else { return Ok(()) };
+    let Err(error) = expected.becomes(device.disk_sequence) else { return Ok(()) };
+    if let Some(device) = open_attached(device.number, device.disk_sequence)? {
+        let _gone_at_close = ioctl::clear(&device);
+    }
+    Err(unmarked(&error))
+}
+
+/// Gives back a number after an error, with its node if that was made for it.
+fn give_up(shared: &Shared, claim: Claim) {
+    let (number, node_made) = (claim.number, claim.node_made);
+    drop(claim);
+    if node_made {
+        remove(shared, number);
+    }
+}
+
+fn unmarked(error: &std::io::Error) -> Error {
+    let why = format!("cannot tell udev that the device is a user's (in /run/loopd/untrusted): {error}");
+    Error::new(ErrorKind::Kernel, why)
+}
+
+/// Shows another file. A device that cannot be marked by its sequence then stays marked by its number.
+fn replace(
+    shared: &Shared,
+    number: u32,
+    disk_sequence: DiskSequence,
+    file: &OwnedFd,
+    untrusted: bool,
+) -> Result<Option<Device>, Error> {
+    let expected = expect(shared, untrusted, number)?;
+    let replaced = change::replace(number, disk_sequence, file);
+    let is_over = matches!(replaced, Ok(None));
+    let sequence = sysfs::disk_sequence(number).filter(|sequence| *sequence != disk_sequence && !is_over);
+    if let (Some(mut expected), Some(sequence)) = (expected, sequence)
+        && let Err(error) = expected.becomes(sequence)
+    {
+        warn!(device = node(number), "{}", unmarked(&error));
+        expected.stay();
+    }
+    replaced
 }
 
 /// 512, or what the image's partition table was written for.

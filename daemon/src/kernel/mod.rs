@@ -20,9 +20,11 @@ mod readiness;
 pub mod simulated;
 mod sysfs;
 mod udisks;
+mod untrusted;
 
 pub use linux::Linux;
 pub use readiness::Readiness;
+pub use untrusted::Untrusted;
 
 use crate::engine::AttachRequest;
 
@@ -285,6 +287,15 @@ impl Users {
     }
 }
 
+/// Where a btrfs with a UUID is found; nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BtrfsDevices {
+    /// The devices of the mounted one.
+    pub mounted: Vec<String>,
+    /// All that udev knows of.
+    pub present: Vec<String>,
+}
+
 /// A number at this moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Glance {
@@ -364,7 +375,12 @@ pub trait Kernel: Send + Sync + 'static {
         number: u32,
         disk_sequence: DiskSequence,
         file: Self::File,
+        untrusted: bool,
     ) -> impl Future<Output = Result<Option<Device>, Error>> + Send;
+
+    /// Makes udev activate nothing of what this device shows from now on: a user other than root has
+    /// chosen it.
+    fn distrust(&self, disk_sequence: DiskSequence) -> Result<(), Error>;
 
     /// The number of a device that nothing is attached to; made where there is none.
     fn free_number(&self) -> impl Future<Output = Result<u32, Error>> + Send;
@@ -403,6 +419,9 @@ pub trait Kernel: Send + Sync + 'static {
         offset: u64,
         length: usize,
     ) -> impl Future<Output = Result<Vec<u8>, Error>> + Send;
+
+    /// Where a btrfs with this UUID is found.
+    fn btrfs(&self, uuid: &str) -> impl Future<Output = Result<BtrfsDevices, Error>> + Send;
 
     /// What is mounted where now: never blocks. `None` where it cannot be told.
     fn mounts(&self) -> Option<mount_table::MountTable>;

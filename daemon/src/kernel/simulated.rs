@@ -1,7 +1,7 @@
 //! A kernel made of maps, for the engine's tests: it can be slow, busy, racy and full, fails where
 //! a test wants it to, and keeps the loop driver's rules.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -54,6 +54,7 @@ struct Machine {
     removed_nodes: Vec<u32>,
     /// Whom another daemon has set a number up for.
     set_up_for: BTreeMap<u32, u32>,
+    untrusted: BTreeSet<DiskSequence>,
     /// Whether a service manager keeps copies of holds.
     vault: bool,
     /// Whether the daemon is dead: what it still tries has no effect.
@@ -148,6 +149,11 @@ impl Drop for Claim {
 }
 
 impl Simulated {
+    /// Whether udev activates nothing of what a device with this sequence shows.
+    pub fn is_untrusted(&self, sequence: DiskSequence) -> bool {
+        self.lock().untrusted.contains(&sequence)
+    }
+
     /// A machine with udev, whose calls take no time.
     pub fn new() -> Self {
         let simulated = Self::default();
@@ -519,6 +525,9 @@ impl Kernel for Simulated {
                 return Err(Error::new(ErrorKind::Busy, "taken"));
             }
             let sequence = machine.bind(number, file, held);
+            if request.untrusted {
+                machine.untrusted.insert(sequence);
+            }
             let vault = machine.vault;
             if let Some(bound) = machine.bound.get_mut(&number) {
                 bound.holds = usize::from(held);
@@ -585,7 +594,18 @@ impl Kernel for Simulated {
         Ok(self.lock().device(number).filter(|device| device.disk_sequence == sequence))
     }
 
-    async fn replace(&self, number: u32, sequence: DiskSequence, file: u64) -> Result<Option<Device>, Error> {
+    fn distrust(&self, sequence: DiskSequence) -> Result<(), Error> {
+        self.lock().untrusted.insert(sequence);
+        Ok(())
+    }
+
+    async fn replace(
+        &self,
+        number: u32,
+        sequence: DiskSequence,
+        file: u64,
+        untrusted: bool,
+    ) -> Result<Option<Device>, Error> {
         self.step().await?;
         let replaced = {
             let mut guard = self.lock();
@@ -595,6 +615,9 @@ impl Kernel for Simulated {
             bound.map(|bound| {
                 (bound.sequence, bound.file) = (next, file);
                 machine.last_sequence += 1;
+                if untrusted {
+                    machine.untrusted.insert(next);
+                }
                 machine.uevents.push(Happened { number, sequence: next, ..Happened::default() });
             })
         };
@@ -701,6 +724,10 @@ impl Kernel for Simulated {
 
     fn set_up_for(&self, number: u32) -> Result<Option<u32>, Error> {
         Ok(self.lock().set_up_for.get(&number).copied())
+    }
+
+    async fn btrfs(&self, _: &str) -> Result<super::BtrfsDevices, Error> {
+        Ok(super::BtrfsDevices::default())
     }
 
     fn mounts(&self) -> Option<MountTable> {

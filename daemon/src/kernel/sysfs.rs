@@ -1,5 +1,6 @@
 //! What sysfs and procfs say of loop devices. None of these reads can block on a backing file.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::PathBuf;
 
@@ -26,6 +27,15 @@ pub fn is_bound(number: u32) -> bool {
 /// The disk sequence, bound or not.
 pub fn disk_sequence(number: u32) -> Option<DiskSequence> {
     number_in(number, "diskseq").map(DiskSequence)
+}
+
+/// The disk sequences of all loop devices, bound or not.
+pub fn disk_sequences() -> HashSet<DiskSequence> {
+    let Ok(entries) = fs::read_dir("/sys/block") else { return HashSet::new() };
+    let number = |entry: std::io::Result<fs::DirEntry>| {
+        entry.ok()?.file_name().to_str()?.strip_prefix("loop")?.parse().ok()
+    };
+    entries.filter_map(number).filter_map(disk_sequence).collect()
 }
 
 /// Path of the backing file, to the byte: only the newline that the kernel adds is taken off.
@@ -103,6 +113,16 @@ fn holders(block_name: &str) -> Vec<String> {
 pub fn device_number(block_name: &str) -> Option<(u32, u32)> {
     let text = fs::read_to_string(format!("/sys/class/block/{block_name}/dev")).ok()?;
     mount_table::device_number(text.trim_ascii_end())
+}
+
+/// The nodes of the mounted btrfs with this UUID.
+pub fn mounted_btrfs(uuid: &str) -> Vec<String> {
+    let file_system = format!("/sys/fs/btrfs/{uuid}");
+    let Ok(devices) = fs::read_dir(format!("{file_system}/devices")) else {
+        // It is there without devices that can be read.
+        return if fs::exists(&file_system).unwrap_or(true) { vec![file_system] } else { Vec::new() };
+    };
+    devices.filter_map(|entry| Some(format!("/dev/{}", entry.ok()?.file_name().to_str()?))).collect()
 }
 
 fn swap_devices() -> Vec<String> {
