@@ -66,18 +66,29 @@ impl Vault {
 
     /// Returns when the copy is closed, or at least given up.
     pub async fn withdraw(&self, device: DiskSequence) {
-        if self.contents().kept.remove(&device) {
-            service_manager::give_up(&name(device));
+        let name = name(device);
+        let is_kept = {
+            let mut contents = self.contents();
+            let was_left = contents.unclaimed.remove(&name);
+            contents.kept.remove(&device) || was_left
+        };
+        if is_kept {
+            service_manager::give_up(&name);
             service_manager::caught_up().await;
         }
     }
 
-    /// Gives up what nobody has taken up. Blocks for as long as a backing file's file system does:
-    /// this may be the last close.
-    pub fn clear_out(&self) {
+    /// Gives up what nobody has taken up, except the copies of these devices. Blocks for as long as a
+    /// backing file's file system does: this may be the last close.
+    pub fn clear_out(&self, except: &HashSet<DiskSequence>) {
+        let except: HashSet<String> = except.iter().map(|device| name(*device)).collect();
         let (unclaimed, passed) = {
             let mut contents = self.contents();
-            (std::mem::take(&mut contents.unclaimed), std::mem::take(&mut contents.passed))
+            let (left, unclaimed) =
+                std::mem::take(&mut contents.unclaimed).into_iter().partition(|name| except.contains(name));
+            contents.unclaimed = left;
+            let unclaimed: HashSet<String> = unclaimed;
+            (unclaimed, std::mem::take(&mut contents.passed))
         };
         for name in unclaimed {
             info!("{name} was kept and belongs to no attachment: closed");

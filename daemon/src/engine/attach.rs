@@ -73,11 +73,26 @@ impl<K: Kernel> Engine<K> {
         };
         let mark = announced.as_ref().map_or(0, Announcement::mark);
         let request = AttachRequest { mark, untrusted: caller.uid() != 0, ..order.request };
-        let attached = self.kernel.attach(order.file, &request).await?;
+        let attached = self.attach_marked(order.file, &request, caller, slot).await;
+        // Not if this future is dropped: the kernel may still be making the device.
+        if let Some(announced) = announced {
+            self.keeper.retract(announced);
+        }
+        attached
+    }
+
+    async fn attach_marked(
+        self: &Arc<Self>,
+        file: K::File,
+        request: &AttachRequest,
+        caller: &impl Caller,
+        slot: super::Slot,
+    ) -> Result<Snapshot, Error> {
+        let attached = self.kernel.attach(file, request).await?;
         let partitioning = attached.partitioning.clone();
-        let id = self.record(attached, &request, caller, slot);
+        let id = self.record(attached, request, caller, slot);
         self.take_partitions(id, &partitioning);
-        let settled = self.settle(id, &request, partitioning.missing).await;
+        let settled = self.settle(id, request, partitioning.missing).await;
         match settled.and_then(|()| self.keep(id, Phase::Attached)) {
             Ok(()) => self.publish(id).await,
             Err(error) => {

@@ -372,10 +372,11 @@ impl<K: Kernel> Record<K> {
         matches!(self.stage, Stage::Pending { abandoned: true, .. })
     }
 
-    /// Whether it is shown to the world and ends with this client.
-    pub fn ends_with(&self, client: &ClientId) -> bool {
+    /// Whether it is published and ends with this client; `None` is one that a restarted daemon does
+    /// not know any more.
+    pub fn ends_with(&self, client: Option<&ClientId>) -> bool {
         let ended = |ownership: &Ownership| {
-            ownership.lifetime == Lifetime::Client && ownership.client.as_ref() == Some(client)
+            ownership.lifetime == Lifetime::Client && ownership.client.as_ref() == client
         };
         self.is_published() && self.state == State::Attached && self.ownership.as_ref().is_some_and(ended)
     }

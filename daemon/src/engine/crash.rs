@@ -112,7 +112,7 @@ impl Store for Files {
 }
 
 /// What a daemon does from its start until it dies; `None` where it died before it was done.
-fn life<T>(machine: &Simulated, files: &Files, body: impl AsyncFnOnce(&House) -> T) -> Option<T> {
+pub(super) fn life<T>(machine: &Simulated, files: &Files, body: impl AsyncFnOnce(&House) -> T) -> Option<T> {
     machine.revive();
     *files.death.lock().unwrap() = None;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
@@ -280,7 +280,7 @@ fn dies_over(deed: Deed, death: Death, vault: bool) -> bool {
 }
 
 /// What the bus says of these.
-fn living(
+pub(super) fn living(
     clients: impl Into<Vec<Client>>,
 ) -> impl Fn(ClientId) -> std::future::Ready<bool> + Clone + Send + Sync + 'static {
     let clients = clients.into();

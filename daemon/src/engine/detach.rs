@@ -68,13 +68,14 @@ impl<K: Kernel> Engine<K> {
 
     /// Ends what ends with this client, in whatever stage it is.
     pub fn client_vanished(self: &Arc<Self>, client: &ClientId) {
+        self.note_waiting_vanished(client);
         let mut ended = Vec::new();
         let mut state = self.state();
         if !state.clients.remove(client) {
             return;
         }
         for (id, record) in &mut state.records {
-            if record.ends_with(client) {
+            if record.ends_with(Some(client)) {
                 ended.push(*id);
             } else {
                 // Its attach may still be under way, and will see this.
@@ -83,8 +84,8 @@ impl<K: Kernel> Engine<K> {
         }
         drop(state);
         for id in ended {
-            let engine = Arc::clone(self);
-            tokio::spawn(async move { engine.end_of_lifetime(id).await });
+            let (engine, client) = (Arc::clone(self), client.clone());
+            tokio::spawn(async move { engine.end_of_lifetime(id, Some(&client)).await });
         }
         self.begin_graces(client);
     }
@@ -95,9 +96,12 @@ impl<K: Kernel> Engine<K> {
         self.state().records.values_mut().for_each(Record::give_up);
     }
 
-    pub(super) async fn end_of_lifetime(self: &Arc<Self>, id: DiskSequence) {
+    /// Ends an attachment whose client is gone, unless it has another lifetime or client by the time
+    /// that the device is locked.
+    pub(super) async fn end_of_lifetime(self: &Arc<Self>, id: DiskSequence, client: Option<&ClientId>) {
         let Ok(alone) = self.lock_device(id).await else { return };
-        if let Some(attachment) = self.find(id) {
+        let is_over = self.state().records.get(&id).is_some_and(|record| record.ends_with(client));
+        if let Some(attachment) = self.find(id).filter(|_| is_over) {
             self.detach_lazily(&attachment, "detached, since its client is gone", alone).await;
         }
     }

@@ -30,6 +30,8 @@ mod observe;
 mod overlap;
 mod ownership;
 mod partition;
+#[cfg(test)]
+mod races;
 mod request;
 mod restore;
 #[cfg(test)]
@@ -130,6 +132,8 @@ pub struct Engine<K: Kernel> {
     looks: Locks<u32>,
     looks_asked_for: looks::Looks,
     keeper: restore::Keeper,
+    /// What could not be taken up at the start, by number.
+    waiting: Mutex<HashMap<u32, restore::Waiting>>,
 }
 
 /// The state behind the engine's lock.
@@ -178,6 +182,7 @@ impl<K: Kernel> Engine<K> {
             }),
             events,
             keeper: restore::Keeper::new(store),
+            waiting: Mutex::default(),
         };
         (Arc::new(engine), receiver)
     }

@@ -51,6 +51,7 @@ impl<K: Kernel> Engine<K> {
             None if glance.bound.is_some() && !glance.claimed => {
                 self.ask_for_look(event.number, Look::Device);
             }
+            None if glance.bound.is_none() => self.forget_waiting(event.number),
             None => {}
         }
     }
@@ -178,6 +179,7 @@ impl<K: Kernel> Engine<K> {
         match known {
             Some(id) => self.update(id, |record| record.device = device),
             None if glance.claimed => {}
+            None if self.take_up_waiting(&device).await => {}
             None => {
                 let id = self.add_foreign(device);
                 drop(alone);

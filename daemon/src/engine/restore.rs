@@ -1,6 +1,6 @@
 //! What outlives the daemon: written as it happens, taken up by the next one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -97,22 +97,24 @@ pub trait Store: Send + Sync + 'static {
     fn read_places(&self) -> Vec<Place>;
 }
 
-/// A device is about to be made; taken back when dropped.
-pub(super) struct Announcement<'a> {
-    keeper: &'a Keeper,
+/// An attachment of an earlier daemon whose device could not be looked at.
+pub(super) struct Waiting {
+    kept: Kept,
+    /// Counts against its owner's limit.
+    slot: Slot,
+}
+
+/// A device is about to be made. An attach that is never finished leaves it: the next daemon then finds
+/// the device by its mark.
+#[must_use]
+pub(super) struct Announcement {
     mark: u64,
 }
 
-impl Announcement<'_> {
+impl Announcement {
     /// What the device is to be marked with.
     pub fn mark(&self) -> u64 {
         self.mark
-    }
-}
-
-impl Drop for Announcement<'_> {
-    fn drop(&mut self) {
-        self.keeper.store.retract(self.mark);
     }
 }
 
@@ -129,7 +131,7 @@ impl Keeper {
     }
 
     /// Notes that a device is about to be made.
-    pub fn announce(&self) -> Result<Announcement<'_>, Error> {
+    pub fn announce(&self) -> Result<Announcement, Error> {
         let mark = {
             let mut last = self.last_mark.lock().unwrap_or_else(PoisonError::into_inner);
             // No earlier daemon has used it: the clock has gone on since.
@@ -137,7 +139,12 @@ impl Keeper {
             *last
         };
         self.store.announce(mark)?;
-        Ok(Announcement { keeper: self, mark })
+        Ok(Announcement { mark })
+    }
+
+    /// The attach that was announced has finished: its device is written down, or there is none.
+    pub fn retract(&self, announcement: Announcement) {
+        self.store.retract(announcement.mark);
     }
 
     fn written(&self) -> MutexGuard<'_, HashMap<DiskSequence, Kept>> {
@@ -275,7 +282,19 @@ impl<K: Kernel> Engine<K> {
         self.look_at_mounts();
         self.undo_places(unfinished).await;
         self.undo_announced(announced).await;
-        self.kernel.release_unclaimed().await;
+        self.kernel.release_unclaimed(&self.waits_for_its_hold()).await;
+    }
+
+    /// The attachments that live by a copy in the descriptor store, since they could not be taken up, or
+    /// not be opened: a transient error must not end them.
+    fn waits_for_its_hold(&self) -> HashSet<DiskSequence> {
+        let state = self.state();
+        let lives_by_it =
+            |kept: &&Kept| kept.phase == Phase::Attached && kept.ownership.lifetime != Lifetime::Persistent;
+        let has_hold = |kept: &&Kept| state.records.get(&kept.id).is_some_and(|record| record.hold.is_some());
+        let written = self.keeper.written();
+        let waiting = written.values().filter(lives_by_it).filter(|kept| !has_hold(kept));
+        waiting.map(|kept| kept.disk_sequence).collect()
     }
 
     async fn take_up_or_end<F: Future<Output = bool>>(
@@ -285,6 +304,14 @@ impl<K: Kernel> Engine<K> {
     ) {
         self.take_up(kept).await;
         if kept.ownership.lifetime == Lifetime::Persistent || kept.phase != Phase::Attached {
+            return;
+        }
+        if self.is_waiting(kept.number) {
+            if let Some(client) = kept.ownership.client.as_ref()
+                && !lives(client.clone()).await
+            {
+                self.note_waiting_vanished(client);
+            }
             return;
         }
         self.look_at_mounts();
@@ -306,7 +333,7 @@ impl<K: Kernel> Engine<K> {
         match lifetime {
             _ if alive => {}
             Lifetime::Mount => self.begin_grace(kept.id),
-            Lifetime::Client | Lifetime::Persistent => self.end_of_lifetime(kept.id).await,
+            Lifetime::Client | Lifetime::Persistent => self.end_of_lifetime(kept.id, client.as_ref()).await,
         }
     }
 
@@ -345,8 +372,59 @@ impl<K: Kernel> Engine<K> {
                     self.kernel.remove(number).await;
                 }
             }
-            Err(error) => warn!(number, disk_sequence = id.0, "not taken up: {error}"),
+            Err(error) => {
+                warn!(number, disk_sequence = id.0, "not taken up yet: {error}");
+                self.waiting().insert(number, Waiting { kept: kept.clone(), slot });
+            }
         }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, HashMap<u32, Waiting>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_waiting(&self, number: u32) -> bool {
+        self.waiting().contains_key(&number)
+    }
+
+    /// A client vanished whose attachment has not been taken up yet: it ends when it is.
+    pub(super) fn note_waiting_vanished(&self, vanished: &ClientId) {
+        for waiting in self.waiting().values_mut() {
+            let client = &mut waiting.kept.ownership.client;
+            if client.as_ref() == Some(vanished) {
+                *client = None;
+            }
+        }
+    }
+
+    /// What could not be taken up at the start is gone.
+    pub(super) fn forget_waiting(&self, number: u32) {
+        let waiting = self.waiting().remove(&number);
+        if let Some(Waiting { kept, .. }) = waiting {
+            self.keeper.end(kept.id);
+        }
+    }
+
+    /// Takes up what an error kept from being taken up at the start, now that the device can be looked
+    /// at. False if there is nothing to take up.
+    pub(super) async fn take_up_waiting(self: &Arc<Self>, device: &Device) -> bool {
+        let is_it = self.waiting().get(&device.number).is_some_and(|waiting| waiting.kept.is_of(device));
+        if !is_it {
+            self.forget_waiting(device.number);
+            return false;
+        }
+        let Some(Waiting { kept, slot }) = self.waiting().remove(&device.number) else { return false };
+        self.take_up_device(&kept, device.clone(), slot).await;
+        let (lifetime, has_client) = (kept.ownership.lifetime, kept.ownership.client.is_some());
+        if kept.phase == Phase::Attached && !has_client {
+            match lifetime {
+                Lifetime::Client => self.end_of_lifetime(kept.id, None).await,
+                Lifetime::Mount if !kept.ownership.mounted => self.begin_grace(kept.id),
+                Lifetime::Mount => drop(self.end_with_last_mount(kept.id).await),
+                Lifetime::Persistent => {}
+            }
+        }
+        true
     }
 
     async fn take_up_device(self: &Arc<Self>, kept: &Kept, device: Device, slot: Slot) {

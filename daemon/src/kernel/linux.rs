@@ -1,8 +1,8 @@
 //! The real kernel. Every call that may touch a backing file, or wait for a lock of the loop
 //! driver, runs on a thread of the blocking pool.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
@@ -226,16 +226,19 @@ impl Kernel for Linux {
         self.shared.vault.has_left(disk_sequence)
     }
 
-    async fn release_unclaimed(&self) {
+    async fn release_unclaimed(&self, except: &HashSet<DiskSequence>) {
+        let except = except.clone();
         let _done = self
-            .blocking(|shared| {
-                shared.vault.clear_out();
+            .blocking(move |shared| {
+                shared.vault.clear_out(&except);
                 Ok(())
             })
             .await;
     }
 
     async fn clear(&self, number: u32, disk_sequence: DiskSequence) -> Result<(), Error> {
+        // A copy that an earlier daemon has left would keep the device.
+        self.shared.vault.withdraw(disk_sequence).await;
         self.blocking(move |_| {
             let Some(device) = open_attached(number, disk_sequence)? else { return Ok(()) };
             match ioctl::clear(&device) {

@@ -1,6 +1,7 @@
 //! The kernel as the engine sees it: a trait, its real body on ioctls and sysfs, and a simulated
 //! one for the engine's tests.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 use loopd_dbus::Error;
@@ -344,8 +345,8 @@ pub trait Kernel: Send + Sync + 'static {
     /// Whether an earlier daemon has left a hold of this device, to be taken up.
     fn has_left(&self, disk_sequence: DiskSequence) -> bool;
 
-    /// Closes what an earlier daemon has left and nobody has taken up.
-    fn release_unclaimed(&self) -> impl Future<Output = ()> + Send;
+    /// Closes what an earlier daemon has left and nobody has taken up, except the holds of these devices.
+    fn release_unclaimed(&self, except: &HashSet<DiskSequence>) -> impl Future<Output = ()> + Send;
 
     /// `LOOP_CLR_FD`. Its success means nothing ([`Kernel::glance`] tells); where the device is in
     /// use it is autoclear from then on. Does nothing where this attach is over.

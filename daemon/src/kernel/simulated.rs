@@ -1,7 +1,7 @@
 //! A kernel made of maps, for the engine's tests: it can be slow, busy, racy and full, fails where
 //! a test wants it to, and keeps the loop driver's rules.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -373,6 +373,14 @@ impl Simulated {
         number
     }
 
+    /// The device is taken down, whoever holds it.
+    pub fn take_down(&self, number: u32) {
+        let mut machine = self.lock();
+        let Some(Bound { sequence, .. }) = machine.bound.remove(&number) else { return };
+        machine.last_sequence += 1;
+        machine.uevents.push(Happened { number, sequence, ..Happened::default() });
+    }
+
     /// Another program calls `LOOP_CLR_FD`.
     pub fn detach_elsewhere(&self, number: u32) {
         self.change_number(number, |bound| bound.autoclear = true);
@@ -556,10 +564,11 @@ impl Kernel for Simulated {
         self.lock().bound.values().any(|bound| bound.sequence == disk_sequence && bound.deposits > 0)
     }
 
-    async fn release_unclaimed(&self) {
+    async fn release_unclaimed(&self, except: &HashSet<DiskSequence>) {
         let _interfered = self.step().await;
         for number in self.bound_numbers() {
-            self.alter(number, |bound| bound.holds == 0, |bound| bound.deposits = 0);
+            let is_unclaimed = |bound: &Bound| bound.holds == 0 && !except.contains(&bound.sequence);
+            self.alter(number, is_unclaimed, |bound| bound.deposits = 0);
         }
     }
 
@@ -577,7 +586,8 @@ impl Kernel for Simulated {
 
     async fn clear(&self, number: u32, sequence: DiskSequence) -> Result<(), Error> {
         self.step().await?;
-        self.alter(number, |bound| bound.sequence == sequence, |bound| bound.autoclear = true);
+        let clear = |bound: &mut Bound| (bound.autoclear, bound.deposits) = (true, 0);
+        self.alter(number, |bound| bound.sequence == sequence, clear);
         Ok(())
     }
 
