@@ -1,13 +1,11 @@
 //! The way to loopd: connecting to the system bus, and explaining why that failed.
 
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{SocketAddr, UnixStream};
+use std::os::unix::net::UnixStream;
 
 use anyhow::Context;
 use loopd_dbus::proxy::{Attachment, Interaction, Manager, Volume};
-use zbus::address::Transport;
-use zbus::address::transport::UnixSocket;
+use loopd_dbus::transport::{self, ConnectError, Policy, Transport};
+use zbus::address::Transport as Way;
 use zbus::connection::Builder;
 use zbus::wire::OwnedObjectPath;
 use zbus::{Address, Connection, DBusError, fdo};
@@ -54,8 +52,13 @@ impl Bus {
 /// # Errors
 /// The bus cannot be reached.
 pub async fn open(interaction: Interaction) -> anyhow::Result<Bus> {
-    let connection = Builder::system().build().await.map_err(explain)?;
-    Bus::new(connection, interaction).await
+    let address = Address::system().map_err(explain)?;
+    let builder = match address.transport() {
+        Way::Unix(_) => over(connect_socket(&address)?)?,
+        // Somebody forwards the bus, and trusts what is forwarded.
+        _ => Builder::address(address),
+    };
+    Bus::new(builder.build().await.map_err(explain)?, interaction).await
 }
 
 /// Connects to the system bus over a socket that a child process can inherit: whoever holds it
@@ -66,22 +69,23 @@ pub async fn open(interaction: Interaction) -> anyhow::Result<Bus> {
 pub async fn open_shared(interaction: Interaction) -> anyhow::Result<(Bus, UnixStream)> {
     let socket = connect_socket(&Address::system().map_err(explain)?)?;
     let ours = socket.try_clone().context("cannot duplicate the bus connection's socket")?;
-    let connection = Builder::unix_stream(ours).build().await.map_err(explain)?;
+    let connection = over(ours)?.build().await.map_err(explain)?;
     Ok((Bus::new(connection, interaction).await?, socket))
 }
 
+fn over(socket: UnixStream) -> anyhow::Result<Builder<'static>> {
+    let transport =
+        Transport::new(socket, Policy::CLIENT).context("cannot use the bus connection's socket")?;
+    Ok(Builder::socket(transport))
+}
+
 fn connect_socket(address: &Address) -> anyhow::Result<UnixStream> {
-    let unreachable = |error: std::io::Error| anyhow::anyhow!(bus_is_not_there(address, &error));
-    let socket_address = match address.transport() {
-        Transport::Unix(unix) => match unix.path() {
-            UnixSocket::File(path) => SocketAddr::from_pathname(path),
-            UnixSocket::Abstract(name) => SocketAddr::from_abstract_name(name.as_bytes()),
-            _ => anyhow::bail!(not_a_socket(address)),
-        },
-        _ => anyhow::bail!(not_a_socket(address)),
-    };
-    let socket_address = socket_address.map_err(unreachable)?;
-    UnixStream::connect_addr(&socket_address).map_err(unreachable)
+    transport::connect(address).map_err(|error| {
+        anyhow::anyhow!(match &error {
+            ConnectError::NotASocket(address) => not_a_socket(address),
+            ConnectError::Unreachable(address, error) => bus_is_not_there(address, error),
+        })
+    })
 }
 
 fn not_a_socket(address: &Address) -> String {

@@ -41,7 +41,7 @@ use zbus::{Connection, MatchRule, MessageStream};
 
 use arguments::Arguments;
 use authority::Authority;
-use bus::{Publisher, Room};
+use bus::{Link, Publisher, Room};
 use caller::Callers;
 use clients::Clients;
 use engine::{ClientId, Engine, Ledger, Settings};
@@ -49,6 +49,7 @@ use idle::{Exit, Idle};
 use kernel::{Linux, Untrusted};
 use lock::Lock;
 use loopd_dbus::names::BUS_NAME;
+use loopd_dbus::transport::Descriptors;
 use mount::HostMounts;
 use store::Files;
 use vault::Vault;
@@ -149,7 +150,9 @@ async fn run(configuration: config::Source) -> Result<Exit, Failure> {
     // Events are listened to before anything is looked at, so that none falls in between.
     let monitor = udev::Monitor::listen().map_err(|error| format!("cannot listen to udev: {error}"))?;
     let mount_watch = mounts::Watch::open().map_err(|error| format!("cannot watch mounts: {error}"))?;
-    let connection = Connection::system().await.map_err(|error| format!("no system bus: {error}"))?;
+    let clients = Clients::default();
+    let Link { connection, descriptors } =
+        bus::connect(&clients).await.map_err(|error| format!("no system bus: {error}"))?;
     let bus = bus::proxy(&connection).await.map_err(bus_failed)?;
     let _lock = alone(&bus, &runtime_folder).await?;
 
@@ -157,10 +160,9 @@ async fn run(configuration: config::Source) -> Result<Exit, Failure> {
         .map_err(|error| format!("what a restart needs cannot be kept: {error}"))?;
     let mounter = HostMounts::new(&connection).await.map_err(bus_failed)?;
     let (engine, events) = Engine::new(kernel, settings.clone(), Box::new(store), Box::new(mounter));
-    let clients = Clients::default();
     let bounds = Bounds::new(&settings);
     watch_clients(&connection, &engine, &clients).await.map_err(bus_failed)?;
-    let room = furnish(&connection, &engine, &clients, &bounds).await.map_err(bus_failed)?;
+    let room = furnish(&connection, &engine, &clients, &bounds, descriptors).await.map_err(bus_failed)?;
     let callers = Arc::clone(&room.callers);
     tokio::spawn(Publisher::new(connection.clone(), room.clone()).run(events));
     take_stock(&engine, &callers).await?;
@@ -285,6 +287,7 @@ async fn furnish(
     engine: &Arc<Engine<Linux>>,
     clients: &Clients,
     bounds: &Bounds,
+    descriptors: Descriptors,
 ) -> zbus::Result<Room> {
     let bus = bus::proxy(connection).await?;
     Ok(Room {
@@ -292,6 +295,8 @@ async fn furnish(
         authority: Arc::new(Authority::new(connection, bounds.prompts.clone()).await?),
         callers: Callers::new(bus, clients.clone(), bounds.calls.clone()),
         objects: bus::Objects::default(),
+        answers: bus::Answers::default(),
+        descriptors,
     })
 }
 

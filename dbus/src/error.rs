@@ -69,10 +69,19 @@ pub struct Error {
     pub message: String,
 }
 
+/// The longest message, in bytes. What a caller sent may stand in it, and it is sent, logged and shown.
+const LONGEST: usize = 4096;
+
 impl Error {
-    /// An error of this kind.
+    /// An error of this kind. A message of more than 4 KiB is cut.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
+        let mut message = message.into();
+        if message.len() > LONGEST {
+            let end = (0..=LONGEST).rev().find(|end| message.is_char_boundary(*end));
+            message.truncate(end.unwrap_or_default());
+            message.push('…');
+        }
+        Self { kind, message }
     }
 
     /// The contract's error in a failed call; `None` where the bus itself failed.
@@ -109,6 +118,12 @@ impl zbus::DBusError for Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_message_is_cut() {
+        let error = Error::new(ErrorKind::InvalidArgs, "é".repeat(5000));
+        assert_eq!((error.message.chars().count(), error.message.len()), (2049, 4099));
+    }
 
     #[test]
     fn names_are_valid_and_read_back() {

@@ -10,6 +10,7 @@ pub mod options;
 pub mod properties;
 pub mod proxy;
 pub mod text;
+pub mod transport;
 
 pub use error::{Error, ErrorKind};
 pub use options::{

@@ -18,6 +18,10 @@ pub const PARTITION: &str = "org.loopd1.Partition";
 /// The interface of whatever may hold a file system.
 pub const VOLUME: &str = "org.loopd1.Volume";
 
+/// The methods that take file descriptors, and how many. The bus policy and the daemon refuse others.
+pub const TAKES_DESCRIPTORS: &[(&str, &str, u32)] =
+    &[(MANAGER, "SetupLoop", 1), (MANAGER, "List", 1), (ATTACHMENT, "ReplaceBackingFile", 1)];
+
 /// polkit action: attach a regular file.
 pub const ACTION_ATTACH: &str = "org.loopd1.attach";
 /// polkit action: attach a block device.
@@ -59,5 +63,41 @@ mod tests {
         for other in ["/org/loopd1", "/org/loopd1/attachment/07", "/org/loopd1/attachment/7/p1"] {
             assert_eq!(disk_sequence_of(other), None, "{other}");
         }
+    }
+
+    /// What the bus lets through is what the interfaces have.
+    #[test]
+    fn the_bus_policy_allows_each_method_and_no_other() {
+        let of =
+            |file: &str| std::fs::read_to_string(format!("{}/{file}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+        let quoted = |text: &str, before: &str| {
+            let start = text.find(before).unwrap() + before.len();
+            text[start..start + text[start..].find('"').unwrap()].to_owned()
+        };
+        let mut methods = Vec::new();
+        for interface in [MANAGER, ATTACHMENT, PARTITION, VOLUME] {
+            for method in of(&format!("{interface}.xml")).split("<method ").skip(1) {
+                let member = quoted(method, "name=\"");
+                let known = TAKES_DESCRIPTORS.iter().find(|known| (known.0, known.1) == (interface, &member));
+                methods.push((interface.to_owned(), member, known.map_or(0, |known| known.2)));
+            }
+        }
+        methods.sort();
+        let mut allowed: Vec<_> = of("org.loopd1.conf")
+            .split("<allow send_destination=\"org.loopd1\"")
+            .skip(1)
+            .map(|rule| {
+                assert_eq!(quoted(rule, "send_type=\""), "method_call");
+                let descriptors: u32 = quoted(rule, "max_fds=\"").parse().unwrap();
+                (quoted(rule, "send_interface=\""), quoted(rule, "send_member=\""), descriptors)
+            })
+            .filter(|(interface, _, _)| interface.starts_with("org.loopd1."))
+            .collect();
+        allowed.sort();
+        for (allowed, (interface, member, descriptors)) in allowed.iter().zip(&methods) {
+            assert_eq!((&allowed.0, &allowed.1), (interface, member));
+            assert_eq!(allowed.2, *descriptors, "{member}");
+        }
+        assert_eq!(allowed.len(), methods.len());
     }
 }

@@ -83,7 +83,7 @@ macro_rules! words {
             fn from_str(word: &str) -> Result<Self, InvalidOption> {
                 match word {
                     $($word => Ok(Self::$variant),)*
-                    _ => Err(InvalidOption::Word { name: $option, value: word.to_owned(), known: $known }),
+                    _ => Err(InvalidOption::Word { name: $option, value: short(word), known: $known }),
                 }
             }
         }
@@ -377,7 +377,7 @@ fn take<'a, T: TryFrom<&'a OwnedVariant>>(
     value: &'a OwnedVariant,
 ) -> Result<T, InvalidOption> {
     T::try_from(value).map_err(|_| InvalidOption::Type {
-        name: name.to_owned(),
+        name: short(name),
         expected,
         found: value.value_signature().to_string(),
     })
@@ -395,7 +395,15 @@ fn take_file(name: String, value: OwnedVariant) -> Result<OwnedFd, InvalidOption
 }
 
 fn unknown(name: String, method: &'static str, known: &'static str) -> InvalidOption {
-    InvalidOption::Unknown { name, method, known }
+    InvalidOption::Unknown { name: short(&name), method, known }
+}
+
+/// A name or word for a message: no longer than any that is known.
+fn short(word: &str) -> String {
+    match word.char_indices().nth(64) {
+        Some((end, _)) => format!("{}…", &word[..end]),
+        None => word.to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -463,6 +471,8 @@ mod tests {
         assert!(
             one("ofset", 1u64.into()).starts_with("unknown option \"ofset\"; SetupLoop knows \"offset\"")
         );
+        let long = one(&"\u{1b}".repeat(7 << 20), 1u64.into());
+        assert!(long.len() < 1024 && !long.contains('\u{1b}'), "{long}");
         assert_eq!(
             one("offset", 1u32.into()),
             "option \"offset\" takes a value of D-Bus type \"t\", not \"u\""

@@ -21,6 +21,7 @@ mod loopctl;
 mod loopctl_change;
 mod loopctl_mount;
 mod losetup;
+mod messages;
 mod mount;
 mod mount_identity;
 mod overlap;
@@ -52,6 +53,7 @@ fn main() -> std::process::ExitCode {
         mount_identity::TESTS,
         foreign::TESTS,
         hanging::TESTS,
+        messages::TESTS,
         introspection::TESTS,
         udev::TESTS,
         partitions::TESTS,

@@ -10,8 +10,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use anyhow::{Context as _, Result};
 use fuser::{
     BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen, ReplyWrite, Request, Session,
-    SessionACL, WriteFlags,
+    INodeNo, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite,
+    Request, Session, SessionACL, WriteFlags,
 };
 use nix::mount::{MsFlags, mount, umount};
 
@@ -100,6 +100,17 @@ impl Hanging {
         self.gate.state().closed = true;
     }
 
+    /// From now on a process waits when it closes the file.
+    pub fn withhold_flush(&self, from: nix::unistd::Pid) {
+        self.gate.state().withheld = Some(from);
+    }
+
+    /// How many closes wait.
+    #[must_use]
+    pub fn closing(&self) -> usize {
+        self.gate.state().closing.len()
+    }
+
     /// Whether who looks at a file gets an error from now on.
     pub fn break_down(&self, broken: bool) {
         self.gate.state().broken = broken;
@@ -117,6 +128,10 @@ impl Hanging {
     pub fn go_on(&self) {
         let mut state = self.gate.state();
         state.closed = false;
+        state.withheld = None;
+        for reply in std::mem::take(&mut state.closing) {
+            reply.ok();
+        }
         for answer in std::mem::take(&mut state.waiting) {
             answer(&mut state.contents);
         }
@@ -152,6 +167,8 @@ struct GateState {
     closed: bool,
     broken: bool,
     waiting: Vec<Answer>,
+    withheld: Option<nix::unistd::Pid>,
+    closing: Vec<ReplyEmpty>,
 }
 
 impl Gate {
@@ -220,6 +237,17 @@ impl Filesystem for Files {
 
     fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         reply.opened(FileHandle(0), FopenFlags::empty());
+    }
+
+    fn flush(&self, request: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        let mut state = self.gate.state();
+        // The kernel names the thread.
+        let is_of = |process| Path::new(&format!("/proc/{process}/task/{}", request.pid())).exists();
+        if state.withheld.is_some_and(is_of) {
+            state.closing.push(reply);
+        } else {
+            reply.ok();
+        }
     }
 
     fn read(

@@ -83,7 +83,7 @@ impl Attachment {
         #[zbus(header)] header: Header<'_>,
         file: zbus::OwnedFd,
     ) -> Result<(), Error> {
-        let file = file.into();
+        let file = self.room.claim(&file)?;
         let caller = self.room.may_change(&header, self.id).await?;
         if self.room.authority.asks(&caller) {
             let facts = self.room.engine.examine(&file).await?;

@@ -1,16 +1,17 @@
 //! `org.loopd1.Manager`.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
 
 use loopd_dbus::names::attachment_path;
 use loopd_dbus::options::ReceivedOptions;
+use loopd_dbus::transport::CallerFile;
 use loopd_dbus::{AttachOptions, DetachOptions, Error, ErrorKind, ListOptions};
 use tracing::info;
 use zbus::message::Header;
 use zbus::wire::{ObjectPath, OwnedObjectPath};
 use zbus::{Variant, interface};
 
+use super::answers::Answer;
 use super::{Room, invalid, wire};
 use crate::authority::Deed;
 use crate::caller::Caller;
@@ -33,8 +34,11 @@ impl Manager {
         file: zbus::OwnedFd,
         options: ReceivedOptions,
     ) -> Result<(ObjectPath<'static>, String), Error> {
+        let file = self.room.claim(&file)?;
+        // Before anything is waited for: an option takes many times the memory of its bytes.
+        let request = AttachRequest::new(AttachOptions::decode(options).map_err(invalid)?)?;
         let caller = self.room.identify(&header).await?;
-        let attached = self.attach(&caller, file.into(), options).await?;
+        let attached = self.attach(&caller, file, request).await?;
         Ok((attachment_path(attached.id.0), attached.device.node()))
     }
 
@@ -56,14 +60,13 @@ impl Manager {
         &self,
         #[zbus(header)] header: Header<'_>,
         options: ReceivedOptions,
-    ) -> Result<Vec<Listed>, Error> {
+    ) -> Result<Answer<Vec<Listed>>, Error> {
         let options = ListOptions::decode(options).map_err(invalid)?;
-        // A descriptor may lie on a file system that hangs: bounded for each uid like an attach.
-        let file = match options.file {
-            Some(file) => {
-                let _caller = self.room.identify(&header).await?;
-                Some(self.room.engine.examine(&file).await?)
-            }
+        let file = options.file.map(|file| self.room.claim(&file)).transpose()?;
+        let _caller = self.room.identify(&header).await?;
+        // The file may lie on a file system that hangs.
+        let file = match file {
+            Some(file) => Some(self.room.engine.examine(&file).await?),
             None => None,
         };
         let wanted = |snapshot: &Snapshot| {
@@ -71,7 +74,9 @@ impl Manager {
                 && options.offset.is_none_or(|offset| offset == snapshot.device.offset)
                 && file.as_ref().is_none_or(|file| snapshot.device.shows(file.identity))
         };
-        Ok(self.room.engine.outlines().iter().filter(|snapshot| wanted(snapshot)).map(listed).collect())
+        let list =
+            || self.room.engine.outlines().iter().filter(|snapshot| wanted(snapshot)).map(listed).collect();
+        Ok(self.room.answers.make(list).await)
     }
 
     #[zbus(out_args("device"))]
@@ -105,10 +110,9 @@ impl Manager {
     async fn attach(
         &self,
         caller: &Caller,
-        file: OwnedFd,
-        options: ReceivedOptions,
+        file: CallerFile,
+        request: AttachRequest,
     ) -> Result<Snapshot, Error> {
-        let request = AttachRequest::new(AttachOptions::decode(options).map_err(invalid)?)?;
         let engine = &self.room.engine;
         if self.room.authority.asks(caller) {
             let facts = engine.examine(&file).await?;

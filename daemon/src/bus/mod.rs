@@ -1,8 +1,10 @@
 //! The bus room: decodes, asks the authority, calls the engine, encodes. One file an interface.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use loopd_dbus::names::{BUS_NAME, ROOT_PATH};
+use loopd_dbus::transport::{CallerFile, Descriptors};
 use loopd_dbus::{Error, ErrorKind, InvalidOption};
 use tracing::info;
 use zbus::Connection;
@@ -15,7 +17,10 @@ use crate::caller::{Caller, Callers};
 use crate::engine::{Caller as _, Engine, Snapshot};
 use crate::kernel::{DiskSequence, Linux};
 
+mod answers;
 mod attachment;
+mod connection;
+mod introspection;
 mod manager;
 mod objects;
 mod partition;
@@ -23,6 +28,8 @@ mod publisher;
 mod volume;
 mod wire;
 
+pub use answers::Answers;
+pub use connection::{Link, connect};
 pub use objects::Objects;
 pub use publisher::Publisher;
 
@@ -37,11 +44,23 @@ pub struct Room {
     pub callers: Arc<Callers>,
     /// What is on the bus.
     pub objects: Objects,
+    /// Answers that may be long.
+    pub answers: Answers,
+    /// The descriptors of the calls under way.
+    pub descriptors: Descriptors,
 }
 
 impl Room {
     async fn identify(&self, header: &Header<'_>) -> Result<Caller, Error> {
         self.callers.identify(header).await
+    }
+
+    /// The file that a descriptor in a message stands for.
+    fn claim(&self, placeholder: impl AsFd) -> Result<CallerFile, Error> {
+        self.descriptors.claim(placeholder).ok_or_else(|| {
+            let text = "a file descriptor of this call is named twice; each can be given once";
+            Error::new(ErrorKind::InvalidArgs, text)
+        })
     }
 
     /// Detaches for a caller, once the authority has agreed; returns when the bus was told.
@@ -86,9 +105,9 @@ fn invalid(option: InvalidOption) -> Error {
 /// The connection failed.
 pub async fn serve(connection: &Connection, room: &Room) -> zbus::Result<()> {
     let server = connection.object_server();
-    server.at(ROOT_PATH, room.objects.clone()).await?;
+    server.at(ROOT_PATH, objects::ObjectManager::new(room.clone())).await?;
     server.at(ROOT_PATH, manager::Manager::new(room.clone())).await?;
-    Ok(())
+    introspection::serve_root(server, room).await
 }
 
 /// The bus itself.

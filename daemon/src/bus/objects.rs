@@ -1,12 +1,19 @@
 //! `org.freedesktop.DBus.ObjectManager`: one signal for an object with all its interfaces, where the
 //! library's own sends one for each.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use loopd_dbus::Error;
+use loopd_dbus::names::ROOT_PATH;
+use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
 use zbus::wire::{ObjectPath, OwnedObjectPath};
 use zbus::{Variant, interface};
+
+use super::Room;
+use super::answers::Answer;
 
 /// The properties of an object, by interface.
 pub type Interfaces = HashMap<&'static str, HashMap<&'static str, Variant<'static>>>;
@@ -16,12 +23,66 @@ pub type Show = Box<dyn Fn() -> Interfaces + Send + Sync>;
 /// The objects that are on the bus; clones are the same ones.
 #[derive(Clone, Default)]
 pub struct Objects {
-    shown: Arc<Mutex<HashMap<OwnedObjectPath, Show>>>,
+    shown: Arc<Mutex<Shown>>,
+}
+
+#[derive(Default)]
+struct Shown {
+    objects: HashMap<OwnedObjectPath, Show>,
+    /// The last parts of their paths, by what stands before.
+    children: BTreeMap<String, BTreeSet<String>>,
+}
+
+impl Shown {
+    fn add(&mut self, path: &ObjectPath<'_>, show: Show) {
+        self.objects.insert(path.to_owned().into(), show);
+        let mut path = path.as_str();
+        while let Some((parent, name)) = split(path)
+            && self.children.entry(parent.to_owned()).or_default().insert(name.to_owned())
+        {
+            path = parent;
+        }
+    }
+
+    fn remove(&mut self, path: &ObjectPath<'_>) {
+        self.objects.remove(&OwnedObjectPath::from(path.to_owned()));
+        let mut path = path.as_str();
+        while let Some((parent, name)) = split(path)
+            && !self.children.contains_key(path)
+            && let Some(children) = self.children.get_mut(parent)
+        {
+            children.remove(name);
+            if children.is_empty() {
+                self.children.remove(parent);
+            }
+            path = parent;
+        }
+    }
+}
+
+/// A path below the root object as that of its parent and its own name.
+fn split(path: &str) -> Option<(&str, &str)> {
+    path.rsplit_once('/').filter(|_| path != ROOT_PATH)
 }
 
 impl Objects {
-    fn shown(&self) -> MutexGuard<'_, HashMap<OwnedObjectPath, Show>> {
+    fn shown(&self) -> MutexGuard<'_, Shown> {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Names the children of an object, this many at most.
+    pub fn write_children(&self, path: &str, most: usize, xml: &mut String) {
+        let shown = self.shown();
+        let no_names = BTreeSet::new();
+        let names = shown.children.get(path).unwrap_or(&no_names);
+        let above = match path {
+            "/" => Some("org"),
+            "/org" => Some("loopd1"),
+            _ => None,
+        };
+        for name in above.into_iter().chain(names.iter().map(String::as_str)).take(most) {
+            let _is_a_string = writeln!(xml, "  <node name=\"{name}\"/>");
+        }
     }
 
     /// Tells that an object is there.
@@ -35,8 +96,8 @@ impl Objects {
         show: Show,
     ) -> zbus::Result<()> {
         let interfaces = show();
-        self.shown().insert(path.to_owned().into(), show);
-        Self::interfaces_added(emitter, path.clone(), interfaces).await
+        self.shown().add(path, show);
+        ObjectManager::interfaces_added(emitter, path.clone(), interfaces).await
     }
 
     /// Tells that an object is gone.
@@ -49,16 +110,36 @@ impl Objects {
         path: &ObjectPath<'_>,
         interfaces: &[&str],
     ) -> zbus::Result<()> {
-        self.shown().remove(&OwnedObjectPath::from(path.to_owned()));
-        Self::interfaces_removed(emitter, path.clone(), interfaces).await
+        self.shown().remove(path);
+        ObjectManager::interfaces_removed(emitter, path.clone(), interfaces).await
     }
 }
 
+/// The interface, on the root object.
+pub struct ObjectManager {
+    room: Room,
+}
+
+impl ObjectManager {
+    /// The object manager of this room.
+    pub fn new(room: Room) -> Self {
+        Self { room }
+    }
+}
+
+type ManagedObjects = HashMap<OwnedObjectPath, Interfaces>;
+
 #[interface(name = "org.freedesktop.DBus.ObjectManager", introspection_docs = false)]
-impl Objects {
+impl ObjectManager {
     #[zbus(out_args("objpath_interfaces_and_properties"))]
-    fn get_managed_objects(&self) -> HashMap<OwnedObjectPath, Interfaces> {
-        self.shown().iter().map(|(path, show)| (path.clone(), show())).collect()
+    async fn get_managed_objects(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<Answer<ManagedObjects>, Error> {
+        let _caller = self.room.identify(&header).await?;
+        let all =
+            || self.room.objects.shown().objects.iter().map(|(path, show)| (path.clone(), show())).collect();
+        Ok(self.room.answers.make(all).await)
     }
 
     #[zbus(signal)]
@@ -74,4 +155,35 @@ impl Objects {
         object_path: ObjectPath<'_>,
         interfaces: &[&str],
     ) -> zbus::Result<()>;
+}
+
+#[cfg(test)]
+mod tests {
+    use loopd_dbus::names::{attachment_path, partition_path};
+
+    use super::*;
+
+    #[test]
+    fn each_object_names_its_own_children() {
+        let objects = Objects::default();
+        let children = |path: &str| {
+            let mut xml = String::new();
+            objects.write_children(path, 2, &mut xml);
+            xml.matches("<node name=").count()
+        };
+        let attachment = "/org/loopd1/attachment";
+        assert_eq!((children("/"), children("/org"), children("/org/loopd1")), (1, 1, 0));
+        objects.shown().add(&attachment_path(7), Box::new(Interfaces::new));
+        objects.shown().add(&partition_path(7, 1), Box::new(Interfaces::new));
+        objects.shown().add(&attachment_path(8), Box::new(Interfaces::new));
+        objects.shown().add(&attachment_path(9), Box::new(Interfaces::new));
+        assert_eq!((children("/org/loopd1"), children(attachment)), (1, 2));
+        assert_eq!(children("/org/loopd1/attachment/7"), 1);
+        objects.shown().remove(&partition_path(7, 1));
+        for number in 7..10 {
+            assert_eq!(children("/org/loopd1"), 1);
+            objects.shown().remove(&attachment_path(number));
+        }
+        assert!(objects.shown().children.is_empty());
+    }
 }

@@ -20,7 +20,7 @@ use super::attachment::Attachment;
 use super::objects::Interfaces;
 use super::partition::Partition;
 use super::volume::Volume;
-use super::{Room, wire};
+use super::{Room, introspection, wire};
 use crate::engine::{Changes, Event, PartitionSnapshot, Snapshot, VolumeId};
 use crate::kernel::DiskSequence;
 
@@ -106,6 +106,8 @@ impl Publisher {
         server.at(&path, self.volume(snapshot.id, None, &volume)).await?;
         let object = Attachment::new(self.room.clone(), snapshot.id, Arc::clone(&attachment));
         server.at(&path, object).await?;
+        introspection::serve(server, &path, &self.room).await?;
+        introspection::serve_above(server, &self.room).await?;
         let shown = (Arc::clone(&attachment), Arc::clone(&volume));
         let show = move || {
             Interfaces::from([(ATTACHMENT, read(&shown.0).to_dict()), (VOLUME, read(&shown.1).to_dict())])
@@ -171,6 +173,7 @@ impl Publisher {
         let server = self.connection.object_server();
         server.at(path, self.volume(attachment, Some(number), &volume)).await?;
         server.at(path, Partition::new(Arc::clone(&partition))).await?;
+        introspection::serve(server, path, &self.room).await?;
         let shown = (Arc::clone(&partition), Arc::clone(&volume));
         let show = move || {
             Interfaces::from([(PARTITION, read(&shown.0).to_dict()), (VOLUME, read(&shown.1).to_dict())])

@@ -1,10 +1,10 @@
 //! A loop device, or the part of a file that one shows, as bytes to look for a partition table in.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use rustix::io::{pread, retry_on_intr};
 
 use crate::partition_table::Image;
 
@@ -12,9 +12,10 @@ use crate::partition_table::Image;
 /// disks have (`open(2)`, `O_DIRECT`).
 const ALIGNMENT: usize = 4096;
 
-/// The bytes of a file from an offset on.
+/// The bytes of a file from an offset on. The descriptor is not duplicated: to close one flushes the file,
+/// which may hang.
 pub struct Bytes<'a> {
-    file: &'a File,
+    file: BorrowedFd<'a>,
     offset: u64,
     size: u64,
     direct: bool,
@@ -22,7 +23,8 @@ pub struct Bytes<'a> {
 
 impl<'a> Bytes<'a> {
     /// `size` bytes from `offset` on.
-    pub fn new(file: &'a File, offset: u64, size: u64) -> Self {
+    pub fn new(file: &'a impl AsFd, offset: u64, size: u64) -> Self {
+        let file = file.as_fd();
         let direct = fcntl(file, FcntlArg::F_GETFL)
             .is_ok_and(|flags| OFlag::from_bits_retain(flags).contains(OFlag::O_DIRECT));
         Self { file, offset, size, direct }
@@ -39,13 +41,26 @@ impl Image for Bytes<'_> {
         if self.direct {
             read_aligned(self.file, offset, buffer)
         } else {
-            self.file.read_exact_at(buffer, offset)
+            read_exact(self.file, offset, buffer)
         }
     }
 }
 
+fn read_exact(file: BorrowedFd<'_>, mut offset: u64, mut buffer: &mut [u8]) -> io::Result<()> {
+    while !buffer.is_empty() {
+        match retry_on_intr(|| pread(file, &mut *buffer, offset))? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            read => {
+                offset += read as u64;
+                buffer = &mut buffer[read..];
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Reads what lies around the wanted bytes, as direct I/O has it.
-fn read_aligned(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+fn read_aligned(file: BorrowedFd<'_>, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
     let before = usize::try_from(offset % ALIGNMENT as u64).unwrap_or_default();
     let wanted = before + buffer.len();
     let length = wanted.next_multiple_of(ALIGNMENT);
@@ -53,7 +68,7 @@ fn read_aligned(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
     let start = memory.as_ptr().align_offset(ALIGNMENT);
     let around = memory.get_mut(start..start + length).ok_or(io::ErrorKind::OutOfMemory)?;
     // The file may end within the last block; what is read before it is a whole number of them.
-    let read = file.read_at(around, offset - before as u64)?;
+    let read = retry_on_intr(|| pread(file, &mut *around, offset - before as u64))?;
     let found = around.get(before..wanted).filter(|_| read >= wanted).ok_or(io::ErrorKind::UnexpectedEof)?;
     buffer.copy_from_slice(found);
     Ok(())
@@ -61,6 +76,7 @@ fn read_aligned(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::os::unix::fs::OpenOptionsExt as _;
 
     use super::*;

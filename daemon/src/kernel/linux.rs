@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use linux_raw_sys::loop_device::_bindgen_ty_1 as LoFlags;
 use linux_raw_sys::loop_device::loop_info64;
+use loopd_dbus::transport::CallerFile;
 use loopd_dbus::{Error, ErrorKind, Lifetime};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -187,16 +188,16 @@ fn check_release(release: &str) -> Result<(), Error> {
 }
 
 impl Kernel for Linux {
-    type File = OwnedFd;
+    type File = CallerFile;
     type Hold = Hold;
     type Claim = Claim;
 
-    async fn examine(&self, file: &OwnedFd) -> Result<FileFacts, Error> {
-        let file = file.try_clone().map_err(|error| descriptor_shortage(&error))?;
+    async fn examine(&self, file: &CallerFile) -> Result<FileFacts, Error> {
+        let file = file.clone();
         self.blocking(move |_| Ok(backing_file::examine(file)?.facts)).await
     }
 
-    async fn attach(&self, file: OwnedFd, request: &AttachRequest) -> Result<Attached<Linux>, Error> {
+    async fn attach(&self, file: CallerFile, request: &AttachRequest) -> Result<Attached<Linux>, Error> {
         let request = request.clone();
         self.blocking(move |shared| attach(shared, &file, &request)).await
     }
@@ -262,7 +263,7 @@ impl Kernel for Linux {
         &self,
         number: u32,
         disk_sequence: DiskSequence,
-        file: OwnedFd,
+        file: CallerFile,
         untrusted: bool,
     ) -> Result<Option<Device>, Error> {
         self.blocking(move |shared| replace(shared, number, disk_sequence, &file, untrusted)).await
@@ -389,13 +390,6 @@ impl Kernel for Linux {
 /// An errno that has no name of its own in the contract.
 pub fn failed(asked: &str, call: &str, errno: Errno) -> Error {
     Error::new(ErrorKind::Kernel, format!("cannot {asked}: {call} failed with {errno:?} ({})", errno.desc()))
-}
-
-fn descriptor_shortage(error: &std::io::Error) -> Error {
-    Error::new(
-        ErrorKind::LimitExceeded,
-        format!("loopd has no file descriptor left ({error}); try again later"),
-    )
 }
 
 /// Opens the node of a loop device.

@@ -66,9 +66,8 @@ pub fn settle(
 /// The partitions of a device that was attached just now: nobody but the kernel can have made a
 /// node. The table is read from the file, whose pages are at hand; those of the device are not.
 pub fn first_look(shared: &Arc<Shared>, file: &OwnedFd, device: &Device) -> Partitioning {
-    let Ok(file) = file.try_clone().map(File::from) else { return Partitioning::default() };
     let table =
-        read_table(device.number, device.block_size, &mut Bytes::new(&file, device.offset, device.size));
+        read_table(device.number, device.block_size, &mut Bytes::new(file, device.offset, device.size));
     let nodes = sysfs::partitions(device.number);
     let missing = concerns_us(shared, table.as_ref(), &nodes, !nodes.is_empty());
     Partitioning { partitions: described(nodes, table.as_ref()), missing, ..Partitioning::default() }
@@ -240,7 +239,6 @@ pub fn sweep(number: u32) -> bool {
 
 /// The sector size that an image's table was written for; `None` where any will do.
 pub fn sector_size(file: impl AsFd, offset: u64, size: u64) -> Option<u32> {
-    let file = File::from(file.as_fd().try_clone_to_owned().ok()?);
     partition_table::sector_size(&mut Bytes::new(&file, offset, size)).ok().flatten()
 }
 

@@ -1,0 +1,343 @@
+//! Messages from the bus.
+
+use std::fmt::Display;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use tracing::{debug, warn};
+use zbus::Message;
+use zbus::connection::socket::ReadHalf;
+use zbus::export::async_trait::async_trait;
+
+use super::calls::{Call, Calls};
+use super::descriptors::CallerFile;
+use super::header::{self, FIXED, Head, Kind, Lengths, Parts};
+use super::{CallPolicy, Policy, stream};
+use crate::ErrorKind;
+
+/// The longest header. What is known of ours has a few hundred bytes; names have 255 at most.
+const LONGEST_HEADER: usize = 16 << 10;
+/// The bus itself, which nobody can pretend to be.
+const BUS: &str = "org.freedesktop.DBus";
+const LIMITS_EXCEEDED: &str = "org.freedesktop.DBus.Error.LimitsExceeded";
+const INVALID_ARGS: &str = "org.freedesktop.DBus.Error.InvalidArgs";
+/// Of a long message as much is allocated at once as has arrived, to this.
+const CHUNK: usize = 256 << 10;
+
+/// Receives messages, and passes on those that the library can read.
+#[derive(Debug)]
+pub struct Reader {
+    stream: Arc<UnixStream>,
+    policy: Policy,
+    calls: Arc<Calls>,
+    refusals: mpsc::Sender<Vec<u8>>,
+    scratch: Vec<u8>,
+    log: Log,
+}
+
+/// What becomes of a message.
+enum Verdict {
+    /// It is passed on; its descriptors are taken in this user's name.
+    Pass(Option<u32>),
+    /// It is left out.
+    Ignore(&'static str),
+    /// It is left out, and who waits for an answer gets this error.
+    Refuse(Refusal),
+}
+
+/// An error in the place of a message.
+struct Refusal {
+    name: &'static str,
+    text: String,
+}
+
+impl Refusal {
+    fn new(name: &'static str, text: impl Into<String>) -> Self {
+        Self { name, text: text.into() }
+    }
+}
+
+impl Reader {
+    pub(super) fn new(
+        stream: Arc<UnixStream>,
+        policy: Policy,
+        calls: Arc<Calls>,
+        refusals: mpsc::Sender<Vec<u8>>,
+    ) -> Self {
+        Self { stream, policy, calls, refusals, scratch: Vec::new(), log: Log::default() }
+    }
+
+    /// The next message that is passed on, or the error that takes the place of an answer.
+    async fn next(&mut self, sequence: u64) -> zbus::Result<Message> {
+        loop {
+            let mut fixed = [0; FIXED];
+            stream::peek(&self.stream, &mut fixed).await?;
+            // Without a length the next message cannot be found.
+            let lengths = Lengths::read(&fixed).ok_or_else(|| {
+                io::Error::new(io::ErrorKind::InvalidData, "the bus has sent what is no message")
+            })?;
+            let mut start = vec![0; lengths.header.min(LONGEST_HEADER)];
+            stream::peek(&self.stream, &mut start).await?;
+            let head = Head::read(&start);
+            let verdict = self.judge(&head, lengths).await;
+            let parts = Parts::from(&head);
+            let refusal = match verdict {
+                Verdict::Pass(user) => match self.pass(&head, &parts, lengths, user, sequence).await? {
+                    Ok(message) => return Ok(message),
+                    Err(refusal) => refusal,
+                },
+                Verdict::Ignore(why) => {
+                    self.skip(lengths.message).await?;
+                    self.log.say(&parts, &why);
+                    continue;
+                }
+                Verdict::Refuse(refusal) => {
+                    self.skip(lengths.message).await?;
+                    refusal
+                }
+            };
+            self.log.say(&parts, &refusal.text);
+            if let Some(error) = self.refuse(&parts, &refusal) {
+                return parse(error, Vec::new(), sequence).await;
+            }
+        }
+    }
+
+    async fn judge(&self, head: &Head<'_>, lengths: Lengths) -> Verdict {
+        match (head.kind, &self.policy.calls) {
+            (Kind::Call, Some(policy)) => self.judge_call(head, lengths, policy).await,
+            (Kind::Call, None) => Verdict::Ignore("nothing can be called here"),
+            (Kind::Unknown, _) => Verdict::Ignore("its type is unknown"),
+            // Broadcasts come only where they are subscribed to.
+            (Kind::Signal, _) if head.destination.is_some() && head.sender != Some(BUS) => {
+                Verdict::Ignore("a signal to this connection alone, which only the bus sends")
+            }
+            (Kind::Signal, _) => bounded(lengths, self.policy.longest_signal),
+            (Kind::Return | Kind::Error, _) => bounded(lengths, self.policy.longest_reply),
+        }
+    }
+
+    async fn judge_call(&self, head: &Head<'_>, lengths: Lengths, policy: &CallPolicy) -> Verdict {
+        let Some(sender) = head.sender else { return Verdict::Ignore("it has no sender") };
+        if let Verdict::Refuse(refusal) = bounded(lengths, policy.longest) {
+            return Verdict::Refuse(refusal);
+        }
+        if let Some(why) = self.calls.refusal(sender, head.serial, lengths.message) {
+            return Verdict::Refuse(Refusal::new(LIMITS_EXCEEDED, why));
+        }
+        let wanted = head.descriptors;
+        if wanted == 0 {
+            return Verdict::Pass(None);
+        }
+        let (interface, member) = (head.interface.unwrap_or_default(), head.member.unwrap_or_default());
+        let taken = (policy.takes_descriptors)(interface, member);
+        if wanted > taken {
+            let text =
+                format!("{member} takes {taken} file descriptors at most, and the message has {wanted}");
+            return Verdict::Refuse(Refusal::new(INVALID_ARGS, text));
+        }
+        let Some(uid) = policy.users.uid(sender).await else {
+            return Verdict::Ignore("the bus does not know its sender any more");
+        };
+        match policy.descriptors.closer().refusal(uid, wanted as usize) {
+            Some(why) => Verdict::Refuse(Refusal::new(ErrorKind::LimitExceeded.name(), why)),
+            None => Verdict::Pass(Some(uid)),
+        }
+    }
+
+    /// Receives a message, and has the library read it.
+    async fn pass(
+        &self,
+        head: &Head<'_>,
+        parts: &Parts,
+        lengths: Lengths,
+        user: Option<u32>,
+        sequence: u64,
+    ) -> zbus::Result<Result<Message, Refusal>> {
+        let mut descriptors = Vec::new();
+        let message = self.receive(lengths.message, user.is_some().then_some(&mut descriptors)).await?;
+        let message = header::normalize(message, parts);
+        let (Some(policy), Kind::Call) = (&self.policy.calls, parts.kind) else {
+            return Ok(parse(message, Vec::new(), sequence).await.map_err(|error| unreadable(&error)));
+        };
+        let uid = user.unwrap_or_default();
+        let files =
+            descriptors.into_iter().map(|file| policy.descriptors.closer().adopt(uid, file)).collect();
+        let (placeholders, keys) = match keep(policy, files, head.descriptors) {
+            Ok(kept) => kept,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        Ok(match parse(message, placeholders, sequence).await {
+            Ok(message) => {
+                let call = Call { bytes: lengths.message, wants_reply: parts.wants_reply, descriptors: keys };
+                self.calls.begin(parts.sender.as_deref().unwrap_or_default(), parts.serial, call);
+                Ok(message)
+            }
+            Err(error) => {
+                policy.descriptors.release(&keys);
+                Err(unreadable(&error))
+            }
+        })
+    }
+
+    async fn receive(
+        &self,
+        length: usize,
+        mut descriptors: Option<&mut Vec<OwnedFd>>,
+    ) -> io::Result<Vec<u8>> {
+        let mut message = Vec::new();
+        while message.len() < length {
+            let start = message.len();
+            message.resize(length.min(start + CHUNK), 0);
+            let space = &mut message[start..];
+            let received = match &mut descriptors {
+                Some(descriptors) => {
+                    stream::receive_with_descriptors(&self.stream, space, descriptors).await?
+                }
+                None => stream::receive(&self.stream, space).await?,
+            };
+            message.truncate(start + received);
+        }
+        Ok(message)
+    }
+
+    async fn skip(&mut self, mut length: usize) -> io::Result<()> {
+        self.scratch.resize(CHUNK.min(length), 0);
+        while length > 0 {
+            let space = length.min(self.scratch.len());
+            length -= stream::receive(&self.stream, &mut self.scratch[..space]).await?;
+        }
+        self.scratch = Vec::new();
+        Ok(())
+    }
+
+    /// Answers a call that was left out. For an answer that was, gives the error that takes its place.
+    fn refuse(&self, message: &Parts, refusal: &Refusal) -> Option<Vec<u8>> {
+        if message.kind.is_reply() {
+            return message
+                .reply_serial
+                .map(|serial| header::error(serial, None, refusal.name, &refusal.text));
+        }
+        if message.kind == Kind::Call && message.wants_reply {
+            let error = header::error(message.serial, message.sender.as_deref(), refusal.name, &refusal.text);
+            if self.refusals.try_send(error).is_err() {
+                debug!("a refused call gets no answer: too many are waiting to be sent");
+            }
+        }
+        None
+    }
+}
+
+fn bounded(lengths: Lengths, longest: usize) -> Verdict {
+    let too_long = |what, length, longest| {
+        let text = format!("{what} of {length} bytes is too long: {longest} are taken at most");
+        Verdict::Refuse(Refusal::new(LIMITS_EXCEEDED, text))
+    };
+    if lengths.header > LONGEST_HEADER {
+        return too_long("a message header", lengths.header, LONGEST_HEADER);
+    }
+    if lengths.message > longest {
+        return too_long("a message", lengths.message, longest);
+    }
+    Verdict::Pass(None)
+}
+
+fn unreadable(error: &zbus::Error) -> Refusal {
+    Refusal::new(INVALID_ARGS, format!("the message cannot be read: {error}"))
+}
+
+/// Keeps the descriptors of a call for its handler.
+fn keep(
+    policy: &CallPolicy,
+    files: Vec<CallerFile>,
+    wanted: u32,
+) -> Result<(Vec<OwnedFd>, Vec<u64>), Refusal> {
+    let shortage = |reason: &dyn Display| {
+        let text = format!("loopd cannot take the file descriptors of this call: {reason}; try again later");
+        Refusal::new(ErrorKind::LimitExceeded.name(), text)
+    };
+    if files.len() != wanted as usize {
+        return Err(shortage(&"it has too many files open"));
+    }
+    policy.descriptors.keep(files).map_err(|error| shortage(&error))
+}
+
+/// Has the library read a message.
+async fn parse(bytes: Vec<u8>, descriptors: Vec<OwnedFd>, sequence: u64) -> zbus::Result<Message> {
+    Whole { bytes, read: 0, descriptors }.receive_message(sequence, &mut Vec::new(), &mut Vec::new()).await
+}
+
+/// One message in memory, for the library's own reader.
+#[derive(Debug)]
+struct Whole {
+    bytes: Vec<u8>,
+    read: usize,
+    descriptors: Vec<OwnedFd>,
+}
+
+#[async_trait]
+impl ReadHalf for Whole {
+    async fn recvmsg(&mut self, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+        let left = &self.bytes[self.read..];
+        let length = left.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&left[..length]);
+        self.read += length;
+        Ok((length, std::mem::take(&mut self.descriptors)))
+    }
+}
+
+#[async_trait]
+impl ReadHalf for Reader {
+    async fn receive_message(
+        &mut self,
+        sequence: u64,
+        already_received: &mut Vec<u8>,
+        _: &mut Vec<OwnedFd>,
+    ) -> zbus::Result<Message> {
+        if !already_received.is_empty() {
+            return Err(zbus::Error::Handshake("the bus has sent more than was asked for".to_owned()));
+        }
+        self.next(sequence).await
+    }
+
+    /// For the handshake alone: byte by byte, so that nothing of a message is received with it.
+    async fn recvmsg(&mut self, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+        let one = buffer.len().min(1);
+        Ok((stream::receive(&self.stream, &mut buffer[..one]).await?, Vec::new()))
+    }
+
+    fn can_pass_unix_fd(&self) -> bool {
+        true
+    }
+}
+
+/// Logs what was left out: a line a second, however many messages there are.
+#[derive(Debug, Default)]
+struct Log {
+    last: Option<Instant>,
+    unsaid: usize,
+}
+
+impl Log {
+    fn say(&mut self, message: &Parts, why: &dyn Display) {
+        const PAUSE: Duration = Duration::from_secs(1);
+        if self.last.is_some_and(|last| last.elapsed() < PAUSE) {
+            self.unsaid += 1;
+            return;
+        }
+        let Parts { kind, sender, .. } = message;
+        let sender = sender.as_deref().unwrap_or("nobody");
+        warn!(more = self.unsaid, "a message was left out ({kind:?} from {sender:?}): {why}");
+        self.last = Some(Instant::now());
+        self.unsaid = 0;
+    }
+}
+
+#[cfg(test)]
+pub(super) async fn parse_for_tests(bytes: Vec<u8>) -> Message {
+    parse(bytes, Vec::new(), 1).await.unwrap()
+}

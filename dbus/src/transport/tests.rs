@@ -1,0 +1,330 @@
+//! A bus's end of the socket, and what the library gets to see.
+
+use std::io::{Read as _, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use zbus::connection::socket::{ReadHalf as _, WriteHalf as _};
+use zbus::message::{Flags, Type};
+use zbus::{Fd, Message};
+
+use super::*;
+
+const CALLER: &str = ":1.7";
+
+struct Everyone;
+
+#[async_trait]
+impl Users for Everyone {
+    async fn uid(&self, sender: &str) -> Option<u32> {
+        (sender == CALLER).then_some(7)
+    }
+}
+
+struct Pair {
+    bus: UnixStream,
+    reader: Reader,
+    writer: Writer,
+    descriptors: Descriptors,
+}
+
+impl Pair {
+    fn new() -> Self {
+        let (bus, ours) = UnixStream::pair().unwrap();
+        let descriptors = Descriptors::default();
+        let policy = Policy {
+            longest_reply: 1 << 20,
+            longest_signal: 64 << 10,
+            calls: Some(CallPolicy {
+                longest: 64 << 10,
+                takes_descriptors: |interface, member| {
+                    if (interface, member) == ("org.loopd1.Manager", "SetupLoop") { 3 } else { 0 }
+                },
+                users: Arc::new(Everyone),
+                descriptors: descriptors.clone(),
+            }),
+        };
+        let (reader, writer) = Transport::new(ours, policy).unwrap().split().take();
+        Self { bus, reader, writer, descriptors }
+    }
+
+    fn send(&mut self, bytes: &[u8]) {
+        self.bus.write_all(bytes).unwrap();
+    }
+
+    fn send_with(&self, bytes: &[u8], files: &[OwnedFd]) {
+        let files: Vec<_> = files.iter().map(|file| file.as_fd()).collect();
+        let mut space = vec![std::mem::MaybeUninit::uninit(); 1024];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(control.push(SendAncillaryMessage::ScmRights(&files)));
+        let sent = sendmsg(&self.bus, &[io::IoSlice::new(bytes)], &mut control, SendFlags::empty()).unwrap();
+        assert_eq!(sent, bytes.len());
+    }
+
+    async fn next(&mut self) -> Message {
+        self.try_next().await.unwrap()
+    }
+
+    async fn try_next(&mut self) -> zbus::Result<Message> {
+        let (mut bytes, mut descriptors) = (Vec::new(), Vec::new());
+        let next = self.reader.receive_message(1, &mut bytes, &mut descriptors);
+        tokio::time::timeout(Duration::from_secs(10), next).await.unwrap()
+    }
+
+    /// The next message is this call: everything before it was left out.
+    async fn next_is(&mut self, member: &str) {
+        assert_eq!(self.next().await.header().member().unwrap(), member);
+    }
+
+    /// The answer to a refused call: the serial of the call, the error's name and its text.
+    async fn refusal(&mut self) -> (u32, String, String) {
+        // It is sent by a task of its own.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let mut answer = vec![0; 8192];
+        self.bus.set_nonblocking(true).unwrap();
+        let length = self.bus.read(&mut answer).expect("an answer");
+        answer.truncate(length);
+        let message = reader::parse_for_tests(answer).await;
+        let header = message.header();
+        assert_eq!((message.message_type(), header.destination().unwrap().as_str()), (Type::Error, CALLER));
+        let text = message.body().deserialize::<String>().unwrap();
+        (header.reply_serial().unwrap().get(), header.error_name().unwrap().to_string(), text)
+    }
+
+    fn is_silent(&mut self) -> bool {
+        self.bus.set_nonblocking(true).unwrap();
+        self.bus.read(&mut [0; 1]).is_err()
+    }
+}
+
+fn call(member: &str) -> zbus::message::Builder<'_> {
+    Message::method_call("/org/loopd1", member)
+        .sender(CALLER)
+        .destination("org.loopd1")
+        .interface("org.loopd1.Manager")
+}
+
+fn bytes(message: &Message) -> Vec<u8> {
+    message.data().bytes().to_vec()
+}
+
+/// A call whose body is said to have this signature.
+fn call_of(signature: &str) -> Vec<u8> {
+    let mut message = bytes(&call("Deep").build(&(7_u8,)).unwrap());
+    let at = message.windows(5).position(|field| field == [8, 1, b'g', 0, 1]).unwrap();
+    // It is the last field.
+    message.truncate(at + 4);
+    message.push(u8::try_from(signature.len()).unwrap());
+    message.extend(signature.as_bytes());
+    message.push(0);
+    let fields = u32::try_from(message.len() - 16).unwrap();
+    message[12..16].copy_from_slice(&fields.to_le_bytes());
+    message.resize((message.len() + 7) & !7, 0);
+    message.push(7);
+    message
+}
+
+fn file() -> OwnedFd {
+    std::fs::File::open("/dev/null").unwrap().into()
+}
+
+fn open_descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+#[tokio::test]
+async fn a_signature_that_nests_too_deep_is_refused_and_the_next_call_served() {
+    let mut pair = Pair::new();
+    for depth in [1, 17, 33, 60] {
+        pair.send(&call_of(&format!("{}y{}", "aa(".repeat(depth), ")".repeat(depth))));
+        pair.send(&bytes(&call("List").build(&()).unwrap()));
+        if depth == 1 {
+            pair.next_is("Deep").await;
+            pair.next_is("List").await;
+        } else {
+            pair.next_is("List").await;
+            let (_, name, text) = pair.refusal().await;
+            assert_eq!(name, "org.freedesktop.DBus.Error.InvalidArgs", "{text}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_long_call_is_refused_before_it_is_received() {
+    let mut pair = Pair::new();
+    let long = call("Long").build(&("x".repeat(70_000),)).unwrap();
+    pair.send(&bytes(&long));
+    pair.send(&bytes(&call("List").build(&()).unwrap()));
+    pair.next_is("List").await;
+    let (serial, name, text) = pair.refusal().await;
+    assert_eq!(serial, long.primary_header().serial_num().get());
+    assert!(name.ends_with("LimitsExceeded") && text.contains("65536"), "{name}: {text}");
+    let silent = call("Long").with_flags(Flags::NO_REPLY_EXPECTED);
+    pair.send(&bytes(&silent.build(&("x".repeat(70_000),)).unwrap()));
+    pair.send(&bytes(&call("List").build(&()).unwrap()));
+    pair.next_is("List").await;
+    assert!(pair.is_silent());
+}
+
+#[tokio::test]
+async fn an_answer_that_is_too_long_fails_the_call_that_waits_for_it() {
+    let mut pair = Pair::new();
+    let question = call("Question").build(&()).unwrap();
+    let answer =
+        Message::method_return(&question.header()).sender(":1.9").build(&"x".repeat(2 << 20)).unwrap();
+    let mut whole = bytes(&answer);
+    let mut bus = pair.bus.try_clone().unwrap();
+    let sender = std::thread::spawn(move || bus.write_all(&std::mem::take(&mut whole)).unwrap());
+    let message = pair.next().await;
+    sender.join().unwrap();
+    assert_eq!(message.message_type(), Type::Error);
+    assert_eq!(message.header().reply_serial(), Some(question.primary_header().serial_num()));
+}
+
+#[tokio::test]
+async fn an_answer_that_cannot_be_read_fails_the_call_that_waits_for_it() {
+    let mut pair = Pair::new();
+    let question = call("Question").build(&()).unwrap();
+    let mut answer = bytes(&Message::method_return(&question.header()).sender(":1.9").build(&()).unwrap());
+    // A protocol version that nobody knows.
+    answer[3] = 9;
+    pair.send(&answer);
+    let message = pair.next().await;
+    assert_eq!(message.message_type(), Type::Error);
+    assert_eq!(message.header().reply_serial(), Some(question.primary_header().serial_num()));
+}
+
+#[tokio::test]
+async fn signals_to_us_alone_come_from_the_bus() {
+    let mut pair = Pair::new();
+    let signal = |sender: &'static str, member: &'static str| {
+        let signal = Message::signal("/", "org.freedesktop.DBus", member).sender(sender);
+        bytes(&signal.destination(":1.1").build(&()).unwrap())
+    };
+    pair.send(&signal(":1.66", "NameLost"));
+    pair.send(&signal("org.freedesktop.DBus", "NameAcquired"));
+    pair.next_is("NameAcquired").await;
+    let broadcast = Message::signal("/", "org.freedesktop.systemd1.Manager", "JobRemoved").sender(":1.2");
+    pair.send(&bytes(&broadcast.build(&()).unwrap()));
+    pair.next_is("JobRemoved").await;
+}
+
+#[tokio::test]
+async fn messages_of_unknown_types_are_ignored() {
+    let mut pair = Pair::new();
+    let mut unknown = bytes(&call("Unknown").build(&()).unwrap());
+    unknown[1] = 5;
+    pair.send(&unknown);
+    pair.send(&bytes(&call("List").build(&()).unwrap()));
+    pair.next_is("List").await;
+    assert!(pair.is_silent());
+}
+
+#[tokio::test]
+async fn what_is_no_message_ends_the_connection() {
+    let mut pair = Pair::new();
+    pair.send(b"HTTP/1.1 400 Bad Request");
+    assert!(pair.try_next().await.is_err());
+}
+
+#[tokio::test]
+async fn a_message_that_is_cut_off_ends_the_connection() {
+    for length in [1, 15, 17, 40] {
+        let mut pair = Pair::new();
+        pair.send(&bytes(&call("List").build(&()).unwrap())[..length]);
+        pair.bus.shutdown(std::net::Shutdown::Both).unwrap();
+        assert!(pair.try_next().await.is_err(), "{length}");
+    }
+}
+
+#[tokio::test]
+async fn a_message_in_many_pieces_is_received() {
+    let mut pair = Pair::new();
+    let message = bytes(&call("List").build(&("x".repeat(300),)).unwrap());
+    let mut bus = pair.bus.try_clone().unwrap();
+    let sender = std::thread::spawn(move || {
+        for piece in message.chunks(7) {
+            bus.write_all(piece).unwrap();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+    pair.next_is("List").await;
+    sender.join().unwrap();
+}
+
+#[tokio::test]
+async fn descriptors_come_with_the_members_that_take_them() {
+    let mut pair = Pair::new();
+    let file = file();
+    let files = [file.as_fd(), file.as_fd()].map(Fd::from);
+    let message = call("SetupLoop").build(&(&files[0], &files[1])).unwrap();
+    pair.send_with(&bytes(&message), &[file.try_clone().unwrap(), file.try_clone().unwrap()]);
+    let message = pair.next().await;
+    let (first, second): (zbus::OwnedFd, zbus::OwnedFd) = message.body().deserialize().unwrap();
+    let claimed = pair.descriptors.claim(&first).unwrap();
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&*claimed)));
+    assert_eq!(link.unwrap().to_str(), Some("/dev/null"));
+    // With the answer the other one is given up.
+    pair.writer.send_message(&Message::method_return(&message.header()).build(&()).unwrap()).await.unwrap();
+    assert!(pair.descriptors.claim(&second).is_none());
+}
+
+#[tokio::test]
+async fn descriptors_that_nobody_takes_never_become_ours() {
+    let mut pair = Pair::new();
+    let file = file();
+    let descriptor = Fd::from(file.as_fd());
+    let message = bytes(&call("Detach").build(&(&descriptor,)).unwrap());
+    let before = open_descriptors();
+    pair.send_with(&message, &[file.try_clone().unwrap()]);
+    pair.send(&bytes(&call("List").build(&()).unwrap()));
+    pair.next_is("List").await;
+    let (_, name, text) = pair.refusal().await;
+    assert!(name.ends_with("InvalidArgs") && text.contains("Detach takes 0"), "{name}: {text}");
+    assert!(open_descriptors() <= before + 8, "other tests open some as well");
+    // As signals and messages with fewer in the header than with them.
+    let signal = Message::signal("/", "org.example.A", "B").sender(":1.2").build(&()).unwrap();
+    pair.send_with(&bytes(&signal), &[file.try_clone().unwrap()]);
+    let message = pair.next().await;
+    assert_eq!(message.data().fds().len(), 0);
+}
+
+#[tokio::test]
+async fn descriptors_that_are_missing_fail_the_call() {
+    let mut pair = Pair::new();
+    let file = file();
+    let descriptors = [file.as_fd(), file.as_fd()].map(Fd::from);
+    let message = bytes(&call("SetupLoop").build(&(&descriptors[0], &descriptors[1])).unwrap());
+    pair.send_with(&message, &[file.try_clone().unwrap()]);
+    pair.send(&bytes(&call("List").build(&()).unwrap()));
+    pair.next_is("List").await;
+    let (_, name, text) = pair.refusal().await;
+    assert!(name.ends_with("LimitExceeded") && text.contains("too many files open"), "{name}: {text}");
+}
+
+#[tokio::test]
+async fn an_answer_that_the_bus_would_not_take_is_an_error() {
+    let mut pair = Pair::new();
+    pair.send(&bytes(&call("List").build(&()).unwrap()));
+    let message = pair.next().await;
+    let answer = Message::method_return(&message.header()).build(&"x".repeat(32 << 20)).unwrap();
+    pair.writer.send_message(&answer).await.unwrap();
+    let (_, name, text) = pair.refusal().await;
+    assert!(name.ends_with("LimitsExceeded") && text.contains("bytes"), "{name}: {text}");
+}
+
+#[tokio::test]
+async fn calls_without_an_answer_end_as_well() {
+    let mut pair = Pair::new();
+    let silent = call("List").with_flags(Flags::NO_REPLY_EXPECTED).build(&()).unwrap();
+    for _ in 0..3000 {
+        pair.send(&bytes(&silent));
+        let message = pair.next().await;
+        assert_eq!(message.header().member().unwrap(), "List");
+        let answer = Message::method_return(&message.header()).build(&()).unwrap();
+        pair.writer.send_message(&answer).await.unwrap();
+    }
+    assert!(pair.is_silent());
+}

@@ -1,0 +1,311 @@
+//! Messages that nobody sends by accident: made up from a seed, so that a run can be repeated.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use fastrand::Rng;
+
+use crate::raw_bus::{Bytes, RawBus, RawMessage, Value, become_user};
+use crate::{ROOT, User};
+
+/// How many messages are sent before the bus is asked whether it is still there.
+const BATCH: usize = 32;
+const MANAGER: &str = "org.loopd1.Manager";
+const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
+/// How many of the longest messages: four are as much as the bus keeps for a service.
+const MOST_HUGE: usize = 2;
+
+/// What an attack does.
+#[derive(Clone, Debug)]
+pub struct Attack {
+    /// The address of the bus.
+    pub address: String,
+    /// Who sends.
+    pub user: User,
+    /// To whom.
+    pub target: String,
+    /// Whether that answers calls.
+    pub answers: bool,
+    /// Another seed, other messages.
+    pub seed: u64,
+    /// How many messages.
+    pub messages: usize,
+    /// How long at most.
+    pub time: Duration,
+}
+
+/// What came of it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Outcome {
+    /// Messages that were written to the bus.
+    pub sent: usize,
+    /// Messages that the target has answered: so many have reached it at least.
+    pub answered: usize,
+    /// Messages of which it is not known whether the bus took them: it has ended the connection.
+    pub lost: usize,
+    /// Connections that were made.
+    pub connections: usize,
+}
+
+impl Attack {
+    /// Runs it, on the calling thread, which is this user's from then on.
+    ///
+    /// # Errors
+    /// The bus lets nobody in.
+    pub fn run(&self) -> Result<Outcome> {
+        if self.user != ROOT {
+            become_user(self.user)?;
+        }
+        let mut outcome = Outcome::default();
+        let mut generator = Generator::new(self.seed, &self.target);
+        let end = Instant::now() + self.time;
+        while outcome.sent < self.messages && Instant::now() < end {
+            let mut bus = RawBus::connect(&self.address)?;
+            outcome.connections += 1;
+            while outcome.sent < self.messages && Instant::now() < end {
+                outcome.sent += BATCH;
+                match self.batch(&mut bus, &mut generator) {
+                    Ok(answered) => outcome.answered += answered,
+                    // The bus has enough of us.
+                    Err(_) => {
+                        outcome.lost += BATCH;
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// Sends some messages; gives how many of them the target has answered.
+    fn batch(&self, bus: &mut RawBus, generator: &mut Generator) -> Result<usize> {
+        for _ in 0..BATCH {
+            let (bytes, descriptors) = generator.message(bus);
+            let descriptors: Vec<_> = descriptors.iter().map(|file| file.as_fd()).collect();
+            bus.send(&bytes, &descriptors)?;
+        }
+        let mut ping = RawMessage::call(&self.target, "/", "org.freedesktop.DBus.Peer", "Ping");
+        ping.serial = bus.next_serial();
+        if self.answers {
+            bus.send(&ping.bytes(), &[])?;
+        }
+        let barrier = if self.answers { ping.serial } else { bus.call_bus("GetId")? };
+        let mut answered = 0;
+        loop {
+            let (arrived, _) = bus.receive()?;
+            if arrived.reply_serial == barrier {
+                return Ok(answered);
+            }
+            answered += usize::from(arrived.sender.starts_with(':'));
+        }
+    }
+}
+
+struct Generator {
+    random: Rng,
+    target: String,
+    huge: usize,
+}
+
+type Made = (Vec<u8>, Vec<OwnedFd>);
+
+impl Generator {
+    fn new(seed: u64, target: &str) -> Self {
+        Self { random: Rng::with_seed(seed), target: target.to_owned(), huge: 0 }
+    }
+
+    fn message(&mut self, bus: &mut RawBus) -> Made {
+        let (mut message, descriptors) = match self.random.u8(..100) {
+            0..35 => (self.any_call(), Vec::new()),
+            35..55 => (self.deep_signature(), Vec::new()),
+            55..65 => (self.deep_value(), Vec::new()),
+            65..77 => (self.unknown_fields(), Vec::new()),
+            77..92 => self.with_descriptors(),
+            92..94 => (self.long(), Vec::new()),
+            94..97 => (self.answer_or_signal(), Vec::new()),
+            97 if self.random.bool() => (self.odd_header(), Vec::new()),
+            _ => return self.mutated(bus),
+        };
+        if message.serial == 1 {
+            message.serial = bus.next_serial();
+        }
+        message.flags |= u8::from(self.random.u8(..10) == 0);
+        (message.bytes(), descriptors)
+    }
+
+    fn call(&mut self, interface: &str, member: &str) -> RawMessage {
+        let paths =
+            ["/org/loopd1", "/org/loopd1/attachment/1", "/", "/org/loopd1/attachment/99999999999999999999"];
+        let path = paths[self.random.usize(..paths.len())];
+        let mut call = RawMessage::call(&self.target, path, interface, member);
+        call.big = self.random.u8(..4) == 0;
+        call
+    }
+
+    fn any_call(&mut self) -> RawMessage {
+        let calls = [
+            (MANAGER, "SetupLoop"),
+            (MANAGER, "Detach"),
+            (MANAGER, "List"),
+            (MANAGER, "FindFree"),
+            ("org.loopd1.Attachment", "SetLifetime"),
+            ("org.loopd1.Attachment", "ReplaceBackingFile"),
+            ("org.loopd1.Volume", "Mount"),
+            (PROPERTIES, "Get"),
+            (PROPERTIES, "GetAll"),
+            ("org.freedesktop.DBus.ObjectManager", "GetManagedObjects"),
+            ("org.freedesktop.DBus.Introspectable", "Introspect"),
+            ("org.freedesktop.DBus.Peer", "Ping"),
+        ];
+        let (interface, member) = calls[self.random.usize(..calls.len())];
+        let call = self.call(interface, member);
+        let mut body = Bytes::new(call.big);
+        match self.random.u8(..6) {
+            0 => call,
+            1 => {
+                body.text(&self.text());
+                call.body("s", body.bytes)
+            }
+            2 => {
+                body.number(0);
+                body.align(8);
+                call.body("a{sv}", body.bytes)
+            }
+            3 => {
+                body.text(&self.text());
+                body.number(0);
+                body.align(8);
+                call.body("sa{sv}", body.bytes)
+            }
+            4 => {
+                body.number(self.random.u32(..));
+                call.body("u", body.bytes)
+            }
+            _ => {
+                body.text(&self.text());
+                body.text(&self.text());
+                call.body("ss", body.bytes)
+            }
+        }
+    }
+
+    fn text(&mut self) -> Vec<u8> {
+        let words = ["/dev/loop0", "/dev/loop4294967296", "Version", "client", "", "\u{1b}[31m\u{202e}", "é"];
+        let word = words[self.random.usize(..words.len())];
+        word.repeat(self.random.usize(1..20)).into_bytes()
+    }
+
+    /// Arrays and structures in turn: the bus counts the arrays that follow each other.
+    fn deep_signature(&mut self) -> RawMessage {
+        let depth = self.random.usize(1..32);
+        let signature = format!("{}y{}", "aa(".repeat(depth), ")".repeat(depth));
+        let call = self.call(MANAGER, "List");
+        call.body(&signature, vec![0; 4])
+    }
+
+    /// Variants in variants.
+    fn deep_value(&mut self) -> RawMessage {
+        let call = self.call(MANAGER, "List");
+        let depth = self.random.usize(1..64);
+        let mut body = Bytes::new(call.big);
+        for _ in 0..depth {
+            body.signature("v");
+        }
+        body.signature("y");
+        body.bytes.push(7);
+        call.body("v", body.bytes)
+    }
+
+    fn unknown_fields(&mut self) -> RawMessage {
+        let mut call = self.call(MANAGER, "List");
+        for _ in 0..self.random.usize(1..4) {
+            let code = self.random.u8(10..);
+            let at = self.random.usize(..=call.fields.len());
+            let value = if self.random.bool() {
+                (code, b's', Value::Text(self.text()))
+            } else {
+                (code, b'u', Value::Number(self.random.u32(..)))
+            };
+            call.fields.insert(at, value);
+        }
+        let mut body = Bytes::new(call.big);
+        body.number(0);
+        body.align(8);
+        call.body("a{sv}", body.bytes)
+    }
+
+    /// As many as the header says, or not, named by an index that may be wrong.
+    fn with_descriptors(&mut self) -> (RawMessage, Vec<OwnedFd>) {
+        let members = ["SetupLoop", "List", "Detach"];
+        let member = members[self.random.usize(..members.len())];
+        let call = self.call(MANAGER, member);
+        let there = self.random.usize(..4);
+        // What is not true ends the connection.
+        let said =
+            if self.random.u8(..40) == 0 { self.random.u32(..20) } else { u32::try_from(there).unwrap_or(0) };
+        let indices = [0, 1, 2, u32::MAX, 1 << 31];
+        let mut body = Bytes::new(call.big);
+        body.number(indices[self.random.usize(..indices.len())]);
+        body.number(0);
+        body.align(8);
+        let files = (0..there).filter_map(|_| std::fs::File::open("/dev/null").ok()).map(OwnedFd::from);
+        (call.descriptors(said).body("ha{sv}", body.bytes), files.collect())
+    }
+
+    fn long(&mut self) -> RawMessage {
+        let call = self.call(MANAGER, "Detach");
+        let is_huge = self.huge < MOST_HUGE && self.random.u8(..20) == 0;
+        self.huge += usize::from(is_huge);
+        let length = if is_huge { 31 << 20 } else { self.random.usize(60_000..200_000) };
+        let mut body = Bytes::new(call.big);
+        body.text(&vec![b'x'; length]);
+        call.body("s", body.bytes)
+    }
+
+    fn answer_or_signal(&mut self) -> RawMessage {
+        let mut message = self.call("org.freedesktop.DBus", "NameOwnerChanged");
+        message.kind = self.random.u8(2..=5);
+        if message.kind != 4 {
+            message.fields.push((5, b'u', Value::Number(self.random.u32(1..100))));
+            message.fields.push((4, b's', Value::Text(b"org.example.Error".to_vec())));
+        }
+        let mut body = Bytes::new(message.big);
+        body.text(&self.text());
+        message.body("s", body.bytes)
+    }
+
+    fn odd_header(&mut self) -> RawMessage {
+        let mut call = self.call(MANAGER, "List");
+        match self.random.u8(..6) {
+            0 => call.serial = 0,
+            1 => call.fields.clear(),
+            2 => call.fields.push((0, b's', Value::Text(b"a".to_vec()))),
+            3 => call.fields.push((2, b'u', Value::Number(7))),
+            4 => call.fields[0].2 = Value::Text(b"not a path".to_vec()),
+            _ => {
+                call.fields.push((8, b'g', Value::Text(b"s".to_vec())));
+                call.body = vec![2, 0, 0, 0, 0xff, 0xfe, 0];
+            }
+        }
+        call
+    }
+
+    fn mutated(&mut self, bus: &mut RawBus) -> Made {
+        let mut call = self.any_call();
+        call.serial = bus.next_serial();
+        let mut bytes = call.bytes();
+        // Most changes end the connection: those of flags and body need not.
+        let is_tame = self.random.u8(..4) != 0;
+        for _ in 0..self.random.usize(1..4) {
+            let at = self.random.usize(..bytes.len());
+            if !is_tame || at == 2 || at >= bytes.len() - call.body.len() {
+                bytes[at] = self.random.u8(..);
+            }
+        }
+        if !is_tame && self.random.u8(..8) == 0 {
+            bytes.truncate(self.random.usize(1..bytes.len()));
+        }
+        (bytes, Vec::new())
+    }
+}
