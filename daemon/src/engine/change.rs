@@ -58,8 +58,22 @@ impl<K: Kernel> Engine<K> {
         lifetime: Lifetime,
         caller: &impl Caller,
     ) -> Result<(), Error> {
+        self.set_lifetime_if(id, lifetime, caller, |_| true).await
+    }
+
+    /// The same where `is_wanted` says so of the attachment as it is once its device is locked.
+    pub(super) async fn set_lifetime_if(
+        self: &Arc<Self>,
+        id: DiskSequence,
+        lifetime: Lifetime,
+        caller: &impl Caller,
+        is_wanted: impl Fn(&Snapshot) -> bool,
+    ) -> Result<(), Error> {
         let _alone = self.lock_device(id).await?;
         let attachment = self.find(id).ok_or_else(|| gone(id))?;
+        if !is_wanted(&attachment) {
+            return Ok(());
+        }
         let slot = match attachment.ownership {
             Some(_) => None,
             None => Some(self.attachments_of_a_uid.enter(caller.uid())?),

@@ -111,16 +111,19 @@ impl<K: Kernel> Engine<K> {
         request: &AttachRequest,
         caller: &impl Caller,
     ) -> Result<(), Error> {
-        let outlived = request.lifetime == Lifetime::Persistent && reused.device.autoclear;
-        // Whoever wants to mount it now has as much time for that as whoever attached it.
-        let awaits_mount = request.lifetime == Lifetime::Mount
-            && reused
-                .ownership
-                .as_ref()
-                .is_some_and(|owner| owner.lifetime == Lifetime::Mount && !owner.mounted);
-        let is_over = reused.state == State::Detaching || outlived || awaits_mount;
-        if is_over && reused.may_be_changed_by(caller.uid()) {
-            self.set_lifetime(reused.id, request.lifetime, caller).await?;
+        let is_over = |shown: &Snapshot| {
+            let outlived = request.lifetime == Lifetime::Persistent && shown.device.autoclear;
+            // Whoever wants to mount it now has as much time for that as whoever attached it.
+            let awaits_mount = request.lifetime == Lifetime::Mount
+                && shown
+                    .ownership
+                    .as_ref()
+                    .is_some_and(|owner| owner.lifetime == Lifetime::Mount && !owner.mounted);
+            (shown.state == State::Detaching || outlived || awaits_mount)
+                && shown.may_be_changed_by(caller.uid())
+        };
+        if is_over(reused) {
+            self.set_lifetime_if(reused.id, request.lifetime, caller, is_over).await?;
         }
         Ok(())
     }

@@ -445,6 +445,10 @@ impl<K: Kernel> Engine<K> {
         // One that goes at its last close all the same is being detached, whoever did that.
         let is_detaching = kept.phase == Phase::Detaching || (device.autoclear && !is_held);
         let state = if is_detaching { State::Detaching } else { State::Attached };
+        // Whether it was replaced or not: it is not about to be any more.
+        if let Err(error) = self.keeper.expect_file(id, None) {
+            warn!(device = device.node(), disk_sequence = id.0, "{error}");
+        }
         if is_detaching || !is_held {
             self.insert_kept(kept, device, None, state, slot);
         } else {
