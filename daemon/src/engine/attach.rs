@@ -274,6 +274,10 @@ fn detached_meanwhile(id: DiskSequence) -> Error {
 }
 
 pub(super) fn microseconds_now() -> u64 {
+    #[cfg(test)]
+    if let Some(simulated) = super::simulation::clock::microseconds() {
+        return simulated;
+    }
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }

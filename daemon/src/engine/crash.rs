@@ -45,12 +45,33 @@ impl Files {
         }
     }
 
+    /// What is written of attachments.
+    pub fn kept(&self) -> Vec<Kept> {
+        self.read()
+    }
+
+    /// The marks that are announced.
+    pub fn marks(&self) -> Vec<u64> {
+        self.announced()
+    }
+
+    /// What is written of folders.
+    pub fn folders(&self) -> Vec<Place> {
+        self.read_places()
+    }
+
     fn die_at(&self, write: usize, done: bool) {
         *self.death.lock().unwrap() = Some((write, done));
     }
 
     /// Does this, unless the daemon is dead.
     fn change(&self, change: impl FnOnce(&Self)) {
+        self.machine.moment();
+        self.change_unless_dead(change);
+        self.machine.moment();
+    }
+
+    fn change_unless_dead(&self, change: impl FnOnce(&Self)) {
         let mut death = self.death.lock().unwrap();
         let dies = match &mut *death {
             Some((0, done)) => Some(*done),

@@ -85,6 +85,12 @@ impl Ledger {
         self.book.counts().is_empty()
     }
 
+    /// What each uid has.
+    #[cfg(test)]
+    pub fn counted(&self) -> std::collections::BTreeMap<u32, usize> {
+        self.book.counts().iter().map(|(uid, count)| (*uid, *count)).collect()
+    }
+
     /// Resolves when there is none, of any uid.
     pub async fn empty(&self) {
         loop {

@@ -3,7 +3,7 @@
 //! Knows no D-Bus, no ioctl, no polkit. The state stands behind one lock that is never held across
 //! an await; operations on one device follow each other behind that device's own lock.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -138,7 +138,8 @@ pub struct Engine<K: Kernel> {
 
 /// The state behind the engine's lock.
 struct Attachments<K: Kernel> {
-    records: HashMap<DiskSequence, Record<K>>,
+    /// In the order of the attaches, so that what happens to several of them has an order too.
+    records: BTreeMap<DiskSequence, Record<K>>,
     /// The attachment that a number stands for now.
     by_number: HashMap<u32, DiskSequence>,
     /// What udev last processed of each device and partition: its event may come before the record
@@ -174,7 +175,7 @@ impl<K: Kernel> Engine<K> {
             looks: Locks::default(),
             looks_asked_for: looks::Looks::default(),
             state: Mutex::new(Attachments {
-                records: HashMap::new(),
+                records: BTreeMap::new(),
                 by_number: HashMap::new(),
                 processed: HashMap::new(),
                 mounts: MountTable::default(),

@@ -320,6 +320,10 @@ impl<K: Kernel> Engine<K> {
             mounted = self.mounter.mount(order.clone()) => mounted?,
         }
         self.look_at_mounts();
+        // Its number may have been attached again by then: what is mounted keeps it now.
+        if self.look_whether_gone(volume.attachment) {
+            return Err(gone(volume.attachment));
+        }
         let attachment = self.find(volume.attachment).ok_or_else(|| gone(volume.attachment))?;
         let found = Found::of(&attachment, volume.partition)?;
         if !found.mount_points.contains(&order.place) {

@@ -1,8 +1,8 @@
 //! The folders that we make to mount on, and remove when nothing is mounted on them any more, by whomever
 //! it was unmounted.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -33,7 +33,7 @@ pub struct Place {
 /// The folders that there are now.
 #[derive(Default)]
 pub(super) struct Places {
-    places: Mutex<HashMap<PathBuf, Held>>,
+    places: Mutex<BTreeMap<PathBuf, Held>>,
     /// One task at a time removes what is abandoned: whoever waits for another sees its work done.
     clearing: tokio::sync::Mutex<()>,
 }
@@ -45,7 +45,7 @@ struct Held {
 }
 
 impl Places {
-    fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, Held>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Held>> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

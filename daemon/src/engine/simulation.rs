@@ -15,6 +15,14 @@ use super::attachment::partitions_shown;
 use super::crash::Files;
 use super::mount_simulation::{SimulatedMounts, wanted, whole};
 use super::*;
+
+mod act;
+pub(super) mod clock;
+mod pairs;
+mod promises;
+mod random;
+mod scene;
+
 use crate::kernel::simulated::{Interference, Simulated};
 
 pub(super) type SimulatedEngine = Arc<Engine<Simulated>>;
@@ -31,6 +39,10 @@ pub(super) struct Client {
 impl Client {
     pub fn new(name: &str, uid: u32) -> Self {
         Self { id: ClientId(name.to_owned()), uid, gone: Arc::default(), woken: Arc::default() }
+    }
+
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
     }
 
     pub fn vanish(&self, engine: &SimulatedEngine) {
@@ -120,6 +132,8 @@ pub(super) struct House {
     shown: Shown,
     /// How much the world was told.
     events: Arc<AtomicUsize>,
+    /// Whether udev's next event comes late.
+    late: Arc<AtomicBool>,
 }
 
 impl House {
@@ -137,7 +151,7 @@ impl House {
         let (shown, mut tasks) = (Shown::default(), tokio::task::JoinSet::new());
         let count = Arc::<AtomicUsize>::default();
         tasks.spawn(follow(events, Arc::clone(&shown), Arc::clone(&count)));
-        Self { tasks: Mutex::new(tasks), machine, engine, mounts, shown, events: count }
+        Self { tasks: Mutex::new(tasks), machine, engine, mounts, shown, events: count, late: Arc::default() }
     }
 
     pub fn with_udev() -> Self {

@@ -38,6 +38,13 @@ impl<Key: Eq + Hash> Locks<Key> {
         };
         lock.lock_owned().await
     }
+
+    /// Whether nobody has or waits for any key.
+    #[cfg(test)]
+    pub fn are_free(&self) -> bool {
+        let locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        locks.values().all(|lock| lock.strong_count() == 0)
+    }
 }
 
 /// Bounds how much is done at once, so that a look at all devices is no storm.

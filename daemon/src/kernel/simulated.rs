@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use loopd_dbus::{Error, ErrorKind, Lifetime};
+use tokio::sync::Notify;
 
 use super::mount_table::MountTable;
 use super::multi_device::MultiDevice;
@@ -20,9 +21,14 @@ use crate::engine::{AttachRequest, Uevent};
 #[derive(Clone, Default)]
 pub struct Simulated {
     machine: Arc<Mutex<Machine>>,
+    /// Woken when there may be an event or another mount table.
+    news: Arc<Notify>,
+    /// Woken when the daemon dies.
+    death: Arc<Notify>,
 }
 
 type Hook = Box<dyn FnMut(usize) -> Interference + Send>;
+type Watcher = Arc<dyn Fn() + Send + Sync>;
 
 /// What happens at a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +55,14 @@ struct Machine {
     steps: usize,
     hook: Option<Hook>,
     random: Option<fastrand::Rng>,
+    /// How often a mount came or went.
+    mount_changes: u64,
+    /// Whether each call takes time before and after its effect.
+    unhurried: bool,
+    /// How many calls are suspended.
+    pausing: usize,
+    /// Called at each moment of an unhurried machine at which something else may happen.
+    watcher: Option<Watcher>,
     udev_runs: bool,
     scans_itself: bool,
     removed_nodes: Vec<u32>,
@@ -103,6 +117,8 @@ struct Bound {
     partition_scan: bool,
     offset: u64,
     read_only: bool,
+    direct_io: bool,
+    block_size: u32,
     /// Partitions that have nodes.
     partitions: u32,
     /// The event before they were made.
@@ -133,6 +149,22 @@ pub struct Hold {
 impl Drop for Hold {
     fn drop(&mut self) {
         self.machine.alter(self.number, |bound| bound.attach == self.attach, |bound| bound.holds -= 1);
+    }
+}
+
+/// A call that is suspended; whoever waits for it may stop to do so.
+struct Pausing(Simulated);
+
+impl Pausing {
+    fn on(machine: &Simulated) -> Self {
+        machine.lock().pausing += 1;
+        Self(machine.clone())
+    }
+}
+
+impl Drop for Pausing {
+    fn drop(&mut self) {
+        self.0.lock().pausing -= 1;
     }
 }
 
@@ -168,8 +200,50 @@ impl Simulated {
         simulated
     }
 
+    /// A machine each of whose calls suspends its caller before its effect and after it.
+    pub fn unhurried() -> Self {
+        let simulated = Self::new();
+        simulated.lock().unhurried = true;
+        simulated
+    }
+
+    /// The same with delays of up to 3 ms, as this seed has them.
+    pub fn unhurried_random(seed: u64) -> Self {
+        let simulated = Self::unhurried();
+        simulated.lock().random = Some(fastrand::Rng::with_seed(seed));
+        simulated
+    }
+
     fn lock(&self) -> MutexGuard<'_, Machine> {
         self.machine.lock().unwrap()
+    }
+
+    /// Calls `watcher` at each suspension of a call on an unhurried machine.
+    pub fn watch(&self, watcher: Watcher) {
+        self.lock().watcher = Some(watcher);
+    }
+
+    /// Whether no call is under way, and udev has processed everything.
+    pub fn is_idle(&self) -> bool {
+        let machine = self.lock();
+        machine.pausing == 0 && machine.uevents.untold.is_empty()
+    }
+
+    /// From now on nothing is called.
+    pub fn unwatch(&self) {
+        self.lock().watcher = None;
+    }
+
+    /// Resolves when there may be an event or another mount table: for one task.
+    pub async fn news(&self) {
+        self.news.notified().await;
+    }
+
+    /// Resolves when the daemon is dead: for one task.
+    pub async fn death(&self) {
+        while !self.is_dead() {
+            self.death.notified().await;
+        }
     }
 
     /// Calls `hook` before each step, with the step's number from 1.
@@ -195,6 +269,7 @@ impl Simulated {
     /// The daemon dies at once.
     pub fn die(&self) {
         self.lock().dead = true;
+        self.death.notify_one();
     }
 
     /// Whether the daemon is dead.
@@ -207,6 +282,7 @@ impl Simulated {
         let mut machine = self.lock();
         machine.dead = false;
         machine.hook = None;
+        machine.watcher = None;
         machine.claimed.clear();
     }
 
@@ -218,6 +294,14 @@ impl Simulated {
     /// Whether udev is there.
     pub fn set_udev(&self, runs: bool) {
         self.lock().udev_runs = runs;
+    }
+
+    /// Loses the events that nobody has taken yet; says whether there were any.
+    pub fn lose_uevents(&self) -> bool {
+        let mut machine = self.lock();
+        let lost = !machine.uevents.untold.is_empty();
+        machine.uevents.untold.clear();
+        lost
     }
 
     /// The next event, once udev has processed it.
@@ -239,6 +323,7 @@ impl Simulated {
 
     /// Drops the partitions of a device, as BLKRRPART does.
     pub fn drop_partitions(&self, number: u32) {
+        self.news.notify_one();
         let mut machine = self.lock();
         let Some(bound) = machine.bound.get_mut(&number) else { return };
         let (dropped, sequence) = (std::mem::take(&mut bound.partitions), bound.sequence);
@@ -256,6 +341,7 @@ impl Simulated {
     /// Has the kernel read the table anew, as BLKRRPART does where it has parsers: the nodes go and
     /// come back.
     pub fn reread_partitions(&self, number: u32) {
+        self.news.notify_one();
         let mut guard = self.lock();
         let machine = &mut *guard;
         let Some(bound) = machine.bound.get_mut(&number) else { return };
@@ -321,10 +407,13 @@ impl Simulated {
 
     /// Someone mounts the device or a partition; false where there is none.
     pub fn mount_on(&self, number: u32, partition: Option<u32>, path: PathBuf) -> bool {
+        self.news.notify_one();
         let mut machine = self.lock();
         let bound = machine.bound.get_mut(&number);
         let there = bound.filter(|bound| partition.is_none_or(|partition| partition <= bound.partitions));
-        there.map(|bound| bound.mounts.push((partition, path))).is_some()
+        let mounted = there.map(|bound| bound.mounts.push((partition, path))).is_some();
+        machine.mount_changes += 1;
+        mounted
     }
 
     /// Someone unmounts what was mounted last of the device.
@@ -345,6 +434,24 @@ impl Simulated {
         true
     }
 
+    /// How often a mount came or went.
+    pub fn mount_changes(&self) -> u64 {
+        self.lock().mount_changes
+    }
+
+    /// Whether what was attached under this sequence still is.
+    pub fn has_attach(&self, id: DiskSequence) -> bool {
+        self.lock().bound.values().any(|bound| bound.attach == id)
+    }
+
+    /// Everyone else closes and unmounts a device.
+    pub fn leave_alone(&self, number: u32) {
+        self.change_number(number, |bound| {
+            bound.openers = 0;
+            bound.mounts.clear();
+        });
+    }
+
     /// What procfs would show.
     pub fn mount_table(&self) -> MountTable {
         let mut text = String::new();
@@ -360,6 +467,7 @@ impl Simulated {
 
     /// Another program attaches a file.
     pub fn attach_elsewhere(&self, file: u64) -> u32 {
+        self.news.notify_one();
         let mut machine = self.lock();
         let number = machine.free_number();
         machine.bind(number, file, false);
@@ -392,10 +500,14 @@ impl Simulated {
 
     /// Changes a device, and takes it down where that was its last close.
     fn alter(&self, number: u32, meant: impl Fn(&Bound) -> bool, change: impl FnOnce(&mut Bound)) {
-        let mut machine = self.lock();
+        self.news.notify_one();
+        let mut guard = self.lock();
+        let machine = &mut *guard;
         let Some(bound) = machine.bound.get_mut(&number).filter(|bound| meant(bound)) else { return };
+        let before = bound.mounts.len();
         change(bound);
         let sequence = bound.sequence;
+        machine.mount_changes += u64::from(before != bound.mounts.len());
         if bound.autoclear
             && bound.holds + bound.deposits == 0
             && bound.openers == 0
@@ -407,15 +519,46 @@ impl Simulated {
         }
     }
 
+    fn make_partitions(&self, number: u32, sequence: DiskSequence, occasion: Occasion) -> Partitioning {
+        self.news.notify_one();
+        let mut machine = self.lock();
+        let machine = &mut *machine;
+        let Some(bound) = machine.bound.get_mut(&number).filter(|bound| bound.sequence == sequence) else {
+            return Partitioning::default();
+        };
+        if occasion != Occasion::Foreign {
+            if bound.partitions == 0 {
+                bound.instance = machine.uevents.last;
+            }
+            for partition in bound.partitions..machine.partitions {
+                machine.uevents.push(Happened {
+                    number,
+                    partition: Some(partition + 1),
+                    sequence,
+                    ..Happened::default()
+                });
+            }
+            bound.partitions = bound.partitions.max(machine.partitions);
+        }
+        let partitions: Vec<_> =
+            nodes(bound).into_iter().map(|node| Partition { node, ..Partition::default() }).collect();
+        machine.partitions_read += partitions.len();
+        Partitioning { partitions, ..Partitioning::default() }
+    }
+
     /// One step: takes its time, and may be made to fail.
     pub async fn step(&self) -> Result<(), Error> {
-        let (number, delay) = {
+        let number = {
             let mut machine = self.lock();
             machine.steps += 1;
-            let delay = machine.random.as_mut().map_or(0, |random| random.u64(0..5000));
-            (machine.steps, delay)
+            machine.steps
         };
-        tokio::time::sleep(Duration::from_micros(delay)).await;
+        if self.lock().unhurried {
+            self.pause().await;
+        } else {
+            let delay = self.lock().random.as_mut().map_or(0, |random| random.u64(0..5000));
+            tokio::time::sleep(Duration::from_micros(delay)).await;
+        }
         let hook = self.lock().hook.take();
         let interference = hook.map_or(Interference::None, |mut hook| {
             let interference = hook(number);
@@ -431,6 +574,35 @@ impl Simulated {
         match interference {
             Interference::None | Interference::Die => Ok(()),
             Interference::Fail => Err(Error::new(ErrorKind::Kernel, format!("step {number} fails"))),
+        }
+    }
+
+    /// A moment at which something else may happen.
+    pub fn moment(&self) {
+        let watcher = self.lock().watcher.clone();
+        if let Some(watcher) = watcher {
+            watcher();
+        }
+    }
+
+    async fn pause(&self) {
+        self.moment();
+        let _pausing = Pausing::on(self);
+        let delay = self.lock().random.as_mut().map_or(1000, |random| random.u64(0..3000));
+        if delay < 500 {
+            tokio::task::yield_now().await;
+        } else {
+            tokio::time::sleep(Duration::from_micros(delay)).await;
+        }
+    }
+
+    /// The effect is there, and the daemon was not told of it yet.
+    async fn answer(&self) {
+        if self.lock().unhurried {
+            self.pause().await;
+            if self.is_dead() {
+                std::future::pending::<()>().await;
+            }
         }
     }
 }
@@ -466,6 +638,8 @@ impl Machine {
                 partition_scan: false,
                 offset: 0,
                 read_only: false,
+                direct_io: false,
+                block_size: 512,
                 partitions: 0,
                 instance: 0,
                 sequence,
@@ -494,6 +668,8 @@ impl Machine {
             partition_scan: bound.partition_scan,
             offset: bound.offset,
             read_only: bound.read_only,
+            direct_io: bound.direct_io,
+            block_size: bound.block_size,
             mark: bound.mark,
             ..Device::default()
         })
@@ -528,6 +704,7 @@ impl Kernel for Simulated {
         self.step().await?;
         let held = request.lifetime != Lifetime::Persistent;
         let (device, sequence) = {
+            self.news.notify_one();
             let mut machine = self.lock();
             if machine.bound.contains_key(&number) {
                 return Err(Error::new(ErrorKind::Busy, "taken"));
@@ -548,6 +725,7 @@ impl Kernel for Simulated {
             (machine.device(number).unwrap(), sequence)
         };
         let hold = held.then(|| Hold { machine: self.clone(), number, attach: sequence });
+        self.answer().await;
         let missing = request.partition_scan && self.lock().partitions > 0;
         let partitioning = Partitioning { missing, ..Partitioning::default() };
         Ok(Attached { device, hold, partitioning, claim, node_made: request.number.is_some() })
@@ -558,6 +736,7 @@ impl Kernel for Simulated {
         let _interfered = self.step().await;
         self.alter(hold.number, |bound| bound.attach == hold.attach, |bound| bound.deposits = 0);
         drop(hold);
+        self.answer().await;
     }
 
     fn has_left(&self, disk_sequence: DiskSequence) -> bool {
@@ -574,20 +753,25 @@ impl Kernel for Simulated {
 
     async fn hold(&self, number: u32, sequence: DiskSequence) -> Result<Option<Hold>, Error> {
         self.step().await?;
-        let mut machine = self.lock();
-        let vault = machine.vault;
-        let Some(bound) = machine.bound.get_mut(&number).filter(|bound| bound.sequence == sequence) else {
-            return Ok(None);
+        let hold = {
+            let mut machine = self.lock();
+            let vault = machine.vault;
+            let bound = machine.bound.get_mut(&number).filter(|bound| bound.sequence == sequence);
+            bound.map(|bound| {
+                bound.holds += 1;
+                bound.deposits = usize::from(vault);
+                Hold { machine: self.clone(), number, attach: bound.attach }
+            })
         };
-        bound.holds += 1;
-        bound.deposits = usize::from(vault);
-        Ok(Some(Hold { machine: self.clone(), number, attach: bound.attach }))
+        self.answer().await;
+        Ok(hold)
     }
 
     async fn clear(&self, number: u32, sequence: DiskSequence) -> Result<(), Error> {
         self.step().await?;
         let clear = |bound: &mut Bound| (bound.autoclear, bound.deposits) = (true, 0);
         self.alter(number, |bound| bound.sequence == sequence, clear);
+        self.answer().await;
         Ok(())
     }
 
@@ -598,10 +782,19 @@ impl Kernel for Simulated {
         change: Change,
     ) -> Result<Option<Device>, Error> {
         self.step().await?;
-        if let Change::Autoclear(autoclear) = change {
-            self.alter(number, |bound| bound.sequence == sequence, |bound| bound.autoclear = autoclear);
-        }
-        Ok(self.lock().device(number).filter(|device| device.disk_sequence == sequence))
+        self.alter(
+            number,
+            |bound| bound.sequence == sequence,
+            |bound| match change {
+                Change::Autoclear(autoclear) => bound.autoclear = autoclear,
+                Change::DirectIo(on) => bound.direct_io = on,
+                Change::BlockSize(bytes) => bound.block_size = bytes,
+                Change::Capacity => {}
+            },
+        );
+        let device = self.lock().device(number).filter(|device| device.disk_sequence == sequence);
+        self.answer().await;
+        Ok(device)
     }
 
     fn distrust(&self, sequence: DiskSequence) -> Result<(), Error> {
@@ -617,6 +810,7 @@ impl Kernel for Simulated {
         untrusted: bool,
     ) -> Result<Option<Device>, Error> {
         self.step().await?;
+        self.news.notify_one();
         let replaced = {
             let mut guard = self.lock();
             let machine = &mut *guard;
@@ -629,11 +823,14 @@ impl Kernel for Simulated {
                     machine.untrusted.insert(next);
                 }
                 machine.uevents.push(Happened { number, sequence: next, ..Happened::default() });
+                next
             })
         };
         // The world may see the new sequence before the engine does.
         self.step().await.ok();
-        Ok(replaced.and_then(|()| self.lock().device(number)))
+        // Its descriptor is open: what it tells of is no other attach.
+        let device = self.lock().device(number);
+        Ok(device.filter(|device| Some(device.disk_sequence) == replaced))
     }
 
     async fn free_number(&self) -> Result<u32, Error> {
@@ -669,29 +866,9 @@ impl Kernel for Simulated {
         occasion: Occasion,
     ) -> Result<Partitioning, Error> {
         self.step().await?;
-        let mut machine = self.lock();
-        let machine = &mut *machine;
-        let Some(bound) = machine.bound.get_mut(&number).filter(|bound| bound.sequence == sequence) else {
-            return Ok(Partitioning::default());
-        };
-        if occasion != Occasion::Foreign {
-            if bound.partitions == 0 {
-                bound.instance = machine.uevents.last;
-            }
-            for partition in bound.partitions..machine.partitions {
-                machine.uevents.push(Happened {
-                    number,
-                    partition: Some(partition + 1),
-                    sequence,
-                    ..Happened::default()
-                });
-            }
-            bound.partitions = bound.partitions.max(machine.partitions);
-        }
-        let partitions: Vec<_> =
-            nodes(bound).into_iter().map(|node| Partition { node, ..Partition::default() }).collect();
-        machine.partitions_read += partitions.len();
-        Ok(Partitioning { partitions, ..Partitioning::default() })
+        let seen = self.make_partitions(number, sequence, occasion);
+        self.answer().await;
+        Ok(seen)
     }
 
     fn partition_nodes(&self, number: u32) -> Vec<PartitionNode> {
