@@ -1,18 +1,20 @@
 //! Which mounts are those of a device: the device number says so, and not the source, which is the user's
 //! word.
 
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Result, ensure};
 use loopd_dbus::{AttachOptions, ErrorKind, Lifetime, State};
 use loopd_tests::hanging::Hanging;
 use loopd_tests::image::{Image, MIB, Mounted};
-use loopd_tests::polkit::Setup;
+use loopd_tests::polkit::{Answer, Setup};
 use loopd_tests::process::{eventually, run};
 use loopd_tests::sysfs::LoopDevice;
 use loopd_tests::units::Units;
 use loopd_tests::world::{Attached, World};
-use loopd_tests::{Outcome, skip};
+use loopd_tests::{GAMES, Outcome, skip};
 
 loopd_tests::tests! {
     "mount_identity";
@@ -23,7 +25,9 @@ loopd_tests::tests! {
         a_mount_by_root_elsewhere_is_no_answer,
         what_lies_on_top_is_not_taken_for_the_volume,
         a_file_system_over_two_devices_is_a_mount_of_both,
+        a_link_is_not_mounted_on,
     ];
+    Setup::StandIn(Answer::Yes) => [a_user_cannot_replace_the_mount_point];
 }
 
 const UUID: &str = "11111111-2222-3333-4444-0000000000e1";
@@ -166,5 +170,51 @@ async fn a_file_system_over_two_devices_is_a_mount_of_both(world: &mut World) ->
     for attached in &devices {
         world.detach(attached).await?;
     }
+    world.assert_no_leak().await
+}
+
+/// mount(8) is given a path; no component of it is a user's to move or to make a link.
+async fn a_user_cannot_replace_the_mount_point(world: &mut World) -> Outcome {
+    let _units = Units::start(world.bus()).await?;
+    let image = Image::ext4(&world.folder, "image", "data", UUID).await?;
+    image.chown(GAMES)?;
+    let place = printed(&world.loopctl_as(GAMES, ["mount", image.name()]).await?.stdout);
+    let users = place.parent().unwrap();
+    let (moved, link) = (users.with_file_name("moved"), users.join("link"));
+    let paths = [&place, &link, &moved].map(|path| path.to_str().unwrap());
+    let users = users.to_str().unwrap();
+    for words in [
+        &["mv", paths[0], paths[1]][..],
+        &["mv", users, paths[2]],
+        &["ln", "-s", "/etc", paths[1]],
+        &["rm", "-df", paths[0]],
+        &["mkdir", paths[1]],
+        &["chmod", "777", users],
+    ] {
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).uid(GAMES.uid).gid(GAMES.gid);
+        let done = command.output().is_ok_and(|output| output.status.success());
+        ensure!(!done, "a user may {words:?}");
+    }
+    assert!(is_mounted(&place));
+    assert!(world.loopctl_as(GAMES, ["unmount", image.name()]).await?.status.success());
+    world.assert_no_leak().await
+}
+
+async fn a_link_is_not_mounted_on(world: &mut World) -> Outcome {
+    let _units = Units::start(world.bus()).await?;
+    let image = Image::ext4(&world.folder, "image", "data", UUID).await?;
+    let (users, victim) = (world.folder.join("media/root"), world.folder.join("victim"));
+    for folder in [&users, &victim] {
+        std::fs::create_dir_all(folder)?;
+    }
+    std::fs::set_permissions(&users, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+    std::os::unix::fs::symlink(&victim, users.join("data"))?;
+    let said = world.loopctl(["mount", image.name()]).await?;
+    assert_eq!(printed(&said.stdout), users.join("data1"), "{said:?}");
+    assert!(!is_mounted(&victim));
+    assert!(world.loopctl(["unmount", image.name()]).await?.status.success());
+    std::fs::remove_file(users.join("data"))?;
+    std::fs::remove_dir(&users)?;
     world.assert_no_leak().await
 }

@@ -65,6 +65,9 @@ pub trait Mounter: Send + Sync + 'static {
     /// The folder for this name of this user.
     fn path(&self, account: &Account, name: &str) -> PathBuf;
 
+    /// Whether there is something by that name.
+    fn is_there(&self, path: PathBuf) -> Doing<'_, bool>;
+
     /// Makes that folder, which only this user may get to; false where something by that name is there.
     fn make(&self, path: PathBuf, uid: u32) -> Doing<'_, Result<bool, Error>>;
 
@@ -353,13 +356,16 @@ impl<K: Kernel> Engine<K> {
     ) -> Result<(), Error> {
         {
             let _alone = self.lock_device(volume.attachment).await?;
-            if own_only && !self.is_mounted_for(volume, uid) {
+            self.look_at_mounts();
+            let attachment = self.find(volume.attachment).ok_or_else(|| gone(volume.attachment))?;
+            let found = Found::of(&attachment, volume.partition)?;
+            if own_only && !found.mount_points.iter().all(|path| self.has_made(path, uid)) {
                 return Err(Error::new(
                     ErrorKind::AccessDenied,
-                    "it was mounted elsewhere meanwhile, by or for somebody else; try again",
+                    "it was mounted elsewhere in the meantime, by or for somebody else; try again",
                 ));
             }
-            self.unmount_all(volume, lazy, uid).await?;
+            self.unmount_all(volume, &found, &found.shown(&attachment), lazy, uid).await?;
         }
         self.clear_places().await;
         if self.end_with_last_mount(volume.attachment).await {
@@ -368,11 +374,15 @@ impl<K: Kernel> Engine<K> {
         Ok(())
     }
 
-    async fn unmount_all(self: &Arc<Self>, volume: VolumeId, lazy: bool, uid: u32) -> Result<(), Error> {
-        self.look_at_mounts();
-        let attachment = self.find(volume.attachment).ok_or_else(|| gone(volume.attachment))?;
-        let found = Found::of(&attachment, volume.partition)?;
-        let shown = found.shown(&attachment);
+    /// Unmounts the volume from the mount points that were found and checked, and from no other.
+    async fn unmount_all(
+        self: &Arc<Self>,
+        volume: VolumeId,
+        found: &Found,
+        shown: &str,
+        lazy: bool,
+        uid: u32,
+    ) -> Result<(), Error> {
         if found.mount_points.is_empty() {
             return Err(Error::new(
                 ErrorKind::NotFound,
@@ -385,11 +395,11 @@ impl<K: Kernel> Engine<K> {
             self.look_at_mounts();
             match unmounted {
                 Err(error) if !self.is_mounted_at(volume, path) => info!("unmounted all the same: {error}"),
-                Err(error) if error.kind == ErrorKind::Busy => return Err(self.in_use(&shown, path)),
+                Err(error) if error.kind == ErrorKind::Busy => return Err(self.in_use(shown, path)),
                 Err(error) => return Err(error),
                 Ok(()) => {}
             }
-            audit(if lazy { "unmounted lazily" } else { "unmounted" }, &shown, uid, path);
+            audit(if lazy { "unmounted lazily" } else { "unmounted" }, shown, uid, path);
         }
         Ok(())
     }

@@ -83,6 +83,11 @@ impl<K: Kernel> Engine<K> {
         if !self.places.hold(place.clone(), None) {
             return Ok(false);
         }
+        // Whatever is written down as unfinished the next daemon undoes: nothing that others have made.
+        if self.mounter.is_there(place.path.clone()).await {
+            self.places.lock().remove(&place.path);
+            return Ok(false);
+        }
         // Written before it is made: the daemon may die over it.
         let made = match self.keeper.write_place(&place) {
             Ok(()) => self.mounter.make(place.path.clone(), place.uid).await,

@@ -87,6 +87,10 @@ impl Mounter for SimulatedMounts {
         Path::new("/run/media").join(&account.name).join(name)
     }
 
+    fn is_there(&self, path: PathBuf) -> Doing<'_, bool> {
+        Box::pin(async move { self.host().folders.contains(&path) })
+    }
+
     fn make(&self, path: PathBuf, _: u32) -> Doing<'_, Result<bool, Error>> {
         Box::pin(async move {
             self.machine.step().await?;

@@ -157,6 +157,22 @@ mod tests {
         assert_eq!(set_up_by(&self::record(&many), "/dev/loop2999"), Some(Some(3004)));
     }
 
+    /// What GLib makes of `{'/dev/loop3': {…, 'setup-by-uid': <uint32 1000>}, '/dev/loop12': {…, <uint32 0>}}`
+    /// on a little-endian machine.
+    #[cfg(target_endian = "little")]
+    #[test]
+    fn glib_s_own_format_is_read() {
+        let record =
+            b"/dev/loop3\x00\x00\x00\x00\x00\x00backing-file\x00\x00\x00\x00/home/m/x.img\x00\x00ay\x0d\x00\
+          \x00\x00\x00\x00\x00backing-file-device\x00\x00\x00\x00\x00@\x00\x00\x00\x00\x00\x00\x00\x00t\
+          \x14\x00\x00\x00\x00\x00setup-by-uid\x00\x00\x00\x00\xe8\x03\x00\x00\x00u\x0d\x22Kg\x0b\x00\x00\
+          \x00\x00\x00/dev/loop12\x00\x00\x00\x00\x00backing-file\x00\x00\x00\x00/srv/y.img\x00\x00ay\x0d\
+          \x00backing-file-device\x00\x00\x00\x00\x00@\x00\x00\x00\x00\x00\x00\x00\x00t\x14\x00\x00\x00\
+          \x00\x00setup-by-uid\x00\x00\x00\x00\x00\x00\x00\x00\x00u\x0d\x1fC_\x0c{\xf3";
+        let found = ["/dev/loop3", "/dev/loop12", "/dev/loop1"].map(|device| set_up_by(record, device));
+        assert_eq!(found, [Some(Some(1000)), Some(Some(0)), Some(None)]);
+    }
+
     #[test]
     fn what_is_not_understood_is_never_taken_for_nobodys() {
         let whole = record(&[("/dev/loop1", 1000)]);

@@ -98,6 +98,12 @@ impl Folders {
                 format!("{} is not a folder that only root can write to; remove it", path.display());
             return Err(Error::new(ErrorKind::NotSupported, message));
         }
+        if let Some(list) = access_list(&folder).map_err(|errno| failed("look at", &path, errno))?
+            && acl::only_reader(&list) != Some(uid)
+        {
+            let message = format!("others than user {uid} may look into {}; remove it", path.display());
+            return Err(Error::new(ErrorKind::NotSupported, message));
+        }
         if found.st_uid == uid {
             return Ok(folder);
         }
@@ -119,6 +125,16 @@ impl Folders {
 fn open(path: &Path) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::empty())
+}
+
+/// The access control list; `None` if it has none.
+fn access_list(folder: &OwnedFd) -> rustix::io::Result<Option<Vec<u8>>> {
+    let mut list = [0; 4096];
+    match rustix::fs::fgetxattr(folder, acl::ATTRIBUTE, &mut list) {
+        Ok(length) => Ok(Some(list[..length].to_vec())),
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+        Err(errno) => Err(errno),
+    }
 }
 
 fn unless_there(errno: Errno) -> rustix::io::Result<()> {
@@ -182,6 +198,13 @@ mod tests {
         assert_eq!(list[..length], acl::for_one_reader(own_uid() + 1));
         // One that is there already is taken, and opened to its user.
         assert!(folders.make(&folders.path("a", "more"), own_uid() + 1).unwrap());
+        // It is never opened to a second one, nor closed to the first.
+        for other in [own_uid() + 2, own_uid()] {
+            let error = folders.make(&folders.path("a", "other"), other).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::NotSupported);
+            assert!(error.message.contains("others than user"), "{error}");
+        }
+        assert!(!folders.path("a", "other").exists());
     }
 
     #[test]

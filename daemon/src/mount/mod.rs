@@ -125,6 +125,13 @@ impl Mounter for HostMounts {
         self.folders.path(&account.name, name)
     }
 
+    fn is_there(&self, path: PathBuf) -> Doing<'_, bool> {
+        // What cannot be looked at is somebody's.
+        let look =
+            move |_: &Folders| Ok(!matches!(path.symlink_metadata(), Err(error) if is_missing(&error)));
+        Box::pin(async move { self.blocking(look).await.unwrap_or(true) })
+    }
+
     fn make(&self, path: PathBuf, uid: u32) -> Doing<'_, Result<bool, Error>> {
         Box::pin(self.blocking(move |folders| folders.make(&path, uid)))
     }
@@ -156,11 +163,22 @@ fn is_mounted(path: &Path) -> bool {
     mount_table::read().is_ok_and(|table| table.has(path))
 }
 
+fn is_missing(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::NotFound
+}
+
 fn account(uid: u32) -> Account {
     let Ok(Some(user)) = User::from_uid(Uid::from_raw(uid)) else { return nameless(uid) };
-    let name = safe_name(user.name.as_bytes());
-    let name = name.filter(|name| unit_name::escaped(name).len() <= LONGEST_USER);
-    Account { uid, gid: Some(user.gid.as_raw()), name: name.unwrap_or_else(|| uid.to_string()) }
+    Account { uid, gid: Some(user.gid.as_raw()), name: directory(&user.name, uid) }
+}
+
+/// The name of a user's directory, which no other user has: the user's name as it is, or else the uid. A
+/// name that has to be changed could become that of another user, and one of digits be another's uid.
+fn directory(user: &str, uid: u32) -> String {
+    let is_safe = safe_name(user.as_bytes()).as_deref() == Some(user)
+        && unit_name::escaped(user).len() <= LONGEST_USER
+        && !user.bytes().all(|byte| byte.is_ascii_digit());
+    if is_safe { user.to_owned() } else { uid.to_string() }
 }
 
 fn nameless(uid: u32) -> Account {
@@ -180,4 +198,27 @@ fn text(path: &Path) -> Result<&str, Error> {
         );
         Error::new(ErrorKind::NotSupported, message)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_users_have_the_same_directory() {
+        for (user, uid, expected) in [
+            ("alice", 1000, "alice"),
+            ("a.b-c_d", 1000, "a.b-c_d"),
+            ("DOMAIN\\alice", 1001, "1001"),
+            ("DOMAIN/alice", 1002, "1002"),
+            (".alice", 1003, "1003"),
+            ("alice ", 1004, "1004"),
+            ("al\u{200b}ice", 1005, "1005"),
+            ("1000", 1006, "1006"),
+            ("", 1007, "1007"),
+            (&"x".repeat(65), 1008, "1008"),
+        ] {
+            assert_eq!(directory(user, uid), expected);
+        }
+    }
 }
