@@ -28,6 +28,7 @@ mod overlap;
 mod partitions;
 mod restart;
 mod robustness;
+mod same_bytes;
 mod signals;
 mod soak;
 mod throwaway;
@@ -51,6 +52,7 @@ fn main() -> std::process::ExitCode {
         throwaway::TESTS,
         mount::TESTS,
         mount_identity::TESTS,
+        same_bytes::TESTS,
         foreign::TESTS,
         hanging::TESTS,
         messages::TESTS,

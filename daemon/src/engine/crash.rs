@@ -19,6 +19,8 @@ use crate::kernel::simulated::{Interference, Simulated};
 const ELSEWHERE: u64 = 99;
 /// A file that is shown in the place of another.
 const ANOTHER: u64 = 2;
+/// The file of what is mounted: the same bytes are not mounted twice.
+const MOUNTED: u64 = 5;
 
 /// Files on a simulated machine: they outlive the daemon, and it may die as it writes one.
 #[derive(Clone)]
@@ -263,7 +265,8 @@ fn dies_over(deed: Deed, death: Death, vault: bool) -> bool {
         house.start_udev(0);
         let bound = house.attach(&client, Lifetime::Client).await.unwrap();
         let persistent = house.attach(&client, Lifetime::Persistent).await.unwrap();
-        let mounted = house.attach(&client, Lifetime::Client).await.unwrap();
+        let request = AttachRequest::new(AttachOptions::default()).unwrap();
+        let mounted = house.engine.attach(Order { file: MOUNTED, request }, &client).await.unwrap();
         machine.mount(mounted.device.number);
         house.settle().await;
         if deed == Deed::Unmount {

@@ -128,6 +128,8 @@ pub struct Engine<K: Kernel> {
     ending: watch::Sender<bool>,
     /// One attach of a file at a time, among those that mind the others.
     file_locks: Locks<FileIdentity>,
+    /// One mount of a file at a time: see [`Kernel::claim_overlapping`].
+    mount_locks: Locks<FileIdentity>,
     /// One look at a number at a time: it may hang.
     looks: Locks<u32>,
     looks_asked_for: looks::Looks,
@@ -172,6 +174,7 @@ impl<K: Kernel> Engine<K> {
             ending: watch::Sender::new(false),
             settings: Mutex::new(settings),
             file_locks: Locks::default(),
+            mount_locks: Locks::default(),
             looks: Locks::default(),
             looks_asked_for: looks::Looks::default(),
             state: Mutex::new(Attachments {

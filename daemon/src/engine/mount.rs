@@ -16,6 +16,7 @@ use super::attach::Caller;
 use super::attachment::Record;
 use super::detach::gone;
 use super::mount_plan::{Plan, Volume};
+use super::observe::HANGS;
 use super::{Engine, Snapshot, ext_journal, mount_name, superblock};
 use crate::kernel::{DiskSequence, FileSystem, Kernel};
 use loopd_dbus::text::printable;
@@ -98,6 +99,8 @@ struct Found {
     node: String,
     /// In bytes, on the device.
     start: u64,
+    /// In bytes.
+    size: u64,
     file_system: FileSystem,
     mount_points: Vec<PathBuf>,
 }
@@ -108,6 +111,7 @@ impl Found {
             return Ok(Self {
                 node: attachment.device.node(),
                 start: 0,
+                size: attachment.device.size,
                 file_system: attachment.file_system.clone(),
                 mount_points: attachment.mount_points.clone(),
             });
@@ -119,6 +123,7 @@ impl Found {
         Ok(Self {
             node,
             start: found.partition.node.start,
+            size: found.partition.node.size,
             file_system: found.file_system.clone(),
             mount_points: found.mount_points.clone(),
         })
@@ -148,12 +153,14 @@ impl<K: Kernel> Engine<K> {
         let _alone = self.lock_device(volume.attachment).await?;
         self.look_at_mounts();
         let attachment = self.find(volume.attachment).ok_or_else(|| gone(volume.attachment))?;
+        let _alone_with_file = self.mount_locks.lock(attachment.device.file()).await;
         let found = Found::of(&attachment, volume.partition)?;
         let account = self.mounter.account(caller.uid()).await;
         let plan = self.plan(&attachment, &found, volume.partition, wanted, &account)?;
         refuse_mounted(&attachment, &found, volume.partition)?;
         self.refuse_unreplayed(&attachment, &found, &plan).await?;
         let members = self.obey_superblock(&attachment, &found, &plan).await?;
+        let _claims = self.claim_overlapping(&attachment, &found).await?;
         let name = mount_name::of_volume(&found.file_system, &attachment);
         let place = self.make_place(&account, &name).await?;
         let order = MountOrder {
@@ -203,6 +210,22 @@ impl<K: Kernel> Engine<K> {
             partitions,
         };
         Plan::new(&volume, wanted, &self.settings().mounting, account)
+    }
+
+    /// Two file systems on the same bytes destroy each other, whoever has mounted the other one.
+    async fn claim_overlapping(
+        self: &Arc<Self>,
+        attachment: &Snapshot,
+        found: &Found,
+    ) -> Result<K::Claims, Error> {
+        let others = self.other_devices(attachment.device.number).await;
+        let asked = format!("cannot mount {}", found.shown(attachment));
+        let bytes = found.start..found.start.saturating_add(found.size);
+        let claiming = self.kernel.claim_overlapping(&attachment.device, bytes, others, asked.clone());
+        tokio::time::timeout(HANGS, claiming).await.unwrap_or_else(|_| {
+            let why = "whether another device with the same bytes is in use cannot be told in time";
+            Err(Error::new(ErrorKind::Timeout, format!("{asked}: {why}; try again later")))
+        })
     }
 
     /// The kernel would say no more than that it is read-only.

@@ -88,8 +88,21 @@ impl Plan {
                 options.push((*option).to_owned());
             }
         }
+        // A read-only mount of a writable device would replay the journal, which writes to it.
+        let replay = (read_only && !volume.read_only).then(|| without_replay(&kind)).flatten();
+        options.extend(replay.filter(|option| !says(&[*option])).map(str::to_owned));
         let skips_journal = says(&["noload", "norecovery"]);
         Ok(Self { kind, options: options.join(","), skips_journal })
+    }
+}
+
+/// What makes a file system leave its journal alone.
+fn without_replay(kind: &str) -> Option<&'static str> {
+    match kind {
+        "ext3" | "ext4" => Some("noload"),
+        "xfs" => Some("norecovery"),
+        "btrfs" => Some("rescue=nologreplay"),
+        _ => None,
     }
 }
 
@@ -506,6 +519,37 @@ mod tests {
         assert!(with("").unwrap().options.ends_with(",noexec"));
         assert!(with("exec").unwrap_err().message.contains("forbidden by the configuration"));
         assert!(plan("ext4", "exec").is_ok());
+    }
+
+    #[test]
+    fn a_read_only_mount_of_a_writable_device_replays_no_journal() {
+        let options = |kind: &str, on_read_only: bool, wanted: &str| {
+            let volume = Volume { read_only: on_read_only, ..volume("filesystem", kind) };
+            let wanted =
+                MountOptions { options: wanted.to_owned(), read_only: true, ..MountOptions::default() };
+            Plan::new(&volume, &wanted, &Policy::default(), &alice()).unwrap().options
+        };
+        for (kind, expected) in [
+            ("ext2", ""),
+            ("ext3", "noload"),
+            ("ext4", "noload"),
+            ("xfs", "norecovery"),
+            ("btrfs", "rescue=nologreplay"),
+        ] {
+            let made: Vec<_> = ["noload", "norecovery", "rescue=nologreplay"]
+                .iter()
+                .filter(|one| options(kind, false, "").contains(**one))
+                .collect();
+            assert_eq!(
+                made,
+                Some(&expected).iter().copied().filter(|one| !one.is_empty()).collect::<Vec<_>>()
+            );
+            assert!(
+                expected.is_empty() || !options(kind, true, "").contains(expected),
+                "the device refuses writes"
+            );
+        }
+        assert_eq!(options("ext4", false, "noload").matches("noload").count(), 1);
     }
 
     #[test]

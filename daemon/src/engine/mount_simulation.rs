@@ -10,7 +10,7 @@ use std::time::Duration;
 use loopd_dbus::{AttachOptions, Error, ErrorKind, Lifetime, MountOptions, State};
 
 use super::simulation::{Client, House};
-use super::{Account, Caller as _, Doing, MountOrder, Mounter, Snapshot, VolumeId};
+use super::{Account, AttachRequest, Caller as _, Doing, MountOrder, Mounter, Order, Snapshot, VolumeId};
 use crate::kernel::simulated::{Interference, Simulated};
 
 /// Where the first mount of uid 7 comes to lie: the simulated images have neither labels nor names.
@@ -432,17 +432,18 @@ async fn names_that_are_taken_get_numbers_and_one_uid_cannot_take_all() {
     let house = House::with_udev();
     let client = Client::new(":1.1", 7);
     let limit = house.engine.settings().mounts_of_a_uid;
-    let attach = async || {
+    let attach = async |file: usize| {
         let options = AttachOptions { wait: false, ..AttachOptions::default() };
-        house.attach_with(&client, options).await.unwrap()
+        let order = Order { file: file as u64, request: AttachRequest::new(options).unwrap() };
+        house.engine.attach(order, &client).await.unwrap()
     };
     for number in 0..limit {
-        let attachment = attach().await;
+        let attachment = attach(number).await;
         let place = house.engine.mount(whole(&attachment), &wanted(), &client).await.unwrap();
         let expected = if number == 0 { "image".to_owned() } else { format!("image{number}") };
         assert_eq!(place.file_name().unwrap().to_str(), Some(&*expected));
     }
-    let more = attach().await;
+    let more = attach(limit).await;
     let error = house.engine.mount(whole(&more), &wanted(), &client).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::LimitExceeded);
     let other = Client::new(":1.2", 8);
@@ -462,5 +463,104 @@ async fn a_step_of_a_hanging_service_manager_is_a_timeout_and_undone() {
     house.machine.interfere(|_| Interference::None);
     assert!(!client.vanished());
     client.vanish(&house.engine);
+    house.assert_empty().await;
+}
+
+/// An attachment of the same file as `attached` gives, which is file 1.
+async fn read_only(house: &House, client: &Client) -> Snapshot {
+    let options =
+        AttachOptions { read_only: true, lifetime: Lifetime::Persistent, ..AttachOptions::default() };
+    house.attach_with(client, options).await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_bytes_are_not_mounted_twice() {
+    let house = House::with_udev();
+    let client = Client::new(":1.1", 7);
+    let ours = attached(&house, &client, Lifetime::Persistent).await;
+    let foreign = house.machine.attach_elsewhere(1);
+    house.machine.mount_on(foreign, None, PathBuf::from("/mnt/other"));
+    let error = house.engine.mount(whole(&ours), &wanted(), &client).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Busy);
+    assert!(error.message.contains("/dev/loop1 is mounted on /mnt/other"), "{error}");
+    assert_eq!(house.mounts.folders(), Vec::<PathBuf>::new());
+    house.machine.unmount(foreign);
+    house.engine.mount(whole(&ours), &wanted(), &client).await.unwrap();
+    let other_file = house.machine.attach_elsewhere(2);
+    house.machine.mount_on(other_file, None, PathBuf::from("/mnt/another"));
+    house.engine.unmount(whole(&ours), false, 7, true).await.unwrap();
+    house.engine.mount(whole(&ours), &wanted(), &client).await.unwrap();
+    house.engine.unmount(whole(&ours), false, 7, true).await.unwrap();
+    house.machine.unmount(other_file);
+    for number in [foreign, other_file] {
+        house.machine.detach_elsewhere(number);
+    }
+    house.engine.detach(ours.id, false).await.unwrap();
+    house.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_devices_that_cannot_be_written_to_are_both_mounted() {
+    let house = House::with_udev();
+    let client = Client::new(":1.1", 7);
+    let writable = attached(&house, &client, Lifetime::Persistent).await;
+    let (one, other) = (read_only(&house, &client).await, read_only(&house, &client).await);
+    house.engine.mount(whole(&one), &wanted(), &client).await.unwrap();
+    house.engine.mount(whole(&other), &wanted(), &client).await.unwrap();
+    let read_only = MountOptions { read_only: true, ..wanted() };
+    let error = house.engine.mount(whole(&writable), &read_only, &client).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Busy, "even read-only, a journal may be replayed");
+    for volume in [&one, &other] {
+        house.engine.unmount(whole(volume), false, 7, true).await.unwrap();
+    }
+    for volume in [&writable, &one, &other] {
+        house.engine.detach(volume.id, false).await.unwrap();
+    }
+    house.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_mounts_of_a_file_at_once_one_is_made() {
+    for seed in 0..40 {
+        let house = House::with_random_udev(seed);
+        let client = Client::new(":1.1", 7);
+        let one = attached(&house, &client, Lifetime::Persistent).await;
+        let other = attached(&house, &client, Lifetime::Persistent).await;
+        let wanted = wanted();
+        let (first, second) = tokio::join!(
+            house.engine.mount(whole(&one), &wanted, &client),
+            house.engine.mount(whole(&other), &wanted, &client),
+        );
+        assert!(first.is_ok() != second.is_ok(), "{first:?} {second:?}");
+        let (mounted, error) = match (first, second) {
+            (Ok(_), Err(error)) => (&one, error),
+            (_, second) => (&other, second.err().unwrap_or_else(|| Error::new(ErrorKind::Busy, ""))),
+        };
+        assert_eq!(error.kind, ErrorKind::Busy, "{error}");
+        house.engine.unmount(whole(mounted), false, 7, true).await.unwrap();
+        for volume in [&one, &other] {
+            house.engine.detach(volume.id, false).await.unwrap();
+        }
+        house.assert_empty().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_one_is_mounted_nobody_mounts_the_other() {
+    let house = House::with_udev();
+    let client = Client::new(":1.1", 7);
+    let ours = attached(&house, &client, Lifetime::Persistent).await;
+    let foreign = house.machine.attach_elsewhere(1);
+    house.mounts.host().hangs = true;
+    let engine = Arc::clone(&house.engine);
+    let (volume, caller) = (whole(&ours), client.clone());
+    let mounting = tokio::spawn(async move { engine.mount(volume, &wanted(), &caller).await });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!house.machine.mount_on(foreign, None, PathBuf::from("/mnt")));
+    mounting.await.unwrap().unwrap_err();
+    assert!(house.machine.mount_on(foreign, None, PathBuf::from("/mnt")), "the claim ends with the call");
+    house.machine.unmount(foreign);
+    house.machine.detach_elsewhere(foreign);
+    house.engine.detach(ours.id, false).await.unwrap();
     house.assert_empty().await;
 }

@@ -16,7 +16,7 @@ use crate::kernel::mount_table::MountTable;
 use crate::kernel::{Device, DiskSequence, Found, Kernel, Occasion, node};
 
 /// What takes longer to look at hangs.
-const HANGS: Duration = Duration::from_secs(5);
+pub(super) const HANGS: Duration = Duration::from_secs(5);
 
 /// Something happened to a loop device.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use loopd_dbus::{Error, ErrorKind, Lifetime, Overlap, State};
 use tokio::sync::OwnedMutexGuard;
+use tokio::task::JoinSet;
 
 use super::attach::Caller;
 use super::{AttachRequest, Engine, Snapshot, is_root};
@@ -126,6 +127,36 @@ impl<K: Kernel> Engine<K> {
             self.set_lifetime_if(reused.id, request.lifetime, caller, is_over).await?;
         }
         Ok(())
+    }
+
+    /// All loop devices with something attached, other than this one; `None` if what that is cannot be told
+    /// in time.
+    pub(super) async fn other_devices(self: &Arc<Self>, number: u32) -> Vec<(u32, Option<Device>)> {
+        let mut looks = JoinSet::new();
+        let mut others = self.kernel.bound_numbers();
+        others.retain(|other| *other != number);
+        for other in others {
+            let engine = Arc::clone(self);
+            looks.spawn(async move {
+                let known = engine.device_on(other);
+                if known.is_some() {
+                    return (other, known);
+                }
+                // One that cannot be looked at stays unknown.
+                let _result = engine.refresh_in_time(other).await;
+                (other, engine.device_on(other))
+            });
+        }
+        looks.join_all().await
+    }
+
+    /// What is on this number now, as far as it is known.
+    fn device_on(&self, number: u32) -> Option<Device> {
+        let bound = self.kernel.glance(number).bound;
+        let state = self.state();
+        let id = state.by_number.get(&number)?;
+        let device = state.records.get(id).map(|record| record.device.clone());
+        device.filter(|device| Some(device.disk_sequence) == bound)
     }
 
     /// Takes notice of devices whose events have not come yet.

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 
 use super::linux::{self, failed};
-use super::{Change, Device, DiskSequence, backing_file, ioctl, node};
+use super::{Change, Device, DiskSequence, backing_file, exclusive, ioctl, node};
 use loopd_dbus::text::printable;
 
 /// How often a call is made that meets someone in passing, such as a probe of udev.
@@ -16,7 +16,12 @@ const ATTEMPTS: u32 = 64;
 
 /// Changes the device and looks what it is then.
 pub fn apply(number: u32, disk_sequence: DiskSequence, change: Change) -> Result<Option<Device>, Error> {
-    let device = linux::open_attached_for(number, disk_sequence, OFlag::O_RDWR)?;
+    let device = match change {
+        // Blocks of another size destroy a file system: the kernel's own claim tells of a mount in any
+        // namespace, of swap, and of what is built on the device.
+        Change::BlockSize(_) => exclusive::open_attached(number, disk_sequence, OFlag::O_RDWR)?,
+        _ => linux::open_attached_for(number, disk_sequence, OFlag::O_RDWR)?,
+    };
     let Some(device) = device else { return Ok(None) };
     let before = linux::read_device(number, &device).map_err(|errno| unreadable(number, errno))?;
     let done = (0..ATTEMPTS).map(|_| call(&device, change)).find(|result| !is_passing(*result));

@@ -26,7 +26,8 @@ use super::node_watch::{NodeWatch, NodeWatches};
 use super::untrusted::Expected;
 use super::{
     Attached, BtrfsDevices, Change, Device, DiskSequence, FileFacts, Found, Glance, Kernel, Occasion,
-    PartitionNode, Partitioning, Untrusted, Users, change, inotify, ioctl, node, partitions, sysfs,
+    PartitionNode, Partitioning, Untrusted, Users, change, inotify, ioctl, node, overlapping, partitions,
+    sysfs,
 };
 use crate::engine::AttachRequest;
 use crate::udev;
@@ -40,10 +41,10 @@ const SMALLEST_PAGE: u32 = 4096;
 /// The block size where nothing asks for another.
 const SECTOR: u32 = 512;
 
-/// How long a passing user, such as a probe of udev, may keep a device that is to be removed.
-const PASSING: Duration = Duration::from_secs(1);
+/// How long a passing user, such as a probe of udev, may keep a device that is to be removed or claimed.
+pub const PASSING: Duration = Duration::from_secs(1);
 /// Much longer than the kernel takes from the news of a close to the release of the device.
-const RELEASE: Duration = Duration::from_millis(1);
+pub const RELEASE: Duration = Duration::from_millis(1);
 
 /// Where a mark lies in `lo_file_name`: behind the NUL, where the kernel keeps what it is given and
 /// nobody else looks.
@@ -191,6 +192,7 @@ impl Kernel for Linux {
     type File = CallerFile;
     type Hold = Hold;
     type Claim = Claim;
+    type Claims = overlapping::Claims;
 
     async fn examine(&self, file: &CallerFile) -> Result<FileFacts, Error> {
         let file = file.clone();
@@ -330,6 +332,17 @@ impl Kernel for Linux {
         .await
     }
 
+    async fn claim_overlapping(
+        &self,
+        device: &Device,
+        bytes: Range<u64>,
+        others: Vec<(u32, Option<Device>)>,
+        asked: String,
+    ) -> Result<overlapping::Claims, Error> {
+        let device = device.clone();
+        self.blocking(move |_| overlapping::claim(&device, &bytes, &others, &asked)).await
+    }
+
     fn mounts(&self) -> Option<MountTable> {
         mount_table::read().ok()
     }
@@ -392,12 +405,13 @@ pub fn failed(asked: &str, call: &str, errno: Errno) -> Error {
     Error::new(ErrorKind::Kernel, format!("cannot {asked}: {call} failed with {errno:?} ({})", errno.desc()))
 }
 
-/// Opens the node of a loop device.
+/// Opens the node of a loop device: `O_RDONLY` or `O_RDWR`, and `O_EXCL` if it is to be claimed.
 pub fn open(number: u32, access: OFlag) -> nix::Result<OwnedFd> {
+    let claim = access & OFlag::O_EXCL;
     let file = OpenOptions::new()
         .read(true)
-        .write(access == OFlag::O_RDWR)
-        .custom_flags((OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
+        .write(access & OFlag::O_ACCMODE == OFlag::O_RDWR)
+        .custom_flags((claim | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
         .open(node(number))
         .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or_default()))?;
     let is_block_device = file.metadata().is_ok_and(|metadata| metadata.file_type().is_block_device());
@@ -435,9 +449,13 @@ pub fn open_attached_for(
         }
         Err(errno) => return Err(failed(&format!("open {}", node(number)), "open", errno)),
     };
+    Ok(is_of(&device, number, disk_sequence).then_some(device))
+}
+
+/// Whether an open device is the one of this attach.
+pub fn is_of(device: &OwnedFd, number: u32, disk_sequence: DiskSequence) -> bool {
     // LOOP_GET_STATUS64 would ask the backing file's file system (`loop_get_status`), which may hang.
-    let same = ioctl::disk_sequence(&device) == Ok(disk_sequence.0) && sysfs::is_bound(number);
-    Ok(same.then_some(device))
+    ioctl::disk_sequence(device) == Ok(disk_sequence.0) && sysfs::is_bound(number)
 }
 
 fn attach(shared: &Arc<Shared>, file: &OwnedFd, request: &AttachRequest) -> Result<Attached<Linux>, Error> {
@@ -889,6 +907,9 @@ pub fn read_device(number: u32, device: &OwnedFd) -> nix::Result<Device> {
         backing_file: sysfs::backing_file(number).unwrap_or_default(),
         backing_device: info.lo_device,
         backing_inode: info.lo_inode,
+        // 0 for a regular file (`loop_get_status`).
+        backing_block_device: (info.lo_rdevice != 0)
+            .then(|| (major(info.lo_rdevice), minor(info.lo_rdevice))),
         offset: info.lo_offset,
         size_limit: info.lo_sizelimit,
         size: ioctl::size(device)?,

@@ -2,6 +2,7 @@
 //! one for the engine's tests.
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::path::PathBuf;
 
 use loopd_dbus::Error;
@@ -9,12 +10,14 @@ use loopd_dbus::Error;
 mod backing_file;
 mod bytes;
 mod change;
+mod exclusive;
 mod inotify;
 mod ioctl;
 mod linux;
 pub mod mount_table;
 pub mod multi_device;
 mod node_watch;
+mod overlapping;
 mod partitions;
 mod readiness;
 #[cfg(test)]
@@ -89,6 +92,8 @@ pub struct Device {
     pub backing_device: u64,
     /// `st_ino` of the backing file.
     pub backing_inode: u64,
+    /// Major and minor number of the backing file if it is a block device.
+    pub backing_block_device: Option<(u32, u32)>,
     /// Bytes into the file.
     pub offset: u64,
     /// Bytes at most; 0 is up to the end of the file.
@@ -112,10 +117,16 @@ pub struct Device {
 }
 
 impl Device {
+    /// Which file it is attached to.
+    #[must_use]
+    pub fn file(&self) -> FileIdentity {
+        FileIdentity { device: self.backing_device, inode: self.backing_inode }
+    }
+
     /// Whether this is the backing file.
     #[must_use]
     pub fn shows(&self, file: FileIdentity) -> bool {
-        (self.backing_device, self.backing_inode) == (file.device, file.inode)
+        self.file() == file
     }
 
     /// The device node.
@@ -319,6 +330,8 @@ pub trait Kernel: Send + Sync + 'static {
     type Hold: Send + 'static;
     /// A number that an attach is working on.
     type Claim: Send + 'static;
+    /// Exclusive claims on block devices: while they live nobody can mount those.
+    type Claims: Send + 'static;
 
     /// Looks at a file. Fails with `InvalidBackingFile` where it can never be attached.
     fn examine(&self, file: &Self::File) -> impl Future<Output = Result<FileFacts, Error>> + Send;
@@ -423,6 +436,17 @@ pub trait Kernel: Send + Sync + 'static {
 
     /// Where a btrfs with this UUID is found.
     fn btrfs(&self, uuid: &str) -> impl Future<Output = Result<BtrfsDevices, Error>> + Send;
+    /// Claims every other block device that shows some of these bytes of the device, directly or through
+    /// what is stacked. `others` are all other loop devices; `None` stands for one whose backing file does not
+    /// answer. Fails with `Busy`, naming its user, if one is claimed and one of the two can be written to;
+    /// with `Timeout` if that is one that does not answer. `asked` begins the message.
+    fn claim_overlapping(
+        &self,
+        device: &Device,
+        bytes: Range<u64>,
+        others: Vec<(u32, Option<Device>)>,
+        asked: String,
+    ) -> impl Future<Output = Result<Self::Claims, Error>> + Send;
 
     /// What is mounted where now: never blocks. `None` where it cannot be told.
     fn mounts(&self) -> Option<mount_table::MountTable>;

@@ -2,6 +2,7 @@
 //! a test wants it to, and keeps the loop driver's rules.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -46,6 +47,8 @@ pub enum Interference {
 struct Machine {
     bound: BTreeMap<u32, Bound>,
     claimed: Vec<u32>,
+    /// Devices that nobody can mount.
+    exclusive: Vec<u32>,
     last_sequence: u64,
     uevents: Uevents,
     /// Partitions in every image.
@@ -180,6 +183,23 @@ impl Drop for Claim {
     }
 }
 
+/// Devices that nobody can mount while it lives.
+pub struct Claims {
+    machine: Simulated,
+    numbers: Vec<u32>,
+}
+
+impl Drop for Claims {
+    fn drop(&mut self) {
+        let mut machine = self.machine.lock();
+        for number in &self.numbers {
+            if let Some(index) = machine.exclusive.iter().position(|claimed| claimed == number) {
+                machine.exclusive.swap_remove(index);
+            }
+        }
+    }
+}
+
 impl Simulated {
     /// Whether udev activates nothing of what a device with this sequence shows.
     pub fn is_untrusted(&self, sequence: DiskSequence) -> bool {
@@ -284,6 +304,7 @@ impl Simulated {
         machine.hook = None;
         machine.watcher = None;
         machine.claimed.clear();
+        machine.exclusive.clear();
     }
 
     /// Copies of holds that the service manager has of a device.
@@ -409,8 +430,12 @@ impl Simulated {
     pub fn mount_on(&self, number: u32, partition: Option<u32>, path: PathBuf) -> bool {
         self.news.notify_one();
         let mut machine = self.lock();
+        let exclusive = machine.exclusive.clone();
         let bound = machine.bound.get_mut(&number);
-        let there = bound.filter(|bound| partition.is_none_or(|partition| partition <= bound.partitions));
+        let there = bound.filter(|bound| {
+            !exclusive.contains(&bound.number)
+                && partition.is_none_or(|partition| partition <= bound.partitions)
+        });
         let mounted = there.map(|bound| bound.mounts.push((partition, path))).is_some();
         machine.mount_changes += 1;
         mounted
@@ -680,6 +705,7 @@ impl Kernel for Simulated {
     type File = u64;
     type Hold = Hold;
     type Claim = Claim;
+    type Claims = Claims;
 
     async fn examine(&self, file: &u64) -> Result<FileFacts, Error> {
         self.step().await?;
@@ -915,6 +941,35 @@ impl Kernel for Simulated {
 
     async fn btrfs(&self, _: &str) -> Result<super::BtrfsDevices, Error> {
         Ok(super::BtrfsDevices::default())
+    }
+
+    async fn claim_overlapping(
+        &self,
+        device: &Device,
+        _: Range<u64>,
+        others: Vec<(u32, Option<Device>)>,
+        asked: String,
+    ) -> Result<Claims, Error> {
+        self.step().await?;
+        let mut machine = self.lock();
+        let mut numbers = Vec::new();
+        for (number, known) in others {
+            let Some(bound) = machine.bound.get(&number) else { continue };
+            let may_be_the_same = known.is_none() || bound.file == device.backing_inode;
+            if !may_be_the_same || (device.read_only && bound.read_only) {
+                continue;
+            }
+            if let Some((_, path)) = bound.mounts.first() {
+                let message = format!("{asked}: /dev/loop{number} is mounted on {}", path.display());
+                return Err(Error::new(
+                    if known.is_some() { ErrorKind::Busy } else { ErrorKind::Timeout },
+                    message,
+                ));
+            }
+            numbers.push(number);
+        }
+        machine.exclusive.extend(&numbers);
+        Ok(Claims { machine: self.clone(), numbers })
     }
 
     fn mounts(&self) -> Option<MountTable> {

@@ -38,6 +38,11 @@ pub fn disk_sequences() -> HashSet<DiskSequence> {
     entries.filter_map(number).filter_map(disk_sequence).collect()
 }
 
+/// Where in its backing file the device begins.
+pub fn offset(number: u32) -> Option<u64> {
+    number_in(number, "loop/offset")
+}
+
 /// Path of the backing file, to the byte: only the newline that the kernel adds is taken off.
 pub fn backing_file(number: u32) -> Option<Vec<u8>> {
     let mut path = fs::read(attribute_path(number, "loop/backing_file")).ok()?;
@@ -99,7 +104,8 @@ fn partition_node(name: &str, number: u32) -> Option<PartitionNode> {
     })
 }
 
-fn holders(block_name: &str) -> Vec<String> {
+/// What is stacked on a block device, as nodes.
+pub fn holders(block_name: &str) -> Vec<String> {
     let Ok(entries) = fs::read_dir(format!("/sys/class/block/{block_name}/holders")) else {
         return Vec::new();
     };
