@@ -38,7 +38,7 @@ SUITE ?= bookworm
 # The package's own revision.
 REVISION ?= 1
 
-.PHONY: all help deps deps-packages deps-vm check docs test test-vm soak bench demo deb rpm check-packages install uninstall
+.PHONY: all help deps deps-packages deps-vm check docs test test-vm soak bench bench-hostile demo deb rpm check-packages install uninstall
 
 all:
 	$(CARGO) build --release -p loopd -p loopctl
@@ -54,6 +54,7 @@ help:
 	@echo "make check-packages  look into both packages"
 	@echo "make soak         the long tests at full length, as root: some twenty minutes"
 	@echo "make bench        measure attaching, as root"
+	@echo "make bench-hostile  measure what one user's worst costs another, as root"
 	@echo "make check        formatting, lints, shipped files"
 	@echo "make docs         make the manual pages and completions anew"
 	@echo "make deps         install the Debian packages that all this needs"
@@ -104,6 +105,10 @@ check-packages: deps-packages all
 bench: deps all
 	$(CARGO) build --release -p loopd-tests --bins
 	$(CARGO) bench -p loopd-tests --bench attach $(AS_ROOT)
+
+bench-hostile: deps all
+	$(CARGO) build --release -p loopd-tests --bins
+	$(CARGO) bench -p loopd-tests --bench hostile $(AS_ROOT)
 
 demo: deps
 	$(CARGO) build -p loopd -p loopctl

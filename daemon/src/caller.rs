@@ -1,6 +1,7 @@
 //! Who is asking: bus name, uid, and whether a prompt may appear.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use loopd_dbus::{Error, ErrorKind};
 use zbus::fdo::DBusProxy;
@@ -8,13 +9,18 @@ use zbus::message::{Flags, Header};
 use zbus::names::{BusName, UniqueName};
 use zbus_polkit::policykit1::Subject;
 
+use crate::accounts::Accounts;
 use crate::clients::{Clients, Watch};
 use crate::engine::{self, ClientId, Ledger, Slot};
+
+/// How long a call waits for its uid's earlier ones; below the 25 s of a D-Bus call.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 /// Asks the bus about callers.
 pub struct Callers {
     bus: DBusProxy<'static>,
     clients: Clients,
+    accounts: Accounts,
     calls_of_a_uid: Ledger,
 }
 
@@ -31,7 +37,7 @@ impl Callers {
     /// Asks this bus.
     #[must_use]
     pub fn new(bus: DBusProxy<'static>, clients: Clients, calls_of_a_uid: Ledger) -> Arc<Self> {
-        Arc::new(Self { bus, clients, calls_of_a_uid })
+        Arc::new(Self { bus, clients, accounts: Accounts::default(), calls_of_a_uid })
     }
 
     /// Resolves when no call is under way that its handler has taken up.
@@ -62,7 +68,7 @@ impl Callers {
     /// The caller of a message. Its sender is set by the bus and cannot be forged.
     ///
     /// # Errors
-    /// The caller is gone, or has too many calls under way.
+    /// The caller is gone, its uid is no user's, or it has too many calls under way.
     pub async fn identify(&self, header: &Header<'_>) -> Result<Caller, Error> {
         let sender = header.sender().ok_or_else(unknown)?;
         let watch = self.clients.watch(ClientId(sender.to_string()));
@@ -70,7 +76,7 @@ impl Callers {
             Some(uid) => uid,
             None => self.ask_uid(&watch, sender).await?,
         };
-        let slot = self.calls_of_a_uid.enter(uid)?;
+        let slot = self.wait_for_turn(uid, &watch).await?;
         let subject = Subject::new_for_message_header(header).map_err(|_| unknown())?;
         let interactive = header.primary().flags().contains(Flags::ALLOW_INTERACTIVE_AUTH);
         Ok(Caller { watch, uid, subject, interactive, _slot: slot })
@@ -78,9 +84,21 @@ impl Callers {
 }
 
 impl Callers {
+    /// Takes one of the uid's calls, where there are some left, or when one of them has ended.
+    async fn wait_for_turn(&self, uid: u32, watch: &Watch) -> Result<Slot, Error> {
+        tokio::select! {
+            slot = self.calls_of_a_uid.enter_in_turn(uid) => slot,
+            () = watch.gone() => Err(unknown()),
+            () = tokio::time::sleep(LONGEST_WAIT) => Err(self.calls_of_a_uid.refusal(uid)),
+        }
+    }
+
     async fn ask_uid(&self, watch: &Watch, sender: &UniqueName<'_>) -> Result<u32, Error> {
         let uid =
             self.bus.get_connection_unix_user(BusName::from(sender.clone())).await.map_err(|_| unknown())?;
+        if !watch.is_uid_known(uid) {
+            self.accounts.require(uid).await?;
+        }
         watch.learn_uid(uid);
         Ok(uid)
     }

@@ -25,6 +25,20 @@ struct Known {
     watched: HashMap<ClientId, Watched>,
     /// A unique name is never used twice, so what the bus said of it holds until it is gone.
     uids: HashMap<ClientId, u32>,
+    /// How many clients each of these uids has.
+    of_uids: HashMap<u32, usize>,
+}
+
+impl Known {
+    fn forget_uid(&mut self, client: &ClientId) {
+        let Some(uid) = self.uids.remove(client) else { return };
+        if let Some(clients) = self.of_uids.get_mut(&uid) {
+            *clients -= 1;
+            if *clients == 0 {
+                self.of_uids.remove(&uid);
+            }
+        }
+    }
 }
 
 struct Watched {
@@ -74,7 +88,7 @@ impl Clients {
     /// The bus says that this name is gone.
     pub fn vanished(&self, client: &ClientId) {
         let mut known = self.known();
-        known.uids.remove(client);
+        known.forget_uid(client);
         if let Some(watched) = known.watched.get(client) {
             watched.gone.send_replace(true);
         }
@@ -98,8 +112,16 @@ impl Watch {
     pub fn learn_uid(&self, uid: u32) {
         let mut known = self.clients.known();
         if !self.is_gone() {
+            known.forget_uid(&self.client);
             known.uids.insert(self.client.clone(), uid);
+            *known.of_uids.entry(uid).or_default() += 1;
         }
+    }
+
+    /// Whether some client has this uid.
+    #[must_use]
+    pub fn is_uid_known(&self, uid: u32) -> bool {
+        self.clients.known().of_uids.contains_key(&uid)
     }
 
     /// Whether it vanished.
@@ -149,8 +171,14 @@ mod tests {
         second.learn_uid(7);
         other.learn_uid(8);
         assert_eq!((second.known_uid(), other.known_uid()), (None, Some(8)));
+        let third = clients.watch(name(":1.3"));
+        third.learn_uid(8);
+        third.learn_uid(8);
+        clients.vanished(&name(":1.3"));
+        assert!(!other.is_uid_known(7) && other.is_uid_known(8));
         clients.vanished(&name(":1.2"));
-        drop((second, other));
+        assert!(!other.is_uid_known(8));
+        drop((second, other, third));
         assert!(clients.known().watched.is_empty());
         assert!(clients.known().uids.is_empty());
     }

@@ -9,7 +9,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tracing::warn;
 
-use crate::engine::{Policy, Settings};
+use crate::engine::{Limits, Policy, Settings};
 
 const FILE: &str = "/etc/loopd/loopd.toml";
 /// The last good configuration, in the runtime folder.
@@ -36,7 +36,8 @@ impl Default for Source {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Config {
-    limits: Limits,
+    limits: OfEach,
+    all_users: OfAll,
     times: Times,
     mount: Mount,
 }
@@ -44,11 +45,42 @@ pub struct Config {
 /// Bounds for each user.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-struct Limits {
+struct OfEach {
     attachments: Option<u32>,
+    partitions: Option<u32>,
     mounts: Option<u32>,
     calls: Option<NonZeroU32>,
     prompts: Option<u32>,
+}
+
+/// Bounds for all users other than root together.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+struct OfAll {
+    attachments: Option<u32>,
+    partitions: Option<u32>,
+    mounts: Option<u32>,
+    calls: Option<Calls>,
+    prompts: Option<u32>,
+}
+
+/// Calls under way of all users: each may block a thread, and some threads are root's.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+struct Calls(u32);
+
+impl Calls {
+    const MOST: u32 = 384;
+}
+
+impl<'de> Deserialize<'de> for Calls {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let calls = u32::deserialize(deserializer)?;
+        if (1..=Self::MOST).contains(&calls) {
+            Ok(Self(calls))
+        } else {
+            Err(D::Error::custom(format!("{calls} is not a number from 1 to {}", Self::MOST)))
+        }
+    }
 }
 
 /// In seconds.
@@ -215,9 +247,15 @@ impl Config {
             }
         }
         take(&mut self.limits.attachments, other.limits.attachments);
+        take(&mut self.limits.partitions, other.limits.partitions);
         take(&mut self.limits.mounts, other.limits.mounts);
         take(&mut self.limits.calls, other.limits.calls);
         take(&mut self.limits.prompts, other.limits.prompts);
+        take(&mut self.all_users.attachments, other.all_users.attachments);
+        take(&mut self.all_users.partitions, other.all_users.partitions);
+        take(&mut self.all_users.mounts, other.all_users.mounts);
+        take(&mut self.all_users.calls, other.all_users.calls);
+        take(&mut self.all_users.prompts, other.all_users.prompts);
         take(&mut self.times.idle_exit, other.times.idle_exit);
         take(&mut self.times.wait_for_udev, other.times.wait_for_udev);
         take(&mut self.times.wait_for_users, other.times.wait_for_users);
@@ -231,9 +269,13 @@ impl Config {
     #[must_use]
     pub fn settings(&self) -> Settings {
         let count = |said: Option<u32>, default| said.map_or(default, |said| said as usize);
+        let limit = |each, all, default: Limits| Limits {
+            each: count(each, default.each),
+            all: count(all, default.all),
+        };
         let time = |said: Option<Seconds>, default| said.map_or(default, |Seconds(said)| said);
         let default = Settings::default();
-        let Self { limits, times, mount } = self;
+        let Self { limits, all_users: all, times, mount } = self;
         let names =
             |said: &Vec<FileSystemName>| said.iter().map(|FileSystemName(name)| name.clone()).collect();
         let file_systems = mount.filesystems.as_ref().map_or(default.mounting.file_systems, names);
@@ -241,13 +283,18 @@ impl Config {
             mounting: Policy { file_systems, programs: mount.exec.unwrap_or(default.mounting.programs) },
             wait_for_mount: time(times.wait_for_mount, default.wait_for_mount),
             mount_grace: time(times.mount_grace, default.mount_grace),
-            mounts_of_a_uid: count(limits.mounts, default.mounts_of_a_uid),
+            mounts: limit(limits.mounts, all.mounts, default.mounts),
             wait_for_udev: time(times.wait_for_udev, default.wait_for_udev),
             wait_for_users: time(times.wait_for_users, default.wait_for_users),
             idle_exit: time(times.idle_exit, default.idle_exit),
-            attachments_of_a_uid: count(limits.attachments, default.attachments_of_a_uid),
-            calls_of_a_uid: count(limits.calls.map(NonZeroU32::get), default.calls_of_a_uid),
-            prompts_of_a_uid: count(limits.prompts, default.prompts_of_a_uid),
+            attachments: limit(limits.attachments, all.attachments, default.attachments),
+            partitions: limit(limits.partitions, all.partitions, default.partitions),
+            calls: limit(
+                limits.calls.map(NonZeroU32::get),
+                all.calls.map(|Calls(calls)| calls),
+                default.calls,
+            ),
+            prompts: limit(limits.prompts, all.prompts, default.prompts),
         }
     }
 }
@@ -288,7 +335,8 @@ mod tests {
             ("loopd.toml.d/20-b.toml", "[limits]\nattachments = 3\n"),
             (
                 "loopd.toml.d/10-a.toml",
-                "[limits]\nattachments = 2\ncalls = 2\n[times]\nwait-for-udev = 0.5\n",
+                "[limits]\nattachments = 2\npartitions = 20\ncalls = 2\n[all-users]\npartitions = 200\ncalls = 9\n[times]\n\
+                 wait-for-udev = 0.5\n",
             ),
             (
                 "loopd.toml.d/25-c.toml",
@@ -297,10 +345,12 @@ mod tests {
             ("loopd.toml.d/30-c.toml~", "nonsense"),
             ("loopd.toml.d/.40-d.toml", "nonsense"),
         ]);
+        let default = Settings::default();
         let expected = Settings {
-            attachments_of_a_uid: 3,
-            calls_of_a_uid: 2,
-            prompts_of_a_uid: 0,
+            attachments: Limits { each: 3, ..default.attachments },
+            partitions: Limits { each: 20, all: 200 },
+            calls: Limits { each: 2, all: 9 },
+            prompts: Limits { each: 0, ..default.prompts },
             mounting: Policy { file_systems: vec!["ext4".to_owned()], programs: false },
             mount_grace: Duration::from_secs(5),
             idle_exit: Duration::ZERO,
@@ -316,6 +366,7 @@ mod tests {
             ("[limits]\n  calls = 5\n  cals = 4\n", "loopd.toml:3:3: unknown field `cals`"),
             ("[limit]\n", "loopd.toml:1:2: unknown field `limit`"),
             ("[limits]\ncalls = 0\n", "loopd.toml:2:9: invalid value: integer `0`"),
+            ("[all-users]\ncalls = 385\n", "loopd.toml:2:9: 385 is not a number from 1 to 384"),
             ("[limits]\ncalls = \"5\"\n", "loopd.toml:2:9: invalid type: string"),
             ("[limits]\nattachments = -1\n", "loopd.toml:2:15: invalid value: integer `-1`"),
             ("[limits]\nattachments = 1\nattachments = 2\n", "loopd.toml:3:1: duplicate key"),
@@ -364,9 +415,13 @@ mod tests {
     #[test]
     fn the_example_has_every_key_with_its_default() {
         let example = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/loopd.toml"));
-        let Config { limits, times, mount } = read(example).unwrap();
-        let Limits { attachments, mounts, calls, prompts } = limits;
+        let Config { limits, all_users, times, mount } = read(example).unwrap();
+        let OfEach { attachments, partitions, mounts, calls, prompts } = limits;
         assert!(attachments.is_some() && mounts.is_some() && calls.is_some() && prompts.is_some());
+        assert!(partitions.is_some());
+        let OfAll { attachments, partitions, mounts, calls, prompts } = all_users;
+        assert!(attachments.is_some() && mounts.is_some() && calls.is_some() && prompts.is_some());
+        assert!(partitions.is_some());
         let Times { idle_exit, wait_for_udev, wait_for_users, wait_for_mount, mount_grace } = times;
         assert!(idle_exit.is_some() && wait_for_udev.is_some() && wait_for_users.is_some());
         assert!(wait_for_mount.is_some() && mount_grace.is_some());

@@ -3,6 +3,7 @@
 //! Starts and stops the tasks, nothing else. `docs/architecture.md` names each of them and what it
 //! waits for.
 
+mod accounts;
 mod arguments;
 mod authority;
 mod bus;
@@ -58,6 +59,9 @@ use vault::Vault;
 const UNFIT: u8 = 78;
 /// The exit status of a daemon that is to be started again at once: `EX_TEMPFAIL`.
 const RESTART: u8 = 75;
+/// How many calls of the kernel may block at once. All users other than root together can have fewer than
+/// 700 (`Limits` of calls, `Background`, `Accounts`): the rest is left to root and to the daemon.
+const THREADS: usize = 1024;
 /// How long calls that were given up may take to undo what they did.
 const UNDO: Duration = Duration::from_millis(500);
 /// How long devices may take to be taken up, and then to be looked at, before the daemon serves.
@@ -81,6 +85,7 @@ fn main() -> ExitCode {
     log::start();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .max_blocking_threads(THREADS)
         // Threads for ioctls: small stacks, and gone soon after a burst.
         .thread_stack_size(256 * 1024)
         .thread_keep_alive(Duration::from_secs(1))
@@ -251,8 +256,8 @@ struct Bounds {
 impl Bounds {
     fn new(settings: &Settings) -> Self {
         Self {
-            calls: Ledger::new("calls under way", "wait for them", settings.calls_of_a_uid),
-            prompts: Ledger::new("prompts open", "answer them", settings.prompts_of_a_uid),
+            calls: Ledger::new("calls under way", "wait for them", settings.calls),
+            prompts: Ledger::new("prompts open", "answer them", settings.prompts),
         }
     }
 }
@@ -270,8 +275,8 @@ async fn follow(
         match configuration.read_and_keep(&runtime_folder) {
             Ok(config) => {
                 let settings = config.settings();
-                bounds.calls.set_limit(settings.calls_of_a_uid);
-                bounds.prompts.set_limit(settings.prompts_of_a_uid);
+                bounds.calls.set_limits(settings.calls);
+                bounds.prompts.set_limits(settings.prompts);
                 patience.send_replace(settings.idle_exit);
                 engine.configure(settings);
                 info!("the configuration was read again");

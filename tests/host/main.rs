@@ -17,6 +17,7 @@ mod foreign;
 mod hanging;
 mod idle;
 mod introspection;
+mod isolation;
 mod loopctl;
 mod loopctl_change;
 mod loopctl_mount;
@@ -57,6 +58,7 @@ fn main() -> std::process::ExitCode {
         hanging::TESTS,
         messages::TESTS,
         introspection::TESTS,
+        isolation::TESTS,
         udev::TESTS,
         partitions::TESTS,
         partitions::damaged::TESTS,

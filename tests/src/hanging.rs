@@ -124,6 +124,12 @@ impl Hanging {
         eventually("the file system is asked", async || Ok(!self.gate.state().waiting.is_empty())).await
     }
 
+    /// How many wait for an answer.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.gate.state().waiting.len()
+    }
+
     /// Answers, also those who wait.
     pub fn go_on(&self) {
         let mut state = self.gate.state();

@@ -91,8 +91,10 @@ impl<K: Kernel> Engine<K> {
         let attached = self.kernel.attach(file, request).await?;
         let partitioning = attached.partitioning.clone();
         let id = self.record(attached, request, caller, slot);
-        self.take_partitions(id, &partitioning);
-        let settled = self.settle(id, request, partitioning.missing).await;
+        let settled = match self.take_partitions(id, &partitioning) {
+            Ok(()) => self.settle(id, request, partitioning.missing).await,
+            Err(error) => Err(error),
+        };
         match settled.and_then(|()| self.keep(id, Phase::Attached)) {
             Ok(()) => self.publish(id).await,
             Err(error) => {
@@ -104,7 +106,7 @@ impl<K: Kernel> Engine<K> {
 
     /// Notes the attachment, unseen by the world, as soon as the kernel has made it.
     fn record(
-        &self,
+        self: &Arc<Self>,
         attached: Attached<K>,
         request: &AttachRequest,
         caller: &impl Caller,
@@ -136,6 +138,7 @@ impl<K: Kernel> Engine<K> {
             operation: Arc::default(),
             replacing: false,
             slot: Some(slot),
+            partition_slot: None,
         });
         drop(claim);
         id

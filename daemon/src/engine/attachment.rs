@@ -119,6 +119,11 @@ impl Changes {
 }
 
 impl Snapshot {
+    /// The uid that it belongs to.
+    pub(super) fn owner(&self) -> Option<u32> {
+        self.ownership.as_ref().map(|ownership| ownership.uid)
+    }
+
     fn is_same_apart_from_partitions(&self, other: &Self) -> bool {
         let Self { id, device, ownership, state, file_system, mount_points, partitions: _ } = self;
         (*id, device, ownership, *state) == (other.id, &other.device, &other.ownership, other.state)
@@ -246,6 +251,8 @@ pub(super) struct Record<K: Kernel> {
     pub replacing: bool,
     /// Counts against its owner's limit.
     pub slot: Option<Slot>,
+    /// So do its partitions.
+    pub partition_slot: Option<Slot>,
 }
 
 impl<K: Kernel> Record<K> {
@@ -267,6 +274,7 @@ impl<K: Kernel> Record<K> {
             operation: Arc::default(),
             replacing: false,
             slot: None,
+            partition_slot: None,
         }
     }
 

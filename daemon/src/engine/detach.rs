@@ -127,8 +127,9 @@ impl<K: Kernel> Engine<K> {
         alone: OwnedMutexGuard<()>,
     ) {
         audit(what, attachment);
-        let (engine, id) = (Arc::clone(self), attachment.id);
+        let (engine, id, owner) = (Arc::clone(self), attachment.id, attachment.owner());
         let going = tokio::spawn(async move {
+            let _leave = engine.background.take(owner).await;
             engine.let_go(id).await;
             alone
         });
@@ -210,7 +211,7 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Waits for the end of an attachment; false where it did not come in time.
-    pub(super) async fn await_end(&self, id: DiskSequence) -> bool {
+    pub(super) async fn await_end(self: &Arc<Self>, id: DiskSequence) -> bool {
         let deadline = Instant::now() + self.settings().wait_for_users;
         loop {
             let Some(changed) = self.state().records.get(&id).map(|record| Arc::clone(&record.changed))
@@ -230,7 +231,7 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Ends the attachment where the kernel has; says whether it is gone.
-    pub(super) fn look_whether_gone(&self, id: DiskSequence) -> bool {
+    pub(super) fn look_whether_gone(self: &Arc<Self>, id: DiskSequence) -> bool {
         let Some(number) = self.state().records.get(&id).map(|record| record.device.number) else {
             return true;
         };
@@ -242,23 +243,25 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Forgets an attachment that the kernel has taken down.
-    pub(super) fn finish(&self, id: DiskSequence) {
+    pub(super) fn finish(self: &Arc<Self>, id: DiskSequence) {
         let Some(record) = self.state().remove(id) else { return };
         self.keeper.end(id);
         if record.is_published() {
             self.tell(Event::Removed(id));
         }
         let (number, node_made, hold) = (record.device.number, record.node_made, record.hold);
+        let owner = record.ownership.map(|ownership| ownership.uid);
         if !node_made && hold.is_none() {
             return;
         }
-        let kernel = Arc::clone(&self.kernel);
+        let engine = Arc::clone(self);
         tokio::spawn(async move {
+            let _leave = engine.background.take(owner).await;
             if let Some(hold) = hold {
-                kernel.release(hold).await;
+                engine.kernel.release(hold).await;
             }
             if node_made {
-                kernel.remove(number).await;
+                engine.kernel.remove(number).await;
             }
         });
     }

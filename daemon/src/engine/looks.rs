@@ -87,17 +87,31 @@ impl<K: Kernel> Engine<K> {
         });
     }
 
-    async fn look(self: &Arc<Self>, number: u32, look: Look) {
+    pub(super) async fn look(self: &Arc<Self>, number: u32, look: Look) {
+        if look == Look::Database {
+            self.await_idle_udev().await;
+        }
+        let _leave = self.background.take(self.owner_of(number)).await;
         match look {
             Look::Device => self.refresh(number).await,
             Look::Partitions => self.recover_partitions(number).await,
             Look::Database => {
-                self.await_idle_udev().await;
                 self.recover_partitions(number).await;
                 self.recover_processed(number).await;
             }
-            Look::Everything => self.recover(number).await,
+            Look::Everything => {
+                self.refresh(number).await;
+                self.recover_partitions(number).await;
+                self.recover_processed(number).await;
+            }
         }
+    }
+
+    /// The uid whose attachment the number stands for.
+    pub(super) fn owner_of(&self, number: u32) -> Option<u32> {
+        let state = self.state();
+        let record = state.records.get(state.by_number.get(&number)?)?;
+        record.ownership.as_ref().map(|ownership| ownership.uid)
     }
 
     async fn await_idle_udev(&self) {

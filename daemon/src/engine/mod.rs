@@ -41,7 +41,7 @@ mod turns;
 
 pub use attach::{Caller, Order};
 pub use attachment::{Changes, ClientId, Ownership, PartitionSnapshot, Snapshot};
-pub use ledger::{Ledger, Slot};
+pub use ledger::{Ledger, Limits, Slot};
 pub use mount::{Account, Doing, MountOrder, Mounter, VolumeId};
 pub use mount_name::safe_name;
 pub use mount_place::Place;
@@ -56,7 +56,8 @@ pub use restore::{Kept, Store};
 use crate::kernel::mount_table::MountTable;
 use crate::kernel::{DiskSequence, FileIdentity, Found, Kernel, node};
 use attachment::Record;
-use turns::Locks;
+use turns::Background;
+pub use turns::Locks;
 
 /// Times and bounds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,14 +74,16 @@ pub struct Settings {
     pub mount_grace: Duration,
     /// What may be mounted.
     pub mounting: Policy,
-    /// Attachments of one uid.
-    pub attachments_of_a_uid: usize,
-    /// File systems that one uid has had mounted.
-    pub mounts_of_a_uid: usize,
-    /// Calls of one uid that are under way at once.
-    pub calls_of_a_uid: usize,
-    /// Prompts of one uid that are open at once.
-    pub prompts_of_a_uid: usize,
+    /// Attachments.
+    pub attachments: Limits,
+    /// Partitions of attachments.
+    pub partitions: Limits,
+    /// File systems that somebody has had mounted.
+    pub mounts: Limits,
+    /// Calls that are under way at once.
+    pub calls: Limits,
+    /// Prompts that are open at once.
+    pub prompts: Limits,
 }
 
 impl Default for Settings {
@@ -93,10 +96,11 @@ impl Default for Settings {
             wait_for_mount: Duration::from_secs(20),
             mount_grace: Duration::from_secs(60),
             mounting: Policy::default(),
-            attachments_of_a_uid: 128,
-            mounts_of_a_uid: 64,
-            calls_of_a_uid: 32,
-            prompts_of_a_uid: 4,
+            attachments: Limits { each: 128, all: 1600 },
+            partitions: Limits { each: 1024, all: 8192 },
+            mounts: Limits { each: 64, all: 800 },
+            calls: Limits { each: 32, all: 256 },
+            prompts: Limits { each: 4, all: 32 },
         }
     }
 }
@@ -121,6 +125,7 @@ pub struct Engine<K: Kernel> {
     state: Mutex<Attachments<K>>,
     events: mpsc::UnboundedSender<Event>,
     attachments_of_a_uid: Ledger,
+    partitions_of_a_uid: Ledger,
     mounts_of_a_uid: Ledger,
     mounter: Box<dyn Mounter>,
     places: mount_place::Places,
@@ -133,6 +138,7 @@ pub struct Engine<K: Kernel> {
     /// One look at a number at a time: it may hang.
     looks: Locks<u32>,
     looks_asked_for: looks::Looks,
+    background: Background,
     keeper: restore::Keeper,
     /// What could not be taken up at the start, by number.
     waiting: Mutex<HashMap<u32, restore::Waiting>>,
@@ -166,9 +172,14 @@ impl<K: Kernel> Engine<K> {
             attachments_of_a_uid: Ledger::new(
                 "attachments",
                 "detach one that is not needed (loopctl list)",
-                settings.attachments_of_a_uid,
+                settings.attachments,
             ),
-            mounts_of_a_uid: Ledger::new("file systems mounted", "unmount one", settings.mounts_of_a_uid),
+            partitions_of_a_uid: Ledger::new(
+                "partitions",
+                "detach an image that is not needed, or attach without partitions (loopctl attach --no-partitions)",
+                settings.partitions,
+            ),
+            mounts_of_a_uid: Ledger::new("file systems mounted", "unmount one", settings.mounts),
             mounter,
             places: mount_place::Places::default(),
             ending: watch::Sender::new(false),
@@ -177,6 +188,7 @@ impl<K: Kernel> Engine<K> {
             mount_locks: Locks::default(),
             looks: Locks::default(),
             looks_asked_for: looks::Looks::default(),
+            background: Background::default(),
             state: Mutex::new(Attachments {
                 records: BTreeMap::new(),
                 by_number: HashMap::new(),
@@ -202,8 +214,9 @@ impl<K: Kernel> Engine<K> {
 
     /// Has other times and bounds hold for what is asked from now on.
     pub fn configure(&self, settings: Settings) {
-        self.attachments_of_a_uid.set_limit(settings.attachments_of_a_uid);
-        self.mounts_of_a_uid.set_limit(settings.mounts_of_a_uid);
+        self.attachments_of_a_uid.set_limits(settings.attachments);
+        self.partitions_of_a_uid.set_limits(settings.partitions);
+        self.mounts_of_a_uid.set_limits(settings.mounts);
         *self.settings.lock().unwrap_or_else(PoisonError::into_inner) = settings;
     }
 

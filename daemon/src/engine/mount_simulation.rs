@@ -431,7 +431,7 @@ async fn one_that_has_not_waited_for_udev_waits_to_be_mounted() {
 async fn names_that_are_taken_get_numbers_and_one_uid_cannot_take_all() {
     let house = House::with_udev();
     let client = Client::new(":1.1", 7);
-    let limit = house.engine.settings().mounts_of_a_uid;
+    let limit = house.engine.settings().mounts.each;
     let attach = async |file: usize| {
         let options = AttachOptions { wait: false, ..AttachOptions::default() };
         let order = Order { file: file as u64, request: AttachRequest::new(options).unwrap() };

@@ -57,7 +57,7 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// The attachment that the number stands for, where the kernel still has it; ends it where not.
-    fn current(&self, number: u32, bound: Option<DiskSequence>) -> Option<DiskSequence> {
+    fn current(self: &Arc<Self>, number: u32, bound: Option<DiskSequence>) -> Option<DiskSequence> {
         let known = self.state().by_number.get(&number).copied()?;
         if self.is_current(known, bound) {
             return Some(known);
@@ -75,7 +75,7 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Makes room for a new attach on this number: what stood there before has ended.
-    pub(super) fn displace(&self, number: u32) {
+    pub(super) fn displace(self: &Arc<Self>, number: u32) {
         self.current(number, None);
     }
 
@@ -195,7 +195,10 @@ impl<K: Kernel> Engine<K> {
     /// `Timeout`; `Kernel` where its state cannot be read.
     pub(super) async fn refresh_in_time(self: &Arc<Self>, number: u32) -> Result<(), Error> {
         let engine = Arc::clone(self);
-        let look = tokio::spawn(async move { engine.try_refresh(number).await });
+        let look = tokio::spawn(async move {
+            let _leave = engine.background.take(engine.owner_of(number)).await;
+            engine.try_refresh(number).await
+        });
         match tokio::time::timeout(HANGS, look).await {
             Ok(looked) => looked.unwrap_or(Ok(())),
             Err(_) => Err(Error::new(
@@ -219,7 +222,7 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// The kernel has taken it down.
-    fn ended_elsewhere(&self, id: DiskSequence) {
+    fn ended_elsewhere(self: &Arc<Self>, id: DiskSequence) {
         let ended = self.find(id);
         // An operation on the device that is under way tells of the end itself.
         let unexpected =
@@ -269,7 +272,7 @@ impl<K: Kernel> Engine<K> {
         let (mut tasks, turns) = (JoinSet::new(), Turns::new());
         for number in self.all_numbers() {
             let (engine, turns) = (Arc::clone(self), Arc::clone(&turns));
-            let look = async move { engine.recover(number).await };
+            let look = async move { engine.look(number, Look::Everything).await };
             tasks.spawn(async move { turns.take(look).await });
         }
         tasks.join_all().await;
@@ -288,12 +291,6 @@ impl<K: Kernel> Engine<K> {
         numbers.sort_unstable();
         numbers.dedup();
         numbers
-    }
-
-    pub(super) async fn recover(self: &Arc<Self>, number: u32) {
-        self.refresh(number).await;
-        self.recover_partitions(number).await;
-        self.recover_processed(number).await;
     }
 
     /// Linux 6.1 reads the table again while udev probes the partitions of the first reading: they go

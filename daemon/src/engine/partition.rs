@@ -10,8 +10,9 @@ use tracing::warn;
 use super::attachment::{PartitionRecord, Record};
 use super::detach::{busy, gone};
 use super::looks::Look;
-use super::{Engine, Uevent};
+use super::{Engine, Ownership, Uevent};
 use crate::kernel::{Device, DiskSequence, Found, Kernel, Occasion, Partition, Partitioning};
+use loopd_dbus::text::printable;
 
 impl<K: Kernel> Engine<K> {
     /// Has the partition table read again, and makes the partitions what it says; returns when udev
@@ -70,21 +71,24 @@ impl<K: Kernel> Engine<K> {
         };
         let _alone = partitioning.lock().await;
         let seen = self.kernel.partition(number, sequence, occasion).await?;
-        self.take_partitions(id, &seen);
+        let counted = self.take_partitions(id, &seen);
         if occasion != Occasion::Foreign {
             self.update_outline(id, |record| record.partitioned = true);
         }
-        Ok(seen)
+        counted.map(|()| seen)
     }
 
     /// Makes the record say what was seen.
-    pub(super) fn take_partitions(&self, id: DiskSequence, seen: &Partitioning) {
+    ///
+    /// # Errors
+    /// `LimitExceeded`: the record has no more of them than its owner may have.
+    pub(super) fn take_partitions(&self, id: DiskSequence, seen: &Partitioning) -> Result<(), Error> {
         let mut found: BTreeMap<u32, Found> = {
             let state = self.state();
             let Some(Device { number, disk_sequence, .. }) =
                 state.records.get(&id).map(|record| &record.device)
             else {
-                return;
+                return Ok(());
             };
             let of = |partition: &Partition| {
                 state.seen(*number, Some(partition.node.number), *disk_sequence).cloned()
@@ -94,9 +98,15 @@ impl<K: Kernel> Engine<K> {
                 .filter_map(|partition| Some((partition.node.number, of(partition)?)))
                 .collect()
         };
+        let mut counted = Ok(());
         self.update(id, |record| {
+            let there = seen.partitions.len();
+            let most = self.count_partitions(record, there);
+            if most < there {
+                counted = Err(self.too_many_partitions(record, there));
+            }
             let mut before = std::mem::take(&mut record.partitions);
-            for partition in &seen.partitions {
+            for partition in seen.partitions.iter().take(most) {
                 let number = partition.node.number;
                 let known = before.remove(&number).filter(|known| known.partition.node == partition.node);
                 let known = match known {
@@ -112,6 +122,23 @@ impl<K: Kernel> Engine<K> {
                 record.device.partition_scan = false;
             }
         });
+        counted
+    }
+
+    /// Counts the partitions against the owner's limit; gives how many there may be.
+    fn count_partitions(&self, record: &mut Record<K>, there: usize) -> usize {
+        let Some(Ownership { uid, .. }) = record.ownership else { return there };
+        let none = || self.partitions_of_a_uid.take_over_many(uid, 0);
+        let slot = record.partition_slot.get_or_insert_with(none);
+        slot.resize(there);
+        slot.count()
+    }
+
+    fn too_many_partitions(&self, record: &Record<K>, there: usize) -> Error {
+        let uid = record.ownership.as_ref().map(|ownership| ownership.uid).unwrap_or_default();
+        let Error { kind, message } = self.partitions_of_a_uid.refusal(uid);
+        let file = printable(&record.device.backing_file);
+        Error::new(kind, format!("{file} has {there} partitions, which are too many: {message}"))
     }
 
     /// Looks at the partitions again where an event says that they may have changed.

@@ -358,6 +358,7 @@ impl<K: Kernel> Engine<K> {
 
     async fn take_up(self: &Arc<Self>, kept: &Kept) {
         let Kept { id, number, .. } = *kept;
+        let _leave = self.background.take(Some(kept.ownership.uid)).await;
         // Whoever else looks at it waits, and finds it taken up.
         let _alone = self.looks.lock(number).await;
         let slot = self.attachments_of_a_uid.take_over(kept.ownership.uid);
@@ -536,8 +537,11 @@ impl<K: Kernel> Engine<K> {
             operation: Arc::default(),
             replacing: false,
             slot: Some(slot),
+            partition_slot: None,
         };
         record.count_unprocessed();
+        let (uid, partitions) = (kept.ownership.uid, record.partitions.len());
+        record.partition_slot = Some(self.partitions_of_a_uid.take_over_many(uid, partitions));
         let mut state = self.state();
         state.clients.extend(record.client().cloned());
         state.by_number.insert(number, kept.id);

@@ -729,7 +729,7 @@ async fn a_waiting_attach_waits_for_partitions_that_are_made_anew() {
 async fn one_uid_cannot_take_everything() {
     let house = House::with_udev();
     let greedy = Client::new(":1.1", 7);
-    let limit = Settings::default().attachments_of_a_uid;
+    let limit = Settings::default().attachments.each;
     for _ in 0..limit {
         house.attach(&greedy, Lifetime::Client).await.unwrap();
     }
@@ -740,6 +740,47 @@ async fn one_uid_cannot_take_everything() {
     house.settle().await;
     assert_eq!(house.engine.list().len(), 1);
     house.attach(&greedy.again(), Lifetime::Client).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn partitions_count_against_their_owner() {
+    let house = House::with_udev();
+    let settings = Settings { partitions: Limits { each: 100, all: 150 }, ..Settings::default() };
+    house.engine.configure(settings);
+    house.machine.set_partitions(60);
+    let (user, other, root) = (Client::new(":1.1", 7), Client::new(":1.2", 8), Client::new(":1.3", 0));
+    let first = house.attach(&user, Lifetime::Client).await.unwrap();
+    let error = house.attach(&user, Lifetime::Client).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::LimitExceeded);
+    assert!(error.message.contains("has 60 partitions") && error.message.contains("may have 100"), "{error}");
+    house.settle().await;
+    assert_eq!(house.machine.bound().len(), 1, "it is undone");
+    house.agree();
+    for _ in 0..5 {
+        house.attach(&root, Lifetime::Client).await.unwrap();
+    }
+
+    // A table that is read again has no way round the limit either.
+    house.machine.set_partitions(150);
+    let error = house.engine.rescan(first.id).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::LimitExceeded);
+    house.settle().await;
+    assert_eq!(house.engine.find(first.id).unwrap().partitions.len(), 100);
+    house.agree();
+
+    // What all users have together is bounded too, and what has gone is free again.
+    house.machine.set_partitions(60);
+    house.attach(&other, Lifetime::Client).await.unwrap();
+    let error = house.attach(&Client::new(":1.4", 9), Lifetime::Client).await.unwrap_err();
+    assert!(error.message.contains("all users together have"), "{error}");
+    user.vanish(&house.engine);
+    house.settle().await;
+    house.attach(&user.again(), Lifetime::Client).await.unwrap();
+    for client in [&user.again(), &other, &root] {
+        client.vanish(&house.engine);
+    }
+    house.assert_empty().await;
+    assert!(house.engine.partitions_of_a_uid.is_empty());
 }
 
 impl Client {

@@ -5,10 +5,18 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use tokio::sync::{OwnedMutexGuard, Semaphore};
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
+
+use super::is_root;
 
 /// How many devices are looked at at the same time.
 const AT_ONCE: usize = 32;
+/// Things done at once in the background for one uid.
+const OF_A_UID: usize = 8;
+/// Those for all users other than root.
+const OF_ALL_USERS: usize = 128;
+/// Those for root, and for devices that nobody is known to own.
+const OF_NO_USER: usize = 64;
 /// What takes longer hangs, and keeps nobody else waiting.
 const TURN: Duration = Duration::from_secs(1);
 
@@ -16,7 +24,7 @@ type Lock = tokio::sync::Mutex<()>;
 
 /// One at a time for each key; a key that nobody has costs nothing.
 #[derive(Debug)]
-pub(super) struct Locks<Key> {
+pub struct Locks<Key> {
     locks: Mutex<HashMap<Key, Weak<Lock>>>,
 }
 
@@ -67,6 +75,49 @@ impl Turns {
     }
 }
 
+/// What is done for a uid that nobody waits for in a call: ends of attachments, looks at devices. It takes a
+/// thread for as long as a backing file hangs, so each uid has some, and all users together have some
+/// more. What is over waits, since it has to be done.
+#[derive(Debug)]
+pub(super) struct Background {
+    /// `None` is for devices that nobody is known to own.
+    of_each: Mutex<HashMap<Option<u32>, Weak<Semaphore>>>,
+    of_users: Arc<Semaphore>,
+}
+
+/// Leave to do one thing in the background. To be asked for before any lock that others in the background
+/// wait for.
+#[derive(Debug)]
+pub(super) struct Leave {
+    _of_all: Option<OwnedSemaphorePermit>,
+    _own: Option<OwnedSemaphorePermit>,
+    _of_each: Arc<Semaphore>,
+}
+
+impl Default for Background {
+    fn default() -> Self {
+        Self { of_each: Mutex::default(), of_users: Arc::new(Semaphore::new(OF_ALL_USERS)) }
+    }
+}
+
+impl Background {
+    /// Waits until this uid may do one more thing.
+    pub async fn take(&self, uid: Option<u32>) -> Leave {
+        let is_user = uid.is_some_and(|uid| !is_root(uid));
+        let of_each = {
+            let mut all = self.of_each.lock().unwrap_or_else(PoisonError::into_inner);
+            all.retain(|_, one| one.strong_count() > 0);
+            let new = || Arc::new(Semaphore::new(if is_user { OF_A_UID } else { OF_NO_USER }));
+            let one = all.get(&uid).and_then(Weak::upgrade).unwrap_or_else(new);
+            all.insert(uid, Arc::downgrade(&one));
+            one
+        };
+        let own = Arc::clone(&of_each).acquire_owned().await.ok();
+        let of_all = if is_user { Arc::clone(&self.of_users).acquire_owned().await.ok() } else { None };
+        Leave { _of_all: of_all, _own: own, _of_each: of_each }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,6 +131,24 @@ mod tests {
         drop(first);
         let _again = locks.lock(1).await;
         assert_eq!(locks.locks.lock().unwrap().len(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_hangs_in_the_background_leaves_some_to_others() {
+        let background = Background::default();
+        let mut hung = Vec::new();
+        let soon = Duration::from_millis(1);
+        for uid in 1..=u32::try_from(OF_ALL_USERS / OF_A_UID).unwrap() - 1 {
+            for _ in 0..OF_A_UID {
+                hung.push(tokio::time::timeout(soon, background.take(Some(uid))).await.unwrap());
+            }
+            assert!(tokio::time::timeout(soon, background.take(Some(uid))).await.is_err());
+        }
+        for other in [Some(0), Some(1000), None] {
+            hung.push(tokio::time::timeout(soon, background.take(other)).await.unwrap());
+        }
+        hung.clear();
+        let _again = tokio::time::timeout(soon, background.take(Some(1))).await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]

@@ -15,6 +15,10 @@
 //!   unmount PATH [key=sig:value…]
 //!   storm ROUNDS CALLS FROM TO         so many calls within 20 ms, at a random moment FROM to TO ms after
 //!                                      the last; says how many got no answer
+//!   clock ROUNDS PATH                  attaches and detaches the file; the microseconds of each
+//!   flood KIND [PATH]                  a hundred calls at any time, until killed: ping, list, properties,
+//!                                      objects, introspect, setup (of PATH, failures and all), hang (SetupLoop
+//!                                      of standard input)
 //! ```
 //!
 //! `--json` prints one line: `{"ok": …}` or `{"error": name, "message": …}`. `--hold` keeps the
@@ -29,7 +33,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use loopd_dbus::names::{ATTACHMENT, BUS_NAME, MANAGER, ROOT_PATH, VOLUME};
@@ -145,6 +149,8 @@ async fn make(words: &[OsString], connection: &Connection, flags: MethodFlags) -
             let number = |index| Ok::<_, anyhow::Error>(text(index)?.parse::<u64>()?);
             Ok(storm(connection, number(1)?, number(2)?, number(3)?..number(4)?).await.into())
         }
+        "clock" => clock(connection, text(1)?.parse()?, Path::new(text(2)?)).await,
+        "flood" => flood(connection, text(1)?, words.get(2).map(Path::new), flags).await,
         "get" => {
             let body = (text(2)?,);
             let properties: HashMap<String, OwnedVariant> =
@@ -153,6 +159,67 @@ async fn make(words: &[OsString], connection: &Connection, flags: MethodFlags) -
         }
         other => bail!("no such call: {other}"),
     }
+}
+
+/// How long each attach and each detach took, in microseconds.
+async fn clock(connection: &Connection, rounds: usize, path: &Path) -> Result<Value> {
+    let none = MethodFlags::empty();
+    let mut times = Vec::new();
+    for _ in 0..rounds {
+        let file = open("regular", path)?;
+        let body = (Fd::from(file.as_fd()), HashMap::<String, Variant<'static>>::new());
+        let start = Instant::now();
+        let (attachment, _): (OwnedObjectPath, String) =
+            call(connection, ROOT_PATH, MANAGER, "SetupLoop", none, &body).await?;
+        let attached = start.elapsed();
+        let body = (HashMap::<String, Variant<'static>>::new(),);
+        let start = Instant::now();
+        let () = call(connection, attachment.as_str(), ATTACHMENT, "Detach", none, &body).await?;
+        times.push(
+            [attached, start.elapsed()].map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
+        );
+    }
+    Ok(json!(times))
+}
+
+/// Calls and calls again, whatever the answers are.
+async fn flood(
+    connection: &Connection,
+    kind: &str,
+    path: Option<&Path>,
+    flags: MethodFlags,
+) -> Result<Value> {
+    const CALLS: usize = 100;
+    let (interface, method) = match kind {
+        "ping" => ("org.freedesktop.DBus.Peer", "Ping"),
+        "list" => (MANAGER, "List"),
+        "properties" => (PROPERTIES, "GetAll"),
+        "objects" => ("org.freedesktop.DBus.ObjectManager", "GetManagedObjects"),
+        "introspect" => ("org.freedesktop.DBus.Introspectable", "Introspect"),
+        "setup" | "hang" => (MANAGER, "SetupLoop"),
+        other => bail!("no such flood: {other}"),
+    };
+    let file = match (kind, path) {
+        ("setup", Some(path)) => Some(open("regular", path)?),
+        ("hang", _) => Some(open("stdin", Path::new("-"))?),
+        _ => None,
+    };
+    let proxy = zbus::Proxy::new(connection, BUS_NAME, ROOT_PATH, interface).await?;
+    let calls = (0..CALLS).map(|_| async {
+        loop {
+            let options = HashMap::<String, Variant<'static>>::new();
+            let _refused: zbus::Result<Option<()>> = match (kind, &file) {
+                ("list", _) => proxy.call_with_flags(method, flags, &(options,)).await,
+                ("properties", _) => proxy.call_with_flags(method, flags, &(MANAGER,)).await,
+                (_, Some(file)) => {
+                    proxy.call_with_flags(method, flags, &(Fd::from(file.as_fd()), options)).await
+                }
+                _ => proxy.call_with_flags(method, flags, &()).await,
+            };
+        }
+    });
+    let ended: Vec<()> = futures_util::future::join_all(calls).await;
+    Ok(ended.len().into())
 }
 
 /// The number of lost calls.

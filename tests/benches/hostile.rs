@@ -1,0 +1,232 @@
+//! What one user at their worst costs another: the latency of a quiet user's attach and detach, alone and
+//! beside each attack, interleaved in one run. `make bench-hostile` runs it in release as root.
+#![allow(clippy::unwrap_used)]
+
+use std::fs::File;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use loopd_tests::bus::Bus;
+use loopd_tests::daemon::Daemon;
+use loopd_tests::hanging::Hanging;
+use loopd_tests::image::{Image, MIB};
+use loopd_tests::polkit::{Answer, Polkit, Setup};
+use loopd_tests::process::{Process, eventually};
+use loopd_tests::{GAMES, User, WWW_DATA, host, sysfs, udev};
+use nix::sys::signal::Signal;
+
+/// Without `--bench` a single round shows that it works.
+const ROUNDS: usize = 5;
+/// Attaches of the victim in each half of a round.
+const ATTACHES: usize = 20;
+/// The most that GPT entries of the usual number would not hold.
+const PARTITIONS: usize = 255;
+/// Uids that the user database does not know.
+const SUBORDINATE: std::ops::Range<u32> = 2_999_000_000..2_999_000_040;
+
+fn main() -> ExitCode {
+    if let Some(why) = host::unfit() {
+        println!("SKIPPED the benchmark: {why}");
+        return ExitCode::SUCCESS;
+    }
+    let is_bench = std::env::args().any(|argument| argument == "--bench");
+    let (rounds, attaches) = if is_bench { (ROUNDS, ATTACHES) } else { (1, 2) };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let outcome = runtime.block_on(bench(rounds, attaches));
+    drop(runtime);
+    host::stop();
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What the attacker does meanwhile.
+#[derive(Clone, Copy, Debug)]
+enum Attack {
+    /// Attaches and detaches an image with as many partitions as there can be.
+    Partitions,
+    /// As many `SetupLoop` of a file that hangs as there may be.
+    HungFiles,
+    /// Eight connections with a hundred calls at any time.
+    Flood(&'static str),
+    /// The same, of attaches that would have polkit ask.
+    Prompts,
+    /// Attaches by forty uids that the user database does not know.
+    SubordinateUids,
+}
+
+impl Attack {
+    const ALL: [Self; 9] = [
+        Self::Partitions,
+        Self::HungFiles,
+        Self::Flood("ping"),
+        Self::Flood("list"),
+        Self::Flood("properties"),
+        Self::Flood("objects"),
+        Self::Flood("setup"),
+        Self::Prompts,
+        Self::SubordinateUids,
+    ];
+
+    fn name(self) -> String {
+        match self {
+            Self::Partitions => format!("{PARTITIONS} partitions"),
+            Self::HungFiles => "hung files".to_owned(),
+            Self::Flood(kind) => format!("flood of {kind}"),
+            Self::Prompts => "flood of prompts".to_owned(),
+            Self::SubordinateUids => "40 subordinate uids".to_owned(),
+        }
+    }
+
+    fn start(self, scene: &Scene<'_>) -> Result<Vec<Process>> {
+        let path = |image: &Image| image.path.to_str().unwrap().to_owned();
+        let plain = path(&scene.plain);
+        match self {
+            Self::Partitions => (0..4)
+                .map(|_| scene.probe(GAMES, &["clock", "1000000", &path(&scene.partitioned)], Stdio::null()))
+                .collect(),
+            Self::HungFiles => {
+                let file = scene.hanging.open()?;
+                scene.hanging.hang();
+                Ok(vec![scene.probe(GAMES, &["flood", "hang"], file)?])
+            }
+            Self::Flood(kind) => {
+                (0..8).map(|_| scene.probe(GAMES, &["flood", kind, &plain], Stdio::null())).collect()
+            }
+            Self::Prompts => {
+                let words = ["--interactive", "flood", "setup", &plain];
+                (0..8).map(|_| scene.probe(GAMES, &words, Stdio::null())).collect()
+            }
+            Self::SubordinateUids => SUBORDINATE
+                .map(|uid| User { name: "", uid, gid: uid })
+                .map(|user| scene.probe(user, &["flood", "setup", &plain], Stdio::null()))
+                .collect(),
+        }
+    }
+}
+
+/// What the attacks need.
+struct Scene<'a> {
+    bus: &'a Bus,
+    plain: Image,
+    partitioned: Image,
+    hanging: Hanging,
+}
+
+impl Scene<'_> {
+    fn command(&self, user: User, words: &[&str]) -> Result<Command> {
+        let mut command = Command::new(host::get()?.tool("loopd-probe"));
+        command.env("DBUS_SYSTEM_BUS_ADDRESS", self.bus.address()).args(words).uid(user.uid).gid(user.gid);
+        Ok(command)
+    }
+
+    fn probe(&self, user: User, words: &[&str], input: impl Into<Stdio>) -> Result<Process> {
+        let mut command = self.command(user, words)?;
+        command.stdin(input).stdout(Stdio::null()).stderr(Stdio::null());
+        Process::spawn("loopd-probe", &mut command)
+    }
+
+    /// How long the victim's attaches and detaches take.
+    async fn victim(&self, attaches: usize) -> Result<Vec<[Duration; 2]>> {
+        let attaches = attaches.to_string();
+        let words = ["--json", "clock", &attaches, self.plain.path.to_str().unwrap()];
+        let output = loopd_tests::process::output(self.command(WWW_DATA, &words)?).await?;
+        let answer: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+        let times = answer["ok"].as_array().with_context(|| format!("the victim was refused: {answer}"))?;
+        let time = |value: &serde_json::Value| Duration::from_micros(value.as_u64().unwrap_or(u64::MAX));
+        Ok(times.iter().map(|pair| [time(&pair[0]), time(&pair[1])]).collect())
+    }
+
+    async fn stop(&self, attackers: Vec<Process>, folder: &Path) -> Result<()> {
+        self.hanging.go_on();
+        for mut attacker in attackers {
+            let _ended_by_itself = attacker.signal(Signal::SIGKILL);
+            attacker.end().await?;
+        }
+        eventually("everything is detached", async || Ok(sysfs::bound_by_tests(folder).is_empty())).await?;
+        udev::settle().await
+    }
+}
+
+async fn bench(rounds: usize, attaches: usize) -> Result<()> {
+    let folder = host::get()?.new_folder()?;
+    let folder = folder.path();
+    let bus = Bus::start(folder)?;
+    let _polkit = Polkit::start(Setup::StandIn(Answer::Yes), &bus, folder).await?;
+    let _daemon = Daemon::start(&bus, folder, &[], &[("LOOPD_LOG", "warn")]).await?;
+    let uuid = "11111111-2222-3333-4444-000000000011";
+    let scene = Scene {
+        bus: &bus,
+        plain: Image::ext4_sized(folder, "image", "bench", uuid, 64 * MIB).await?,
+        partitioned: partitioned(folder)?,
+        hanging: Hanging::mount(folder, 16 << 20)?,
+    };
+    let mut times = vec![[Vec::new(), Vec::new()]; Attack::ALL.len()];
+    for _ in 0..rounds {
+        for (attack, [quiet, attacked]) in Attack::ALL.into_iter().zip(&mut times) {
+            quiet.extend(scene.victim(attaches).await?);
+            let attackers = attack.start(&scene)?;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let seen = scene.victim(attaches).await;
+            scene.stop(attackers, folder).await?;
+            match seen {
+                Ok(seen) => attacked.extend(seen),
+                Err(why) => println!("{}: {why:#}\n", attack.name()),
+            }
+        }
+    }
+    print(rounds * attaches, &times);
+    Ok(())
+}
+
+fn print(attaches: usize, times: &[[Vec<[Duration; 2]>; 2]]) {
+    println!("{attaches} attaches and detaches of 64 MiB, ext4, each; milliseconds, quiet and attacked\n");
+    println!(
+        "{:<22}{:>28}{:>8}{:>28}{:>8}",
+        "", "attach median, p95", "ratio", "detach median, p95", "ratio"
+    );
+    for (attack, [quiet, attacked]) in Attack::ALL.into_iter().zip(times) {
+        print!("{:<22}", attack.name());
+        for step in 0..2 {
+            let of = |times: &[[Duration; 2]], percent: usize| {
+                let mut times: Vec<Duration> = times.iter().map(|pair| pair[step]).collect();
+                times.sort_unstable();
+                times[(times.len() * percent / 100).min(times.len() - 1)].as_secs_f64() * 1000.0
+            };
+            if attacked.is_empty() {
+                print!("{:>28}{:>8}", "refused", "");
+                continue;
+            }
+            let (before, now) = (of(quiet, 50), of(attacked, 50));
+            let figures = format!("{before:.1}, {:.1} | {now:.1}, {:.1}", of(quiet, 95), of(attacked, 95));
+            print!("{figures:>28}{:>8.2}", now / before);
+        }
+        println!();
+    }
+}
+
+/// An image with a table of as many partitions as there can be, each of four KiB.
+fn partitioned(folder: &Path) -> Result<Image> {
+    let image = Image::sparse(folder, "partitioned", 8 * MIB)?;
+    let script = folder.join("partitions");
+    let mut text = "label: gpt\nfirst-lba: 256\ntable-length: 256\n\n".to_owned();
+    for number in 0..PARTITIONS {
+        text.push_str(&format!("start={}, size=8\n", 2048 + 8 * number));
+    }
+    std::fs::write(&script, text)?;
+    let status = Command::new("sfdisk")
+        .args(["--quiet", "--no-reread", "--no-tell-kernel"])
+        .arg(&image.path)
+        .stdin(File::open(script)?)
+        .stdout(Stdio::null())
+        .status()?;
+    anyhow::ensure!(status.success(), "sfdisk: {status}");
+    Ok(image)
+}
