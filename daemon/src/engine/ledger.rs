@@ -235,7 +235,7 @@ impl Ledger {
     /// What each uid has.
     #[cfg(test)]
     pub fn counted(&self) -> std::collections::BTreeMap<u32, usize> {
-        self.book.counts().iter().map(|(uid, count)| (*uid, *count)).collect()
+        self.book.pages().counts.iter().map(|(uid, count)| (*uid, *count)).collect()
     }
 
     /// Resolves when there is none, of any uid.
