@@ -26,6 +26,7 @@ loopd_tests::tests! {
         by_every_name,
         in_use,
         lazily,
+        again_after_a_lazy_unmount,
         throwaway,
         what_fails_is_undone,
         interrupted,
@@ -221,6 +222,25 @@ async fn lazily(world: &mut World) -> Outcome {
     assert!(!is_mounted(&place));
     drop(open);
     eventually("it is detached", async || Ok(attached(world) == 0)).await
+}
+
+/// The device that is still in use comes back: a second one would be a second file system on the same bytes.
+async fn again_after_a_lazy_unmount(world: &mut World) -> Outcome {
+    let _units = Units::start(world.bus()).await?;
+    let image = image(world).await?;
+    let place = mount(world, &[image.name()]).await?;
+    let open = std::fs::File::create(place.join("file"))?;
+    unmount(world, &["--lazy", image.name()]).await?;
+    assert!(!is_mounted(&place));
+
+    let again = mount(world, &[image.name()]).await?;
+    assert_eq!(attached(world), 1, "a second device shows the same bytes");
+    std::io::Write::write_all(&mut &open, b"by the descriptor of before")?;
+    assert_eq!(std::fs::read(again.join("file"))?, b"by the descriptor of before");
+    drop(open);
+    unmount(world, &[image.name()]).await?;
+    nothing_left(world).await?;
+    loopd_tests::process::run("e2fsck", ["-fn", image.name()]).await.map(drop)
 }
 
 async fn throwaway(world: &mut World) -> Outcome {

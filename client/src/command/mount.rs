@@ -7,7 +7,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 
 use loopd_dbus::proxy::Interaction;
-use loopd_dbus::{AttachOptions, Lifetime, ListOptions, MountOptions, State, UnmountOptions};
+use loopd_dbus::{AttachOptions, ErrorKind, Lifetime, ListOptions, MountOptions, State, UnmountOptions};
 use nix::unistd::getuid;
 use zbus::wire::OwnedObjectPath;
 
@@ -114,8 +114,10 @@ impl Source {
             }
             Self::Throwaway { file, reference } => (file, reference.clone()),
             Self::File { file, is_writable } => {
-                if let Some(own) = own_attachment(bus, file, *is_writable).await? {
-                    return Ok((own, None));
+                if let Some(own) = own_attachment(bus, file, *is_writable).await?
+                    && (!is_detaching(&own) || take_detach_back(bus, &own.path).await?)
+                {
+                    return Ok((own.path, None));
                 }
                 (file, String::new())
             }
@@ -140,27 +142,41 @@ fn is_open_for_writing(file: &File) -> std::io::Result<bool> {
     Ok(flags & OFlag::O_ACCMODE == OFlag::O_RDWR)
 }
 
-/// An attachment of the whole file that the user has already and that does.
-async fn own_attachment(
-    bus: &Bus,
-    file: &File,
-    is_writable: bool,
-) -> anyhow::Result<Option<OwnedObjectPath>> {
+/// An attachment of the whole file that the user has already and that does. One that is being detached is
+/// still in use: another device over the same bytes would be a second file system on them.
+async fn own_attachment(bus: &Bus, file: &File, is_writable: bool) -> anyhow::Result<Option<Attached>> {
     let same_file = ListOptions { file: Some(file.try_clone()?.into()), ..ListOptions::default() };
     let mut found = list(&bus.manager, &same_file).await?;
     found.retain(|attached| is_suitable(attached, getuid().as_raw(), is_writable));
     // One that is mounted is what the user sees already.
     crate::partition::add(&bus.connection, &mut found).await?;
-    found
-        .sort_by_key(|attached| !volume::of(attached).iter().any(|volume| mount_point::of(volume).is_some()));
-    Ok(found.into_iter().next().map(|attached| attached.path))
+    let is_mounted =
+        |attached: &Attached| volume::of(attached).iter().any(|volume| mount_point::of(volume).is_some());
+    found.sort_by_key(|attached| (!is_mounted(attached), is_detaching(attached)));
+    Ok(found.into_iter().next())
+}
+
+fn is_detaching(attached: &Attached) -> bool {
+    attached.attachment.state == State::Detaching.as_str()
+}
+
+/// Takes a lazy detach back; false if the device has gone in the meantime.
+async fn take_detach_back(bus: &Bus, path: &OwnedObjectPath) -> anyhow::Result<bool> {
+    let taken = bus.attachment(path).await?.set_lifetime(Lifetime::Mount).await;
+    match taken {
+        Ok(()) => Ok(true),
+        Err(error) => match loopd_dbus::Error::from_call(&error) {
+            Some(gone) if matches!(gone.kind, ErrorKind::NotFound | ErrorKind::UnknownObject) => Ok(false),
+            _ => Err(explain(error)),
+        },
+    }
 }
 
 fn is_suitable(attached: &Attached, uid: u32, is_writable: bool) -> bool {
     let attachment = &attached.attachment;
     let is_whole = attachment.offset == 0 && attachment.size_limit == 0;
-    let is_there = attachment.managed && attachment.state == State::Attached.as_str();
-    attachment.owner == uid && is_there && is_whole && (!attachment.read_only || !is_writable)
+    let is_writable_enough = !attachment.read_only || !is_writable;
+    attachment.owner == uid && attachment.managed && is_whole && is_writable_enough
 }
 
 /// Attaches where that is needed, and mounts. What it attached is detached again where it fails.
@@ -255,7 +271,7 @@ mod tests {
         assert!(!fits(&|one| one.attachment.owner = 1001, false));
         assert!(!fits(&|one| one.attachment.offset = 512, false));
         assert!(!fits(&|one| one.attachment.size_limit = 512, false));
-        assert!(!fits(&|one| one.attachment.state = "detaching".to_owned(), false));
+        assert!(fits(&|one| one.attachment.state = "detaching".to_owned(), false));
         assert!(!fits(&|one| one.attachment.managed = false, false));
         let read_only = |one: &mut Attached| one.attachment.read_only = true;
         assert!(fits(&read_only, false) && !fits(&read_only, true));
