@@ -22,6 +22,7 @@ pub mod service_manager;
 pub mod signals;
 pub mod sysfs;
 pub mod table;
+pub mod threat_model;
 pub mod udev;
 pub mod units;
 pub mod world;

@@ -68,7 +68,9 @@ mod tests {
             let names = names(cells.last().unwrap());
             assert!(!names.is_empty(), "line {line} names no test");
             for name in names {
-                let is_there = text.contains(&format!("fn {name}(")) || text.contains(&format!("{name}() {{"));
+                // A function, one of a shell script, or a row of a table of tests.
+                let forms = [format!("fn {name}("), format!("{name}() {{"), format!("    {name}: \"")];
+                let is_there = forms.iter().any(|form| text.contains(form));
                 assert!(is_there, "line {line}: there is no test {name}");
             }
         }
