@@ -15,7 +15,8 @@ mod tests {
         let mut rows = Vec::new();
         let mut columns = None;
         for (number, line) in page.lines().enumerate() {
-            let Some(inner) = line.strip_prefix('|').and_then(|line| line.trim_end().strip_suffix('|')) else {
+            let Some(inner) = line.strip_prefix('|').and_then(|line| line.trim_end().strip_suffix('|'))
+            else {
                 columns = None;
                 continue;
             };

@@ -195,7 +195,9 @@ impl<K: Kernel> Engine<K> {
     ) -> Result<Plan, Error> {
         let shown = found.shown(attachment);
         if attachment.state == State::Detaching {
-            let message = format!("cannot mount {shown}: it is being detached; take that back first (SetLifetime), or wait until its last user is gone");
+            let message = format!(
+                "cannot mount {shown}: it is being detached; take that back first (SetLifetime), or wait until its last user is gone"
+            );
             return Err(Error::new(ErrorKind::Busy, message));
         }
         let node = |number| attachment.device.partition_node(number);
