@@ -76,6 +76,11 @@ impl Callers {
             Some(uid) => uid,
             None => self.ask_uid(&watch, sender).await?,
         };
+        // The bus may have been asked before, for the descriptors of the call, and the user database not.
+        if !watch.is_user(uid) {
+            self.accounts.require(uid).await?;
+            watch.learn_user(uid);
+        }
         let slot = self.wait_for_turn(uid, &watch).await?;
         let subject = Subject::new_for_message_header(header).map_err(|_| unknown())?;
         let interactive = header.primary().flags().contains(Flags::ALLOW_INTERACTIVE_AUTH);
@@ -96,9 +101,6 @@ impl Callers {
     async fn ask_uid(&self, watch: &Watch, sender: &UniqueName<'_>) -> Result<u32, Error> {
         let uid =
             self.bus.get_connection_unix_user(BusName::from(sender.clone())).await.map_err(|_| unknown())?;
-        if !watch.is_uid_known(uid) {
-            self.accounts.require(uid).await?;
-        }
         watch.learn_uid(uid);
         Ok(uid)
     }

@@ -5,7 +5,7 @@
 //!
 //! One match rule serves all clients: dbus-daemon allows 512 rules a connection.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, watch};
@@ -25,17 +25,17 @@ struct Known {
     watched: HashMap<ClientId, Watched>,
     /// A unique name is never used twice, so what the bus said of it holds until it is gone.
     uids: HashMap<ClientId, u32>,
-    /// How many clients each of these uids has.
-    of_uids: HashMap<u32, usize>,
+    /// The clients whose uid the user database knows, by uid.
+    of_users: HashMap<u32, HashSet<ClientId>>,
 }
 
 impl Known {
     fn forget_uid(&mut self, client: &ClientId) {
         let Some(uid) = self.uids.remove(client) else { return };
-        if let Some(clients) = self.of_uids.get_mut(&uid) {
-            *clients -= 1;
-            if *clients == 0 {
-                self.of_uids.remove(&uid);
+        if let Some(clients) = self.of_users.get_mut(&uid) {
+            clients.remove(client);
+            if clients.is_empty() {
+                self.of_users.remove(&uid);
             }
         }
     }
@@ -112,16 +112,22 @@ impl Watch {
     pub fn learn_uid(&self, uid: u32) {
         let mut known = self.clients.known();
         if !self.is_gone() {
-            known.forget_uid(&self.client);
             known.uids.insert(self.client.clone(), uid);
-            *known.of_uids.entry(uid).or_default() += 1;
         }
     }
 
-    /// Whether some client has this uid.
+    /// Keeps that the user database knows this client's uid, until its last client vanishes.
+    pub fn learn_user(&self, uid: u32) {
+        let mut known = self.clients.known();
+        if known.uids.get(&self.client) == Some(&uid) {
+            known.of_users.entry(uid).or_default().insert(self.client.clone());
+        }
+    }
+
+    /// Whether the user database was found to know this uid.
     #[must_use]
-    pub fn is_uid_known(&self, uid: u32) -> bool {
-        self.clients.known().of_uids.contains_key(&uid)
+    pub fn is_user(&self, uid: u32) -> bool {
+        self.clients.known().of_users.contains_key(&uid)
     }
 
     /// Whether it vanished.
@@ -171,13 +177,16 @@ mod tests {
         second.learn_uid(7);
         other.learn_uid(8);
         assert_eq!((second.known_uid(), other.known_uid()), (None, Some(8)));
+        assert!(!other.is_user(8), "the bus knows it, the user database was not asked");
         let third = clients.watch(name(":1.3"));
         third.learn_uid(8);
-        third.learn_uid(8);
+        for watch in [&other, &third, &third] {
+            watch.learn_user(8);
+        }
         clients.vanished(&name(":1.3"));
-        assert!(!other.is_uid_known(7) && other.is_uid_known(8));
+        assert!(!other.is_user(7) && other.is_user(8));
         clients.vanished(&name(":1.2"));
-        assert!(!other.is_uid_known(8));
+        assert!(!other.is_user(8));
         drop((second, other, third));
         assert!(clients.known().watched.is_empty());
         assert!(clients.known().uids.is_empty());

@@ -94,6 +94,8 @@ pub const DIFFERENCES: &[&str] = &[
      another process takes another, without waiting.",
     "loopd attaches nothing that would give an empty device, so a file, a size limit, or what is behind the offset \
      must have 512 bytes at least; and the offset must be a multiple of 512. losetup warns of some of these.",
+    "-L gives back a device that another program has attached only if its file is root's and nobody else may write to \
+     it; losetup gives back any.",
     "--direct-io fails where the backing file cannot do it; losetup attaches the file without it.",
     "A block size of more than 32 bits is refused; losetup takes the lower 32 bits of it.",
     "Of a reference that is not UTF-8, what comes before the first other byte is kept.",

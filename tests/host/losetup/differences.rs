@@ -104,6 +104,12 @@ const LIST: &[Because] = &[
         ],
     },
     Because {
+        _reason: "a device of another program's is given back only if nobody but root can change what it shows",
+        part: Part::Answer,
+        since: OLD,
+        lines: &[("look at theirs", "-L -f --show a.img")],
+    },
+    Because {
         _reason: "-v is accepted",
         part: Part::Answer,
         since: REFERENCE,
