@@ -2,7 +2,7 @@
 //! space, or behaves as badly as a test wants.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use zbus::{Connection, OwnedVariant};
 
 use crate::bus::Bus;
 use crate::process::run;
+use crate::sysfs;
 
 const NAME: &str = "org.freedesktop.systemd1";
 const PATH: &str = "/org/freedesktop/systemd1";
@@ -157,7 +158,8 @@ impl Manager {
             if state.conduct == Conduct::Refuses {
                 return Err(UnitError::JobTypeNotApplicable("not today".to_owned()));
             }
-            if state.mounts.contains_key(&name) {
+            // A unit goes with its mount, whoever has unmounted it.
+            if state.mounts.get(&name).is_some_and(|place| is_mounted(place)) {
                 return Err(UnitError::UnitExists(format!("Unit {name} was already loaded.")));
             }
             state.started.push(started.clone());
@@ -269,4 +271,8 @@ async fn unmount(state: &Mutex<State>, unit: &str) -> bool {
         lock(state).mounts.remove(unit);
     }
     done
+}
+
+fn is_mounted(place: &Path) -> bool {
+    sysfs::mounts_below(place).iter().any(|mount| mount == place)
 }
