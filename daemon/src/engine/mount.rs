@@ -158,9 +158,10 @@ impl<K: Kernel> Engine<K> {
         let account = self.mounter.account(caller.uid()).await;
         let plan = self.plan(&attachment, &found, volume.partition, wanted, &account)?;
         refuse_mounted(&attachment, &found, volume.partition)?;
+        // First: what is mounted elsewhere looks damaged or foreign from here.
+        let _claims = self.claim_overlapping(&attachment, &found).await?;
         self.refuse_unreplayed(&attachment, &found, &plan).await?;
         let members = self.obey_superblock(&attachment, &found, &plan).await?;
-        let _claims = self.claim_overlapping(&attachment, &found).await?;
         let name = mount_name::of_volume(&found.file_system, &attachment);
         let place = self.make_place(&account, &name).await?;
         let order = MountOrder {

@@ -441,7 +441,7 @@ test_a_deleted_image_can_be_closed() {
 test_nobody_mounts_it_and_it_goes() {
     mkdir -p /etc/loopd
     trap 'rm -rf /etc/loopd; systemctl reload loopd.service' EXIT
-    printf '[times]\nmount-grace = 2\n' >/etc/loopd/loopd.toml
+    printf '[times]\nmount-grace = 5\n' >/etc/loopd/loopd.toml
     loopctl list
     systemctl reload loopd.service
     ext4_image /home/alice/disk.img kept alice
@@ -454,7 +454,7 @@ test_nobody_mounts_it_and_it_goes() {
     # Root's mount by hand counts.
     disk=$(opened disk.img)
     mount "$disk" /mnt
-    sleep 4
+    sleep 7
     attached "$disk"
     umount /mnt
     eventually is_free "$disk"
