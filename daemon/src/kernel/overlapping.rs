@@ -31,7 +31,7 @@ const RETRY: Duration = Duration::from_millis(20);
 
 type Number = (u32, u32);
 
-/// Claims on disks: nothing is mounted of them meanwhile.
+/// Exclusive claims on disks: nobody else can mount or map them while this lives.
 #[derive(Debug, Default)]
 pub struct Claims(Vec<File>);
 
