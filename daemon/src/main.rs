@@ -17,10 +17,7 @@ mod lock;
 mod log;
 mod mount;
 mod mounts;
-mod partition_table;
 mod service_manager;
-#[cfg(test)]
-mod skipped;
 mod store;
 mod udev;
 mod vault;

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use rustix::io::{pread, retry_on_intr};
 
-use crate::partition_table::Image;
+use loopd_partition_table::Image;
 
 /// What direct I/O wants offset, length and memory to be multiples of: the largest sector that
 /// disks have (`open(2)`, `O_DIRECT`).
@@ -90,7 +90,7 @@ mod tests {
         let buffered = File::open(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         let Ok(direct) = direct else {
-            return crate::skipped::skipped("bytes", "no direct I/O in the temporary folder");
+            return loopd_test_support::skipped("bytes", "no direct I/O in the temporary folder");
         };
         assert!(Bytes::new(&direct, 0, 0).direct);
         for (offset, length) in [(0, 512), (512, 512), (4090, 20), (16_384, 3616), (19_999, 1), (19_990, 512)]

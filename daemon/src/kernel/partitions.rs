@@ -20,7 +20,7 @@ use super::{
     Device, DiskSequence, Occasion, Partition, PartitionNode, Partitioning, TableEntry, ioctl, linux, node,
     sysfs,
 };
-use crate::partition_table::{self, Table};
+use loopd_partition_table::{self as partition_table, Table};
 use crate::udev;
 
 /// Makes the nodes what the table says, where the kernel does not do so itself, and tells which

@@ -186,7 +186,7 @@ mod tests {
         let path = folders.path("a", "data");
         match folders.make(&path, own_uid() + 1) {
             Err(error) if error.message.contains("no access control lists") => {
-                return crate::skipped::skipped("folders", &error.to_string());
+                return loopd_test_support::skipped("folders", &error.to_string());
             }
             made => assert!(made.unwrap()),
         }

@@ -81,7 +81,7 @@ mod tests {
         for path in PATHS.iter().filter(|path| std::str::from_utf8(path).is_ok()) {
             let mut tool = Command::new("systemd-escape");
             let Ok(said) = tool.args(["--path", "--"]).arg(OsStr::from_bytes(path)).output() else {
-                return crate::skipped::skipped("unit_name", "systemd-escape is not installed");
+                return loopd_test_support::skipped("unit_name", "systemd-escape is not installed");
             };
             assert!(said.status.success(), "{path:?}");
             let path = Path::new(OsStr::from_bytes(path));

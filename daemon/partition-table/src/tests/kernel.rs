@@ -15,7 +15,7 @@ use std::sync::Mutex;
 
 use super::fuzz::{Bases, Input};
 use super::images::{Gpt, Memory, chain, dos};
-use crate::partition_table::{Reading, Refusal, Warning, read};
+use crate::{Reading, Refusal, Warning, read};
 
 /// How many images to make by chance; about three a second can be compared.
 /// `BOLERO_RANDOM_ITERATIONS` asks for another number.

@@ -1,7 +1,7 @@
 //! Damaged, truncated and malicious tables.
 
 use super::images::{DosEntry, Gpt, Memory, chain, dos, put_record, put_u32, put_u64};
-use crate::partition_table::{Fault, Image, Partition, Reading, Warning, read};
+use crate::{Fault, Image, Partition, Reading, Warning, read};
 
 fn reading(image: Vec<u8>) -> Reading {
     read(&mut Memory::from(image), 512).unwrap()

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::partition_table::Image;
+use crate::Image;
 
 /// An image that notes what is asked of it, and panics where that is out of bounds.
 pub struct Memory {

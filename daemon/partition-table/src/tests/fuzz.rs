@@ -13,7 +13,7 @@ use std::time::Duration;
 use bolero::TypeGenerator;
 
 use super::images::{Gpt, Memory, chain, dos, put_record, seal};
-use crate::partition_table::{MAX_PARTITIONS, Partition, Reading, read, sector_size};
+use crate::{MAX_PARTITIONS, Partition, Reading, read, sector_size};
 
 /// More than any image may cost to read; what is allowed for each of the two functions.
 const MOST_READS: usize = 1000;

@@ -9,10 +9,10 @@ use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
-use crate::partition_table::{
+use crate::{
     Image, Partition, Reading, Refusal, Table, TableKind, Warning, read, sector_size,
 };
-use crate::skipped::skipped;
+use loopd_test_support::skipped;
 
 /// Ends a test where a tool is not installed.
 macro_rules! need {

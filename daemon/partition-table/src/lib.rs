@@ -24,6 +24,8 @@
 //! a wrong partition, loses all partitions when one link of the chain is bad or has an odd boot
 //! flag, and follows chains without bound (98 MB for 200,000 links).
 
+#![forbid(unsafe_code)]
+
 use std::io;
 
 mod disk;

@@ -1,7 +1,7 @@
 //! What the kernel does with sound and with odd tables, one rule a test.
 
 use super::images::{DosEntry, Gpt, Memory, chain, dos, put_record, put_u32, put_u64};
-use crate::partition_table::{Reading, Refusal, TableKind, Warning, read, sector_size};
+use crate::{Reading, Refusal, TableKind, Warning, read, sector_size};
 
 fn reading(image: Vec<u8>, block_size: u32) -> Reading {
     read(&mut Memory::from(image), block_size).unwrap()
