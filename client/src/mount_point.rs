@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use loopd_dbus::acl;
+use loopd_common::acl;
 use nix::unistd::getuid;
 
 use crate::mount_table::MountTable;

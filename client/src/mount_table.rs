@@ -1,10 +1,9 @@
 //! The kernel's table of mounts, as this process sees it.
 
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
+use loopd_common::mountinfo;
 use nix::sys::stat::{major, minor};
 
 /// File systems over several devices. Their mounts have device numbers of their own, and their types are
@@ -19,10 +18,9 @@ pub struct MountTable {
 
 #[derive(Clone, Debug)]
 struct Mount {
-    /// `MAJOR:MINOR`.
-    device: Vec<u8>,
+    device: (u32, u32),
     point: PathBuf,
-    file_system: Vec<u8>,
+    is_multi_device: bool,
 }
 
 impl MountTable {
@@ -31,17 +29,14 @@ impl MountTable {
     /// # Errors
     /// procfs cannot be read.
     pub fn read() -> io::Result<Self> {
-        Ok(Self::parse(&fs::read("/proc/self/mountinfo")?))
+        Ok(Self::parse(&fs::read(mountinfo::FILE)?))
     }
 
     fn parse(text: &[u8]) -> Self {
-        let mounts = text.split(|byte| *byte == b'\n').filter_map(|line| {
-            // ID, parent, device, root within the file system, mount point, options, optional fields, "-", type
-            let mut fields = line.split(|byte| *byte == b' ');
-            let device = fields.nth(2)?.to_vec();
-            let point = OsString::from_vec(unescape(fields.nth(1)?)).into();
-            let file_system = fields.skip_while(|field| *field != b"-").nth(1).unwrap_or_default().to_vec();
-            Some(Mount { device, point, file_system })
+        let mounts = mountinfo::mounts(text).map(|mount| Mount {
+            device: mount.device,
+            point: mount.point,
+            is_multi_device: MULTI_DEVICE.contains(&mount.file_system),
         });
         Self { mounts: mounts.collect() }
     }
@@ -66,12 +61,13 @@ impl MountTable {
     /// namespace.
     #[must_use]
     pub fn shows(&self, point: &Path, device: u64) -> bool {
-        let number = format!("{}:{}", major(device), minor(device));
         let top = self.mounts.iter().rfind(|mount| mount.point == point);
-        top.is_some_and(|mount| {
-            mount.device == number.as_bytes() || MULTI_DEVICE.contains(&mount.file_system.as_slice())
-        })
+        top.is_some_and(|mount| mount.is_multi_device || device_number(device) == Some(mount.device))
     }
+}
+
+fn device_number(device: u64) -> Option<(u32, u32)> {
+    Some((major(device).try_into().ok()?, minor(device).try_into().ok()?))
 }
 
 /// The path without links. One that cannot be looked at, as below a file system that is damaged, stays
@@ -79,27 +75,6 @@ impl MountTable {
 #[must_use]
 pub fn resolve(path: &Path) -> PathBuf {
     fs::canonicalize(path).or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned())
-}
-
-/// Takes back what the kernel does to blanks and line ends: a backslash and three octal digits.
-fn unescape(escaped: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(escaped.len());
-    let mut rest = escaped;
-    while let Some((first, behind)) = rest.split_first() {
-        let octal = behind.get(..3).filter(|_| *first == b'\\');
-        let octal = octal.and_then(|digits| std::str::from_utf8(digits).ok());
-        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &behind[3..];
-            }
-            None => {
-                bytes.push(*first);
-                rest = behind;
-            }
-        }
-    }
-    bytes
 }
 
 #[cfg(test)]
@@ -155,12 +130,5 @@ mod tests {
     fn the_machine_s_table_can_be_read() {
         let table = MountTable::read().unwrap();
         assert_eq!(table.holding(Path::new("/proc/self")), Some(Path::new("/proc")));
-    }
-
-    #[test]
-    fn half_an_escape_is_none() {
-        assert_eq!(unescape(br"a\040b\0"), br"a b\0");
-        assert_eq!(unescape(br"\999\\"), br"\999\\");
-        assert_eq!(unescape(b""), b"");
     }
 }

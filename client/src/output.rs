@@ -5,7 +5,7 @@ pub mod table;
 
 use std::io::{self, ErrorKind, IsTerminal, Write};
 
-pub use loopd_dbus::text::{escaped, printable};
+pub use loopd_common::text::{escaped, printable};
 use nix::errno::Errno;
 
 use crate::agent::Interrupted;

@@ -16,7 +16,7 @@ use zbus_polkit::policykit1::{AuthorityProxy, AuthorizationResult, CheckAuthoriz
 use crate::caller::Caller;
 use crate::engine::{Caller as _, Ledger, Snapshot, is_root};
 use crate::kernel::{FileFacts, FileKind, node};
-use loopd_dbus::text::printable;
+use loopd_common::text::printable;
 
 /// polkit answers at once where it need not ask anyone; below the 25 s of a D-Bus call.
 const LONGEST_SILENCE: Duration = Duration::from_secs(15);

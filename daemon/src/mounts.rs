@@ -20,7 +20,9 @@ impl Watch {
     /// # Errors
     /// procfs cannot be read.
     pub fn open() -> std::io::Result<Self> {
-        Ok(Self { readiness: Readiness::watch(&File::open(mount_table::FILE)?, Interest::PRIORITY)? })
+        Ok(Self {
+            readiness: Readiness::watch(&File::open(loopd_common::mountinfo::FILE)?, Interest::PRIORITY)?,
+        })
     }
 
     /// Hands on every new table for ever.

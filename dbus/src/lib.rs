@@ -3,17 +3,15 @@
 //! Beside the Rust types this folder holds what a bus needs of the contract: the bus policy, the
 //! activation file and the introspection XML of each interface.
 
-pub mod acl;
 pub mod error;
 pub mod names;
 pub mod options;
 pub mod properties;
 pub mod proxy;
-pub mod text;
 pub mod transport;
 
+pub use loopd_common::{Lifetime, Overlap, State, UnknownWord};
+
 pub use error::{Error, ErrorKind};
-pub use options::{
-    AttachOptions, DetachOptions, InvalidOption, Lifetime, ListOptions, MountOptions, Overlap, UnmountOptions,
-};
-pub use properties::{AttachmentProperties, PartitionProperties, State, VolumeProperties};
+pub use options::{AttachOptions, DetachOptions, InvalidOption, ListOptions, MountOptions, UnmountOptions};
+pub use properties::{AttachmentProperties, PartitionProperties, VolumeProperties};

@@ -6,6 +6,8 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 
+use loopd_common::text::shortened;
+use loopd_common::{Lifetime, Overlap, UnknownWord};
 use zbus::{OwnedVariant, Variant};
 
 /// An option dictionary as it arrives.
@@ -45,75 +47,8 @@ pub enum InvalidOption {
         reason: String,
     },
     /// The value is none of the words that the option takes.
-    #[error("option {name:?} is {value:?}; it takes {known}")]
-    Word {
-        /// The key.
-        name: &'static str,
-        /// The value that was sent.
-        value: String,
-        /// The words that it takes.
-        known: &'static str,
-    },
-}
-
-macro_rules! words {
-    ($(#[$doc:meta])* $type:ident, $option:literal, $known:literal,
-     { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)* }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-        pub enum $type { $($(#[$variant_doc])* $variant,)* }
-
-        impl $type {
-            /// The word for it on the bus and on the command line.
-            #[must_use]
-            pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $word,)* }
-            }
-        }
-
-        impl std::fmt::Display for $type {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.pad(self.as_str())
-            }
-        }
-
-        impl std::str::FromStr for $type {
-            type Err = InvalidOption;
-
-            fn from_str(word: &str) -> Result<Self, InvalidOption> {
-                match word {
-                    $($word => Ok(Self::$variant),)*
-                    _ => Err(InvalidOption::Word { name: $option, value: short(word), known: $known }),
-                }
-            }
-        }
-    };
-}
-
-words! {
-    /// When an attachment ends.
-    Lifetime, "lifetime", "\"client\", \"mount\" or \"persistent\"", {
-        /// With the bus connection that made it.
-        #[default]
-        Client = "client",
-        /// With the last mount of the device or of one of its partitions.
-        Mount = "mount",
-        /// When it is detached.
-        Persistent = "persistent",
-    }
-}
-
-words! {
-    /// What to do when the file is attached already.
-    Overlap, "overlap", "\"allow\", \"refuse\" or \"reuse\"", {
-        /// Attach it once more.
-        #[default]
-        Allow = "allow",
-        /// Fail with `Overlap`.
-        Refuse = "refuse",
-        /// Give back the device with the same file, offset and size limit.
-        Reuse = "reuse",
-    }
+    #[error(transparent)]
+    Word(#[from] UnknownWord),
 }
 
 /// The options of `SetupLoop`.
@@ -377,7 +312,7 @@ fn take<'a, T: TryFrom<&'a OwnedVariant>>(
     value: &'a OwnedVariant,
 ) -> Result<T, InvalidOption> {
     T::try_from(value).map_err(|_| InvalidOption::Type {
-        name: short(name),
+        name: shortened(name),
         expected,
         found: value.value_signature().to_string(),
     })
@@ -395,15 +330,7 @@ fn take_file(name: String, value: OwnedVariant) -> Result<OwnedFd, InvalidOption
 }
 
 fn unknown(name: String, method: &'static str, known: &'static str) -> InvalidOption {
-    InvalidOption::Unknown { name: short(&name), method, known }
-}
-
-/// A name or word for a message: no longer than any that is known.
-fn short(word: &str) -> String {
-    match word.char_indices().nth(64) {
-        Some((end, _)) => format!("{}…", &word[..end]),
-        None => word.to_owned(),
-    }
+    InvalidOption::Unknown { name: shortened(&name), method, known }
 }
 
 #[cfg(test)]

@@ -142,26 +142,6 @@ properties! {
 /// The owner of an attachment that loopd did not make.
 pub const NO_OWNER: u32 = u32::MAX;
 
-/// Where an attachment stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// In use, or ready to be.
-    Attached,
-    /// It goes at the last close.
-    Detaching,
-}
-
-impl State {
-    /// The property's value.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Attached => "attached",
-            Self::Detaching => "detaching",
-        }
-    }
-}
-
 /// A path as the bus carries it: bytes with a NUL at the end.
 #[must_use]
 pub fn to_bus_path(path: &[u8]) -> Vec<u8> {

@@ -11,7 +11,9 @@ use zbus::wire::{DynamicDeserialize, DynamicType, ObjectPath, OwnedObjectPath};
 use zbus::{Connection, Fd, OwnedVariant, Proxy};
 
 use crate::names::{ATTACHMENT, BUS_NAME, MANAGER, ROOT_PATH, VOLUME};
-use crate::options::{AttachOptions, DetachOptions, Lifetime, ListOptions, MountOptions, UnmountOptions};
+use loopd_common::Lifetime;
+
+use crate::options::{AttachOptions, DetachOptions, ListOptions, MountOptions, UnmountOptions};
 
 /// An attachment's path and its properties: those of `Attachment` and of `Volume`.
 pub type Listed = (OwnedObjectPath, HashMap<String, OwnedVariant>);

@@ -3,7 +3,7 @@
 use unicode_width::UnicodeWidthStr;
 
 use super::column::{Column, Json};
-use loopd_dbus::text::is_deceptive;
+use loopd_common::text::is_deceptive;
 
 /// How the table is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
+use loopd_common::UnknownWord;
 use loopd_dbus::options::ReceivedOptions;
 use loopd_dbus::{AttachmentProperties, DetachOptions, Error, ErrorKind};
 use zbus::interface;
@@ -72,7 +73,7 @@ impl Attachment {
     }
 
     async fn set_lifetime(&self, #[zbus(header)] header: Header<'_>, lifetime: String) -> Result<(), Error> {
-        let lifetime = lifetime.parse().map_err(invalid)?;
+        let lifetime = lifetime.parse().map_err(|error: UnknownWord| invalid(error.into()))?;
         let caller = self.room.may_change(&header, self.id).await?;
         let result = self.room.engine.set_lifetime(self.id, lifetime, &caller).await;
         self.room.changed(&caller, result).await

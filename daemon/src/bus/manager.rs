@@ -16,7 +16,7 @@ use super::{Room, invalid, wire};
 use crate::authority::Deed;
 use crate::caller::Caller;
 use crate::engine::{AttachRequest, Caller as _, Order, Snapshot};
-use loopd_dbus::text::printable;
+use loopd_common::text::printable;
 
 /// The root object.
 pub struct Manager {

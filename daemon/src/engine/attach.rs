@@ -12,7 +12,7 @@ use super::attachment::{Record, Stage};
 use super::restore::{Announcement, Phase};
 use super::{AttachRequest, ClientId, Engine, Event, Ownership, Snapshot};
 use crate::kernel::{Attached, DiskSequence, Kernel, Occasion};
-use loopd_dbus::text::printable;
+use loopd_common::text::printable;
 
 /// Whoever asked, as far as the engine has to know.
 pub trait Caller: Send + Sync {

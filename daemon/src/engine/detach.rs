@@ -10,7 +10,7 @@ use super::attach::audit;
 use super::attachment::Record;
 use super::{ClientId, Engine, Event, Snapshot};
 use crate::kernel::{Change, DiskSequence, Kernel, Users};
-use loopd_dbus::text::printable;
+use loopd_common::text::printable;
 
 const OR_LAZILY: &str = "end that first, or detach lazily";
 

@@ -19,7 +19,7 @@ use super::mount_plan::{Plan, Volume};
 use super::observe::HANGS;
 use super::{Engine, Snapshot, ext_journal, mount_name, superblock};
 use crate::kernel::{DiskSequence, FileSystem, Kernel};
-use loopd_dbus::text::printable;
+use loopd_common::text::printable;
 
 /// What is done meanwhile, and what comes of it.
 pub type Doing<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -2,7 +2,7 @@
 
 use super::Snapshot;
 use crate::kernel::FileSystem;
-use loopd_dbus::text::is_deceptive;
+use loopd_common::text::is_deceptive;
 
 /// Bytes that a name may have; a number may come behind it.
 const LONGEST: usize = 120;

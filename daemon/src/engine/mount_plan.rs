@@ -6,7 +6,7 @@ use loopd_dbus::{Error, ErrorKind, MountOptions};
 
 use super::Account;
 use crate::kernel::FileSystem;
-use loopd_dbus::text::printable;
+use loopd_common::text::printable;
 
 /// Far more than anybody needs.
 const LONGEST_OPTIONS: usize = 1024;

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use super::attach::Caller;
 use super::{AttachRequest, Engine, Snapshot, is_root};
 use crate::kernel::{Device, FileFacts, Kernel, node};
-use loopd_dbus::text::printable;
+use loopd_common::text::printable;
 
 impl<K: Kernel> Engine<K> {
     /// Keeps others from attaching the file meanwhile, and gives back the device that serves the

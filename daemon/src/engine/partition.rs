@@ -12,7 +12,7 @@ use super::detach::{busy, gone};
 use super::looks::Look;
 use super::{Engine, Ownership, Uevent};
 use crate::kernel::{Device, DiskSequence, Found, Kernel, Occasion, Partition, Partitioning};
-use loopd_dbus::text::printable;
+use loopd_common::text::printable;
 
 impl<K: Kernel> Engine<K> {
     /// Has the partition table read again, and makes the partitions what it says; returns when udev

@@ -17,7 +17,7 @@ const WRITABLE_BY_OTHERS: u32 = 0o022;
 
 use super::{FileFacts, FileIdentity, FileKind};
 use crate::engine::{AttachRequest, is_root};
-use loopd_dbus::text::printable;
+use loopd_common::text::printable;
 
 /// A descriptor that was looked at.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use nix::fcntl::OFlag;
 
 use super::linux::{self, failed};
 use super::{Change, Device, DiskSequence, backing_file, exclusive, ioctl, node};
-use loopd_dbus::text::printable;
+use loopd_common::text::printable;
 
 /// How often a call is made that meets someone in passing, such as a probe of udev.
 const ATTEMPTS: u32 = 64;

@@ -32,7 +32,7 @@ use super::{
 use crate::engine::AttachRequest;
 use crate::udev;
 use crate::vault::Vault;
-use loopd_dbus::text::printable;
+use loopd_common::text::printable;
 
 /// How often a number taken by another process is answered with a new choice.
 const ATTEMPTS: usize = 64;

@@ -1,14 +1,11 @@
 //! `/proc/self/mountinfo` (`proc_pid_mountinfo(5)`): which device is mounted where.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use super::multi_device::MultiDevice;
+use loopd_common::mountinfo;
 
-/// The file that the table is read from. It reports `POLLPRI` when a mount comes or goes.
-pub const FILE: &str = "/proc/self/mountinfo";
+use super::multi_device::MultiDevice;
 
 /// Mount points by device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,7 +20,7 @@ pub struct MountTable {
 /// # Errors
 /// procfs cannot be read.
 pub fn read() -> std::io::Result<MountTable> {
-    let text = std::fs::read(FILE)?;
+    let text = std::fs::read(mountinfo::FILE)?;
     Ok(MountTable::parse(&text, &MultiDevice::read()))
 }
 
@@ -35,27 +32,17 @@ impl MountTable {
     #[must_use]
     pub fn parse(text: &[u8], multi_device: &MultiDevice) -> Self {
         let mut table = Self::default();
-        for line in text.split(|byte| *byte == b'\n') {
-            table.parse_line(line, multi_device);
+        for mount in mountinfo::mounts(text) {
+            let devices = match mount.device.0 {
+                0 => multi_device.devices(mount.file_system, &mount.source),
+                _ => vec![mount.device],
+            };
+            for device in devices {
+                put(table.by_device.entry(device).or_default(), mount.point.clone());
+            }
+            table.all.insert(mount.point);
         }
         table
-    }
-
-    fn parse_line(&mut self, line: &[u8], multi_device: &MultiDevice) -> Option<()> {
-        let mut fields = line.split(|byte| *byte == b' ');
-        let device = device_number(std::str::from_utf8(fields.nth(2)?).ok()?)?;
-        let mount_point = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
-        self.all.insert(mount_point.clone());
-        let devices = if device.0 == 0 {
-            let mut fields = fields.skip_while(|field| *field != b"-").skip(1);
-            multi_device.devices(fields.next()?, &unescape(fields.next()?))
-        } else {
-            vec![device]
-        };
-        for device in devices {
-            put(self.by_device.entry(device).or_default(), mount_point.clone());
-        }
-        Some(())
     }
 
     /// Whether something is mounted on this folder.
@@ -90,40 +77,6 @@ fn put(points: &mut Vec<PathBuf>, point: PathBuf) {
     if !points.contains(&point) {
         points.push(point);
     }
-}
-
-/// Reads `MAJOR:MINOR`.
-#[must_use]
-pub fn device_number(text: &str) -> Option<(u32, u32)> {
-    let (major, minor) = text.split_once(':')?;
-    Some((major.parse().ok()?, minor.parse().ok()?))
-}
-
-/// Undoes the kernel's octal escapes of space, tab, newline and backslash.
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((first, tail)) = rest.split_first() {
-        let escaped = if *first == b'\\' { tail.get(..3).and_then(octal) } else { None };
-        match escaped {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &tail[3..];
-            }
-            None => {
-                bytes.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    bytes
-}
-
-fn octal(digits: &[u8]) -> Option<u8> {
-    if !digits.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok()
 }
 
 #[cfg(test)]

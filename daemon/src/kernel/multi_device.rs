@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::mount_table::device_number;
+use loopd_common::mountinfo::device_number;
 
 /// A block device of a file system.
 #[derive(Clone, Debug, PartialEq, Eq)]

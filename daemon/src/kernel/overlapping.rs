@@ -19,7 +19,7 @@ use nix::fcntl::OFlag;
 
 use super::mount_table::{self, MountTable};
 use super::{Device, FileIdentity, node, sysfs};
-use loopd_dbus::text::printable;
+use loopd_common::text::printable;
 
 /// The loop driver's.
 const LOOP_MAJOR: u32 = 7;
@@ -301,7 +301,7 @@ fn disk_of(block: Number) -> (Number, u64) {
     let Some(start) = sectors(block, "start") else { return (block, 0) };
     let parent = fs::canonicalize(directory(block)).ok().and_then(|path| {
         let text = fs::read_to_string(path.parent()?.join("dev")).ok()?;
-        mount_table::device_number(text.trim_ascii_end())
+        loopd_common::mountinfo::device_number(text.trim_ascii_end())
     });
     parent.map_or((block, 0), |disk| (disk, start))
 }

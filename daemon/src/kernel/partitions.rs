@@ -20,8 +20,8 @@ use super::{
     Device, DiskSequence, Occasion, Partition, PartitionNode, Partitioning, TableEntry, ioctl, linux, node,
     sysfs,
 };
-use loopd_partition_table::{self as partition_table, Table};
 use crate::udev;
+use loopd_partition_table::{self as partition_table, Table};
 
 /// Makes the nodes what the table says, where the kernel does not do so itself, and tells which
 /// partitions there are.

@@ -118,7 +118,7 @@ pub fn holders(block_name: &str) -> Vec<String> {
 /// `MAJOR:MINOR` of a block device.
 pub fn device_number(block_name: &str) -> Option<(u32, u32)> {
     let text = fs::read_to_string(format!("/sys/class/block/{block_name}/dev")).ok()?;
-    mount_table::device_number(text.trim_ascii_end())
+    loopd_common::mountinfo::device_number(text.trim_ascii_end())
 }
 
 /// The nodes of the mounted btrfs with this UUID.

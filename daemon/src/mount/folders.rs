@@ -4,7 +4,8 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use loopd_dbus::{Error, ErrorKind, acl};
+use loopd_common::acl;
+use loopd_dbus::{Error, ErrorKind};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 

@@ -9,9 +9,7 @@ use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
-use crate::{
-    Image, Partition, Reading, Refusal, Table, TableKind, Warning, read, sector_size,
-};
+use crate::{Image, Partition, Reading, Refusal, Table, TableKind, Warning, read, sector_size};
 use loopd_test_support::skipped;
 
 /// Ends a test where a tool is not installed.

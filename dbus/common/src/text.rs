@@ -36,6 +36,15 @@ pub fn escaped(bytes: &[u8]) -> String {
     shown
 }
 
+/// A name or word of a caller, for a message: at most 64 characters.
+#[must_use]
+pub fn shortened(word: &str) -> String {
+    match word.char_indices().nth(64) {
+        Some((end, _)) => format!("{}…", &word[..end]),
+        None => word.to_owned(),
+    }
+}
+
 /// Characters that can make a text look like another one, or be read as more than text: control characters
 /// (Cc), line and paragraph separators (Zl, Zp), formatting such as changes of the writing direction (Cf),
 /// what is not shown at all (Default_Ignorable_Code_Point, the blank U+2800), private use (Co), and what is

@@ -1,0 +1,13 @@
+//! What the daemon and its clients both need and that is not D-Bus.
+//!
+//! The engine is built on this crate, which therefore depends on no D-Bus library and makes no system
+//! calls.
+
+#![forbid(unsafe_code)]
+
+pub mod acl;
+pub mod mountinfo;
+pub mod text;
+mod words;
+
+pub use words::{Lifetime, Overlap, State, UnknownWord};

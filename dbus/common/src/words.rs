@@ -1,0 +1,107 @@
+//! The words of the contract: the same on the bus, on the command line and in JSON.
+
+/// A word that the contract does not have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("option {name:?} is {value:?}; it takes {known}")]
+pub struct UnknownWord {
+    /// The option that it was the value of.
+    pub name: &'static str,
+    /// The value, shortened to 64 characters.
+    pub value: String,
+    /// The words that the option takes.
+    pub known: &'static str,
+}
+
+macro_rules! words {
+    ($(#[$doc:meta])* $type:ident, $option:literal, $known:literal,
+     { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+        pub enum $type { $($(#[$variant_doc])* $variant,)* }
+
+        impl $type {
+            /// The word for it on the bus and on the command line.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word,)* }
+            }
+        }
+
+        impl std::fmt::Display for $type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+
+        impl std::str::FromStr for $type {
+            type Err = UnknownWord;
+
+            fn from_str(word: &str) -> Result<Self, UnknownWord> {
+                match word {
+                    $($word => Ok(Self::$variant),)*
+                    _ => Err(UnknownWord { name: $option, value: crate::text::shortened(word), known: $known }),
+                }
+            }
+        }
+    };
+}
+
+words! {
+    /// When an attachment ends.
+    Lifetime, "lifetime", "\"client\", \"mount\" or \"persistent\"", {
+        /// With the bus connection that made it.
+        #[default]
+        Client = "client",
+        /// With the last mount of the device or of one of its partitions.
+        Mount = "mount",
+        /// When it is detached.
+        Persistent = "persistent",
+    }
+}
+
+words! {
+    /// What to do if the file is already attached.
+    Overlap, "overlap", "\"allow\", \"refuse\" or \"reuse\"", {
+        /// Attach it once more.
+        #[default]
+        Allow = "allow",
+        /// Fail with `Overlap`.
+        Refuse = "refuse",
+        /// Return the device with the same file, offset and size limit.
+        Reuse = "reuse",
+    }
+}
+
+words! {
+    /// The state of an attachment.
+    State, "state", "\"attached\" or \"detaching\"", {
+        /// In use, or ready to be.
+        #[default]
+        Attached = "attached",
+        /// It goes at the last close.
+        Detaching = "detaching",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_read_back_and_others_are_rejected() {
+        for lifetime in [Lifetime::Client, Lifetime::Mount, Lifetime::Persistent] {
+            assert_eq!(lifetime.as_str().parse(), Ok(lifetime));
+        }
+        for overlap in [Overlap::Allow, Overlap::Refuse, Overlap::Reuse] {
+            assert_eq!(overlap.as_str().parse(), Ok(overlap));
+        }
+        for state in [State::Attached, State::Detaching] {
+            assert_eq!(state.as_str().parse(), Ok(state));
+        }
+        let unknown = "Client".parse::<Lifetime>().unwrap_err();
+        assert_eq!(
+            unknown.to_string(),
+            r#"option "lifetime" is "Client"; it takes "client", "mount" or "persistent""#
+        );
+    }
+}
