@@ -170,6 +170,12 @@ has_array() {
     grep -q "${1#/dev/}\[" /proc/mdstat
 }
 
+# added DEVICE: mdadm's rule of Debian 13 looks at a bare disk at its "add" only, and attaching is a "change".
+added() {
+    udevadm trigger --action=add --settle "$1"
+    settled
+}
+
 test_udev_assembles_no_array_of_a_user() {
     local device
     loopctl list
@@ -183,10 +189,12 @@ test_udev_assembles_no_array_of_a_user() {
     freed "$device"
     chown alice: md.img
     device=$(as_alice md.img)
+    added "$device"
     ! has_array "$device" || fail "assembled"
     equal "type" "$(type_of "$device")" linux_raid_member
     active alice loopctl detach "$device"
     device=$(as_root md.img)
+    added "$device"
     eventually has_array "$device"
     mdadm --stop --scan
     freed "$device"
@@ -208,11 +216,14 @@ test_udev_adds_nothing_of_a_user_to_an_array_of_the_machine() {
     chown alice: other.img
     host=$(as_root /root/one.img)
     # It waits for its second member.
+    added "$host"
     has_array "$host"
     device=$(as_alice other.img)
+    added "$device"
     ! has_array "$device" || fail "it writes what the machine writes to alice's file"
     active alice loopctl detach "$device"
     device=$(as_root other.img)
+    added "$device"
     eventually has_array "$device"
     mdadm --stop --scan
     freed "$device" "$host"
@@ -295,22 +306,34 @@ test_udev_shows_no_btrfs_of_a_user_to_the_kernel() {
     local device cursor
     loopctl list
     cd /home/alice
+    # Linux 6.12 remembers only what has further devices.
     image btrfs.img 128M
-    mkfs.btrfs -q -L mine btrfs.img
+    image other.img 128M
+    mkfs.btrfs -q -L ours btrfs.img other.img
     chown alice: btrfs.img
     cursor=$(journalctl -n 0 --show-cursor | sed -n 's/^-- cursor: //p')
     device=$(as_alice btrfs.img)
     ! scanned "$device" || fail "scanned"
     equal "type" "$(type_of "$device")" btrfs
-    # It can be mounted nevertheless.
-    active alice loopctl mount "$device"
-    active alice loopctl unmount "$device"
     active alice loopctl detach "$device"
     btrfs device scan --forget
     cursor=$(journalctl -n 0 --show-cursor | sed -n 's/^-- cursor: //p')
     device=$(as_root btrfs.img)
     eventually scanned "$device"
     freed "$device"
+    btrfs device scan --forget
+}
+
+test_a_btrfs_that_udev_does_not_show_to_the_kernel_can_be_mounted() {
+    local device
+    cd /home/alice
+    image btrfs.img 128M
+    mkfs.btrfs -q -L mine btrfs.img
+    chown alice: btrfs.img
+    device=$(as_alice btrfs.img)
+    active alice loopctl mount "$device"
+    active alice loopctl unmount "$device"
+    active alice loopctl detach "$device"
     btrfs device scan --forget
 }
 
@@ -382,6 +405,8 @@ test_an_administrator_can_have_it_activated() {
 
 test_every_device_of_a_user_is_marked_for_udev() {
     local device other sequence
+    # A daemon without its directory attaches nothing for users.
+    trap 'systemctl restart loopd.service' EXIT
     loopctl list
     cd /home/alice
     image one.img 1M alice
@@ -404,5 +429,4 @@ test_every_device_of_a_user_is_marked_for_udev() {
     contains "$(refused 1 active alice loopctl attach two.img)" 'cannot tell udev'
     loopctl detach "$device"
     equal "devices" "$(losetup -n -O NAME)" ""
-    systemctl restart loopd.service
 }
