@@ -106,7 +106,7 @@ fn bus_is_not_there(address: &Address, error: &std::io::Error) -> String {
 /// What a failed call means to a person; an error of the contract stays what it is.
 #[must_use]
 pub fn explain(error: zbus::Error) -> anyhow::Error {
-    if let Some(error) = loopd_dbus::Error::from_call(&error) {
+    if let Some(error) = loopd_dbus::error::from_call(&error) {
         return error.into();
     }
     anyhow::anyhow!(match &error {

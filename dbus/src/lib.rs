@@ -10,8 +10,8 @@ pub mod properties;
 pub mod proxy;
 pub mod transport;
 
-pub use loopd_common::{Lifetime, Overlap, State, UnknownWord};
+pub use loopd_common::{Error, ErrorKind, Lifetime, Overlap, State, UnknownWord};
 
-pub use error::{Error, ErrorKind};
+pub use error::ErrorReply;
 pub use options::{AttachOptions, DetachOptions, InvalidOption, ListOptions, MountOptions, UnmountOptions};
 pub use properties::{AttachmentProperties, PartitionProperties, VolumeProperties};

@@ -498,7 +498,8 @@ pub fn refusal<T: std::fmt::Debug>(result: zbus::Result<T>) -> Result<Error> {
     match result {
         Ok(value) => bail!("it should have failed and gave {value:?}"),
         Err(error) => {
-            let known = Error::from_call(&error).with_context(|| format!("not the contract's: {error}"))?;
+            let known = loopd_dbus::error::from_call(&error)
+                .with_context(|| format!("not the contract's: {error}"))?;
             if known.message.is_empty() {
                 bail!("{:?} has no message", known.kind);
             }

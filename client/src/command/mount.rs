@@ -165,7 +165,7 @@ async fn take_detach_back(bus: &Bus, path: &OwnedObjectPath) -> anyhow::Result<b
     let taken = bus.attachment(path).await?.set_lifetime(Lifetime::Mount).await;
     match taken {
         Ok(()) => Ok(true),
-        Err(error) => match loopd_dbus::Error::from_call(&error) {
+        Err(error) => match loopd_dbus::error::from_call(&error) {
             Some(gone) if matches!(gone.kind, ErrorKind::NotFound | ErrorKind::UnknownObject) => Ok(false),
             _ => Err(explain(error)),
         },

@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use loopd_common::UnknownWord;
 use loopd_dbus::options::ReceivedOptions;
-use loopd_dbus::{AttachmentProperties, DetachOptions, Error, ErrorKind};
+use loopd_dbus::{AttachmentProperties, DetachOptions, Error, ErrorKind, ErrorReply};
 use zbus::interface;
 use zbus::message::Header;
 
@@ -42,48 +42,50 @@ impl Attachment {
         &self,
         #[zbus(header)] header: Header<'_>,
         options: ReceivedOptions,
-    ) -> Result<(), Error> {
+    ) -> Result<(), ErrorReply> {
         let options = DetachOptions::decode(options).map_err(invalid)?;
         let caller = self.room.identify(&header).await?;
         let attachment = self.room.find(self.id)?;
-        self.room.detach(&caller, &attachment, options.lazy).await
+        Ok(self.room.detach(&caller, &attachment, options.lazy).await?)
     }
 
-    async fn rescan_partitions(&self, #[zbus(header)] header: Header<'_>) -> Result<(), Error> {
+    async fn rescan_partitions(&self, #[zbus(header)] header: Header<'_>) -> Result<(), ErrorReply> {
         let caller = self.room.may_change(&header, self.id).await?;
-        self.room.changed(&caller, self.room.engine.rescan(self.id).await).await
+        Ok(self.room.changed(&caller, self.room.engine.rescan(self.id).await).await?)
     }
 
-    async fn set_capacity(&self, #[zbus(header)] header: Header<'_>) -> Result<(), Error> {
-        self.change(&header, Change::Capacity).await
+    async fn set_capacity(&self, #[zbus(header)] header: Header<'_>) -> Result<(), ErrorReply> {
+        Ok(self.change(&header, Change::Capacity).await?)
     }
 
-    async fn set_direct_io(&self, #[zbus(header)] header: Header<'_>, on: bool) -> Result<(), Error> {
-        self.change(&header, Change::DirectIo(on)).await
+    async fn set_direct_io(&self, #[zbus(header)] header: Header<'_>, on: bool) -> Result<(), ErrorReply> {
+        Ok(self.change(&header, Change::DirectIo(on)).await?)
     }
 
-    async fn set_block_size(&self, #[zbus(header)] header: Header<'_>, bytes: u32) -> Result<(), Error> {
+    async fn set_block_size(&self, #[zbus(header)] header: Header<'_>, bytes: u32) -> Result<(), ErrorReply> {
         if !is_block_size(bytes) {
-            return Err(Error::new(
-                ErrorKind::InvalidArgs,
-                format!("the block size {bytes} is not a power of two from 512 to 65536"),
-            ));
+            let text = format!("the block size {bytes} is not a power of two from 512 to 65536");
+            return Err(Error::new(ErrorKind::InvalidArgs, text).into());
         }
-        self.change(&header, Change::BlockSize(bytes)).await
+        Ok(self.change(&header, Change::BlockSize(bytes)).await?)
     }
 
-    async fn set_lifetime(&self, #[zbus(header)] header: Header<'_>, lifetime: String) -> Result<(), Error> {
+    async fn set_lifetime(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        lifetime: String,
+    ) -> Result<(), ErrorReply> {
         let lifetime = lifetime.parse().map_err(|error: UnknownWord| invalid(error.into()))?;
         let caller = self.room.may_change(&header, self.id).await?;
         let result = self.room.engine.set_lifetime(self.id, lifetime, &caller).await;
-        self.room.changed(&caller, result).await
+        Ok(self.room.changed(&caller, result).await?)
     }
 
     async fn replace_backing_file(
         &self,
         #[zbus(header)] header: Header<'_>,
         file: zbus::OwnedFd,
-    ) -> Result<(), Error> {
+    ) -> Result<(), ErrorReply> {
         let file = self.room.claim(&file)?;
         let caller = self.room.may_change(&header, self.id).await?;
         if self.room.authority.asks(&caller) {
@@ -92,7 +94,7 @@ impl Attachment {
             self.room.authority.allow(&caller, Deed::Attach(&facts, Some(number))).await?;
         }
         let result = self.room.engine.replace_backing_file(self.id, file, caller.uid()).await;
-        self.room.changed(&caller, result).await
+        Ok(self.room.changed(&caller, result).await?)
     }
 
     #[zbus(property(emits_changed_signal = "const"))]

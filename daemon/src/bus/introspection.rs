@@ -4,7 +4,7 @@
 use std::fmt::Write;
 
 use loopd_dbus::names::{ATTACHMENT_PREFIX, ROOT_PATH};
-use loopd_dbus::{Error, ErrorKind};
+use loopd_dbus::{Error, ErrorKind, ErrorReply};
 use zbus::interface;
 use zbus::message::Header;
 use zbus::object_server::{Interface, ObjectServer};
@@ -98,7 +98,7 @@ impl Introspection {
         &self,
         #[zbus(header)] header: Header<'_>,
         #[zbus(object_server)] server: &ObjectServer,
-    ) -> Result<Answer<String>, Error> {
+    ) -> Result<Answer<String>, ErrorReply> {
         let _caller = self.room.identify(&header).await?;
         let path = header.path().map(|path| path.as_str()).unwrap_or_default();
         let mut xml = START.to_owned();

@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
+use loopd_common::CallerFile;
 use loopd_dbus::names::attachment_path;
 use loopd_dbus::options::ReceivedOptions;
-use loopd_dbus::transport::CallerFile;
-use loopd_dbus::{AttachOptions, DetachOptions, Error, ErrorKind, ListOptions};
+use loopd_dbus::{AttachOptions, DetachOptions, Error, ErrorKind, ErrorReply, ListOptions};
 use tracing::info;
 use zbus::message::Header;
 use zbus::wire::{ObjectPath, OwnedObjectPath};
@@ -33,10 +33,11 @@ impl Manager {
         #[zbus(header)] header: Header<'_>,
         file: zbus::OwnedFd,
         options: ReceivedOptions,
-    ) -> Result<(ObjectPath<'static>, String), Error> {
+    ) -> Result<(ObjectPath<'static>, String), ErrorReply> {
         let file = self.room.claim(&file)?;
         // Before anything is waited for: an option takes many times the memory of its bytes.
-        let request = AttachRequest::new(AttachOptions::decode(options).map_err(invalid)?)?;
+        let request = wire::attach_request(AttachOptions::decode(options).map_err(invalid)?);
+        request.check()?;
         let caller = self.room.identify(&header).await?;
         let attached = self.attach(&caller, file, request).await?;
         Ok((attachment_path(attached.id.0), attached.device.node()))
@@ -47,12 +48,12 @@ impl Manager {
         #[zbus(header)] header: Header<'_>,
         device: String,
         options: ReceivedOptions,
-    ) -> Result<(), Error> {
+    ) -> Result<(), ErrorReply> {
         let options = DetachOptions::decode(options).map_err(invalid)?;
         let number = loop_number(&device)?;
         let caller = self.room.identify(&header).await?;
         let attachment = self.room.engine.locate(number).await?;
-        self.room.detach(&caller, &attachment, options.lazy).await
+        Ok(self.room.detach(&caller, &attachment, options.lazy).await?)
     }
 
     #[zbus(out_args("attachments"))]
@@ -60,7 +61,7 @@ impl Manager {
         &self,
         #[zbus(header)] header: Header<'_>,
         options: ReceivedOptions,
-    ) -> Result<Answer<Vec<Listed>>, Error> {
+    ) -> Result<Answer<Vec<Listed>>, ErrorReply> {
         let options = ListOptions::decode(options).map_err(invalid)?;
         let file = options.file.map(|file| self.room.claim(&file)).transpose()?;
         let _caller = self.room.identify(&header).await?;
@@ -80,18 +81,22 @@ impl Manager {
     }
 
     #[zbus(out_args("device"))]
-    async fn find_free(&self, #[zbus(header)] header: Header<'_>) -> Result<String, Error> {
+    async fn find_free(&self, #[zbus(header)] header: Header<'_>) -> Result<String, ErrorReply> {
         // Bounded for each uid: it may make a device.
         let _caller = self.room.identify(&header).await?;
         Ok(crate::kernel::node(self.room.engine.free_number().await?))
     }
 
-    async fn remove_device(&self, #[zbus(header)] header: Header<'_>, device: String) -> Result<(), Error> {
+    async fn remove_device(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        device: String,
+    ) -> Result<(), ErrorReply> {
         let number = loop_number(&device)?;
         let caller = self.room.identify(&header).await?;
         self.room.authority.allow(&caller, Deed::Remove(number)).await?;
         let result = self.room.engine.remove_device(number).await;
-        self.room.changed(&caller, result).await
+        Ok(self.room.changed(&caller, result).await?)
     }
 
     #[zbus(property(emits_changed_signal = "const"))]

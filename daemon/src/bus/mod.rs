@@ -3,8 +3,9 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use loopd_common::CallerFile;
 use loopd_dbus::names::{BUS_NAME, ROOT_PATH};
-use loopd_dbus::transport::{CallerFile, Descriptors};
+use loopd_dbus::transport::Descriptors;
 use loopd_dbus::{Error, ErrorKind, InvalidOption};
 use tracing::info;
 use zbus::Connection;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use loopd_dbus::Error;
+use loopd_dbus::ErrorReply;
 use loopd_dbus::names::ROOT_PATH;
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
@@ -135,7 +135,7 @@ impl ObjectManager {
     async fn get_managed_objects(
         &self,
         #[zbus(header)] header: Header<'_>,
-    ) -> Result<Answer<ManagedObjects>, Error> {
+    ) -> Result<Answer<ManagedObjects>, ErrorReply> {
         let _caller = self.room.identify(&header).await?;
         let all =
             || self.room.objects.shown().objects.iter().map(|(path, show)| (path.clone(), show())).collect();

@@ -3,12 +3,12 @@
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use loopd_dbus::options::ReceivedOptions;
-use loopd_dbus::{Error, ErrorKind, MountOptions, UnmountOptions, VolumeProperties};
+use loopd_dbus::{Error, ErrorKind, ErrorReply, MountOptions, UnmountOptions, VolumeProperties};
 use tracing::info;
 use zbus::interface;
 use zbus::message::Header;
 
-use super::{Room, invalid};
+use super::{Room, invalid, wire};
 use crate::authority::Deed;
 use crate::engine::{Caller as _, VolumeId};
 
@@ -37,8 +37,8 @@ impl Volume {
         &self,
         #[zbus(header)] header: Header<'_>,
         options: ReceivedOptions,
-    ) -> Result<String, Error> {
-        let wanted = MountOptions::decode(options).map_err(invalid)?;
+    ) -> Result<String, ErrorReply> {
+        let wanted = wire::mount_request(MountOptions::decode(options).map_err(invalid)?);
         let caller = self.room.identify(&header).await?;
         let attachment = self.room.find(self.id.attachment)?;
         self.room.authority.allow(&caller, Deed::Mount(&attachment, self.id.partition)).await?;
@@ -47,17 +47,17 @@ impl Volume {
         let place = mounted.inspect_err(|error| {
             info!(uid = caller.uid(), client = %caller.client(), "not mounted: {error}");
         })?;
-        place
+        Ok(place
             .into_os_string()
             .into_string()
-            .map_err(|place| Error::new(ErrorKind::Kernel, format!("{} is not UTF-8", place.display())))
+            .map_err(|place| Error::new(ErrorKind::Kernel, format!("{} is not UTF-8", place.display())))?)
     }
 
     async fn unmount(
         &self,
         #[zbus(header)] header: Header<'_>,
         options: ReceivedOptions,
-    ) -> Result<(), Error> {
+    ) -> Result<(), ErrorReply> {
         let UnmountOptions { lazy } = UnmountOptions::decode(options).map_err(invalid)?;
         let caller = self.room.identify(&header).await?;
         let attachment = self.room.find(self.id.attachment)?;
@@ -67,7 +67,7 @@ impl Volume {
             self.room.authority.allow(&caller, deed).await?;
         }
         let result = self.room.engine.unmount(self.id, lazy, caller.uid(), own_only).await;
-        self.room.changed(&caller, result).await
+        Ok(self.room.changed(&caller, result).await?)
     }
 
     #[zbus(property(emits_changed_signal = "const"))]

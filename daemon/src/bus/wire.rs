@@ -5,10 +5,34 @@ use std::path::PathBuf;
 
 use loopd_dbus::names::attachment_path;
 use loopd_dbus::properties::{NO_OWNER, to_bus_path};
-use loopd_dbus::{AttachmentProperties, PartitionProperties, VolumeProperties};
+use loopd_dbus::{AttachOptions, AttachmentProperties, MountOptions, PartitionProperties, VolumeProperties};
 
-use crate::engine::{PartitionSnapshot, Snapshot};
+use crate::engine::{AttachRequest, MountRequest, PartitionSnapshot, Snapshot};
 use crate::kernel::{DiskSequence, FileSystem, Partition, partition_node};
+
+/// The request that the options of `SetupLoop` make.
+pub fn attach_request(options: AttachOptions) -> AttachRequest {
+    AttachRequest {
+        offset: options.offset,
+        size_limit: options.size_limit,
+        read_only: options.read_only,
+        partition_scan: options.partition_scan,
+        direct_io: options.direct_io,
+        block_size: options.block_size,
+        lifetime: options.lifetime,
+        reference: options.reference,
+        number: options.number,
+        overlap: options.overlap,
+        wait: options.wait,
+        ..AttachRequest::default()
+    }
+}
+
+/// The request that the options of `Mount` make.
+pub fn mount_request(options: MountOptions) -> MountRequest {
+    let MountOptions { read_only, filesystem, options } = options;
+    MountRequest { read_only, filesystem, options }
+}
 
 /// The properties of `org.loopd1.Attachment`.
 pub fn attachment(snapshot: &Snapshot) -> AttachmentProperties {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use loopd_dbus::{Error, ErrorKind, Lifetime, Overlap, State};
+use loopd_common::{Error, ErrorKind, Lifetime, Overlap, State};
 use tokio::time::Instant;
 use tracing::info;
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use loopd_dbus::{Lifetime, State};
+use loopd_common::{Lifetime, State};
 use tokio::sync::Notify;
 
 use super::attach::microseconds_now;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use loopd_dbus::{Error, Lifetime, State};
+use loopd_common::{Error, Lifetime, State};
 use tracing::warn;
 
 use super::attach::{Caller, audit};

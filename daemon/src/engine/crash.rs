@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use loopd_dbus::{AttachOptions, Lifetime, State};
+use loopd_common::{Lifetime, State};
 
 use super::mount_simulation::{SimulatedMounts, wanted, whole};
 use super::restore::{Kept, Store};
@@ -265,7 +265,7 @@ fn dies_over(deed: Deed, death: Death, vault: bool) -> bool {
         house.start_udev(0);
         let bound = house.attach(&client, Lifetime::Client).await.unwrap();
         let persistent = house.attach(&client, Lifetime::Persistent).await.unwrap();
-        let request = AttachRequest::new(AttachOptions::default()).unwrap();
+        let request = AttachRequest::default();
         let mounted = house.engine.attach(Order { file: MOUNTED, request }, &client).await.unwrap();
         machine.mount(mounted.device.number);
         house.settle().await;
@@ -590,8 +590,8 @@ impl Storm {
                 0..=4 => {
                     let lifetime = if self.random.bool() { Lifetime::Client } else { Lifetime::Persistent };
                     let wait = self.random.bool();
-                    let options = AttachOptions { lifetime, wait, ..AttachOptions::default() };
-                    let order = Order { file: 1, request: AttachRequest::new(options).unwrap() };
+                    let request = AttachRequest { lifetime, wait, ..AttachRequest::default() };
+                    let order = Order { file: 1, request };
                     let (engine, promised) = (Arc::clone(&house.engine), Arc::clone(&self.promised));
                     let machine = self.machine.clone();
                     tasks.spawn(async move {

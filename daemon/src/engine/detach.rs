@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use loopd_dbus::{Error, ErrorKind, State};
+use loopd_common::{Error, ErrorKind, State};
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 

@@ -5,7 +5,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use loopd_dbus::{Error, ErrorKind};
+use loopd_common::{Error, ErrorKind};
 use tokio::sync::{Notify, oneshot};
 
 use super::is_root;

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use loopd_dbus::{Lifetime, State};
+use loopd_common::{Lifetime, State};
 
 use super::attach::microseconds_now;
 use super::attachment::Record;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use loopd_dbus::{Error, ErrorKind};
+use loopd_common::{Error, ErrorKind};
 use tokio::sync::{mpsc, oneshot, watch};
 
 mod attach;
@@ -48,7 +48,7 @@ pub use mount_place::Place;
 pub use mount_plan::Policy;
 pub use observe::Uevent;
 pub use ownership::is_root;
-pub use request::{AttachRequest, is_block_size};
+pub use request::{AttachRequest, MountRequest, is_block_size};
 #[cfg(test)]
 pub use restore::Phase;
 pub use restore::{Kept, Store};

@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use loopd_dbus::{Error, ErrorKind, MountOptions, State};
+use loopd_common::{Error, ErrorKind, State};
 use tokio::time::Instant;
 use tracing::info;
 
@@ -17,7 +17,7 @@ use super::attachment::Record;
 use super::detach::gone;
 use super::mount_plan::{Plan, Volume};
 use super::observe::HANGS;
-use super::{Engine, Snapshot, ext_journal, mount_name, superblock};
+use super::{Engine, MountRequest, Snapshot, ext_journal, mount_name, superblock};
 use crate::kernel::{DiskSequence, FileSystem, Kernel};
 use loopd_common::text::printable;
 
@@ -142,7 +142,7 @@ impl<K: Kernel> Engine<K> {
     pub async fn mount(
         self: &Arc<Self>,
         volume: VolumeId,
-        wanted: &MountOptions,
+        wanted: &MountRequest,
         caller: &impl Caller,
     ) -> Result<PathBuf, Error> {
         if wanted.filesystem.is_empty() && self.kernel.udev_runs() {
@@ -191,7 +191,7 @@ impl<K: Kernel> Engine<K> {
         attachment: &Snapshot,
         found: &Found,
         partition: Option<u32>,
-        wanted: &MountOptions,
+        wanted: &MountRequest,
         account: &Account,
     ) -> Result<Plan, Error> {
         let shown = found.shown(attachment);

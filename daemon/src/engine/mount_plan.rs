@@ -2,9 +2,9 @@
 //!
 //! Nothing that a caller says reaches the mount but what one of these lists has.
 
-use loopd_dbus::{Error, ErrorKind, MountOptions};
+use loopd_common::{Error, ErrorKind};
 
-use super::Account;
+use super::{Account, MountRequest};
 use crate::kernel::FileSystem;
 use loopd_common::text::printable;
 
@@ -62,7 +62,7 @@ pub(super) struct Plan {
 impl Plan {
     pub fn new(
         volume: &Volume,
-        wanted: &MountOptions,
+        wanted: &MountRequest,
         policy: &Policy,
         account: &Account,
     ) -> Result<Self, Error> {
@@ -368,7 +368,7 @@ mod tests {
     }
 
     fn plan(kind: &str, options: &str) -> Result<Plan, Error> {
-        let wanted = MountOptions { options: options.to_owned(), ..MountOptions::default() };
+        let wanted = MountRequest { options: options.to_owned(), ..MountRequest::default() };
         Plan::new(&volume("filesystem", kind), &wanted, &Policy::default(), &alice())
     }
 
@@ -394,7 +394,7 @@ mod tests {
         }
         let nobody = Account { gid: None, ..alice() };
         let plan =
-            Plan::new(&volume("filesystem", "ntfs"), &MountOptions::default(), &Policy::default(), &nobody);
+            Plan::new(&volume("filesystem", "ntfs"), &MountRequest::default(), &Policy::default(), &nobody);
         let plan = plan.unwrap();
         assert_eq!(plan.kind, "ntfs3");
         assert!(plan.options.ends_with(",uid=1000"), "{plan:?}");
@@ -485,7 +485,7 @@ mod tests {
             for options in
                 ["errors=panic", "onerror=panic", "ro,errors=panic", "errors=remount-ro,errors=panic"]
             {
-                let wanted = MountOptions { options: options.to_owned(), ..MountOptions::default() };
+                let wanted = MountRequest { options: options.to_owned(), ..MountRequest::default() };
                 let error = Plan::new(&volume("filesystem", kind), &wanted, &policy, &alice()).unwrap_err();
                 assert_eq!(error.kind, ErrorKind::InvalidArgs, "{kind} {options}");
             }
@@ -496,13 +496,13 @@ mod tests {
     fn what_is_read_only_stays_so() {
         let read_only = Volume { read_only: true, ..volume("filesystem", "ext4") };
         let with = |options: &str| {
-            let wanted = MountOptions { options: options.to_owned(), ..MountOptions::default() };
+            let wanted = MountRequest { options: options.to_owned(), ..MountRequest::default() };
             Plan::new(&read_only, &wanted, &Policy::default(), &alice())
         };
         assert!(with("").unwrap().options.ends_with(",ro"));
         assert!(with("noload").unwrap().skips_journal);
         assert!(with("rw").unwrap_err().message.contains("the device is read-only"));
-        let wanted = MountOptions { read_only: true, options: "rw".to_owned(), ..MountOptions::default() };
+        let wanted = MountRequest { read_only: true, options: "rw".to_owned(), ..MountRequest::default() };
         let both = Plan::new(&volume("filesystem", "ext4"), &wanted, &Policy::default(), &alice());
         assert!(both.unwrap_err().message.contains("contradicts"));
         assert!(complaint("iso9660", "rw").contains("never written to"));
@@ -513,7 +513,7 @@ mod tests {
     fn programs_may_be_forbidden() {
         let policy = Policy { programs: false, ..Policy::default() };
         let with = |options: &str| {
-            let wanted = MountOptions { options: options.to_owned(), ..MountOptions::default() };
+            let wanted = MountRequest { options: options.to_owned(), ..MountRequest::default() };
             Plan::new(&volume("filesystem", "ext4"), &wanted, &policy, &alice())
         };
         assert!(with("").unwrap().options.ends_with(",noexec"));
@@ -526,7 +526,7 @@ mod tests {
         let options = |kind: &str, on_read_only: bool, wanted: &str| {
             let volume = Volume { read_only: on_read_only, ..volume("filesystem", kind) };
             let wanted =
-                MountOptions { options: wanted.to_owned(), read_only: true, ..MountOptions::default() };
+                MountRequest { options: wanted.to_owned(), read_only: true, ..MountRequest::default() };
             Plan::new(&volume, &wanted, &Policy::default(), &alice()).unwrap().options
         };
         for (kind, expected) in [
@@ -569,12 +569,12 @@ mod tests {
             (volume("filesystem", "ext4"), "ext4,suid", "is not among"),
             (volume("filesystem", "ext4"), "ext4\n", "the file system ext4\\n is not among"),
         ] {
-            let wanted = MountOptions { filesystem: wanted.to_owned(), ..MountOptions::default() };
+            let wanted = MountRequest { filesystem: wanted.to_owned(), ..MountRequest::default() };
             let error = Plan::new(&volume, &wanted, &Policy::default(), &alice()).unwrap_err();
             assert_eq!(error.kind, ErrorKind::NotSupported);
             assert!(error.message.contains(expected), "{error}");
         }
-        let wanted = MountOptions { filesystem: "vfat".to_owned(), ..MountOptions::default() };
+        let wanted = MountRequest { filesystem: "vfat".to_owned(), ..MountRequest::default() };
         let other = Plan::new(&volume("filesystem", "ext4"), &wanted, &Policy::default(), &alice()).unwrap();
         assert_eq!(other.kind, "vfat");
         assert!(other.options.contains("uid=1000"));

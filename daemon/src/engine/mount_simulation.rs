@@ -7,10 +7,12 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use loopd_dbus::{AttachOptions, Error, ErrorKind, Lifetime, MountOptions, State};
+use loopd_common::{Error, ErrorKind, Lifetime, State};
 
 use super::simulation::{Client, House};
-use super::{Account, AttachRequest, Caller as _, Doing, MountOrder, Mounter, Order, Snapshot, VolumeId};
+use super::{
+    Account, AttachRequest, Caller as _, Doing, MountOrder, MountRequest, Mounter, Order, Snapshot, VolumeId,
+};
 use crate::kernel::simulated::{Interference, Simulated};
 
 /// Where the first mount of uid 7 comes to lie: the simulated images have neither labels nor names.
@@ -131,8 +133,8 @@ impl Mounter for SimulatedMounts {
 }
 
 /// What may be asked for whatever udev says.
-pub(super) fn wanted() -> MountOptions {
-    MountOptions { filesystem: "ext2".to_owned(), ..MountOptions::default() }
+pub(super) fn wanted() -> MountRequest {
+    MountRequest { filesystem: "ext2".to_owned(), ..MountRequest::default() }
 }
 
 pub(super) fn whole(attachment: &Snapshot) -> VolumeId {
@@ -417,9 +419,9 @@ async fn what_others_mount_is_not_taken_from_them() {
 async fn one_that_has_not_waited_for_udev_waits_to_be_mounted() {
     let house = House::with_udev();
     let client = Client::new(":1.1", 7);
-    let options = AttachOptions { wait: false, lifetime: Lifetime::Mount, ..AttachOptions::default() };
-    let attachment = house.attach_with(&client, options).await.unwrap();
-    let error = house.engine.mount(whole(&attachment), &MountOptions::default(), &client).await.unwrap_err();
+    let request = AttachRequest { wait: false, lifetime: Lifetime::Mount, ..AttachRequest::default() };
+    let attachment = house.attach_with(&client, request).await.unwrap();
+    let error = house.engine.mount(whole(&attachment), &MountRequest::default(), &client).await.unwrap_err();
     // udev's word has come by then, and names a file system that nobody allows.
     assert!(error.message.contains(&format!("the file system fs{}", attachment.id)), "{error}");
     client.vanish(&house.engine);
@@ -433,8 +435,8 @@ async fn names_that_are_taken_get_numbers_and_one_uid_cannot_take_all() {
     let client = Client::new(":1.1", 7);
     let limit = house.engine.settings().mounts.each;
     let attach = async |file: usize| {
-        let options = AttachOptions { wait: false, ..AttachOptions::default() };
-        let order = Order { file: file as u64, request: AttachRequest::new(options).unwrap() };
+        let request = AttachRequest { wait: false, ..AttachRequest::default() };
+        let order = Order { file: file as u64, request };
         house.engine.attach(order, &client).await.unwrap()
     };
     for number in 0..limit {
@@ -468,9 +470,9 @@ async fn a_step_of_a_hanging_service_manager_is_a_timeout_and_undone() {
 
 /// An attachment of the same file as `attached` gives, which is file 1.
 async fn read_only(house: &House, client: &Client) -> Snapshot {
-    let options =
-        AttachOptions { read_only: true, lifetime: Lifetime::Persistent, ..AttachOptions::default() };
-    house.attach_with(client, options).await.unwrap()
+    let request =
+        AttachRequest { read_only: true, lifetime: Lifetime::Persistent, ..AttachRequest::default() };
+    house.attach_with(client, request).await.unwrap()
 }
 
 #[tokio::test(start_paused = true)]
@@ -507,7 +509,7 @@ async fn two_devices_that_cannot_be_written_to_are_both_mounted() {
     let (one, other) = (read_only(&house, &client).await, read_only(&house, &client).await);
     house.engine.mount(whole(&one), &wanted(), &client).await.unwrap();
     house.engine.mount(whole(&other), &wanted(), &client).await.unwrap();
-    let read_only = MountOptions { read_only: true, ..wanted() };
+    let read_only = MountRequest { read_only: true, ..wanted() };
     let error = house.engine.mount(whole(&writable), &read_only, &client).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Busy, "even read-only, a journal may be replayed");
     for volume in [&one, &other] {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use loopd_dbus::{Error, ErrorKind, State};
+use loopd_common::{Error, ErrorKind, State};
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 

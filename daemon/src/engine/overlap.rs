@@ -6,7 +6,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use loopd_dbus::{Error, ErrorKind, Lifetime, Overlap, State};
+use loopd_common::{Error, ErrorKind, Lifetime, Overlap, State};
 use tokio::sync::OwnedMutexGuard;
 use tokio::task::JoinSet;
 
@@ -221,7 +221,7 @@ mod tests {
     fn extents_overlap_where_they_share_a_byte() {
         let overlap = |one: (u64, u64), other: (u64, u64)| {
             let device = Device { offset: one.0, size_limit: one.1, ..Device::default() };
-            let mut request = AttachRequest::new(loopd_dbus::AttachOptions::default()).unwrap();
+            let mut request = AttachRequest::default();
             (request.offset, request.size_limit) = other;
             overlaps(&device, &request)
         };

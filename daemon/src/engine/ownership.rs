@@ -28,7 +28,7 @@ mod tests {
     use super::*;
     use crate::engine::Ownership;
     use crate::kernel::Device;
-    use loopd_dbus::Lifetime;
+    use loopd_common::Lifetime;
 
     #[test]
     fn an_attachment_is_its_owners_and_roots() {

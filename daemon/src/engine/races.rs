@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use loopd_dbus::{AttachOptions, Lifetime, Overlap, State};
+use loopd_common::{Lifetime, Overlap, State};
 
 use super::crash::{Files, life, living};
 use super::simulation::{Client, House};
@@ -49,12 +49,12 @@ async fn a_device_that_is_given_back_for_good_survives_the_client_that_attached_
         let (first, second) = (Client::new(":1.1", 7), Client::new(":1.2", 7));
         house.attach(&first, Lifetime::Client).await.unwrap();
         house.settle().await;
-        let options = AttachOptions {
+        let request = AttachRequest {
             lifetime: Lifetime::Persistent,
             overlap: Overlap::Reuse,
-            ..AttachOptions::default()
+            ..AttachRequest::default()
         };
-        let (reused, ()) = tokio::join!(house.attach_with(&second, options), async {
+        let (reused, ()) = tokio::join!(house.attach_with(&second, request), async {
             tokio::time::sleep(moment).await;
             first.vanish(&house.engine);
         });

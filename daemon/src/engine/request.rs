@@ -1,6 +1,6 @@
-//! What a client asks for, checked as far as it can be without the file.
+//! What a client requests.
 
-use loopd_dbus::{AttachOptions, Error, ErrorKind, Lifetime, Overlap};
+use loopd_common::{Error, ErrorKind, Lifetime, Overlap};
 
 /// The largest number that the loop driver takes: minor numbers have 20 bits.
 const LARGEST_NUMBER: u32 = (1 << 20) - 1;
@@ -9,7 +9,7 @@ const LONGEST_REFERENCE: usize = 63;
 /// Sizes and offsets of a loop device count in sectors.
 const SECTOR: u64 = 512;
 
-/// A checked order for a loop device.
+/// A request for a loop device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttachRequest {
     /// Bytes into the file: a multiple of 512.
@@ -41,52 +41,65 @@ pub struct AttachRequest {
     pub untrusted: bool,
 }
 
-impl AttachRequest {
-    /// Checks the values of the options.
-    ///
-    /// # Errors
-    /// `InvalidArgs` for values out of range, `NotSupported` for what loopd cannot do.
-    pub fn new(options: AttachOptions) -> Result<Self, Error> {
-        check_extent("offset", options.offset)?;
-        check_extent("size-limit", options.size_limit)?;
-        check(options.offset.is_multiple_of(SECTOR), || {
-            format!("the offset {} is not a multiple of 512 bytes", options.offset)
-        })?;
-        check(options.size_limit == 0 || options.size_limit >= SECTOR, || {
-            format!("the size limit {} is less than one sector of 512 bytes", options.size_limit)
-        })?;
-        let block_size = options.block_size;
-        check(is_block_size(block_size) || block_size == 0, || {
-            format!("the block size {block_size} is not a power of two from 512 to 65536 (0 chooses it)")
-        })?;
-        check(options.reference.len() <= LONGEST_REFERENCE, || {
-            format!(
-                "the reference has {} bytes; it takes at most {LONGEST_REFERENCE}",
-                options.reference.len()
-            )
-        })?;
-        check(options.number.is_none_or(|number| number <= LARGEST_NUMBER), || {
-            format!(
-                "there can be no /dev/loop{}; the largest is {LARGEST_NUMBER}",
-                options.number.unwrap_or(0)
-            )
-        })?;
-        Ok(Self {
-            offset: options.offset,
-            size_limit: options.size_limit,
-            read_only: options.read_only,
-            partition_scan: options.partition_scan,
-            direct_io: options.direct_io,
-            block_size,
-            lifetime: options.lifetime,
-            reference: options.reference,
-            number: options.number,
-            overlap: options.overlap,
-            wait: options.wait,
+impl Default for AttachRequest {
+    fn default() -> Self {
+        Self {
+            offset: 0,
+            size_limit: 0,
+            read_only: false,
+            partition_scan: true,
+            direct_io: false,
+            block_size: 0,
+            lifetime: Lifetime::default(),
+            reference: String::new(),
+            number: None,
+            overlap: Overlap::default(),
+            wait: true,
             mark: 0,
             untrusted: false,
+        }
+    }
+}
+
+impl AttachRequest {
+    /// Checks the values, as far as that is possible without the file.
+    ///
+    /// # Errors
+    /// `InvalidArgs` for a value out of range.
+    pub fn check(&self) -> Result<(), Error> {
+        check_extent("offset", self.offset)?;
+        check_extent("size-limit", self.size_limit)?;
+        check(self.offset.is_multiple_of(SECTOR), || {
+            format!("the offset {} is not a multiple of 512 bytes", self.offset)
+        })?;
+        check(self.size_limit == 0 || self.size_limit >= SECTOR, || {
+            format!("the size limit {} is less than one sector of 512 bytes", self.size_limit)
+        })?;
+        check(is_block_size(self.block_size) || self.block_size == 0, || {
+            format!(
+                "the block size {} is not a power of two from 512 to 65536 (0 chooses it)",
+                self.block_size
+            )
+        })?;
+        check(self.reference.len() <= LONGEST_REFERENCE, || {
+            format!("the reference has {} bytes; it takes at most {LONGEST_REFERENCE}", self.reference.len())
+        })?;
+        check(self.number.is_none_or(|number| number <= LARGEST_NUMBER), || {
+            let number = self.number.unwrap_or_default();
+            format!("there can be no /dev/loop{number}; the largest is {LARGEST_NUMBER}")
         })
     }
+}
+
+/// A request to mount a volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MountRequest {
+    /// Mount it read-only; a read-only device always is.
+    pub read_only: bool,
+    /// Another file system than the one that udev has found; empty for that one.
+    pub filesystem: String,
+    /// A comma-separated list of further options for the file system.
+    pub options: String,
 }
 
 /// Whether the loop driver could take a logical block size.
@@ -114,10 +127,10 @@ fn check(holds: bool, message: impl FnOnce() -> String) -> Result<(), Error> {
 mod tests {
     use super::*;
 
-    fn refused(change: impl FnOnce(&mut AttachOptions)) -> ErrorKind {
-        let mut options = AttachOptions::default();
-        change(&mut options);
-        AttachRequest::new(options).unwrap_err().kind
+    fn refused(change: impl FnOnce(&mut AttachRequest)) -> ErrorKind {
+        let mut request = AttachRequest::default();
+        change(&mut request);
+        request.check().unwrap_err().kind
     }
 
     #[test]
@@ -137,15 +150,15 @@ mod tests {
 
     #[test]
     fn the_edges_are_taken() {
-        let options = AttachOptions {
+        let request = AttachRequest {
             offset: (1 << 63) - 512,
             size_limit: (1 << 63) - 1,
             block_size: 65536,
             reference: "x".repeat(63),
             number: Some((1 << 20) - 1),
-            ..AttachOptions::default()
+            ..AttachRequest::default()
         };
-        assert!(AttachRequest::new(options).is_ok());
-        assert!(AttachRequest::new(AttachOptions::default()).is_ok());
+        assert!(request.check().is_ok());
+        assert!(AttachRequest::default().check().is_ok());
     }
 }

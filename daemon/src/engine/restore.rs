@@ -5,7 +5,7 @@ use std::path::Path;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use loopd_dbus::{Error, Lifetime, State};
+use loopd_common::{Error, Lifetime, State};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use loopd_dbus::{AttachOptions, ErrorKind, Lifetime, Overlap, State};
+use loopd_common::{ErrorKind, Lifetime, Overlap, State};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -173,11 +173,11 @@ impl House {
     }
 
     pub async fn attach(&self, client: &Client, lifetime: Lifetime) -> Result<Snapshot, Error> {
-        self.attach_with(client, AttachOptions { lifetime, ..AttachOptions::default() }).await
+        self.attach_with(client, AttachRequest { lifetime, ..AttachRequest::default() }).await
     }
 
-    pub async fn attach_with(&self, client: &Client, options: AttachOptions) -> Result<Snapshot, Error> {
-        let order = Order { file: 1, request: AttachRequest::new(options)? };
+    pub async fn attach_with(&self, client: &Client, request: AttachRequest) -> Result<Snapshot, Error> {
+        let order = Order { file: 1, request };
         self.engine.attach(order, client).await
     }
 
@@ -281,8 +281,8 @@ async fn a_client_that_vanishes_at_any_step_leaves_nothing() {
                 }
                 Interference::None
             });
-            let options = AttachOptions { wait, ..AttachOptions::default() };
-            let attached = house.attach_with(&client, options).await;
+            let request = AttachRequest { wait, ..AttachRequest::default() };
+            let attached = house.attach_with(&client, request).await;
             if !reached.load(Ordering::Relaxed) {
                 assert!(vanishing > 1 && attached.is_ok(), "the client never vanished");
                 break;
@@ -466,8 +466,8 @@ async fn a_number_that_changed_hands_is_not_taken_for_the_old_one() {
 #[tokio::test(start_paused = true)]
 async fn a_node_made_for_an_attach_is_removed_with_it() {
     let house = House::with_udev();
-    let options = AttachOptions { number: Some(77), ..AttachOptions::default() };
-    let attached = house.attach_with(&Client::new(":1.1", 7), options).await.unwrap();
+    let request = AttachRequest { number: Some(77), ..AttachRequest::default() };
+    let attached = house.attach_with(&Client::new(":1.1", 7), request).await.unwrap();
     house.engine.detach(attached.id, false).await.unwrap();
     house.assert_empty().await;
     assert_eq!(house.machine.removed_nodes(), [77]);
@@ -490,8 +490,8 @@ async fn a_waiting_attach_has_all_its_partitions_and_they_stay() {
     assert_eq!(kinds, vec![format!("fs{}", attached.id); 3], "they were made again");
     house.agree();
 
-    let options = AttachOptions { partition_scan: false, ..AttachOptions::default() };
-    assert!(house.attach_with(&client, options).await.unwrap().partitions.is_empty());
+    let request = AttachRequest { partition_scan: false, ..AttachRequest::default() };
+    assert!(house.attach_with(&client, request).await.unwrap().partitions.is_empty());
     client.vanish(&house.engine);
     house.assert_empty().await;
 }
@@ -628,23 +628,23 @@ async fn a_replaced_file_keeps_its_object() {
 async fn a_file_is_not_attached_twice_where_that_is_not_wanted() {
     let house = House::with_udev();
     let client = Client::new(":1.1", 7);
-    let with = |overlap, offset| AttachOptions {
+    let with = |overlap, offset| AttachRequest {
         overlap,
         offset,
         lifetime: Lifetime::Persistent,
-        ..AttachOptions::default()
+        ..AttachRequest::default()
     };
     // All at once: one attaches, the others find it.
     let mut attaches = tokio::task::JoinSet::new();
     for _ in 0..8 {
         let (engine, client) = (Arc::clone(&house.engine), client.clone());
-        let request = AttachRequest::new(with(Overlap::Reuse, 0)).unwrap();
+        let request = with(Overlap::Reuse, 0);
         attaches.spawn(async move { engine.attach(Order { file: 1, request }, &client).await.unwrap().id });
     }
     let ids: HashSet<_> = attaches.join_all().await.into_iter().collect();
     assert_eq!(ids.len(), 1);
-    for options in [with(Overlap::Refuse, 0), with(Overlap::Reuse, 512)] {
-        let error = house.attach_with(&client, options).await.unwrap_err();
+    for request in [with(Overlap::Refuse, 0), with(Overlap::Reuse, 512)] {
+        let error = house.attach_with(&client, request).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Overlap, "{error}");
     }
     let id = *ids.iter().next().unwrap();
@@ -670,10 +670,10 @@ async fn a_file_is_not_attached_twice_where_that_is_not_wanted() {
 #[tokio::test(start_paused = true)]
 async fn a_device_that_others_can_change_is_not_given_back() {
     let (root, owner, stranger) = (Client::new(":1.1", 0), Client::new(":1.2", 7), Client::new(":1.3", 8));
-    let reuse = || AttachOptions {
+    let reuse = || AttachRequest {
         overlap: Overlap::Reuse,
         lifetime: Lifetime::Persistent,
-        ..AttachOptions::default()
+        ..AttachRequest::default()
     };
     for (first, given, refused) in [(&owner, &owner, vec![&root, &stranger]), (&root, &stranger, vec![])] {
         let house = House::with_udev();
@@ -684,7 +684,7 @@ async fn a_device_that_others_can_change_is_not_given_back() {
             assert!(error.message.contains("it belongs to user 7"), "{error}");
         }
         assert_eq!(house.attach_with(given, reuse()).await.unwrap().id, id);
-        let other_blocks = AttachOptions { block_size: 4096, ..reuse() };
+        let other_blocks = AttachRequest { block_size: 4096, ..reuse() };
         let error = house.attach_with(given, other_blocks).await.unwrap_err();
         assert!(error.message.contains("block size"), "{error}");
         house.engine.detach(id, false).await.unwrap();
@@ -903,8 +903,8 @@ async fn storm(seed: u64) {
                 });
             }
             20 => {
-                let options = AttachOptions { lifetime: Lifetime::Mount, ..AttachOptions::default() };
-                tasks.spawn(async move { drop(house.attach_with(&client, options).await) });
+                let request = AttachRequest { lifetime: Lifetime::Mount, ..AttachRequest::default() };
+                tasks.spawn(async move { drop(house.attach_with(&client, request).await) });
             }
             14 => {
                 let lifetimes = [Lifetime::Client, Lifetime::Persistent, Lifetime::Mount];
@@ -925,14 +925,14 @@ async fn storm(seed: u64) {
             16 => {
                 let overlap = if random.bool() { Overlap::Reuse } else { Overlap::Refuse };
                 let offset = random.u64(..3) * 512;
-                let options = AttachOptions { overlap, offset, size_limit: 512, ..AttachOptions::default() };
-                tasks.spawn(async move { drop(house.attach_with(&client, options).await) });
+                let request = AttachRequest { overlap, offset, size_limit: 512, ..AttachRequest::default() };
+                tasks.spawn(async move { drop(house.attach_with(&client, request).await) });
             }
             0..=4 => {
                 let lifetime = if random.bool() { Lifetime::Client } else { Lifetime::Persistent };
                 house.machine.set_partitions(random.u32(..3));
-                let options = AttachOptions { lifetime, wait: random.bool(), ..AttachOptions::default() };
-                tasks.spawn(async move { drop(house.attach_with(&client, options).await) });
+                let request = AttachRequest { lifetime, wait: random.bool(), ..AttachRequest::default() };
+                tasks.spawn(async move { drop(house.attach_with(&client, request).await) });
             }
             5..=7 => {
                 let lazy = random.u8(..4) == 0;

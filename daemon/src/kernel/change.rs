@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use linux_raw_sys::loop_device::_bindgen_ty_1 as LoFlags;
-use loopd_dbus::{Error, ErrorKind};
+use loopd_common::{Error, ErrorKind};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 

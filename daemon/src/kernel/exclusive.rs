@@ -4,7 +4,7 @@
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
-use loopd_dbus::{Error, ErrorKind};
+use loopd_common::{Error, ErrorKind};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::inotify::AddWatchFlags;

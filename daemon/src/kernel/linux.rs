@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use linux_raw_sys::loop_device::_bindgen_ty_1 as LoFlags;
 use linux_raw_sys::loop_device::loop_info64;
-use loopd_dbus::transport::CallerFile;
-use loopd_dbus::{Error, ErrorKind, Lifetime};
+use loopd_common::CallerFile;
+use loopd_common::{Error, ErrorKind, Lifetime};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::inotify::AddWatchFlags;
@@ -121,11 +121,7 @@ impl Shared {
 
 /// Attaches an image with one partition for a moment and looks whether its node appears.
 fn try_sample(shared: &Arc<Shared>) -> Option<bool> {
-    let request = AttachRequest {
-        read_only: true,
-        wait: false,
-        ..AttachRequest::new(loopd_dbus::AttachOptions::default()).ok()?
-    };
+    let request = AttachRequest { read_only: true, wait: false, ..AttachRequest::default() };
     let sample = partitions::sample_image().ok()?;
     let (attached, _no_writer) = bind(shared, &sample, &request).ok()?;
     Some(!sysfs::partitions(attached.device.number).is_empty())
@@ -948,7 +944,7 @@ mod tests {
         let request = |reference: &str| AttachRequest {
             reference: reference.to_owned(),
             mark: 0x0102_0304_0506_0708,
-            ..AttachRequest::new(loopd_dbus::AttachOptions::default()).unwrap()
+            ..AttachRequest::default()
         };
         for (length, marked) in [(0, true), (54, true), (55, false), (63, false)] {
             let reference = "x".repeat(length);

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::path::PathBuf;
 
-use loopd_dbus::Error;
+use loopd_common::Error;
 
 mod backing_file;
 mod bytes;

@@ -13,7 +13,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use loopd_dbus::{Error, ErrorKind};
+use loopd_common::{Error, ErrorKind};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 

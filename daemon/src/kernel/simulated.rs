@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use loopd_dbus::{Error, ErrorKind, Lifetime};
+use loopd_common::{Error, ErrorKind, Lifetime};
 use tokio::sync::Notify;
 
 use super::mount_table::MountTable;

@@ -5,7 +5,7 @@
 
 use std::io::ErrorKind as IoErrorKind;
 
-use loopd_dbus::{Error, ErrorKind};
+use loopd_common::{Error, ErrorKind};
 
 use super::node;
 

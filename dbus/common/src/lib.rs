@@ -6,8 +6,12 @@
 #![forbid(unsafe_code)]
 
 pub mod acl;
+mod caller_file;
+mod error;
 pub mod mountinfo;
 pub mod text;
 mod words;
 
+pub use caller_file::{CallerFile, Closer};
+pub use error::{Error, ErrorKind};
 pub use words::{Lifetime, Overlap, State, UnknownWord};

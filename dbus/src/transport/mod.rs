@@ -27,7 +27,7 @@ use zbus::connection::socket::{Socket, Split};
 use zbus::export::async_trait::async_trait;
 
 use calls::Calls;
-pub use descriptors::{CallerFile, Descriptors};
+pub use descriptors::Descriptors;
 pub use reader::Reader;
 pub use writer::Writer;
 

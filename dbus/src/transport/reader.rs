@@ -14,10 +14,10 @@ use zbus::connection::socket::ReadHalf;
 use zbus::export::async_trait::async_trait;
 
 use super::calls::{Call, Calls};
-use super::descriptors::CallerFile;
 use super::header::{self, FIXED, Head, Kind, Lengths, Parts};
 use super::{CallPolicy, Policy, stream};
 use crate::ErrorKind;
+use loopd_common::CallerFile;
 
 /// The longest header. What is known of ours has a few hundred bytes; names have 255 at most.
 const LONGEST_HEADER: usize = 16 << 10;

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use loopd_dbus::{AttachOptions, ErrorKind, Lifetime, Overlap};
+use loopd_common::{ErrorKind, Lifetime, Overlap};
 
 use super::{Client, House};
 use crate::engine::mount_simulation::{wanted, whole};
-use crate::engine::{Engine, Snapshot};
+use crate::engine::{AttachRequest, Engine, Snapshot};
 use crate::kernel::simulated::Simulated;
 use crate::kernel::{Change, DiskSequence};
 
@@ -185,8 +185,8 @@ async fn call(house: &House, act: Act, client: &Client, target: Target) -> Answe
     let engine = &house.engine;
     let done = match act {
         Act::Attach(lifetime, overlap) => {
-            let options = AttachOptions { lifetime, overlap, ..AttachOptions::default() };
-            let attached = house.attach_with(client, options).await.map_err(|error| error.kind)?;
+            let request = AttachRequest { lifetime, overlap, ..AttachRequest::default() };
+            let attached = house.attach_with(client, request).await.map_err(|error| error.kind)?;
             return Ok(Reply::Attached(Target::of(&attached)));
         }
         Act::Mount => {

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
-use loopd_dbus::{ErrorKind, Lifetime, Overlap};
+use loopd_common::{ErrorKind, Lifetime, Overlap};
 
 use super::act::{ALL, Act, Answer, Reply, Target, perform};
 use super::promises::{self, check_answer};

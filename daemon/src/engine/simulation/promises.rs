@@ -1,6 +1,6 @@
 //! What an answer promises, whatever else is under way.
 
-use loopd_dbus::{Lifetime, Overlap, State};
+use loopd_common::{Lifetime, Overlap, State};
 
 use super::House;
 use super::act::{ANOTHER, Act, Answer, Reply, Target};

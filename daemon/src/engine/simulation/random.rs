@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use loopd_dbus::{Lifetime, Overlap, State};
+use loopd_common::{Lifetime, Overlap, State};
 
 use super::act::{Act, Answer, Reply, Target, perform};
 use super::scene::World;

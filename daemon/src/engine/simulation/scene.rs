@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use loopd_dbus::State;
+use loopd_common::State;
 
 use super::{Client, House, SimulatedEngine, clock};
 use crate::engine::Phase;
