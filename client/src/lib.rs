@@ -3,6 +3,8 @@
 //! The program is one call of [`main`]; a library is around it for those who make its manual pages
 //! and completions.
 
+#![forbid(unsafe_code)]
+
 mod agent;
 pub mod cli;
 mod command;

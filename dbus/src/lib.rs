@@ -3,6 +3,8 @@
 //! Beside the Rust types this folder holds what a bus needs of the contract: the bus policy, the
 //! activation file and the introspection XML of each interface.
 
+#![forbid(unsafe_code)]
+
 pub mod error;
 pub mod names;
 pub mod options;

@@ -1,0 +1,582 @@
+//! Every pair of acts on one device, the second one begun at every moment of the first.
+//!
+//! What comes of two calls at once must be what comes of one after the other, in either order, where a
+//! call that failed has changed nothing. A call that a dead daemon has not answered may have been made or
+//! not.
+
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use loopd_common::{ErrorKind, Lifetime, Overlap};
+
+use super::act::{ALL, Act, Answer, Reply, Target, perform};
+use super::promises::{self, check_answer};
+use super::scene::{Watched, World};
+use super::{Client, House};
+use crate::Snapshot;
+use crate::simulated::Simulated;
+
+/// Between acts that follow each other: at once; after what a call leaves to be done; after the time for a
+/// first mount.
+const PAUSES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(1500), Duration::from_secs(5)];
+
+/// Who acts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Who {
+    /// The client that the device was attached by.
+    Owner,
+    /// Another client of the same user.
+    Same,
+    /// A client of another user.
+    Other,
+    /// A client of root.
+    Root,
+}
+
+impl Who {
+    fn all() -> Vec<Client> {
+        let clients = [(":1.1", 7), (":1.2", 7), (":1.3", 8), (":1.4", 0)];
+        clients.map(|(name, uid)| Client::new(name, uid)).to_vec()
+    }
+}
+
+/// What there is before the first act.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Setup {
+    Attached(Lifetime),
+    Mounted(Lifetime),
+    /// By another program.
+    Open(Lifetime),
+    /// Detached lazily, and open.
+    Detaching,
+    /// By another program.
+    Foreign,
+}
+
+const SETUPS: [Setup; 9] = [
+    Setup::Attached(Lifetime::Client),
+    Setup::Attached(Lifetime::Mount),
+    Setup::Attached(Lifetime::Persistent),
+    Setup::Mounted(Lifetime::Client),
+    Setup::Mounted(Lifetime::Mount),
+    Setup::Mounted(Lifetime::Persistent),
+    Setup::Open(Lifetime::Client),
+    Setup::Detaching,
+    Setup::Foreign,
+];
+
+/// One in so many of the circumstances of each pair is played by default.
+const SHARE: usize = 13;
+
+type Step = (Who, Act);
+
+/// Acts, each with the moment at which it begins.
+#[derive(Clone, Debug)]
+struct Scene {
+    setup: Setup,
+    vault: bool,
+    steps: Vec<Step>,
+    begins: Begins,
+}
+
+#[derive(Clone, Debug)]
+enum Begins {
+    /// Each when the one before it has been over for so long.
+    InTurn(Duration),
+    /// The first at once, the others at these moments of what follows.
+    At(Vec<usize>),
+}
+
+/// What came of a scene.
+#[derive(Clone, Debug)]
+struct Outcome {
+    answers: Vec<Option<Answer>>,
+    /// From and to which moment each act was under way.
+    spans: Vec<Option<(usize, usize)>>,
+    seen: Vec<Seen>,
+    died: bool,
+    /// Promises that did not hold at the moment of the answer.
+    broken: Vec<String>,
+}
+
+impl Outcome {
+    fn is_done(&self, index: usize) -> bool {
+        matches!(self.answers[index], Some(Ok(_)))
+    }
+
+    fn has_failed(&self, index: usize) -> bool {
+        matches!(self.answers[index], Some(Err(_)))
+    }
+}
+
+/// What can be seen of an attachment, by whatever number and sequence it has.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Seen {
+    is_target: bool,
+    file: u64,
+    state: &'static str,
+    /// Uid, lifetime, client.
+    owner: Option<(u32, &'static str, Option<String>)>,
+    mounts: Vec<String>,
+    direct_io: bool,
+    block_size: u32,
+    autoclear: bool,
+}
+
+impl Seen {
+    fn of(found: &Snapshot, target: Target) -> Self {
+        let place = |path: &std::path::PathBuf| path.parent().map(|parent| parent.display().to_string());
+        let owner = found.ownership.as_ref().map(|owner| {
+            (owner.uid, owner.lifetime.as_str(), owner.client.as_ref().map(ToString::to_string))
+        });
+        let mut mounts: Vec<String> = found.mount_points.iter().filter_map(place).collect();
+        mounts.sort_unstable();
+        Self {
+            is_target: found.id == target.id,
+            file: found.device.backing_inode,
+            state: found.state.as_str(),
+            owner,
+            mounts,
+            direct_io: found.device.direct_io,
+            block_size: found.device.block_size,
+            // As shown it is as of the last event.
+            autoclear: found.device.autoclear && found.ownership.is_some(),
+        }
+    }
+}
+
+/// What has begun, and what has ended.
+struct Play {
+    scene: Scene,
+    target: Target,
+    clients: Vec<Client>,
+    house: Weak<House>,
+    machine: Simulated,
+    moments: AtomicUsize,
+    answers: Mutex<Vec<Option<Answer>>>,
+    spans: Mutex<Vec<Option<(usize, usize)>>>,
+    broken: Mutex<Vec<String>>,
+}
+
+impl Play {
+    fn moment(self: &Arc<Self>) {
+        let now = self.moments.fetch_add(1, Ordering::Relaxed) + 1;
+        if let Begins::At(moments) = &self.scene.begins {
+            for (index, _) in moments.iter().enumerate().filter(|(_, at)| **at == now) {
+                self.begin(index + 1);
+            }
+        }
+    }
+
+    fn begin(self: &Arc<Self>, index: usize) {
+        let Some(house) = self.house.upgrade() else { return };
+        if self.machine.is_dead() {
+            return;
+        }
+        let now = self.moments.load(Ordering::Relaxed);
+        self.spans.lock().unwrap()[index] = Some((now, usize::MAX));
+        let (who, act) = self.scene.steps[index];
+        if act == Act::Die {
+            return self.machine.die();
+        }
+        let client = self.clients[who as usize].clone();
+        let (play, target) = (Arc::clone(self), self.target);
+        let performed = Watched::new(&self.machine, perform(house, act, client, target));
+        tokio::spawn(async move {
+            let answer = performed.await;
+            play.note(index, answer);
+        });
+    }
+
+    /// The dead give no answers.
+    fn note(&self, index: usize, answer: Answer) {
+        if self.machine.is_dead() {
+            return;
+        }
+        if let Some(house) = self.house.upgrade() {
+            let others = self.scene.steps.iter().enumerate().filter(|(other, _)| *other != index);
+            let others: Vec<Act> = others.map(|(_, (_, act))| *act).collect();
+            let act = self.scene.steps[index].1;
+            if let Err(text) = check_answer(&house, act, &answer, self.target, &others) {
+                self.broken.lock().unwrap().push(text);
+            }
+        }
+        let now = self.moments.load(Ordering::Relaxed);
+        if let Some(span) = &mut self.spans.lock().unwrap()[index] {
+            span.1 = now;
+        }
+        self.answers.lock().unwrap()[index] = Some(answer);
+    }
+
+    async fn await_end(&self, index: usize) {
+        for _ in 0..6000 {
+            if self.is_over(index) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{:?} comes to no end", self.scene.steps[index]);
+    }
+
+    fn is_over(&self, index: usize) -> bool {
+        self.spans.lock().unwrap()[index].is_none() || self.answers.lock().unwrap()[index].is_some()
+    }
+}
+
+impl Scene {
+    fn play(&self) -> Outcome {
+        let mut world = World::new(Simulated::unhurried(), self.vault);
+        world.clients = Who::all();
+        let noted: Arc<Mutex<Option<Arc<Play>>>> = Arc::default();
+        let files = world.files.clone();
+        let seen = world.live(async |house, clients| {
+            let target = self.set_up(house, &clients[0]).await;
+            let play = Arc::new(Play {
+                scene: self.clone(),
+                target,
+                clients: clients.clone(),
+                house: Arc::downgrade(house),
+                machine: house.machine.clone(),
+                moments: AtomicUsize::new(0),
+                answers: Mutex::new(vec![None; self.steps.len()]),
+                spans: Mutex::new(vec![None; self.steps.len()]),
+                broken: Mutex::default(),
+            });
+            *noted.lock().unwrap() = Some(Arc::clone(&play));
+            let watching = Arc::downgrade(&play);
+            house.machine.watch(Arc::new(move || {
+                if let Some(play) = watching.upgrade() {
+                    play.moment();
+                }
+            }));
+            match self.begins {
+                Begins::At(_) => play.begin(0),
+                Begins::InTurn(pause) => {
+                    for index in 0..self.steps.len() {
+                        play.begin(index);
+                        play.await_end(index).await;
+                        tokio::time::sleep(pause).await;
+                    }
+                }
+            }
+            // What is left under way by what was begun is a moment as well.
+            house.calm_down().await;
+            for index in 0..self.steps.len() {
+                play.await_end(index).await;
+            }
+            house.calm_down().await;
+            house.machine.unwatch();
+            self.look(house, clients, &files, target).await
+        });
+        let play = noted.lock().unwrap().take().expect("the first daemon got so far");
+        let died = seen.is_none();
+        let seen = seen.unwrap_or_else(|| {
+            let next = world.live(async |house, clients| {
+                house.calm_down().await;
+                self.look(house, clients, &files, play.target).await
+            });
+            next.expect("the second daemon lives")
+        });
+        let answers = play.answers.lock().unwrap().clone();
+        let spans = play.spans.lock().unwrap().clone();
+        let broken = play.broken.lock().unwrap().clone();
+        Outcome { answers, spans, seen, died, broken }
+    }
+
+    async fn set_up(&self, house: &House, owner: &Client) -> Target {
+        let attach = async |lifetime| Target::of(&house.attach(owner, lifetime).await.unwrap());
+        let target = match self.setup {
+            Setup::Attached(lifetime) => attach(lifetime).await,
+            Setup::Mounted(lifetime) => {
+                let target = attach(lifetime).await;
+                let volume = crate::VolumeId { attachment: target.id, partition: None };
+                let wanted = crate::mount_simulation::wanted();
+                house.engine.mount(volume, &wanted, owner).await.unwrap();
+                target
+            }
+            Setup::Open(lifetime) => {
+                let target = attach(lifetime).await;
+                house.machine.open_elsewhere(target.number);
+                target
+            }
+            Setup::Detaching => {
+                let target = attach(Lifetime::Persistent).await;
+                house.machine.open_elsewhere(target.number);
+                house.engine.detach(target.id, true).await.unwrap();
+                target
+            }
+            Setup::Foreign => {
+                house.machine.attach_elsewhere(1);
+                house.engine.resync().await;
+                Target::of(&house.engine.list()[0])
+            }
+        };
+        house.calm_down().await;
+        target
+    }
+
+    /// What is there at the end; then everything must go.
+    async fn look(
+        &self,
+        house: &House,
+        clients: &[Client],
+        files: &crate::crash::Files,
+        target: Target,
+    ) -> Vec<Seen> {
+        house.agree_on_everything(files, self.vault);
+        let mut seen: Vec<Seen> = house.engine.list().iter().map(|found| Seen::of(found, target)).collect();
+        seen.sort_unstable();
+        house.clear_out(files, clients).await;
+        seen
+    }
+}
+
+/// What comes of acts one after the other.
+#[derive(Default)]
+struct InTurn(HashMap<(Vec<Step>, Duration), Outcome>);
+
+impl InTurn {
+    fn of(&mut self, scene: &Scene, steps: &[Step], pause: Duration) -> &Outcome {
+        self.0.entry((steps.to_vec(), pause)).or_insert_with(|| {
+            let begins = Begins::InTurn(pause);
+            Scene { steps: steps.to_vec(), begins, ..scene.clone() }.play()
+        })
+    }
+}
+
+/// Whether some order of the acts that were made explains what came of them.
+fn is_explained(scene: &Scene, outcome: &Outcome, in_turn: &mut InTurn) -> bool {
+    let explains = |expected: &Outcome, steps: &[(Step, Option<usize>)]| {
+        let answered = steps.iter().zip(&expected.answers).all(|((_, index), expected)| {
+            let answer = index.and_then(|index| outcome.answers[index].as_ref());
+            answer.is_none() || expected.is_none() || kind(answer) == kind(expected.as_ref())
+        });
+        answered && expected.seen == outcome.seen && expected.died == outcome.died
+    };
+    let is_so = explanations(scene, outcome).iter().any(|steps| {
+        let acts: Vec<Step> = steps.iter().map(|(step, _)| *step).collect();
+        PAUSES.iter().any(|pause| explains(in_turn.of(scene, &acts, *pause), steps))
+    });
+    has_halves(scene, outcome)
+        || is_so && (0..scene.steps.len()).all(|index| is_justified(scene, outcome, index, in_turn))
+}
+
+/// What is not as one act after the other, and may be so.
+fn has_halves(scene: &Scene, outcome: &Outcome) -> bool {
+    use Act::*;
+    let any = |wanted: &dyn Fn(usize, Act) -> bool| {
+        scene.steps.iter().enumerate().any(|(index, (_, act))| wanted(index, *act))
+    };
+    let has_failed = |index: usize, kind| outcome.answers[index] == Some(Err(kind));
+    // The end that follows the last mount is an act of its own, and others may come before it.
+    let ends_by_itself =
+        matches!(scene.setup, Setup::Mounted(Lifetime::Mount)) && any(&|_, act| promises::unmounts(act));
+    // So is the end of the time for the first mount: others may begin to use it at that moment.
+    let ends_in_time = matches!(scene.setup, Setup::Attached(Lifetime::Mount))
+        && any(&|_, act| act == Vanish)
+        && any(&|_, act| matches!(act, ForeignMount | Open));
+    // Nobody was told yet which lifetime it has, and without its descriptor it may go with the daemon.
+    let dies_over_lifetime =
+        outcome.died && any(&|index, act| matches!(act, SetLifetime(_)) && outcome.answers[index].is_none());
+    // A detach that waits for passing users has the device, and a lazy one does not wait for it.
+    let detaches_twice = any(&|_, act| act == Detach)
+        && any(&|index, act| act == DetachLazily && has_failed(index, ErrorKind::Busy));
+    // What was to be given back was detached at that moment.
+    let reuses_what_goes =
+        any(&|index, act| matches!(act, Attach(_, Overlap::Reuse)) && has_failed(index, ErrorKind::NotFound))
+            && any(&|_, act| promises::ends(act) || act == Vanish);
+    ends_by_itself || ends_in_time || dies_over_lifetime || detaches_twice || reuses_what_goes
+}
+
+/// The orders that may explain what came of the acts, each with the indices of those whose answers are
+/// known. A mount that has no good answer may have been made and undone.
+fn explanations(scene: &Scene, outcome: &Outcome) -> Vec<Vec<(Step, Option<usize>)>> {
+    let mut all = Vec::new();
+    for order in orders(scene.steps.len()).into_iter().filter(|order| is_possible(scene, outcome, order)) {
+        let (mut plain, mut undone) = (Vec::new(), Vec::new());
+        for index in order {
+            let (who, act) = scene.steps[index];
+            plain.push(((who, act), Some(index)));
+            if act == Act::Mount && !outcome.is_done(index) {
+                undone.extend([((who, act), None), ((who, Act::Unmount), None)]);
+            } else {
+                undone.push(((who, act), Some(index)));
+            }
+        }
+        if plain != undone {
+            all.push(undone);
+        }
+        all.push(plain);
+    }
+    all
+}
+
+/// Whether a call that failed could fail in some order, or was disturbed.
+fn is_justified(scene: &Scene, outcome: &Outcome, index: usize, in_turn: &mut InTurn) -> bool {
+    if !outcome.has_failed(index) {
+        return true;
+    }
+    scene.steps.iter().any(|(_, act)| !act.is_call())
+        || orders(scene.steps.len()).iter().filter(|order| order.contains(&index)).any(|order| {
+            let steps: Vec<Step> = order.iter().map(|index| scene.steps[*index]).collect();
+            let position = order.iter().position(|other| *other == index);
+            position.is_some_and(|position| {
+                PAUSES
+                    .iter()
+                    .any(|pause| matches!(in_turn.of(scene, &steps, *pause).answers[position], Some(Err(_))))
+            })
+        })
+}
+
+fn kind(answer: Option<&Answer>) -> Option<Result<(), ErrorKind>> {
+    answer.map(|answer| answer.as_ref().map(|_: &Reply| ()).map_err(|kind| *kind))
+}
+
+/// Whether the acts may have been made in this order, and those that are not in it not at all.
+fn is_possible(scene: &Scene, outcome: &Outcome, order: &[usize]) -> bool {
+    let acts: Vec<Act> = scene.steps.iter().map(|(_, act)| *act).collect();
+    let left_out = (0..acts.len()).filter(|index| !order.contains(index));
+    let may_be_left_out =
+        |index: usize| outcome.spans[index].is_none() || (acts[index].is_call() && !outcome.is_done(index));
+    let has_begun = |index: &usize| outcome.spans[*index].is_some();
+    // One that failed has changed nothing, but for a mount that is undone.
+    let has_effect = |index: &usize| acts[*index] == Act::Mount || !outcome.has_failed(*index);
+    let ends_last = |index: &usize| !acts[*index].ends_daemon() || order.last() == Some(index);
+    let keeps_time = order.iter().enumerate().all(|(position, later)| {
+        order[..position].iter().all(|earlier| !ended_before(outcome, &acts, *later, *earlier))
+    });
+    left_out.into_iter().all(may_be_left_out)
+        && order.iter().all(has_begun)
+        && order.iter().all(has_effect)
+        && order.iter().all(ends_last)
+        && keeps_time
+}
+
+/// Whether one act was over before another began; what a vanished client leaves takes longer.
+fn ended_before(outcome: &Outcome, acts: &[Act], one: usize, other: usize) -> bool {
+    match (outcome.spans[one], outcome.spans[other]) {
+        (Some((_, end)), Some((start, _))) => acts[one].is_call() && end < start,
+        _ => false,
+    }
+}
+
+/// Every order of every choice of so many acts.
+fn orders(count: usize) -> Vec<Vec<usize>> {
+    let (mut all, mut last) = (vec![Vec::new()], vec![Vec::new()]);
+    for _ in 0..count {
+        let longer = last.iter().flat_map(|order: &Vec<usize>| {
+            let free = (0..count).filter(|index| !order.contains(index));
+            free.map(|index| order.iter().copied().chain([index]).collect::<Vec<_>>()).collect::<Vec<_>>()
+        });
+        last = longer.collect();
+        all.extend(last.clone());
+    }
+    all
+}
+
+/// Plays the scene; false where not every act was reached.
+fn try_scene(scene: &Scene, in_turn: &mut InTurn) -> Result<bool, String> {
+    let tried = std::panic::catch_unwind(AssertUnwindSafe(|| explain(scene, in_turn)));
+    tried.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        Err(format!("{scene:?}: {}", text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("panicked")))
+    })
+}
+
+fn explain(scene: &Scene, in_turn: &mut InTurn) -> Result<bool, String> {
+    let outcome = scene.play();
+    if outcome.spans.iter().any(Option::is_none) {
+        return Ok(false);
+    }
+    if !outcome.broken.is_empty() {
+        return Err(format!("{scene:?}: {:?}", outcome.broken));
+    }
+    if is_explained(scene, &outcome, in_turn) {
+        return Ok(true);
+    }
+    let mut text = format!("{scene:?}: no order explains {:?}, {:?}", outcome.answers, outcome.seen);
+    for steps in explanations(scene, &outcome) {
+        let steps: Vec<Step> = steps.iter().map(|(step, _)| *step).collect();
+        let expected = in_turn.of(scene, &steps, PAUSES[1]);
+        text.push_str(&format!("\n  {steps:?} gives {:?}, {:?}", expected.answers, expected.seen));
+    }
+    Err(text)
+}
+
+/// Does this for each of them, on every processor.
+fn on_every_processor<T: Sync>(all: &[T], work: impl Fn(&T) -> usize + Sync) -> usize {
+    let next = AtomicUsize::new(0);
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    let worker = || {
+        let mut scenes = 0;
+        while let Some(one) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
+            scenes += work(one);
+        }
+        scenes
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(worker)).collect();
+        workers.into_iter().map(|worker| worker.join().expect("a scene failed")).sum()
+    })
+}
+
+/// A pair, and the circumstances in which it is played.
+#[derive(Clone, Copy, Debug)]
+struct Pair {
+    setup: Setup,
+    first: Act,
+    second: Act,
+    who: Who,
+    vault: bool,
+}
+
+/// Every pair in some circumstances, so that all of them come up, and everything with a client that
+/// vanishes; where `LOOPD_PAIRS` is `all`, every pair in all of them.
+fn pairs() -> Vec<Pair> {
+    let of_everything = std::env::var("LOOPD_PAIRS").is_ok_and(|wanted| wanted == "all");
+    let mut all = Vec::new();
+    for first in ALL.into_iter().filter(|act| !act.ends_daemon()) {
+        for second in ALL {
+            for setup in SETUPS {
+                for who in [Who::Owner, Who::Same, Who::Other, Who::Root] {
+                    all.push(Pair { setup, first, second, who, vault: all.len() % 3 != 0 });
+                }
+            }
+        }
+    }
+    let is_always = |pair: &Pair| pair.second == Act::Vanish && pair.who == Who::Owner;
+    let chosen = all.into_iter().enumerate();
+    let chosen = chosen.filter(|(index, pair)| of_everything || index % SHARE == 0 || is_always(pair));
+    chosen.map(|(_, pair)| pair).collect()
+}
+
+/// Plays a pair with the second act at every moment; says how many scenes that were.
+fn try_pair(pair: &Pair) -> Result<usize, String> {
+    let mut in_turn = InTurn::default();
+    let steps = vec![(Who::Owner, pair.first), (pair.who, pair.second)];
+    for moment in 1.. {
+        let begins = Begins::At(vec![moment]);
+        let scene = Scene { setup: pair.setup, vault: pair.vault, steps: steps.clone(), begins };
+        if !try_scene(&scene, &mut in_turn)? {
+            return Ok(moment);
+        }
+    }
+    unreachable!("there are no more moments")
+}
+
+#[test]
+fn every_pair_of_acts_is_as_one_after_the_other() {
+    let failures = Mutex::new(Vec::new());
+    let scenes = on_every_processor(&pairs(), |pair| {
+        try_pair(pair).unwrap_or_else(|text| {
+            failures.lock().unwrap().push(text);
+            0
+        })
+    });
+    println!("{scenes} scenes");
+    let failures = failures.into_inner().unwrap();
+    assert!(failures.is_empty(), "{} pairs fail:\n{}", failures.len(), failures.join("\n"));
+}

@@ -1,0 +1,448 @@
+//! Random acts of random clients, with daemons that die: a million of them by default.
+//!
+//! `LOOPD_SEED` and `LOOPD_STEPS` play one run of so many acts, the same one each time; with `LOOPD_TRACE`
+//! it says everything that happens.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use loopd_common::{Lifetime, Overlap, State};
+
+use super::act::{Act, Answer, Reply, Target, perform};
+use super::scene::World;
+use super::{Client, House, promises};
+use crate::kernel::DiskSequence;
+use crate::simulated::Simulated;
+
+/// By default, over all runs.
+const STEPS: usize = 1_000_000;
+/// Of one run.
+const STEPS_OF_A_RUN: usize = 2_000;
+/// Of one daemon, at most.
+const STEPS_OF_A_LIFE: usize = 400;
+/// After so many of them everything comes to rest, and is compared.
+const STEPS_OF_A_ROUND: usize = 50;
+/// Acts that a failure shows.
+const SHOWN: usize = 14;
+/// Devices that are acted on.
+const DEVICES: u32 = 5;
+/// More than there ever are.
+const MOST_DEVICES: u32 = 200;
+const MOST_CLIENTS: usize = 5;
+
+/// Each with how often it comes.
+const WEIGHTS: [(u32, Act); 31] = [
+    (6, Act::Attach(Lifetime::Client, Overlap::Allow)),
+    (3, Act::Attach(Lifetime::Mount, Overlap::Allow)),
+    (6, Act::Attach(Lifetime::Persistent, Overlap::Allow)),
+    (2, Act::Attach(Lifetime::Mount, Overlap::Reuse)),
+    (2, Act::Attach(Lifetime::Persistent, Overlap::Reuse)),
+    (2, Act::Attach(Lifetime::Client, Overlap::Refuse)),
+    (8, Act::Detach),
+    (3, Act::DetachLazily),
+    (3, Act::SetLifetime(Lifetime::Client)),
+    (3, Act::SetLifetime(Lifetime::Mount)),
+    (4, Act::SetLifetime(Lifetime::Persistent)),
+    (6, Act::Mount),
+    (6, Act::Unmount),
+    (2, Act::UnmountLazily),
+    (3, Act::Replace),
+    (1, Act::SetCapacity),
+    (1, Act::DirectIo),
+    (1, Act::NoDirectIo),
+    (1, Act::SetBlockSize),
+    (2, Act::Rescan),
+    (8, Act::Vanish),
+    (1, Act::DelayEvents),
+    (2, Act::LoseEvents),
+    (2, Act::ForeignAttach),
+    (2, Act::ForeignDetach),
+    (2, Act::ForeignMount),
+    (4, Act::ForeignUnmount),
+    (2, Act::Open),
+    (4, Act::Close),
+    (1, Act::Reread),
+    (1, Act::GiveUp),
+];
+
+fn choose(random: &mut fastrand::Rng) -> Act {
+    let all: u32 = WEIGHTS.iter().map(|(weight, _)| weight).sum();
+    let mut left = random.u32(..all);
+    let chosen = WEIGHTS.iter().find(|(weight, _)| {
+        let is_it = left < *weight;
+        left = left.saturating_sub(*weight);
+        is_it
+    });
+    chosen.map_or(Act::LoseEvents, |(_, act)| *act)
+}
+
+/// What an answer has promised, and nothing has broken since.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Promise {
+    /// The attachment stays until somebody detaches it.
+    Stays(Target),
+    /// It stays for as long as its client, and ends with it.
+    StaysWith(Target, String),
+    /// It is mounted there.
+    Mounted(Target, std::path::PathBuf),
+}
+
+/// What was promised, and which acts may break it.
+#[derive(Default)]
+struct Ledger {
+    promises: Vec<Promise>,
+    /// How many acts that end attachments have begun on each device, and are under way.
+    ends: BTreeMap<u32, (u64, u32)>,
+    /// The same of those that unmount.
+    unmounts: BTreeMap<u32, (u64, u32)>,
+    /// Acts that are under way.
+    under_way: usize,
+    trace: Trace,
+    broken: Vec<String>,
+}
+
+/// What has happened: its hash, and the last of it.
+#[derive(Default)]
+struct Trace {
+    hasher: DefaultHasher,
+    last: VecDeque<String>,
+    steps: usize,
+}
+
+impl Trace {
+    fn note(&mut self, text: String) {
+        text.hash(&mut self.hasher);
+        if std::env::var_os("LOOPD_TRACE").is_some() {
+            println!("{text}");
+        }
+        self.last.push_back(text);
+        if self.last.len() > SHOWN {
+            self.last.pop_front();
+        }
+    }
+}
+
+/// How the acts on a device stood when one of them began.
+struct Begun {
+    ends: BTreeMap<u32, (u64, u32)>,
+    unmounts: BTreeMap<u32, (u64, u32)>,
+}
+
+/// Whether nothing that could break it has been under way since the act began.
+fn is_alone(now: &BTreeMap<u32, (u64, u32)>, begun: &BTreeMap<u32, (u64, u32)>, number: u32) -> bool {
+    let of = |acts: &BTreeMap<u32, (u64, u32)>| acts.get(&number).copied().unwrap_or_default();
+    of(now).0 == of(begun).0 && of(now).1 == 0
+}
+
+/// What an act may break: on its device, or on each.
+fn devices(act: Act, target: Target) -> Vec<u32> {
+    match act {
+        Act::Attach(_, Overlap::Reuse) => (0..MOST_DEVICES).collect(),
+        _ => vec![target.number],
+    }
+}
+
+fn is_end(act: Act) -> bool {
+    promises::ends(act) && !matches!(act, Act::Attach(_, Overlap::Allow | Overlap::Refuse))
+}
+
+impl Ledger {
+    fn begin(&mut self, act: Act, target: Target) -> Begun {
+        for number in devices(act, target) {
+            if is_end(act) {
+                let (begun, under_way) = self.ends.entry(number).or_default();
+                (*begun, *under_way) = (*begun + 1, *under_way + 1);
+                self.promises.retain(|promise| promise.target().number != number || promise.is_mount());
+            }
+            if promises::unmounts(act) {
+                let (begun, under_way) = self.unmounts.entry(number).or_default();
+                (*begun, *under_way) = (*begun + 1, *under_way + 1);
+                self.promises.retain(|promise| promise.target().number != number || !promise.is_mount());
+            }
+        }
+        Begun { ends: self.ends.clone(), unmounts: self.unmounts.clone() }
+    }
+
+    fn end(&mut self, act: Act, target: Target) {
+        for number in devices(act, target) {
+            if is_end(act) {
+                self.ends.entry(number).or_default().1 -= 1;
+            }
+            if promises::unmounts(act) {
+                self.unmounts.entry(number).or_default().1 -= 1;
+            }
+        }
+    }
+
+    /// Takes an answer; to be called once the act has ended.
+    fn take(&mut self, act: Act, client: &Client, target: Target, begun: &Begun, answer: &Answer) {
+        let Ok(reply) = answer else { return };
+        let undisturbed = is_alone(&self.ends, &begun.ends, target.number);
+        match (act, reply) {
+            (Act::SetLifetime(Lifetime::Persistent), _) if undisturbed => {
+                self.promises.push(Promise::Stays(target));
+            }
+            (Act::SetLifetime(Lifetime::Client), _) if undisturbed && !client.is_gone() => {
+                self.promises.push(Promise::StaysWith(target, client.id.0.clone()));
+            }
+            (Act::Attach(lifetime, Overlap::Allow | Overlap::Refuse), Reply::Attached(attached)) => {
+                match lifetime {
+                    _ if !is_alone(&self.ends, &begun.ends, attached.number) => {}
+                    Lifetime::Persistent => self.promises.push(Promise::Stays(*attached)),
+                    Lifetime::Client if !client.is_gone() => {
+                        self.promises.push(Promise::StaysWith(*attached, client.id.0.clone()));
+                    }
+                    _ => {}
+                }
+            }
+            (Act::Mount, Reply::Mounted(place))
+                if is_alone(&self.unmounts, &begun.unmounts, target.number) =>
+            {
+                self.promises.push(Promise::Mounted(target, place.clone()));
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether everything holds that was promised.
+    fn check(&self, house: &House) -> Result<(), String> {
+        self.promises.iter().try_for_each(|promise| match promise {
+            Promise::Stays(target) => promises::stays(house, *target),
+            Promise::StaysWith(target, client) => stays_with(house, *target, client),
+            Promise::Mounted(target, place) => promises::is_mounted(house, *target, place),
+        })
+    }
+}
+
+impl Promise {
+    fn target(&self) -> Target {
+        match self {
+            Self::Stays(target) | Self::StaysWith(target, _) | Self::Mounted(target, _) => *target,
+        }
+    }
+
+    fn is_mount(&self) -> bool {
+        matches!(self, Self::Mounted(..))
+    }
+}
+
+fn stays_with(house: &House, target: Target, client: &str) -> Result<(), String> {
+    let found =
+        house.engine.find(target.id).ok_or_else(|| format!("{} is gone before its client", target.id))?;
+    let bound = found.ownership.and_then(|ownership| ownership.client);
+    if found.state != State::Attached || bound.as_ref().map(|bound| bound.0.as_str()) != Some(client) {
+        return Err(format!(
+            "{} is to stay with {client}, and is {:?} with {bound:?}",
+            target.id, found.state
+        ));
+    }
+    Ok(())
+}
+
+/// A run of so many acts.
+struct Run {
+    random: fastrand::Rng,
+    world: World,
+    vault: bool,
+    ledger: Arc<Mutex<Ledger>>,
+    names: usize,
+    left: usize,
+}
+
+impl Run {
+    fn new(seed: u64, steps: usize) -> Self {
+        let vault = !seed.is_multiple_of(3);
+        Self {
+            random: fastrand::Rng::with_seed(seed),
+            world: World::new(Simulated::unhurried_random(seed), vault),
+            vault,
+            ledger: Arc::default(),
+            names: 0,
+            left: steps,
+        }
+    }
+
+    /// Plays everything; gives the hash of what has happened.
+    fn play(&mut self) -> Result<u64, String> {
+        while self.left > 0 {
+            self.live()?;
+        }
+        let files = self.world.files.clone();
+        let done = self.world.live(async |house, clients| {
+            house.calm_down().await;
+            house.clear_out(&files, clients).await;
+        });
+        done.ok_or("the last daemon has died")?;
+        Ok(self.ledger.lock().unwrap().trace.hasher.finish())
+    }
+
+    fn live(&mut self) -> Result<(), String> {
+        let steps = self.random.usize(1..=STEPS_OF_A_LIFE).min(self.left);
+        self.left -= steps;
+        let (files, vault, ledger) = (self.world.files.clone(), self.vault, Arc::clone(&self.ledger));
+        let (random, names) = (&mut self.random, &mut self.names);
+        // None of the last daemon's calls is under way any more.
+        {
+            let mut ledger = ledger.lock().unwrap();
+            ledger.under_way = 0;
+            ledger.ends.values_mut().for_each(|(_, under_way)| *under_way = 0);
+            ledger.unmounts.values_mut().for_each(|(_, under_way)| *under_way = 0);
+            if !vault {
+                ledger.promises.retain(|promise| matches!(promise, Promise::Stays(_)));
+            }
+        }
+        let dies = random.u8(..3) > 0;
+        let lived: Option<Result<(), String>> = self.world.live(async |house, clients| {
+            house.calm_down().await;
+            house.agree_on_everything(&files, vault);
+            ledger.lock().unwrap().check(house).map_err(|text| format!("after a restart, {text}"))?;
+            for step in 0..steps {
+                while clients.len() < MOST_CLIENTS {
+                    *names += 1;
+                    let uid = [1000, 1000, 1001, 0][random.usize(..4)];
+                    clients.push(Client::new(&format!(":1.{names}"), uid));
+                }
+                let chosen = choose(random);
+                let client = random.usize(..clients.len());
+                let client = match chosen {
+                    Act::Vanish => clients.swap_remove(client),
+                    _ => clients[client].clone(),
+                };
+                begin(house, &ledger, chosen, client, random.u32(..DEVICES));
+                let pause = Duration::from_micros(random.u64(..4000));
+                tokio::time::sleep(pause).await;
+                let broken = ledger.lock().unwrap().broken.pop();
+                broken.map_or(Ok(()), Err)?;
+                if step % STEPS_OF_A_ROUND == STEPS_OF_A_ROUND - 1 {
+                    house.rest(&ledger).await?;
+                    house.agree_on_everything(&files, vault);
+                    ledger.lock().unwrap().check(house)?;
+                }
+            }
+            if dies {
+                tokio::time::sleep(Duration::from_micros(random.u64(..20_000))).await;
+                house.machine.die();
+                std::future::pending::<()>().await;
+            }
+            house.rest(&ledger).await?;
+            house.agree_on_everything(&files, vault);
+            ledger.lock().unwrap().check(house)
+        });
+        lived.unwrap_or(Ok(()))
+    }
+}
+
+impl House {
+    /// Waits until nothing is under way: what others have open and mounted stays so.
+    async fn rest(&self, ledger: &Mutex<Ledger>) -> Result<(), String> {
+        for _ in 0..20 {
+            self.calm_down().await;
+            if self.machine.is_idle() && ledger.lock().unwrap().under_way == 0 {
+                return Ok(());
+            }
+        }
+        Err("it does not come to rest".to_owned())
+    }
+}
+
+/// Has an act begin on what the number stands for now.
+fn begin(house: &Arc<House>, ledger: &Arc<Mutex<Ledger>>, act: Act, client: Client, number: u32) {
+    let id = house.engine.state().by_number.get(&number).copied();
+    let target = Target { id: id.unwrap_or(DiskSequence(0)), number };
+    let (step, begun) = {
+        let mut ledger = ledger.lock().unwrap();
+        ledger.trace.steps += 1;
+        let step = ledger.trace.steps;
+        ledger
+            .trace
+            .note(format!("{step}: {act:?} by {} of {} on {} ({number})", client.id, client.uid, target.id));
+        if act == Act::Vanish {
+            ledger
+                .promises
+                .retain(|promise| !matches!(promise, Promise::StaysWith(_, bound) if *bound == client.id.0));
+        }
+        ledger.under_way += 1;
+        (step, ledger.begin(act, target))
+    };
+    let (house, ledger) = (Arc::clone(house), Arc::clone(ledger));
+    tokio::spawn(async move {
+        let answer = perform(Arc::clone(&house), act, client.clone(), target).await;
+        // The dead give no answers.
+        if house.machine.is_dead() {
+            return;
+        }
+        let mut ledger = ledger.lock().unwrap();
+        ledger.trace.note(format!("{step} gave {answer:?}"));
+        ledger.under_way -= 1;
+        ledger.end(act, target);
+        ledger.take(act, &client, target, &begun, &answer);
+        let held = match (act, &answer) {
+            (Act::Detach, Ok(_)) => promises::is_gone(&house, target),
+            _ => Ok(()),
+        };
+        if let Err(text) = held.and_then(|()| ledger.check(&house)) {
+            ledger.broken.push(text);
+        }
+    });
+}
+
+/// Plays one run, and says how to play it again where it fails.
+fn play(seed: u64, steps: usize) -> u64 {
+    let mut run = Run::new(seed, steps);
+    let ledger = Arc::clone(&run.ledger);
+    let played = std::panic::catch_unwind(AssertUnwindSafe(|| run.play()));
+    let text = match played {
+        Ok(Ok(hash)) => return hash,
+        Ok(Err(text)) => text,
+        Err(panic) => panic.downcast_ref::<String>().cloned().unwrap_or_else(|| "it panicked".to_owned()),
+    };
+    let ledger = ledger.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let (step, last) = (ledger.trace.steps, Vec::from(ledger.trace.last.clone()));
+    panic!(
+        "seed {seed}, step {step}: {text}\nthe last acts:\n  {}\nplay it again: \
+         LOOPD_SEED={seed} LOOPD_STEPS={steps} cargo test -p loopd random_acts",
+        last.join("\n  ")
+    );
+}
+
+fn given(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is no number")))
+}
+
+#[test]
+fn random_acts_break_no_promise() {
+    let steps = given("LOOPD_STEPS").map(|steps| usize::try_from(steps).unwrap());
+    if let Some(seed) = given("LOOPD_SEED") {
+        let hash = play(seed, steps.unwrap_or(STEPS_OF_A_RUN));
+        println!("seed {seed}: {hash:016x}");
+        return;
+    }
+    let runs = (steps.unwrap_or(STEPS) / STEPS_OF_A_RUN) as u64;
+    let next = AtomicU64::new(1);
+    let work = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed > runs {
+                return;
+            }
+            play(seed, STEPS_OF_A_RUN);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(work);
+        }
+    });
+}
+
+#[test]
+fn a_seed_plays_the_same_each_time() {
+    for seed in 1..=3 {
+        assert_eq!(play(seed, 600), play(seed, 600), "seed {seed}");
+    }
+    assert_ne!(play(1, 600), play(2, 600));
+}

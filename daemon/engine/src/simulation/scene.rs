@@ -1,0 +1,229 @@
+//! A machine with clients, the daemons that live on it one after the other, and what must hold whenever
+//! nothing is under way.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use loopd_common::State;
+
+use super::{Client, House, SimulatedEngine, clock};
+use crate::Phase;
+use crate::crash::{Files, living};
+use crate::kernel::{DiskSequence, Kernel as _};
+use crate::simulated::Simulated;
+
+/// udev takes this long for an event.
+const PROCESSING: Duration = Duration::from_millis(1);
+/// How late events may be.
+const LATE: Duration = Duration::from_millis(300);
+/// Between two daemons, in microseconds.
+const BETWEEN: u64 = 10_000;
+
+/// A machine, what is written on it, and its clients.
+pub struct World {
+    pub machine: Simulated,
+    pub files: Files,
+    pub clients: Vec<Client>,
+    time: u64,
+}
+
+/// udev and the watch on the mount table, which sleep while there is nothing to tell.
+async fn brisk_udev(machine: Simulated, engine: SimulatedEngine, late: Arc<AtomicBool>) {
+    let mut mount_changes = 0;
+    loop {
+        if mount_changes != machine.mount_changes() {
+            mount_changes = machine.mount_changes();
+            engine.mounts_changed(machine.mount_table());
+        }
+        if late.swap(false, Ordering::Relaxed) {
+            tokio::time::sleep(LATE).await;
+        }
+        if machine.udev_is_idle() {
+            machine.news().await;
+            continue;
+        }
+        tokio::time::sleep(PROCESSING).await;
+        if let Some(event) = machine.take_uevent() {
+            engine.observe(event);
+        }
+    }
+}
+
+impl House {
+    /// The next event comes late.
+    pub fn delay_events(&self) {
+        self.late.store(true, Ordering::Relaxed);
+    }
+
+    fn start_brisk_udev(&self) {
+        let udev = brisk_udev(self.machine.clone(), Arc::clone(&self.engine), Arc::clone(&self.late));
+        self.tasks.lock().unwrap().spawn(udev);
+    }
+
+    /// Waits until nothing is under way, not even a time that something has left.
+    pub async fn calm_down(&self) {
+        let settings = self.engine.settings();
+        tokio::time::sleep(settings.mount_grace + 2 * settings.wait_for_users).await;
+        self.engine.told().await;
+    }
+
+    /// Engine, kernel, bus, files, folders, mounts and quotas agree.
+    pub fn agree_on_everything(&self, files: &Files, vault: bool) {
+        self.agree();
+        let list = self.engine.list();
+        let ours: BTreeMap<DiskSequence, _> =
+            list.iter().filter_map(|found| Some((found.id, (found, found.ownership.as_ref()?)))).collect();
+        let written: BTreeMap<DiskSequence, _> =
+            files.kept().into_iter().map(|kept| (kept.id, kept)).collect();
+        assert_eq!(
+            written.keys().collect::<Vec<_>>(),
+            ours.keys().collect::<Vec<_>>(),
+            "what is written and what is listed"
+        );
+        for (id, (found, ownership)) in &ours {
+            let kept = &written[id];
+            let phase = if found.state == State::Attached { Phase::Attached } else { Phase::Detaching };
+            assert_eq!(
+                (&kept.ownership, kept.phase, kept.disk_sequence, kept.next_file),
+                (*ownership, phase, found.device.disk_sequence, None),
+                "what is written of {id}"
+            );
+        }
+        assert_eq!(files.marks(), Vec::<u64>::new(), "announcements are left");
+        self.check_folders(files);
+        self.check_devices(vault);
+        self.check_quotas();
+    }
+
+    fn check_folders(&self, files: &Files) {
+        let folders = self.mounts.folders();
+        let known: Vec<_> = files.folders().into_iter().map(|place| place.path).collect();
+        assert_eq!(folders, known, "the folders, and what is written of them");
+        let table = self.machine.mount_table();
+        for folder in folders {
+            assert!(table.has(&folder), "nothing is mounted on {folder:?}");
+        }
+    }
+
+    fn check_devices(&self, vault: bool) {
+        let state = self.engine.state();
+        for (id, record) in &state.records {
+            let number = record.device.number;
+            assert_eq!(state.by_number.get(&number), Some(id), "what /dev/loop{number} stands for");
+            assert!(record.is_published() && !record.replacing, "{id} is under way");
+            assert!(record.operation.try_lock().is_ok(), "{id} is locked");
+            let held = usize::from(record.hold.is_some());
+            assert_eq!(self.machine.holds(number), held, "descriptors of /dev/loop{number}");
+            let deposits = if vault { held } else { 0 };
+            assert_eq!(self.machine.deposits(number), deposits, "copies of descriptors of /dev/loop{number}");
+        }
+    }
+
+    fn check_quotas(&self) {
+        let mut expected = BTreeMap::new();
+        for ownership in self.engine.list().iter().filter_map(|found| found.ownership.as_ref()) {
+            *expected.entry(ownership.uid).or_insert(0) += 1;
+        }
+        assert_eq!(self.engine.attachments_of_a_uid.counted(), expected, "attachments of each uid");
+        let folders = self.mounts.folders().len();
+        assert_eq!(
+            self.engine.mounts_of_a_uid.counted().values().sum::<usize>(),
+            folders,
+            "mounts of each uid"
+        );
+    }
+
+    /// Everyone goes and everything is closed, unmounted and detached: nothing is left.
+    pub async fn clear_out(&self, files: &Files, clients: &[Client]) {
+        for client in clients {
+            client.vanish(&self.engine);
+        }
+        for (number, ..) in self.machine.bound() {
+            self.machine.leave_alone(number);
+        }
+        self.calm_down().await;
+        self.engine.resync().await;
+        for found in self.engine.list() {
+            let client = found.ownership.as_ref().and_then(|ownership| ownership.client.clone());
+            assert_eq!(client, None, "the client of {} is gone", found.device.node());
+            if let Err(error) = self.engine.detach(found.id, false).await {
+                panic!("{} cannot be detached: {error}", found.device.node());
+            }
+        }
+        self.calm_down().await;
+        self.agree_on_everything(files, false);
+        assert_eq!(self.machine.bound(), [], "devices are left");
+        assert_eq!(self.mounts.folders(), Vec::<std::path::PathBuf>::new(), "folders are left");
+        assert!(self.engine.file_locks.are_free() && self.engine.looks.are_free(), "locks are left");
+    }
+}
+
+impl World {
+    pub fn new(machine: Simulated, vault: bool) -> Self {
+        if vault {
+            machine.keep_holds();
+        }
+        let files = Files::on(&machine);
+        Self { machine, files, clients: Vec::new(), time: 1_000_000 }
+    }
+
+    /// A daemon lives on the machine until the body ends or it dies; it takes up first what an earlier
+    /// one has left. `None` where it died.
+    pub fn live<T>(&mut self, body: impl AsyncFnOnce(&Arc<House>, &mut Vec<Client>) -> T) -> Option<T> {
+        self.machine.revive();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        let runtime = runtime.unwrap();
+        let (machine, files, clients) = (self.machine.clone(), self.files.clone(), &mut self.clients);
+        let start = self.time;
+        let (done, time) = runtime.block_on(async {
+            clock::start(start);
+            let house = Arc::new(House::with_files(machine.clone(), files));
+            let living = living(clients.clone());
+            let done = tokio::select! {
+                biased;
+                () = machine.death() => None,
+                done = async {
+                    house.engine.restore(living).await;
+                    house.engine.resync().await;
+                    house.engine.told().await;
+                    house.start_brisk_udev();
+                    body(&house, clients).await
+                } => Some(done),
+            };
+            (done, clock::microseconds().unwrap_or(start))
+        });
+        // Everything that the daemon has begun ends here, and its descriptors are closed.
+        drop(runtime);
+        clock::stop();
+        self.time = time + BETWEEN;
+        done
+    }
+}
+
+/// A future that says each time that it is suspended.
+pub struct Watched<F> {
+    future: Pin<Box<F>>,
+    machine: Simulated,
+}
+
+impl<F> Watched<F> {
+    pub fn new(machine: &Simulated, future: F) -> Self {
+        Self { future: Box::pin(future), machine: machine.clone() }
+    }
+}
+
+impl<F: Future> Future for Watched<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let polled = self.future.as_mut().poll(context);
+        if polled.is_pending() {
+            self.machine.moment();
+        }
+        polled
+    }
+}

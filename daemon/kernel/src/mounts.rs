@@ -1,0 +1,125 @@
+//! The mounts of our mount namespace, and their changes: the kernel flags `/proc/self/mountinfo` with `POLLPRI`
+//! (`proc_pid_mountinfo(5)`).
+
+use std::fs::File;
+
+use tokio::io::Interest;
+use tracing::warn;
+
+use crate::multi_device::MultiDevice;
+use crate::readiness::Readiness;
+
+use loopd_common::mountinfo;
+use loopd_engine::mount_table::MountTable;
+
+/// Reads the table of our mount namespace.
+///
+/// # Errors
+/// procfs cannot be read.
+pub fn read() -> std::io::Result<MountTable> {
+    let text = std::fs::read(mountinfo::FILE)?;
+    Ok(parse(&text, &MultiDevice::read()))
+}
+
+/// The source of a mount is free text for most file systems: fusermount passes on whatever a user names. It
+/// counts only for file systems over several devices.
+fn parse(text: &[u8], multi_device: &MultiDevice) -> MountTable {
+    MountTable::parse(text, |mount| multi_device.devices(mount.file_system, &mount.source))
+}
+
+/// An open mount table.
+pub struct Watch {
+    readiness: Readiness,
+}
+
+impl Watch {
+    /// Starts to watch the mount table of our namespace.
+    ///
+    /// # Errors
+    /// procfs cannot be read.
+    pub fn open() -> std::io::Result<Self> {
+        Ok(Self { readiness: Readiness::watch(&File::open(mountinfo::FILE)?, Interest::PRIORITY)? })
+    }
+
+    /// Hands on every new table for ever.
+    pub async fn run(self, mut tell: impl FnMut(MountTable)) {
+        loop {
+            if let Err(error) = self.readiness.wait().await {
+                return warn!("watching mounts failed: {error}");
+            }
+            match read() {
+                Ok(table) => tell(table),
+                Err(error) => warn!("the mount table cannot be read: {error}"),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+
+    #[test]
+    fn devices_and_escapes_are_read() {
+        let table = parse(
+            b"22 1 7:3 / /mnt/a\\040b rw - ext4 /dev/loop3 rw\n\
+              23 1 7:3 / /mnt/c\\134d rw shared:7 - ext4 /dev/loop3 rw\n\
+              25 1 0:42 / /proc rw - proc proc rw\n\
+              nonsense\n\n",
+            &MultiDevice::default(),
+        );
+        assert_eq!(table.of((7, 3)), [PathBuf::from("/mnt/a b"), PathBuf::from("/mnt/c\\d")]);
+        assert!(table.of((7, 5)).is_empty());
+        assert!(table.has(Path::new("/proc")));
+    }
+
+    #[test]
+    fn a_file_system_over_two_devices_is_a_mount_of_both() {
+        let table = parse(
+            b"24 1 0:41 / /mnt/btrfs rw - btrfs /dev/loop4 rw\n\
+              25 1 0:41 /sub /mnt/sub rw shared:9 master:3 - btrfs /dev/loop4 rw\n",
+            &MultiDevice::over(&[4, 5]),
+        );
+        for number in [4, 5] {
+            assert_eq!(table.of((7, number)), [PathBuf::from("/mnt/btrfs"), PathBuf::from("/mnt/sub")]);
+        }
+        assert!(table.of((7, 6)).is_empty());
+    }
+
+    #[test]
+    fn a_forged_source_is_no_mount_of_the_device() {
+        let table = parse(
+            b"24 1 0:41 / /home/m/a rw - fuse /dev/loop4 rw,user_id=1000\n\
+              25 1 0:42 / /home/m/b rw - fuse.btrfs /dev/loop4 rw,user_id=1000\n\
+              26 1 0:43 / /home/m/c rw - tmpfs /dev/loop4 rw\n\
+              27 1 0:44 / /home/m/d rw - fuse.x\\040-\\040btrfs /dev/loop4 rw\n\
+              28 1 8:1 / /home/m/e rw - ext4 /dev/loop4 rw\n",
+            &MultiDevice::over(&[4, 5]),
+        );
+        assert!(table.of((7, 4)).is_empty() && table.of((7, 5)).is_empty());
+        assert!(table.has(Path::new("/home/m/a")));
+    }
+
+    #[test]
+    fn tables_differ_where_a_mount_came_or_went() {
+        let table_of = |lines: &[&str]| parse(lines.join("\n").as_bytes(), &MultiDevice::over(&[4, 5]));
+        let ext4 = "22 1 7:3 / /mnt/a rw - ext4 /dev/loop3 rw";
+        let btrfs = "24 1 0:41 / /mnt/btrfs rw - btrfs /dev/loop4 rw";
+        let proc = "25 1 0:42 / /proc rw - proc proc rw";
+        let before = table_of(&[ext4, proc]);
+        assert!(table_of(&[proc, ext4]).differences(&before).is_empty());
+        assert!(table_of(&[ext4]).differences(&before).is_empty(), "no device is concerned");
+        let after = table_of(&[btrfs]);
+        for differences in [after.differences(&before), before.differences(&after)] {
+            assert_eq!(differences, HashSet::from([(7, 3), (7, 4), (7, 5)]));
+        }
+    }
+
+    #[test]
+    fn the_own_table_reads() {
+        assert!(read().unwrap().has(Path::new("/proc")));
+    }
+}

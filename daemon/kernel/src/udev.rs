@@ -1,0 +1,249 @@
+//! What udev has processed, and what the kernel says where there is no udev.
+//!
+//! libudev's objects cannot leave their thread: each event becomes an owned [`Uevent`] at once.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use tokio::io::Interest;
+use tracing::warn;
+
+use loopd_engine::Uevent;
+use loopd_engine::kernel::{DiskSequence, FileSystem, Found, TableEntry};
+
+use crate::readiness::Readiness;
+
+/// How long it must be quiet after events were lost before everything is read anew.
+const QUIET: Duration = Duration::from_millis(200);
+
+/// How many events are read before everyone else has a turn.
+const AT_ONCE: usize = 8;
+
+/// What the monitor has to tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// A loop device changed.
+    Uevent(Box<Uevent>),
+    /// Events were lost, and udev has been idle since: look at everything.
+    Lost,
+}
+
+/// The netlink sockets. Must be read from the thread that made them.
+pub struct Monitor {
+    from_udev: Socket,
+    from_kernel: Option<Socket>,
+}
+
+struct Socket {
+    socket: udev::MonitorSocket,
+    readiness: Readiness,
+    from_udev: bool,
+}
+
+impl Socket {
+    fn new(builder: udev::MonitorBuilder, from_udev: bool) -> std::io::Result<Self> {
+        let socket = builder.match_subsystem("block")?.listen()?;
+        Ok(Self { readiness: Readiness::watch(&socket, Interest::READABLE)?, socket, from_udev })
+    }
+
+    async fn ready(&self) -> std::io::Result<&Self> {
+        self.readiness.wait().await?;
+        Ok(self)
+    }
+}
+
+impl Monitor {
+    /// Starts listening. Without udev the kernel's own events are listened to as well.
+    ///
+    /// # Errors
+    /// The sockets cannot be had.
+    pub fn listen() -> std::io::Result<Self> {
+        let from_udev = Socket::new(udev::MonitorBuilder::new()?, true)?;
+        let from_kernel =
+            if runs() { None } else { Some(Socket::new(udev::MonitorBuilder::new_kernel()?, false)?) };
+        Ok(Self { from_udev, from_kernel })
+    }
+
+    /// Hands on every event for ever.
+    pub async fn run(self, mut tell: impl FnMut(Notice)) {
+        let mut lost = false;
+        loop {
+            let ready = async {
+                match &self.from_kernel {
+                    Some(from_kernel) => tokio::select! {
+                        socket = self.from_udev.ready() => socket,
+                        socket = from_kernel.ready() => socket,
+                    },
+                    None => self.from_udev.ready().await,
+                }
+            };
+            // The timer runs only while something is known to be lost.
+            let ready = if lost { tokio::time::timeout(QUIET, ready).await.ok() } else { Some(ready.await) };
+            match ready {
+                Some(Ok(socket)) => lost |= drain(socket, &mut tell).await,
+                Some(Err(error)) => return warn!("listening to udev failed: {error}"),
+                None if is_idle() => {
+                    lost = false;
+                    tell(Notice::Lost);
+                }
+                None => {}
+            }
+        }
+    }
+}
+
+/// Reads all that is there; true where the socket's buffer had overflowed. Calls are served in between.
+async fn drain(socket: &Socket, tell: &mut impl FnMut(Notice)) -> bool {
+    let mut lost = false;
+    for read_at_once in 1usize.. {
+        match socket.socket.iter().next() {
+            Some(event) => {
+                if let Some(uevent) = read(&event, socket.from_udev) {
+                    tell(Notice::Uevent(Box::new(uevent)));
+                }
+            }
+            // The crate shows an overflow as "no event"; errno is what libudev left behind.
+            None if Errno::last() == Errno::ENOBUFS => lost = true,
+            None => break,
+        }
+        if read_at_once.is_multiple_of(AT_ONCE) {
+            tokio::task::yield_now().await;
+        }
+    }
+    lost
+}
+
+/// Whether udev is there to process events.
+#[must_use]
+pub fn runs() -> bool {
+    Path::new("/run/udev/control").exists()
+}
+
+/// Whether udev has nothing left to process (`sd-device`'s `/run/udev/queue`).
+#[must_use]
+pub fn is_idle() -> bool {
+    !Path::new("/run/udev/queue").exists()
+}
+
+/// What udev's database has of a loop device or a partition of one; `None` where udev has not seen
+/// it.
+#[must_use]
+pub fn stored(number: u32, partition: Option<u32>) -> Option<Found> {
+    let name =
+        partition.map_or_else(|| format!("loop{number}"), |partition| format!("loop{number}p{partition}"));
+    let device = udev::Device::from_subsystem_sysname("block".to_owned(), name).ok()?;
+    device.is_initialized().then(|| found(&device))
+}
+
+/// The nodes of all block devices on which udev has found this UUID.
+///
+/// # Errors
+/// sysfs cannot be read.
+pub fn with_uuid(uuid: &str) -> std::io::Result<Vec<String>> {
+    let mut enumerator = udev::Enumerator::new()?;
+    enumerator.match_subsystem("block")?;
+    enumerator.match_property("ID_FS_UUID", uuid)?;
+    let node = |device: udev::Device| Some(device.devnode()?.to_string_lossy().into_owned());
+    Ok(enumerator.scan_devices()?.filter_map(node).collect())
+}
+
+fn read(event: &udev::Event, from_udev: bool) -> Option<Uevent> {
+    let (number, partition) = numbers(event.sysname().to_str()?)?;
+    let disk_sequence = text(event.property_value("DISKSEQ")).parse().ok().map(DiskSequence);
+    Some(Uevent {
+        number,
+        partition,
+        removed: event.event_type() == udev::EventType::Remove,
+        disk_sequence,
+        processed: from_udev.then(|| found(event)),
+        resized: event.property_value("RESIZE").is_some(),
+    })
+}
+
+/// The numbers in `loop0` and `loop0p1`.
+fn numbers(name: &str) -> Option<(u32, Option<u32>)> {
+    let numbers = name.strip_prefix("loop")?;
+    match numbers.split_once('p') {
+        Some((disk, partition)) => Some((disk.parse().ok()?, Some(partition.parse().ok()?))),
+        None => Some((numbers.parse().ok()?, None)),
+    }
+}
+
+fn found(device: &udev::Device) -> Found {
+    let property = |name: &str| text(device.property_value(name));
+    Found {
+        file_system: file_system(device),
+        entry: TableEntry {
+            table: property("ID_PART_ENTRY_SCHEME"),
+            kind: property("ID_PART_ENTRY_TYPE"),
+            uuid: property("ID_PART_ENTRY_UUID"),
+            label: unescape(&property("ID_PART_ENTRY_NAME")),
+        },
+        // In sectors of 512 bytes, whatever the block size.
+        start: property("ID_PART_ENTRY_OFFSET")
+            .parse::<u64>()
+            .ok()
+            .and_then(|sectors| sectors.checked_mul(512)),
+        has_table: device.property_value("ID_PART_TABLE_TYPE").is_some(),
+    }
+}
+
+/// The type of what udev is to leave alone stands under a name of our own (`63-untrusted-loop.rules`).
+fn file_system(device: &udev::Device) -> FileSystem {
+    let property = |name: &str| text(device.property_value(name));
+    FileSystem {
+        usage: property("ID_FS_USAGE"),
+        kind: text(device.property_value("LOOPD_FS_TYPE").or_else(|| device.property_value("ID_FS_TYPE"))),
+        version: property("ID_FS_VERSION"),
+        label: unescape(&property("ID_FS_LABEL_ENC")),
+        uuid: property("ID_FS_UUID"),
+    }
+}
+
+fn text(value: Option<&OsStr>) -> String {
+    value.map(|value| value.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// Undoes udev's `\xNN` (`encode_devnode_name` of systemd): the label as it stands on the disk.
+fn unescape(encoded: &str) -> String {
+    let mut bytes = Vec::with_capacity(encoded.len());
+    let mut rest = encoded.as_bytes();
+    while let Some((first, tail)) = rest.split_first() {
+        let hex = tail.strip_prefix(b"x").and_then(|hex| hex.get(..2));
+        let hex = hex.filter(|hex| *first == b'\\' && hex.iter().all(u8::is_ascii_hexdigit));
+        match hex.and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &tail[3..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{numbers, unescape};
+
+    #[test]
+    fn names_are_read() {
+        assert_eq!(numbers("loop12"), Some((12, None)));
+        assert_eq!(numbers("loop12p3"), Some((12, Some(3))));
+        assert_eq!(numbers("loopp"), None);
+        assert_eq!(numbers("sda1"), None);
+    }
+
+    #[test]
+    fn labels_are_decoded() {
+        assert_eq!(unescape("my\\x20disk"), "my disk");
+        assert_eq!(unescape("a\\x5cb\\x2fc"), "a\\b/c");
+        assert_eq!(unescape("\\xzz\\x4"), "\\xzz\\x4");
+        assert_eq!(unescape("\\x+1é"), "\\x+1é");
+    }
+}

@@ -1,0 +1,232 @@
+//! Keeps the objects on the bus as the engine tells. Alone in doing so: what it does follows the
+//! order of the engine's events.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+
+use loopd_dbus::names::{ATTACHMENT, PARTITION, ROOT_PATH, VOLUME, attachment_path, partition_path};
+use loopd_dbus::{AttachmentProperties, PartitionProperties, VolumeProperties};
+use tokio::sync::mpsc::UnboundedReceiver;
+use tracing::error;
+use zbus::fdo::Properties;
+use zbus::names::InterfaceName;
+use zbus::object_server::SignalEmitter;
+use zbus::wire::ObjectPath;
+use zbus::{Connection, Variant};
+
+use super::attachment::Attachment;
+use super::objects::Interfaces;
+use super::partition::Partition;
+use super::volume::Volume;
+use super::{Room, introspection, wire};
+use loopd_engine::kernel::DiskSequence;
+use loopd_engine::{Changes, Event, PartitionSnapshot, Snapshot, VolumeId};
+
+/// The objects below the root.
+pub struct Publisher {
+    connection: Connection,
+    room: Room,
+    objects: HashMap<DiskSequence, Published>,
+}
+
+/// What the objects of one attachment show.
+struct Published {
+    attachment: Arc<RwLock<AttachmentProperties>>,
+    volume: Arc<RwLock<VolumeProperties>>,
+    partitions: HashMap<u32, PublishedPartition>,
+}
+
+/// What the object of one partition shows.
+struct PublishedPartition {
+    partition: Arc<RwLock<PartitionProperties>>,
+    volume: Arc<RwLock<VolumeProperties>>,
+}
+
+impl Publisher {
+    /// Publishes on this connection.
+    #[must_use]
+    pub fn new(connection: Connection, room: Room) -> Self {
+        Self { connection, room, objects: HashMap::new() }
+    }
+
+    /// Follows the engine until it stops.
+    pub async fn run(mut self, mut events: UnboundedReceiver<Event>) {
+        while let Some(event) = events.recv().await {
+            let told = match event {
+                Event::Added(snapshot) => self.show(&snapshot).await,
+                Event::Changed(changes) => self.change(&changes).await,
+                Event::Removed(id) => self.remove(id).await,
+                Event::Checkpoint(done) => {
+                    let _nobody_waits = done.send(());
+                    Ok(())
+                }
+            };
+            if let Err(error) = told {
+                error!("the bus was not told: {error}");
+            }
+        }
+    }
+
+    /// Puts the objects of a new attachment on the bus.
+    async fn show(&mut self, snapshot: &Snapshot) -> zbus::Result<()> {
+        let mut object = self.add(snapshot).await?;
+        let partitions = &snapshot.partitions;
+        let shown = self.show_partitions(snapshot.id, snapshot.device.number, partitions, &mut object).await;
+        self.objects.insert(snapshot.id, object);
+        shown
+    }
+
+    /// Makes the objects of an attachment show what it is now.
+    async fn change(&mut self, changes: &Changes) -> zbus::Result<()> {
+        let Some(mut object) = self.objects.remove(&changes.id) else { return Ok(()) };
+        let changed = self.change_object(changes, &mut object).await;
+        self.objects.insert(changes.id, object);
+        changed
+    }
+
+    async fn change_object(&self, changes: &Changes, object: &mut Published) -> zbus::Result<()> {
+        if let Some(snapshot) = &changes.attachment {
+            self.change_attachment(snapshot, object).await?;
+        }
+        for number in &changes.gone {
+            if object.partitions.remove(number).is_some() {
+                self.remove_partition(changes.id, *number).await?;
+            }
+        }
+        self.show_partitions(changes.id, changes.number, &changes.partitions, object).await
+    }
+
+    async fn add(&self, snapshot: &Snapshot) -> zbus::Result<Published> {
+        let attachment = Arc::new(RwLock::new(wire::attachment(snapshot)));
+        let volume = Arc::new(RwLock::new(wire::volume(snapshot)));
+        let path = attachment_path(snapshot.id.0);
+        let server = self.connection.object_server();
+        server.at(&path, self.volume(snapshot.id, None, &volume)).await?;
+        let object = Attachment::new(self.room.clone(), snapshot.id, Arc::clone(&attachment));
+        server.at(&path, object).await?;
+        introspection::serve(server, &path, &self.room).await?;
+        introspection::serve_above(server, &self.room).await?;
+        let shown = (Arc::clone(&attachment), Arc::clone(&volume));
+        let show = move || {
+            Interfaces::from([(ATTACHMENT, read(&shown.0).to_dict()), (VOLUME, read(&shown.1).to_dict())])
+        };
+        self.room.objects.add(&self.root()?, &path, Box::new(show)).await?;
+        Ok(Published { attachment, volume, partitions: HashMap::new() })
+    }
+
+    async fn change_attachment(&self, snapshot: &Snapshot, object: &Published) -> zbus::Result<()> {
+        let path = attachment_path(snapshot.id.0);
+        let (attachment, volume) = (wire::attachment(snapshot), wire::volume(snapshot));
+        let of_attachment = attachment.changes_since(&replace(&object.attachment, attachment.clone()));
+        let of_volume = volume.changes_since(&replace(&object.volume, volume.clone()));
+        self.emit(&path, ATTACHMENT, of_attachment).await?;
+        self.emit(&path, VOLUME, of_volume).await
+    }
+
+    /// Shows partitions of an attachment, whose loop device has this number.
+    async fn show_partitions(
+        &self,
+        attachment: DiskSequence,
+        number: u32,
+        partitions: &[PartitionSnapshot],
+        object: &mut Published,
+    ) -> zbus::Result<()> {
+        for shown in partitions {
+            let partition = shown.partition.node.number;
+            let (now, volume) = (wire::partition(attachment, shown), wire::partition_volume(number, shown));
+            match object.partitions.entry(partition) {
+                Entry::Occupied(known) => {
+                    let path = partition_path(attachment.0, partition);
+                    let changes = now.changes_since(&replace(&known.get().partition, now.clone()));
+                    self.emit(&path, PARTITION, changes).await?;
+                    let changes = volume.changes_since(&replace(&known.get().volume, volume.clone()));
+                    self.emit(&path, VOLUME, changes).await?;
+                }
+                Entry::Vacant(free) => drop(free.insert(self.add_partition(attachment, now, volume).await?)),
+            }
+            // Calls are answered in between: there may be hundreds.
+            tokio::task::yield_now().await;
+        }
+        Ok(())
+    }
+
+    fn volume(
+        &self,
+        attachment: DiskSequence,
+        partition: Option<u32>,
+        properties: &Arc<RwLock<VolumeProperties>>,
+    ) -> Volume {
+        Volume::new(self.room.clone(), VolumeId { attachment, partition }, Arc::clone(properties))
+    }
+
+    async fn add_partition(
+        &self,
+        attachment: DiskSequence,
+        partition: PartitionProperties,
+        volume: VolumeProperties,
+    ) -> zbus::Result<PublishedPartition> {
+        let number = partition.number;
+        let path = &partition_path(attachment.0, number);
+        let (partition, volume) = (Arc::new(RwLock::new(partition)), Arc::new(RwLock::new(volume)));
+        let server = self.connection.object_server();
+        server.at(path, self.volume(attachment, Some(number), &volume)).await?;
+        server.at(path, Partition::new(Arc::clone(&partition))).await?;
+        introspection::serve(server, path, &self.room).await?;
+        let shown = (Arc::clone(&partition), Arc::clone(&volume));
+        let show = move || {
+            Interfaces::from([(PARTITION, read(&shown.0).to_dict()), (VOLUME, read(&shown.1).to_dict())])
+        };
+        self.room.objects.add(&self.root()?, path, Box::new(show)).await?;
+        Ok(PublishedPartition { partition, volume })
+    }
+
+    async fn emit(
+        &self,
+        path: &ObjectPath<'_>,
+        interface: &'static str,
+        changes: HashMap<&'static str, Variant<'static>>,
+    ) -> zbus::Result<()> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let emitter = SignalEmitter::new(&self.connection, path)?;
+        let interface = InterfaceName::from_static_str_unchecked(interface);
+        Properties::properties_changed(&emitter, interface, changes, Cow::Borrowed(&[])).await
+    }
+
+    /// What the signals about objects come from.
+    fn root(&self) -> zbus::Result<SignalEmitter<'static>> {
+        SignalEmitter::new(&self.connection, ROOT_PATH)
+    }
+
+    async fn remove(&mut self, id: DiskSequence) -> zbus::Result<()> {
+        let Some(object) = self.objects.remove(&id) else { return Ok(()) };
+        for number in object.partitions.into_keys() {
+            self.remove_partition(id, number).await?;
+            tokio::task::yield_now().await;
+        }
+        let path = attachment_path(id.0);
+        let server = self.connection.object_server();
+        server.remove::<Attachment, _>(&path).await?;
+        server.remove::<Volume, _>(&path).await?;
+        self.room.objects.remove(&self.root()?, &path, &[ATTACHMENT, VOLUME]).await
+    }
+
+    async fn remove_partition(&self, id: DiskSequence, number: u32) -> zbus::Result<()> {
+        let path = partition_path(id.0, number);
+        let server = self.connection.object_server();
+        server.remove::<Partition, _>(&path).await?;
+        server.remove::<Volume, _>(&path).await?;
+        self.room.objects.remove(&self.root()?, &path, &[PARTITION, VOLUME]).await
+    }
+}
+
+fn read<T>(shared: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    shared.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn replace<T>(shared: &RwLock<T>, new: T) -> T {
+    std::mem::replace(&mut *shared.write().unwrap_or_else(PoisonError::into_inner), new)
+}

@@ -1,0 +1,432 @@
+//! The configuration: `/etc/loopd/loopd.toml`, and the drop-ins beside it.
+
+use std::io::ErrorKind;
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use tracing::warn;
+
+use loopd_engine::{Limits, Policy, Settings};
+
+const FILE: &str = "/etc/loopd/loopd.toml";
+/// The last good configuration, in the runtime folder.
+const KEPT: &str = "configuration.toml";
+/// Longer than anybody can mean, and short enough for every clock.
+const LONGEST: f64 = 365.0 * 24.0 * 3600.0;
+
+/// Where the configuration is read from: a file, and the `*.toml` in the folder of its name with
+/// `.d` behind it, in the order of their names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    file: PathBuf,
+    /// Whether the file must be there.
+    named: bool,
+}
+
+impl Default for Source {
+    fn default() -> Self {
+        Self { file: PathBuf::from(FILE), named: false }
+    }
+}
+
+/// What the configuration says; what it leaves out has its default.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Config {
+    limits: OfEach,
+    all_users: OfAll,
+    times: Times,
+    mount: Mount,
+}
+
+/// Bounds for each user.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+struct OfEach {
+    attachments: Option<u32>,
+    partitions: Option<u32>,
+    mounts: Option<u32>,
+    calls: Option<NonZeroU32>,
+    prompts: Option<u32>,
+}
+
+/// Bounds for all users other than root together.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+struct OfAll {
+    attachments: Option<u32>,
+    partitions: Option<u32>,
+    mounts: Option<u32>,
+    calls: Option<Calls>,
+    prompts: Option<u32>,
+}
+
+/// Calls under way of all users: each may block a thread, and some threads are root's.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+struct Calls(u32);
+
+impl Calls {
+    const MOST: u32 = 384;
+}
+
+impl<'de> Deserialize<'de> for Calls {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let calls = u32::deserialize(deserializer)?;
+        if (1..=Self::MOST).contains(&calls) {
+            Ok(Self(calls))
+        } else {
+            Err(D::Error::custom(format!("{calls} is not a number from 1 to {}", Self::MOST)))
+        }
+    }
+}
+
+/// In seconds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+struct Times {
+    idle_exit: Option<Seconds>,
+    wait_for_udev: Option<Seconds>,
+    wait_for_users: Option<Seconds>,
+    wait_for_mount: Option<Seconds>,
+    mount_grace: Option<Seconds>,
+}
+
+/// What may be mounted, and how.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+struct Mount {
+    filesystems: Option<Vec<FileSystemName>>,
+    exec: Option<bool>,
+}
+
+/// As the kernel and mount(8) call it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(transparent)]
+struct FileSystemName(String);
+
+impl<'de> Deserialize<'de> for FileSystemName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        let is_known = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+        if name.starts_with(|first: char| first.is_ascii_alphanumeric()) && name.bytes().all(is_known) {
+            Ok(Self(name))
+        } else {
+            Err(D::Error::custom(format!("{name:?} is not the name of a file system")))
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Seconds(Duration);
+
+impl<'de> Deserialize<'de> for Seconds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let seconds = f64::deserialize(deserializer)?;
+        if (0.0..=LONGEST).contains(&seconds) {
+            Ok(Self(Duration::from_secs_f64(seconds)))
+        } else {
+            Err(D::Error::custom(format!("{seconds} is not a time: a number of seconds from 0 to {LONGEST}")))
+        }
+    }
+}
+
+impl Serialize for Seconds {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_f64(self.0.as_secs_f64())
+    }
+}
+
+impl Source {
+    /// This file and its drop-ins.
+    #[must_use]
+    pub fn named(file: PathBuf) -> Self {
+        Self { file, named: true }
+    }
+
+    /// Reads everything.
+    ///
+    /// # Errors
+    /// A line for a person: file, line, column, and what is wrong there.
+    pub fn read(&self) -> Result<Config, String> {
+        let mut config = Config::default();
+        for file in self.files()? {
+            config.overlay(read(&file)?);
+        }
+        Ok(config)
+    }
+
+    /// Reads everything, and keeps it in the runtime folder for [`Source::read_or_last_good`].
+    ///
+    /// # Errors
+    /// As [`Source::read`].
+    pub fn read_and_keep(&self, runtime_folder: &Path) -> Result<Config, String> {
+        let config = self.read()?;
+        let kept = runtime_folder.join(KEPT);
+        if let Err(error) = config.keep(&kept) {
+            warn!("{}: cannot be written: {error}", kept.display());
+        }
+        Ok(config)
+    }
+
+    /// At the start: where the configuration cannot be read, what was kept goes on to hold. So a daemon
+    /// that ended meanwhile, for want of work or over an upgrade, is back with what it had.
+    ///
+    /// # Errors
+    /// None was good since the machine is up.
+    pub fn read_or_last_good(&self, runtime_folder: &Path) -> Result<Config, String> {
+        self.read_and_keep(runtime_folder).or_else(|message| {
+            let config = read(&runtime_folder.join(KEPT)).map_err(|_| message.clone())?;
+            warn!("the configuration stays as it was: {message}");
+            Ok(config)
+        })
+    }
+
+    /// The files that there are, each of which overrules those before it.
+    ///
+    /// # Errors
+    /// A folder cannot be read, or a named file is not there.
+    pub fn files(&self) -> Result<Vec<PathBuf>, String> {
+        let mut drop_ins = self.file.clone().into_os_string();
+        drop_ins.push(".d");
+        let mut files = drop_ins_in(Path::new(&drop_ins))?;
+        let absent =
+            matches!(self.file.symlink_metadata(), Err(error) if error.kind() == ErrorKind::NotFound);
+        if self.named || !absent {
+            files.insert(0, self.file.clone());
+        }
+        Ok(files)
+    }
+}
+
+fn drop_ins_in(folder: &Path) -> Result<Vec<PathBuf>, String> {
+    let cannot = |error: std::io::Error| format!("{}: cannot be read: {error}", folder.display());
+    let entries = match folder.read_dir() {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(cannot(error)),
+    };
+    let mut files = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(cannot)?.path();
+        let is_hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if path.extension().is_some_and(|extension| extension == "toml") && !is_hidden {
+            files.push(path);
+        }
+    }
+    files.sort_unstable();
+    Ok(files)
+}
+
+fn read(file: &Path) -> Result<Config, String> {
+    let text = std::fs::read_to_string(file)
+        .map_err(|error| format!("{}: cannot be read: {error}", file.display()))?;
+    toml::from_str(&text).map_err(|error| {
+        let before = &text[..error.span().map_or(0, |span| span.start.min(text.len()))];
+        let line = before.split('\n').count();
+        let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+        format!("{}:{line}:{column}: {}", file.display(), error.message().replace('\n', ", "))
+    })
+}
+
+impl Config {
+    fn keep(&self, file: &Path) -> std::io::Result<()> {
+        let text = toml::to_string(self).map_err(std::io::Error::other)?;
+        let new = file.with_extension("new");
+        std::fs::write(&new, text)?;
+        std::fs::rename(new, file)
+    }
+
+    /// Takes what another one says over what this one says.
+    fn overlay(&mut self, other: Self) {
+        fn take<T>(old: &mut Option<T>, new: Option<T>) {
+            if new.is_some() {
+                *old = new;
+            }
+        }
+        take(&mut self.limits.attachments, other.limits.attachments);
+        take(&mut self.limits.partitions, other.limits.partitions);
+        take(&mut self.limits.mounts, other.limits.mounts);
+        take(&mut self.limits.calls, other.limits.calls);
+        take(&mut self.limits.prompts, other.limits.prompts);
+        take(&mut self.all_users.attachments, other.all_users.attachments);
+        take(&mut self.all_users.partitions, other.all_users.partitions);
+        take(&mut self.all_users.mounts, other.all_users.mounts);
+        take(&mut self.all_users.calls, other.all_users.calls);
+        take(&mut self.all_users.prompts, other.all_users.prompts);
+        take(&mut self.times.idle_exit, other.times.idle_exit);
+        take(&mut self.times.wait_for_udev, other.times.wait_for_udev);
+        take(&mut self.times.wait_for_users, other.times.wait_for_users);
+        take(&mut self.times.wait_for_mount, other.times.wait_for_mount);
+        take(&mut self.times.mount_grace, other.times.mount_grace);
+        take(&mut self.mount.filesystems, other.mount.filesystems);
+        take(&mut self.mount.exec, other.mount.exec);
+    }
+
+    /// Times and bounds.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        let count = |said: Option<u32>, default| said.map_or(default, |said| said as usize);
+        let limit = |each, all, default: Limits| Limits {
+            each: count(each, default.each),
+            all: count(all, default.all),
+        };
+        let time = |said: Option<Seconds>, default| said.map_or(default, |Seconds(said)| said);
+        let default = Settings::default();
+        let Self { limits, all_users: all, times, mount } = self;
+        let names =
+            |said: &Vec<FileSystemName>| said.iter().map(|FileSystemName(name)| name.clone()).collect();
+        let file_systems = mount.filesystems.as_ref().map_or(default.mounting.file_systems, names);
+        Settings {
+            mounting: Policy { file_systems, programs: mount.exec.unwrap_or(default.mounting.programs) },
+            wait_for_mount: time(times.wait_for_mount, default.wait_for_mount),
+            mount_grace: time(times.mount_grace, default.mount_grace),
+            mounts: limit(limits.mounts, all.mounts, default.mounts),
+            wait_for_udev: time(times.wait_for_udev, default.wait_for_udev),
+            wait_for_users: time(times.wait_for_users, default.wait_for_users),
+            idle_exit: time(times.idle_exit, default.idle_exit),
+            attachments: limit(limits.attachments, all.attachments, default.attachments),
+            partitions: limit(limits.partitions, all.partitions, default.partitions),
+            calls: limit(
+                limits.calls.map(NonZeroU32::get),
+                all.calls.map(|Calls(calls)| calls),
+                default.calls,
+            ),
+            prompts: limit(limits.prompts, all.prompts, default.prompts),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder with these files; the configuration is `loopd.toml` there.
+    fn source(files: &[(&str, &str)]) -> (tempfile::TempDir, Source) {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("loopd.toml.d")).unwrap();
+        for (name, text) in files {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        let source = Source { file: folder.path().join("loopd.toml"), named: false };
+        (folder, source)
+    }
+
+    fn complaint(text: &str) -> String {
+        let (folder, source) = source(&[("loopd.toml", text)]);
+        let complaint = source.read().unwrap_err();
+        complaint.replace(&format!("{}/", folder.path().display()), "")
+    }
+
+    #[test]
+    fn nothing_said_is_the_defaults() {
+        let (_folder, nothing) = source(&[]);
+        assert_eq!(nothing.read().unwrap().settings(), Settings::default());
+        let (_folder, empty) = source(&[("loopd.toml", "# nothing\n[limits]\n")]);
+        assert_eq!(empty.read().unwrap().settings(), Settings::default());
+    }
+
+    #[test]
+    fn drop_ins_overrule_in_the_order_of_their_names() {
+        let (_folder, source) = source(&[
+            ("loopd.toml", "[limits]\nattachments = 1\ncalls = 1\nprompts = 0\n[times]\nidle-exit = 0\n"),
+            ("loopd.toml.d/20-b.toml", "[limits]\nattachments = 3\n"),
+            (
+                "loopd.toml.d/10-a.toml",
+                "[limits]\nattachments = 2\npartitions = 20\ncalls = 2\n[all-users]\npartitions = 200\ncalls = 9\n[times]\n\
+                 wait-for-udev = 0.5\n",
+            ),
+            (
+                "loopd.toml.d/25-c.toml",
+                "[mount]\nfilesystems = [\"ext4\"]\nexec = false\n[times]\nmount-grace = 5\n",
+            ),
+            ("loopd.toml.d/30-c.toml~", "nonsense"),
+            ("loopd.toml.d/.40-d.toml", "nonsense"),
+        ]);
+        let default = Settings::default();
+        let expected = Settings {
+            attachments: Limits { each: 3, ..default.attachments },
+            partitions: Limits { each: 20, all: 200 },
+            calls: Limits { each: 2, all: 9 },
+            prompts: Limits { each: 0, ..default.prompts },
+            mounting: Policy { file_systems: vec!["ext4".to_owned()], programs: false },
+            mount_grace: Duration::from_secs(5),
+            idle_exit: Duration::ZERO,
+            wait_for_udev: Duration::from_millis(500),
+            ..Settings::default()
+        };
+        assert_eq!(source.read().unwrap().settings(), expected);
+    }
+
+    #[test]
+    fn what_is_wrong_is_shown_with_its_place() {
+        for (text, expected) in [
+            ("[limits]\n  calls = 5\n  cals = 4\n", "loopd.toml:3:3: unknown field `cals`"),
+            ("[limit]\n", "loopd.toml:1:2: unknown field `limit`"),
+            ("[limits]\ncalls = 0\n", "loopd.toml:2:9: invalid value: integer `0`"),
+            ("[all-users]\ncalls = 385\n", "loopd.toml:2:9: 385 is not a number from 1 to 384"),
+            ("[limits]\ncalls = \"5\"\n", "loopd.toml:2:9: invalid type: string"),
+            ("[limits]\nattachments = -1\n", "loopd.toml:2:15: invalid value: integer `-1`"),
+            ("[limits]\nattachments = 1\nattachments = 2\n", "loopd.toml:3:1: duplicate key"),
+            ("[times]\nidle-exit = -1\n", "loopd.toml:2:13: -1 is not a time"),
+            ("[times]\nidle-exit = nan\n", "loopd.toml:2:13: NaN is not a time"),
+            ("[times]\nidle-exit = 1e300\n", "loopd.toml:2:13: "),
+            ("[mount]\nfilesystems = [\"ext4\", \"x,y\"]\n", "loopd.toml:2:15: \"x,y\" is not the name"),
+            ("[mount]\nfilesystems = \"ext4\"\n", "loopd.toml:2:15: invalid type"),
+            ("[mount]\nfilesystems = [\"\"]\n", "loopd.toml:2:15: \"\" is not the name"),
+            ("[mount]\nexec = 1\n", "loopd.toml:2:8: invalid type"),
+            ("[limits\n", "loopd.toml:1:"),
+            ("\u{e9} = 1 2", "loopd.toml:1:"),
+        ] {
+            let complaint = complaint(text);
+            assert!(complaint.starts_with(expected), "{text:?}: {complaint}");
+            assert!(!complaint.contains('\n'), "{complaint:?}");
+        }
+    }
+
+    #[test]
+    fn the_last_good_one_holds_where_it_cannot_be_read() {
+        let (folder, source) = source(&[("loopd.toml", "[limits]\nprompts = 7\n[times]\nidle-exit = 0.1\n")]);
+        let good = source.read_or_last_good(folder.path()).unwrap();
+        std::fs::write(folder.path().join("loopd.toml"), "[limits]\nprompts = 8\ncals = 1\n").unwrap();
+        assert_eq!(source.read_or_last_good(folder.path()).unwrap(), good);
+        assert!(source.read_and_keep(folder.path()).is_err());
+        std::fs::remove_file(folder.path().join(KEPT)).unwrap();
+        assert!(
+            source.read_or_last_good(folder.path()).unwrap_err().contains("loopd.toml:3:1: unknown field")
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_refused() {
+        let (folder, _) = source(&[]);
+        let missing = Source::named(folder.path().join("other.toml"));
+        assert!(missing.read().unwrap_err().contains("other.toml: cannot be read"));
+        std::fs::write(folder.path().join("other.toml"), b"\xff").unwrap();
+        assert!(missing.read().unwrap_err().contains("other.toml: cannot be read"));
+        std::fs::create_dir(folder.path().join("loopd.toml.d/folder.toml")).unwrap();
+        let folders = Source { file: folder.path().join("loopd.toml"), named: false };
+        assert!(folders.read().unwrap_err().contains("folder.toml: cannot be read"));
+    }
+
+    /// The example that is shipped says what holds without it.
+    #[test]
+    fn the_example_has_every_key_with_its_default() {
+        let example = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/loopd.toml"));
+        let Config { limits, all_users, times, mount } = read(example).unwrap();
+        let OfEach { attachments, partitions, mounts, calls, prompts } = limits;
+        assert!(attachments.is_some() && mounts.is_some() && calls.is_some() && prompts.is_some());
+        assert!(partitions.is_some());
+        let OfAll { attachments, partitions, mounts, calls, prompts } = all_users;
+        assert!(attachments.is_some() && mounts.is_some() && calls.is_some() && prompts.is_some());
+        assert!(partitions.is_some());
+        let Times { idle_exit, wait_for_udev, wait_for_users, wait_for_mount, mount_grace } = times;
+        assert!(idle_exit.is_some() && wait_for_udev.is_some() && wait_for_users.is_some());
+        assert!(wait_for_mount.is_some() && mount_grace.is_some());
+        assert!(mount.filesystems.is_some() && mount.exec.is_some());
+        let source = Source::named(example.to_owned());
+        assert_eq!(source.read().unwrap().settings(), Settings::default());
+    }
+}
