@@ -1,12 +1,14 @@
 //! What one user at their worst costs another: the latency of a quiet user's attach and detach, alone and
 //! beside each attack, interleaved in one run. `make bench-hostile` runs it in release as root.
+//!
+//! Floors are attacks that loopd has no part in: what they cost is the bus's, udev's or the kernel's.
 #![allow(clippy::unwrap_used)]
 
 use std::fs::File;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use loopd_tests::bus::Bus;
@@ -15,8 +17,10 @@ use loopd_tests::hanging::Hanging;
 use loopd_tests::image::{Image, MIB};
 use loopd_tests::polkit::{Answer, Polkit, Setup};
 use loopd_tests::process::{Process, eventually};
-use loopd_tests::{GAMES, User, WWW_DATA, host, sysfs, udev};
+use loopd_tests::{GAMES, User, WWW_DATA, host, loop_ioctl, sysfs, udev};
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 
 /// Without `--bench` a single round shows that it works.
 const ROUNDS: usize = 5;
@@ -24,6 +28,10 @@ const ROUNDS: usize = 5;
 const ATTACHES: usize = 20;
 /// The most that GPT entries of the usual number would not hold.
 const PARTITIONS: usize = 255;
+/// Of the victim's file system.
+const UUID: &str = "11111111-2222-3333-4444-000000000011";
+/// `LO_FLAGS_PARTSCAN`.
+const PARTSCAN: u32 = 8;
 /// Uids that the user database does not know.
 const SUBORDINATE: std::ops::Range<u32> = 2_999_000_000..2_999_000_040;
 
@@ -52,10 +60,16 @@ fn main() -> ExitCode {
 enum Attack {
     /// Attaches and detaches an image with as many partitions as there can be.
     Partitions,
+    /// The same without loopd on either side: ioctls alone, and udev.
+    PartitionsFloor,
     /// As many `SetupLoop` of a file that hangs as there may be.
     HungFiles,
+    /// The same of a file that loopd's closing of it hangs on.
+    HeldFlush,
     /// Eight connections with a hundred calls at any time.
     Flood(&'static str),
+    /// The same of calls to the bus itself.
+    FloodFloor,
     /// The same, of attaches that would have polkit ask.
     Prompts,
     /// Attaches by forty uids that the user database does not know.
@@ -63,9 +77,12 @@ enum Attack {
 }
 
 impl Attack {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 12] = [
         Self::Partitions,
+        Self::PartitionsFloor,
         Self::HungFiles,
+        Self::HeldFlush,
+        Self::FloodFloor,
         Self::Flood("ping"),
         Self::Flood("list"),
         Self::Flood("properties"),
@@ -78,7 +95,10 @@ impl Attack {
     fn name(self) -> String {
         match self {
             Self::Partitions => format!("{PARTITIONS} partitions"),
+            Self::PartitionsFloor => "floor, without loopd".to_owned(),
             Self::HungFiles => "hung files".to_owned(),
+            Self::HeldFlush => "FLUSH held".to_owned(),
+            Self::FloodFloor => "floor: flood of the bus".to_owned(),
             Self::Flood(kind) => format!("flood of {kind}"),
             Self::Prompts => "flood of prompts".to_owned(),
             Self::SubordinateUids => "40 subordinate uids".to_owned(),
@@ -97,6 +117,20 @@ impl Attack {
                 scene.hanging.hang();
                 Ok(vec![scene.probe(GAMES, &["flood", "hang"], file)?])
             }
+            Self::PartitionsFloor => {
+                let script = r#"while :; do
+                    device=$(losetup -fP --show "$0") && { partx -a "$device"; losetup -d "$device"; }
+                done"#;
+                (0..4).map(|_| shell(script, &scene.partitioned)).collect()
+            }
+            Self::HeldFlush => {
+                scene.hanging.withhold_flush(scene.daemon);
+                let file = scene.hanging.open()?;
+                Ok(vec![scene.probe(GAMES, &["flood", "hang"], file)?])
+            }
+            Self::FloodFloor => {
+                (0..8).map(|_| scene.probe(GAMES, &["flood", "bus"], Stdio::null())).collect()
+            }
             Self::Flood(kind) => {
                 (0..8).map(|_| scene.probe(GAMES, &["flood", kind, &plain], Stdio::null())).collect()
             }
@@ -112,12 +146,29 @@ impl Attack {
     }
 }
 
+fn shell(script: &str, image: &Image) -> Result<Process> {
+    let mut command = Command::new("sh");
+    command.args(["-c", script]).arg(&image.path).stdin(Stdio::null());
+    Process::spawn("sh", command.stdout(Stdio::null()).stderr(Stdio::null()))
+}
+
+/// Looks often: an inotify would be one more thing that is measured.
+fn poll(what: &str, done: impl Fn() -> bool) -> Result<()> {
+    let start = Instant::now();
+    while !done() {
+        anyhow::ensure!(start.elapsed() < Duration::from_secs(20), "{what}: not within 20 s");
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    Ok(())
+}
+
 /// What the attacks need.
 struct Scene<'a> {
     bus: &'a Bus,
     plain: Image,
     partitioned: Image,
     hanging: Hanging,
+    daemon: Pid,
 }
 
 impl Scene<'_> {
@@ -144,11 +195,53 @@ impl Scene<'_> {
         Ok(times.iter().map(|pair| [time(&pair[0]), time(&pair[1])]).collect())
     }
 
+    /// The same with ioctls alone: until udev has made the link, and until the device is free.
+    fn bare_victim(&self, attaches: usize) -> Result<Vec<[Duration; 2]>> {
+        let link = Path::new("/dev/disk/by-uuid").join(UUID);
+        let control = loop_ioctl::control()?;
+        let mut times = Vec::new();
+        for _ in 0..attaches {
+            poll("udev removes the link", || !link.exists())?;
+            let backing = self.plain.open()?;
+            let start = Instant::now();
+            let device = loop {
+                let free = loop_ioctl::get_free(&control)?;
+                let device = File::options().read(true).write(true).open(free.node())?;
+                match loop_ioctl::configure(&device, &backing, PARTSCAN) {
+                    Ok(()) => break device,
+                    Err(Errno::EBUSY) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            };
+            poll("udev makes the link", || link.exists())?;
+            let attached = start.elapsed();
+            let start = Instant::now();
+            loop_ioctl::clear(&device)?;
+            drop(device);
+            times.push([attached, start.elapsed()]);
+        }
+        Ok(times)
+    }
+
+    async fn measure(&self, attack: Attack, attaches: usize) -> Result<Vec<[Duration; 2]>> {
+        match attack {
+            Attack::PartitionsFloor => self.bare_victim(attaches),
+            _ => self.victim(attaches).await,
+        }
+    }
+
     async fn stop(&self, attackers: Vec<Process>, folder: &Path) -> Result<()> {
         self.hanging.go_on();
         for mut attacker in attackers {
             let _ended_by_itself = attacker.signal(Signal::SIGKILL);
             attacker.end().await?;
+        }
+        // What the shells of the floor have left, and what a last command of theirs is about to.
+        for _ in 0..10 {
+            for device in sysfs::bound_by_tests(folder) {
+                let _loopd_or_nobody = Command::new("losetup").args(["-d", &device.node()]).output()?;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
         eventually("everything is detached", async || Ok(sysfs::bound_by_tests(folder).is_empty())).await?;
         udev::settle().await
@@ -160,21 +253,21 @@ async fn bench(rounds: usize, attaches: usize) -> Result<()> {
     let folder = folder.path();
     let bus = Bus::start(folder)?;
     let _polkit = Polkit::start(Setup::StandIn(Answer::Yes), &bus, folder).await?;
-    let _daemon = Daemon::start(&bus, folder, &[], &[("LOOPD_LOG", "warn")]).await?;
-    let uuid = "11111111-2222-3333-4444-000000000011";
+    let daemon = Daemon::start(&bus, folder, &[], &[("LOOPD_LOG", "warn")]).await?;
     let scene = Scene {
         bus: &bus,
-        plain: Image::ext4_sized(folder, "image", "bench", uuid, 64 * MIB).await?,
+        plain: Image::ext4_sized(folder, "image", "bench", UUID, 64 * MIB).await?,
         partitioned: partitioned(folder)?,
         hanging: Hanging::mount(folder, 16 << 20)?,
+        daemon: daemon.pid(),
     };
     let mut times = vec![[Vec::new(), Vec::new()]; Attack::ALL.len()];
     for _ in 0..rounds {
         for (attack, [quiet, attacked]) in Attack::ALL.into_iter().zip(&mut times) {
-            quiet.extend(scene.victim(attaches).await?);
+            quiet.extend(scene.measure(attack, attaches).await?);
             let attackers = attack.start(&scene)?;
             tokio::time::sleep(Duration::from_millis(500)).await;
-            let seen = scene.victim(attaches).await;
+            let seen = scene.measure(attack, attaches).await;
             scene.stop(attackers, folder).await?;
             match seen {
                 Ok(seen) => attacked.extend(seen),
@@ -189,11 +282,11 @@ async fn bench(rounds: usize, attaches: usize) -> Result<()> {
 fn print(attaches: usize, times: &[[Vec<[Duration; 2]>; 2]]) {
     println!("{attaches} attaches and detaches of 64 MiB, ext4, each; milliseconds, quiet and attacked\n");
     println!(
-        "{:<22}{:>28}{:>8}{:>28}{:>8}",
+        "{:<24}{:>28}{:>8}{:>28}{:>8}",
         "", "attach median, p95", "ratio", "detach median, p95", "ratio"
     );
     for (attack, [quiet, attacked]) in Attack::ALL.into_iter().zip(times) {
-        print!("{:<22}", attack.name());
+        print!("{:<24}", attack.name());
         for step in 0..2 {
             let of = |times: &[[Duration; 2]], percent: usize| {
                 let mut times: Vec<Duration> = times.iter().map(|pair| pair[step]).collect();

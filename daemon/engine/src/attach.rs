@@ -11,8 +11,11 @@ use tracing::info;
 use super::attachment::{Record, Stage};
 use super::restore::{Announcement, Phase};
 use super::{AttachRequest, ClientId, Engine, Event, Ownership, Snapshot};
-use crate::kernel::{Attached, DiskSequence, Kernel, Occasion};
+use crate::kernel::{Attached, DiskSequence, Kernel, Occasion, Partitioning};
 use loopd_common::text::printable;
+
+/// The most partitions of one device: its minor numbers have eight bits for them.
+const MOST_PARTITIONS: usize = 255;
 
 /// Whoever asked, as far as the engine has to know.
 pub trait Caller: Send + Sync {
@@ -88,11 +91,15 @@ impl<K: Kernel> Engine<K> {
         caller: &impl Caller,
         slot: super::Slot,
     ) -> Result<Snapshot, Error> {
-        let attached = self.kernel.attach(file, request).await?;
+        let attach = self.kernel.attach(file, request);
+        let devices = |attached: Option<&Attached<K>>| {
+            1 + attached.map_or(0, |attached| attached.partitioning.partitions.len())
+        };
+        let attached = self.pacing.make(caller.uid(), attach, devices).await?;
         let partitioning = attached.partitioning.clone();
         let id = self.record(attached, request, caller, slot);
         let settled = match self.take_partitions(id, &partitioning) {
-            Ok(()) => self.settle(id, request, partitioning.missing).await,
+            Ok(()) => self.settle(id, request, partitioning.missing, caller.uid()).await,
             Err(error) => Err(error),
         };
         match settled.and_then(|()| self.keep(id, Phase::Attached)) {
@@ -150,6 +157,7 @@ impl<K: Kernel> Engine<K> {
         id: DiskSequence,
         request: &AttachRequest,
         partitions_missing: bool,
+        uid: u32,
     ) -> Result<(), Error> {
         // Events of a claimed number were passed over: one of them may have been its end.
         if self.look_whether_gone(id) {
@@ -166,7 +174,11 @@ impl<K: Kernel> Engine<K> {
                 // partitions that we add: that is over once it has processed the device.
                 self.await_udev(id, deadline, |record| record.processed).await?;
             }
-            self.look_at_partitions(id, Occasion::Changed).await?;
+            let made = self.look_at_partitions(id, Occasion::Changed);
+            // It fails for too many as well, which were made then.
+            let count =
+                |made: Option<&Partitioning>| made.map_or(MOST_PARTITIONS, |made| made.partitions.len());
+            self.pacing.make(uid, made, count).await?;
         }
         if waits {
             self.await_udev(id, deadline, Record::is_processed).await?;

@@ -33,6 +33,7 @@ pub mod mount_table;
 mod observe;
 mod overlap;
 mod ownership;
+mod pacing;
 mod partition;
 #[cfg(test)]
 mod races;
@@ -143,6 +144,7 @@ pub struct Engine<K: Kernel> {
     looks: Locks<u32>,
     looks_asked_for: looks::Looks,
     background: Background,
+    pacing: pacing::Pacing,
     keeper: restore::Keeper,
     /// What could not be taken up at the start, by number.
     waiting: Mutex<HashMap<u32, restore::Waiting>>,
@@ -193,6 +195,7 @@ impl<K: Kernel> Engine<K> {
             looks: Locks::default(),
             looks_asked_for: looks::Looks::default(),
             background: Background::default(),
+            pacing: pacing::Pacing::default(),
             state: Mutex::new(Attachments {
                 records: BTreeMap::new(),
                 by_number: HashMap::new(),

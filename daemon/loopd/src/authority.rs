@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use loopd_dbus::names::{ACTION_ATTACH, ACTION_ATTACH_DEVICE, ACTION_MANAGE_OTHERS, ACTION_MOUNT};
+use loopd_dbus::transport::Pace;
 use loopd_dbus::{Error, ErrorKind};
 use tracing::{info, warn};
 use zbus::Connection;
@@ -20,6 +21,11 @@ use loopd_engine::{Caller as _, Ledger, Snapshot, is_root};
 
 /// polkit answers at once where it need not ask anyone; below the 25 s of a D-Bus call.
 const LONGEST_SILENCE: Duration = Duration::from_secs(15);
+
+/// How many questions of a uid are asked a second, and how many at once after a rest: polkit answers one
+/// after the other, for all of the machine's services.
+const QUESTIONS_A_SECOND: u32 = 100;
+const QUESTIONS_AT_ONCE: u32 = 32;
 
 /// What a caller wants to do.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +46,7 @@ pub enum Deed<'a> {
 pub struct Authority {
     polkit: AuthorityProxy<'static>,
     prompts_of_a_uid: Ledger,
+    pace: Pace,
     questions: AtomicU64,
 }
 
@@ -53,7 +60,8 @@ impl Authority {
             .cache_properties(zbus::proxy::CacheProperties::No)
             .build()
             .await?;
-        Ok(Self { polkit, prompts_of_a_uid, questions: AtomicU64::new(0) })
+        let pace = Pace::new(QUESTIONS_A_SECOND, QUESTIONS_AT_ONCE);
+        Ok(Self { polkit, prompts_of_a_uid, pace, questions: AtomicU64::new(0) })
     }
 
     /// Whether anyone need be asked about what this caller does: root does as it likes.
@@ -79,6 +87,7 @@ impl Authority {
     async fn ask(&self, caller: &Caller, action: &'static str, deed: Deed<'_>) -> Result<(), Error> {
         let prompt =
             if caller.allows_interaction() { Some(self.prompts_of_a_uid.enter(caller.uid())?) } else { None };
+        self.wait_for_turn(caller).await?;
         let (device, file, owner) = deed.details(caller.uid());
         let details = HashMap::from([("device", device.as_str()), ("file", &file), ("owner", &owner)]);
         let question = format!("loopd-{}", self.questions.fetch_add(1, Ordering::Relaxed));
@@ -100,6 +109,14 @@ impl Authority {
             }
         };
         judge(&result, caller, action)
+    }
+
+    /// Waits until one more question of this uid leaves polkit to the others.
+    async fn wait_for_turn(&self, caller: &Caller) -> Result<(), Error> {
+        tokio::select! {
+            () = tokio::time::sleep_until(self.pace.book(caller.uid(), 1)) => Ok(()),
+            () = caller.gone() => Err(denied("the caller vanished before polkit was asked")),
+        }
     }
 
     async fn cancel(&self, question: &str) {

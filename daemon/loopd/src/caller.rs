@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use loopd_dbus::transport::Backlog;
 use loopd_dbus::{Error, ErrorKind};
 use zbus::fdo::DBusProxy;
 use zbus::message::{Flags, Header};
@@ -22,6 +23,7 @@ pub struct Callers {
     clients: Clients,
     accounts: Accounts,
     calls_of_a_uid: Ledger,
+    backlog: Backlog,
 }
 
 /// One call's caller, watched until the call ends.
@@ -36,8 +38,13 @@ pub struct Caller {
 impl Callers {
     /// Asks this bus.
     #[must_use]
-    pub fn new(bus: DBusProxy<'static>, clients: Clients, calls_of_a_uid: Ledger) -> Arc<Self> {
-        Arc::new(Self { bus, clients, accounts: Accounts::default(), calls_of_a_uid })
+    pub fn new(
+        bus: DBusProxy<'static>,
+        clients: Clients,
+        calls_of_a_uid: Ledger,
+        backlog: Backlog,
+    ) -> Arc<Self> {
+        Arc::new(Self { bus, clients, accounts: Accounts::default(), calls_of_a_uid, backlog })
     }
 
     /// Resolves when no call is under way that its handler has taken up.
@@ -49,9 +56,16 @@ impl Callers {
     pub async fn answered(&self) {
         // What has arrived is with its handler once something later has arrived.
         self.round_trip().await;
+        self.backlog.cleared().await;
+        self.round_trip().await;
         self.idle().await;
         // Answers go out before what is sent later.
         self.round_trip().await;
+    }
+
+    /// Resolves when no call waits for its turn.
+    pub async fn backlog_cleared(&self) {
+        self.backlog.cleared().await;
     }
 
     async fn round_trip(&self) {
@@ -78,7 +92,11 @@ impl Callers {
         };
         // The bus may have been asked before, for the descriptors of the call, and the user database not.
         if !watch.is_user(uid) {
-            self.accounts.require(uid).await?;
+            let known = self.accounts.require(uid).await;
+            if known.as_ref().is_err_and(|error| error.kind == ErrorKind::AccessDenied) {
+                self.clients.learn_no_user(uid);
+            }
+            known?;
             watch.learn_user(uid);
         }
         let slot = self.wait_for_turn(uid, &watch).await?;

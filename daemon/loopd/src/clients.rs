@@ -12,6 +12,9 @@ use tokio::sync::{Notify, watch};
 
 use loopd_engine::ClientId;
 
+/// How many uids that are no user's are remembered.
+const NO_USERS: usize = 4096;
+
 /// The clients that have a call under way, and the uids of those that had one.
 #[derive(Clone, Default)]
 pub struct Clients {
@@ -27,6 +30,8 @@ struct Known {
     uids: HashMap<ClientId, u32>,
     /// The clients whose uid the user database knows, by uid.
     of_users: HashMap<u32, HashSet<ClientId>>,
+    /// The uids that it was found not to know.
+    no_users: HashSet<u32>,
 }
 
 impl Known {
@@ -85,6 +90,21 @@ impl Clients {
         }
     }
 
+    /// Whether the user database was found not to know this uid.
+    #[must_use]
+    pub fn is_no_user(&self, uid: u32) -> bool {
+        self.known().no_users.contains(&uid)
+    }
+
+    /// Remembers that the user database does not know this uid, until it does.
+    pub fn learn_no_user(&self, uid: u32) {
+        let mut known = self.known();
+        if known.no_users.len() >= NO_USERS {
+            known.no_users.clear();
+        }
+        known.no_users.insert(uid);
+    }
+
     /// The bus says that this name is gone.
     pub fn vanished(&self, client: &ClientId) {
         let mut known = self.known();
@@ -119,6 +139,7 @@ impl Watch {
     /// Keeps that the user database knows this client's uid, until its last client vanishes.
     pub fn learn_user(&self, uid: u32) {
         let mut known = self.clients.known();
+        known.no_users.remove(&uid);
         if known.uids.get(&self.client) == Some(&uid) {
             known.of_users.entry(uid).or_default().insert(self.client.clone());
         }
@@ -162,6 +183,22 @@ impl Drop for Watch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn uids_of_nobody_are_remembered_until_they_are_a_users() {
+        let clients = Clients::default();
+        let watch = clients.watch(ClientId(":1.1".to_owned()));
+        assert!(!clients.is_no_user(7));
+        clients.learn_no_user(7);
+        assert!(clients.is_no_user(7) && !clients.is_no_user(8));
+        watch.learn_uid(7);
+        watch.learn_user(7);
+        assert!(!clients.is_no_user(7));
+        for uid in 0..100_000 {
+            clients.learn_no_user(uid);
+        }
+        assert!(clients.known().no_users.len() <= NO_USERS);
+    }
 
     #[tokio::test]
     async fn every_call_of_a_client_hears_of_its_end() {

@@ -65,6 +65,7 @@ impl Idle {
             // our end, while what the bus has handed over already is still answered.
             service_manager::notify(&[NotifyState::Stopping]);
             bus::release_name(&self.connection).await?;
+            self.callers.backlog_cleared().await;
             tokio::task::yield_now().await;
             if *self.calls.borrow() == before {
                 info!("nothing to do");

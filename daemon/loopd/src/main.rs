@@ -45,7 +45,7 @@ use clients::Clients;
 use idle::{Exit, Idle};
 use lock::Lock;
 use loopd_dbus::names::BUS_NAME;
-use loopd_dbus::transport::Descriptors;
+use loopd_dbus::transport::{Backlog, Descriptors};
 use mount::HostMounts;
 use store::Files;
 use vault::Vault;
@@ -151,7 +151,7 @@ async fn run(configuration: config::Source) -> Result<Exit, Failure> {
     let monitor = udev::Monitor::listen().map_err(|error| format!("cannot listen to udev: {error}"))?;
     let mount_watch = mounts::Watch::open().map_err(|error| format!("cannot watch mounts: {error}"))?;
     let clients = Clients::default();
-    let Link { connection, descriptors } =
+    let Link { connection, descriptors, backlog } =
         bus::connect(&clients).await.map_err(|error| format!("no system bus: {error}"))?;
     let bus = bus::proxy(&connection).await.map_err(bus_failed)?;
     let _lock = alone(&bus, &runtime_folder).await?;
@@ -162,7 +162,8 @@ async fn run(configuration: config::Source) -> Result<Exit, Failure> {
     let (engine, events) = Engine::new(kernel, settings.clone(), Box::new(store), Box::new(mounter));
     let bounds = Bounds::new(&settings);
     watch_clients(&connection, &engine, &clients).await.map_err(bus_failed)?;
-    let room = furnish(&connection, &engine, &clients, &bounds, descriptors).await.map_err(bus_failed)?;
+    let room =
+        furnish(&connection, &engine, &clients, &bounds, (descriptors, backlog)).await.map_err(bus_failed)?;
     let callers = Arc::clone(&room.callers);
     tokio::spawn(Publisher::new(connection.clone(), room.clone()).run(events));
     take_stock(&engine, &callers).await?;
@@ -287,13 +288,13 @@ async fn furnish(
     engine: &Arc<Engine<Linux>>,
     clients: &Clients,
     bounds: &Bounds,
-    descriptors: Descriptors,
+    (descriptors, backlog): (Descriptors, Backlog),
 ) -> zbus::Result<Room> {
     let bus = bus::proxy(connection).await?;
     Ok(Room {
         engine: Arc::clone(engine),
         authority: Arc::new(Authority::new(connection, bounds.prompts.clone()).await?),
-        callers: Callers::new(bus, clients.clone(), bounds.calls.clone()),
+        callers: Callers::new(bus, clients.clone(), bounds.calls.clone(), backlog),
         objects: bus::Objects::default(),
         answers: bus::Answers::default(),
         descriptors,

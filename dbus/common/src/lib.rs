@@ -9,9 +9,11 @@ pub mod acl;
 mod caller_file;
 mod error;
 pub mod mountinfo;
+mod pace;
 pub mod text;
 mod words;
 
 pub use caller_file::{CallerFile, Closer};
 pub use error::{Error, ErrorKind};
+pub use pace::Pace;
 pub use words::{Lifetime, Overlap, State, UnknownWord};

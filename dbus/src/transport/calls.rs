@@ -11,6 +11,11 @@ const MOST: usize = 4096;
 /// How many bytes they may have, and again as many.
 const MOST_BYTES: usize = 16 << 20;
 
+/// How many calls of all connections of one uid other than root's may wait for an answer.
+const MOST_OF_A_UID: usize = 1024;
+/// How many bytes they may have.
+const MOST_BYTES_OF_A_UID: usize = 4 << 20;
+
 /// The calls under way.
 #[derive(Debug, Default)]
 pub struct Calls(Mutex<State>);
@@ -18,6 +23,12 @@ pub struct Calls(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     senders: HashMap<String, HashMap<u32, Call>>,
+    users: HashMap<u32, Total>,
+    total: Total,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Total {
     count: usize,
     bytes: usize,
 }
@@ -25,6 +36,8 @@ struct State {
 /// One call.
 #[derive(Debug)]
 pub struct Call {
+    /// Whose it is.
+    pub uid: u32,
     /// How long its message is.
     pub bytes: usize,
     /// Whether its sender waits for the answer.
@@ -50,16 +63,32 @@ impl Calls {
             return Some("this connection has too many calls under way; wait for answers");
         }
         let share = if own == 0 { 2 } else { 1 };
-        let is_full = state.count >= share * MOST || state.bytes + bytes > share * MOST_BYTES;
+        let is_full = state.total.count >= share * MOST || state.total.bytes + bytes > share * MOST_BYTES;
         is_full.then_some("loopd has too many calls under way; try again later")
+    }
+
+    /// Says why one more call is too many for its user, whose connections share what they may have.
+    pub fn refusal_of_uid(&self, uid: u32, bytes: usize) -> Option<&'static str> {
+        let state = self.state();
+        let own = state.users.get(&uid).copied().unwrap_or_default();
+        let is_full = own.count >= MOST_OF_A_UID || own.bytes + bytes > MOST_BYTES_OF_A_UID;
+        (uid != 0 && is_full).then_some("this user has too many calls under way; wait for answers")
     }
 
     /// Notes a call.
     pub fn begin(&self, sender: &str, serial: u32, call: Call) {
         let mut state = self.state();
-        state.count += 1;
-        state.bytes += call.bytes;
+        let own = state.users.entry(call.uid).or_default();
+        own.count += 1;
+        own.bytes += call.bytes;
+        state.total.count += 1;
+        state.total.bytes += call.bytes;
         state.senders.entry(sender.to_owned()).or_default().insert(serial, call);
+    }
+
+    #[cfg(test)]
+    pub fn of_sender(&self, sender: &str) -> usize {
+        self.state().senders.get(sender).map_or(0, HashMap::len)
     }
 
     /// A call is answered.
@@ -70,8 +99,15 @@ impl Calls {
         if calls.is_empty() {
             state.senders.remove(sender);
         }
-        state.count -= 1;
-        state.bytes -= call.bytes;
+        if let Some(own) = state.users.get_mut(&call.uid) {
+            own.count -= 1;
+            own.bytes -= call.bytes;
+            if own.count == 0 {
+                state.users.remove(&call.uid);
+            }
+        }
+        state.total.count -= 1;
+        state.total.bytes -= call.bytes;
         Some(call)
     }
 }
@@ -81,7 +117,7 @@ mod tests {
     use super::*;
 
     fn call() -> Call {
-        Call { bytes: 100, wants_reply: true, descriptors: Vec::new() }
+        Call { uid: 7, bytes: 100, wants_reply: true, descriptors: Vec::new() }
     }
 
     #[test]
@@ -104,5 +140,20 @@ mod tests {
         assert!(calls.end(":1.99", 1).is_none());
         assert!(calls.refusal(":1.99", 1, MOST_BYTES).is_none());
         assert!(calls.refusal(":1.99", 1, 2 * MOST_BYTES).is_some());
+    }
+
+    #[test]
+    fn connections_of_a_uid_share_its_calls() {
+        let calls = Calls::default();
+        for serial in 0..MOST_OF_A_UID {
+            assert_eq!(calls.refusal_of_uid(7, 100), None);
+            calls.begin(&format!(":1.{}", serial % 8), u32::try_from(serial).unwrap(), call());
+        }
+        assert!(calls.refusal_of_uid(7, 100).unwrap().contains("this user"));
+        assert_eq!(calls.refusal_of_uid(8, 100), None);
+        assert_eq!(calls.refusal_of_uid(0, 100), None);
+        assert!(calls.refusal_of_uid(8, MOST_BYTES_OF_A_UID + 1).is_some());
+        assert!(calls.end(":1.0", 0).is_some());
+        assert_eq!(calls.refusal_of_uid(7, 100), None);
     }
 }

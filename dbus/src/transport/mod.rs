@@ -4,10 +4,14 @@
 //! a message is long. Anybody on the bus can send such messages. So each message is judged by its header
 //! before it is received: its length is bounded, its descriptors are taken only where the member has a use
 //! for them, and what cannot be parsed is answered with an error, or fails the call that it answers.
+//!
+//! Calls of a user other than root that come faster than [`Pace`] allows wait in a queue, so that a flood
+//! of theirs is no delay for the calls of others: these, and answers to our own calls, pass by.
 
 mod calls;
 mod descriptors;
 mod header;
+mod queue;
 mod reader;
 mod stream;
 mod writer;
@@ -28,6 +32,7 @@ use zbus::export::async_trait::async_trait;
 
 use calls::Calls;
 pub use descriptors::Descriptors;
+pub use queue::Backlog;
 pub use reader::Reader;
 pub use writer::Writer;
 
@@ -65,6 +70,10 @@ pub struct CallPolicy {
     pub users: Arc<dyn Users>,
     /// Where the descriptors go.
     pub descriptors: Descriptors,
+    /// How fast the calls of one user other than root follow each other. What comes faster waits.
+    pub pace: Arc<Pace>,
+    /// What waits.
+    pub backlog: Backlog,
 }
 
 impl fmt::Debug for CallPolicy {
@@ -79,6 +88,11 @@ pub trait Users: Send + Sync {
     /// The uid of the connection with this unique name. Must not ask over the connection that it is asked
     /// for: that waits for the answer.
     async fn uid(&self, sender: &str) -> Option<u32>;
+
+    /// The uid with whose calls those of this one are spaced out.
+    fn payer(&self, uid: u32) -> u32 {
+        uid
+    }
 }
 
 /// A socket for [`zbus::connection::Builder::socket`].

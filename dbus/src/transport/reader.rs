@@ -4,10 +4,11 @@ use std::fmt::Display;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
 use tracing::{debug, warn};
 use zbus::Message;
 use zbus::connection::socket::ReadHalf;
@@ -15,12 +16,15 @@ use zbus::export::async_trait::async_trait;
 
 use super::calls::{Call, Calls};
 use super::header::{self, FIXED, Head, Kind, Lengths, Parts};
+use super::queue::{Queue, QueuedCall};
 use super::{CallPolicy, Policy, stream};
 use crate::ErrorKind;
 use loopd_common::CallerFile;
 
 /// The longest header. What is known of ours has a few hundred bytes; names have 255 at most.
 const LONGEST_HEADER: usize = 16 << 10;
+/// Whose calls wait for nobody's.
+const ROOT: u32 = 0;
 /// The bus itself, which nobody can pretend to be.
 const BUS: &str = "org.freedesktop.DBus";
 const LIMITS_EXCEEDED: &str = "org.freedesktop.DBus.Error.LimitsExceeded";
@@ -34,6 +38,7 @@ pub struct Reader {
     stream: Arc<UnixStream>,
     policy: Policy,
     calls: Arc<Calls>,
+    queue: Queue,
     refusals: mpsc::Sender<Vec<u8>>,
     scratch: Vec<u8>,
     log: Log,
@@ -41,8 +46,10 @@ pub struct Reader {
 
 /// What becomes of a message.
 enum Verdict {
-    /// It is passed on; its descriptors are taken in this user's name.
-    Pass(Option<u32>),
+    /// It is passed on.
+    Pass,
+    /// It is a call of this user's, and waits for its turn.
+    Queue(u32),
     /// It is left out.
     Ignore(&'static str),
     /// It is left out, and who waits for an answer gets this error.
@@ -68,42 +75,68 @@ impl Reader {
         calls: Arc<Calls>,
         refusals: mpsc::Sender<Vec<u8>>,
     ) -> Self {
-        Self { stream, policy, calls, refusals, scratch: Vec::new(), log: Log::default() }
+        let backlog = policy.calls.as_ref().map(|calls| calls.backlog.clone()).unwrap_or_default();
+        let queue = Queue::new(backlog);
+        Self { stream, policy, calls, queue, refusals, scratch: Vec::new(), log: Log::default() }
     }
 
     /// The next message that is passed on, or the error that takes the place of an answer.
     async fn next(&mut self, sequence: u64) -> zbus::Result<Message> {
         loop {
-            let mut fixed = [0; FIXED];
-            stream::peek(&self.stream, &mut fixed).await?;
-            // Without a length the next message cannot be found.
-            let lengths = Lengths::read(&fixed).ok_or_else(|| {
-                io::Error::new(io::ErrorKind::InvalidData, "the bus has sent what is no message")
-            })?;
-            let mut start = vec![0; lengths.header.min(LONGEST_HEADER)];
-            stream::peek(&self.stream, &mut start).await?;
-            let head = Head::read(&start);
-            let verdict = self.judge(&head, lengths).await;
-            let parts = Parts::from(&head);
-            let refusal = match verdict {
-                Verdict::Pass(user) => match self.pass(&head, &parts, lengths, user, sequence).await? {
-                    Ok(message) => return Ok(message),
-                    Err(refusal) => refusal,
-                },
-                Verdict::Ignore(why) => {
-                    self.skip(lengths.message).await?;
-                    self.log.say(&parts, &why);
-                    continue;
+            if let Some(call) = self.queue.pop() {
+                match self.parse_call(call, sequence).await {
+                    Some(message) => return Ok(message),
+                    None => continue,
                 }
-                Verdict::Refuse(refusal) => {
-                    self.skip(lengths.message).await?;
-                    refusal
-                }
-            };
-            self.log.say(&parts, &refusal.text);
-            if let Some(error) = self.refuse(&parts, &refusal) {
-                return parse(error, Vec::new(), sequence).await;
             }
+            let mut fixed = [0; FIXED];
+            tokio::select! {
+                arrived = stream::peek(&self.stream, &mut fixed) => arrived?,
+                () = due(self.queue.next()) => continue,
+            }
+            if let Some(message) = self.take(&fixed, sequence).await? {
+                return Ok(message);
+            }
+        }
+    }
+
+    /// Receives the message that begins so. Gives what is passed on at once.
+    async fn take(&mut self, fixed: &[u8; FIXED], sequence: u64) -> zbus::Result<Option<Message>> {
+        // Without a length the next message cannot be found.
+        let lengths = Lengths::read(fixed).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidData, "the bus has sent what is no message")
+        })?;
+        let mut start = vec![0; lengths.header.min(LONGEST_HEADER)];
+        stream::peek(&self.stream, &mut start).await?;
+        let head = Head::read(&start);
+        let verdict = self.judge(&head, lengths).await;
+        let parts = Parts::from(&head);
+        let refusal = match verdict {
+            Verdict::Pass => {
+                let message = header::normalize(self.receive(lengths.message, None).await?, &parts);
+                match parse(message, Vec::new(), sequence).await {
+                    Ok(message) => return Ok(Some(message)),
+                    Err(error) => unreadable(&error),
+                }
+            }
+            Verdict::Queue(uid) => match self.enqueue(uid, head.descriptors, parts.clone(), lengths).await? {
+                Ok(()) => return Ok(None),
+                Err(refusal) => refusal,
+            },
+            Verdict::Ignore(why) => {
+                self.skip(lengths.message).await?;
+                self.log.say(&parts, &why);
+                return Ok(None);
+            }
+            Verdict::Refuse(refusal) => {
+                self.skip(lengths.message).await?;
+                refusal
+            }
+        };
+        self.log.say(&parts, &refusal.text);
+        match self.refuse(&parts, &refusal) {
+            Some(error) => parse(error, Vec::new(), sequence).await.map(Some),
+            None => Ok(None),
         }
     }
 
@@ -130,9 +163,6 @@ impl Reader {
             return Verdict::Refuse(Refusal::new(LIMITS_EXCEEDED, why));
         }
         let wanted = head.descriptors;
-        if wanted == 0 {
-            return Verdict::Pass(None);
-        }
         let (interface, member) = (head.interface.unwrap_or_default(), head.member.unwrap_or_default());
         let taken = (policy.takes_descriptors)(interface, member);
         if wanted > taken {
@@ -143,45 +173,55 @@ impl Reader {
         let Some(uid) = policy.users.uid(sender).await else {
             return Verdict::Ignore("the bus does not know its sender any more");
         };
+        if let Some(why) = self.calls.refusal_of_uid(uid, lengths.message) {
+            return Verdict::Refuse(Refusal::new(LIMITS_EXCEEDED, why));
+        }
         match policy.descriptors.closer().refusal(uid, wanted as usize) {
-            Some(why) => Verdict::Refuse(Refusal::new(ErrorKind::LimitExceeded.name(), why)),
-            None => Verdict::Pass(Some(uid)),
+            Some(why) if wanted > 0 => Verdict::Refuse(Refusal::new(ErrorKind::LimitExceeded.name(), why)),
+            _ => Verdict::Queue(uid),
         }
     }
 
-    /// Receives a message, and has the library read it.
-    async fn pass(
-        &self,
-        head: &Head<'_>,
-        parts: &Parts,
+    /// Receives a call, which then waits for its turn among those of its user.
+    async fn enqueue(
+        &mut self,
+        uid: u32,
+        descriptors: u32,
+        parts: Parts,
         lengths: Lengths,
-        user: Option<u32>,
-        sequence: u64,
-    ) -> zbus::Result<Result<Message, Refusal>> {
-        let mut descriptors = Vec::new();
-        let message = self.receive(lengths.message, user.is_some().then_some(&mut descriptors)).await?;
-        let message = header::normalize(message, parts);
-        let (Some(policy), Kind::Call) = (&self.policy.calls, parts.kind) else {
-            return Ok(parse(message, Vec::new(), sequence).await.map_err(|error| unreadable(&error)));
-        };
-        let uid = user.unwrap_or_default();
-        let files =
-            descriptors.into_iter().map(|file| policy.descriptors.closer().adopt(uid, file)).collect();
-        let (placeholders, keys) = match keep(policy, files, head.descriptors) {
+    ) -> zbus::Result<Result<(), Refusal>> {
+        let mut files = Vec::new();
+        let message = self.receive(lengths.message, (descriptors > 0).then_some(&mut files)).await?;
+        let message = header::normalize(message, &parts);
+        let Some(policy) = &self.policy.calls else { return Ok(Ok(())) };
+        let files = files.into_iter().map(|file| policy.descriptors.closer().adopt(uid, file)).collect();
+        let (placeholders, keys) = match keep(policy, files, descriptors) {
             Ok(kept) => kept,
             Err(refusal) => return Ok(Err(refusal)),
         };
-        Ok(match parse(message, placeholders, sequence).await {
-            Ok(message) => {
-                let call = Call { bytes: lengths.message, wants_reply: parts.wants_reply, descriptors: keys };
-                self.calls.begin(parts.sender.as_deref().unwrap_or_default(), parts.serial, call);
-                Ok(message)
-            }
+        let begin = if uid == ROOT { Instant::now() } else { policy.pace.book(policy.users.payer(uid), 1) };
+        let call = Call { uid, bytes: lengths.message, wants_reply: parts.wants_reply, descriptors: keys };
+        self.calls.begin(parts.sender.as_deref().unwrap_or_default(), parts.serial, call);
+        self.queue.push(begin, QueuedCall { message, placeholders, parts });
+        Ok(Ok(()))
+    }
+
+    /// Has the library read a call whose turn it is. One that cannot be read is refused.
+    async fn parse_call(&mut self, call: QueuedCall, sequence: u64) -> Option<Message> {
+        let QueuedCall { message, placeholders, parts } = call;
+        match parse(message, placeholders, sequence).await {
+            Ok(message) => Some(message),
             Err(error) => {
-                policy.descriptors.release(&keys);
-                Err(unreadable(&error))
+                let ended = self.calls.end(parts.sender.as_deref().unwrap_or_default(), parts.serial);
+                if let (Some(ended), Some(policy)) = (ended, &self.policy.calls) {
+                    policy.descriptors.release(&ended.descriptors);
+                }
+                let refusal = unreadable(&error);
+                self.log.say(&parts, &refusal.text);
+                let _calls_have_none = self.refuse(&parts, &refusal);
+                None
             }
-        })
+        }
     }
 
     async fn receive(
@@ -243,7 +283,14 @@ fn bounded(lengths: Lengths, longest: usize) -> Verdict {
     if lengths.message > longest {
         return too_long("a message", lengths.message, longest);
     }
-    Verdict::Pass(None)
+    Verdict::Pass
+}
+
+async fn due(next: Option<Instant>) {
+    match next {
+        Some(next) => sleep_until(next).await,
+        None => std::future::pending().await,
+    }
 }
 
 fn unreadable(error: &zbus::Error) -> Refusal {
@@ -340,4 +387,11 @@ impl Log {
 #[cfg(test)]
 pub(super) async fn parse_for_tests(bytes: Vec<u8>) -> Message {
     parse(bytes, Vec::new(), 1).await.unwrap()
+}
+
+#[cfg(test)]
+impl Reader {
+    pub(super) fn calls_for_tests(&self) -> Arc<Calls> {
+        Arc::clone(&self.calls)
+    }
 }

@@ -13,13 +13,15 @@ use zbus::{Fd, Message};
 use super::*;
 
 const CALLER: &str = ":1.7";
+const OTHER: &str = ":1.8";
+const ROOTS: &str = ":1.10";
 
 struct Everyone;
 
 #[async_trait]
 impl Users for Everyone {
     async fn uid(&self, sender: &str) -> Option<u32> {
-        (sender == CALLER).then_some(7)
+        [(CALLER, 7), (OTHER, 8), (ROOTS, 0)].into_iter().find(|known| known.0 == sender).map(|known| known.1)
     }
 }
 
@@ -32,6 +34,10 @@ struct Pair {
 
 impl Pair {
     fn new() -> Self {
+        Self::paced(Pace::new(10_000, 100))
+    }
+
+    fn paced(pace: Pace) -> Self {
         let (bus, ours) = UnixStream::pair().unwrap();
         let descriptors = Descriptors::default();
         let policy = Policy {
@@ -44,6 +50,8 @@ impl Pair {
                 },
                 users: Arc::new(Everyone),
                 descriptors: descriptors.clone(),
+                pace: Arc::new(pace),
+                backlog: Backlog::default(),
             }),
         };
         let (reader, writer) = Transport::new(ours, policy).unwrap().split().take();
@@ -327,4 +335,59 @@ async fn calls_without_an_answer_end_as_well() {
         pair.writer.send_message(&answer).await.unwrap();
     }
     assert!(pair.is_silent());
+}
+
+/// One call a second, and five at once: in the time of a test no more than these have their turn.
+#[tokio::test]
+async fn a_flood_holds_up_nobody_else() {
+    const FLOOD: usize = 300;
+    let mut pair = Pair::paced(Pace::new(1, 5));
+    // At once: each message of its own takes a lot of the socket's room.
+    let flood: Vec<u8> = (0..FLOOD).flat_map(|_| bytes(&call("Flood").build(&()).unwrap())).collect();
+    pair.send(&flood);
+    let question = call("Question").build(&()).unwrap();
+    pair.send(&bytes(&Message::method_return(&question.header()).sender(":1.9").build(&()).unwrap()));
+    pair.send(&bytes(&call("OfOther").sender(OTHER).build(&()).unwrap()));
+    for _ in 0..10 {
+        pair.send(&bytes(&call("OfRoot").sender(ROOTS).build(&()).unwrap()));
+    }
+    let mut before = Vec::new();
+    for _ in 0..FLOOD {
+        let message = pair.next().await;
+        let member = message.header().member().map(ToString::to_string);
+        before.push(member.unwrap_or_else(|| "answer".to_owned()));
+        if before.iter().filter(|member| *member == "OfRoot").count() == 10 {
+            break;
+        }
+    }
+    let count = |wanted: &str| before.iter().filter(|member| *member == wanted).count();
+    assert_eq!((count("answer"), count("OfOther"), count("OfRoot")), (1, 1, 10), "{before:?}");
+    assert!((5..10).contains(&count("Flood")), "{before:?}");
+}
+
+#[tokio::test]
+async fn calls_of_a_user_keep_their_order() {
+    let mut pair = Pair::paced(Pace::new(1000, 5));
+    let members: Vec<String> = (0..50).map(|number| format!("Call{number}")).collect();
+    for member in &members {
+        pair.send(&bytes(&call(member).build(&()).unwrap()));
+    }
+    for member in &members {
+        pair.next_is(member).await;
+    }
+}
+
+/// Whatever waits for its turn, its descriptors count, and go where it cannot be read.
+#[tokio::test]
+async fn a_call_that_waits_and_cannot_be_read_is_refused_in_its_turn() {
+    let mut pair = Pair::paced(Pace::new(20, 1));
+    pair.send(&bytes(&call("List").build(&()).unwrap()));
+    pair.next_is("List").await;
+    let calls = pair.reader.calls_for_tests();
+    pair.send(&call_of(&format!("{}y{}", "aa(".repeat(33), ")".repeat(33))));
+    pair.send(&bytes(&call("After").build(&()).unwrap()));
+    pair.next_is("After").await;
+    let (_, name, text) = pair.refusal().await;
+    assert_eq!(name, "org.freedesktop.DBus.Error.InvalidArgs", "{text}");
+    assert_eq!(calls.of_sender(CALLER), 2, "those that are not answered yet");
 }

@@ -18,7 +18,7 @@
 //!   clock ROUNDS PATH                  attaches and detaches the file; the microseconds of each
 //!   flood KIND [PATH]                  a hundred calls at any time, until killed: ping, list, properties,
 //!                                      objects, introspect, setup (of PATH, failures and all), hang (SetupLoop
-//!                                      of standard input)
+//!                                      of standard input), bus (GetId, which only the bus answers)
 //! ```
 //!
 //! `--json` prints one line: `{"ok": …}` or `{"error": name, "message": …}`. `--hold` keeps the
@@ -195,6 +195,7 @@ async fn flood(
         "list" => (MANAGER, "List"),
         "properties" => (PROPERTIES, "GetAll"),
         "objects" => ("org.freedesktop.DBus.ObjectManager", "GetManagedObjects"),
+        "bus" => ("org.freedesktop.DBus", "GetId"),
         "introspect" => ("org.freedesktop.DBus.Introspectable", "Introspect"),
         "setup" | "hang" => (MANAGER, "SetupLoop"),
         other => bail!("no such flood: {other}"),
@@ -204,7 +205,8 @@ async fn flood(
         ("hang", _) => Some(open("stdin", Path::new("-"))?),
         _ => None,
     };
-    let proxy = zbus::Proxy::new(connection, BUS_NAME, ROOT_PATH, interface).await?;
+    let destination = if kind == "bus" { "org.freedesktop.DBus" } else { BUS_NAME };
+    let proxy = zbus::Proxy::new(connection, destination, ROOT_PATH, interface).await?;
     let calls = (0..CALLS).map(|_| async {
         loop {
             let options = HashMap::<String, Variant<'static>>::new();
