@@ -1,17 +1,24 @@
 //! What one user does at their worst costs that user, and not the others.
 
+use std::collections::BTreeMap;
 use std::fs::File;
+use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
+use futures_util::StreamExt as _;
 use loopd_dbus::{AttachOptions, ErrorKind};
 use loopd_tests::hanging::Hanging;
 use loopd_tests::image::{Image, MIB};
 use loopd_tests::polkit::{Answer, Setup};
 use loopd_tests::probe::Probe;
-use loopd_tests::process::eventually;
+use loopd_tests::process::{PATIENCE, eventually};
 use loopd_tests::sysfs;
 use loopd_tests::table::Gpt;
 use loopd_tests::world::World;
 use loopd_tests::{GAMES, NOBODY, Outcome, User, WWW_DATA};
+use zbus::MessageStream;
+use zbus::fdo::MonitoringProxy;
+use zbus::wire::OwnedObjectPath;
 
 loopd_tests::tests! {
     "isolation";
@@ -20,6 +27,8 @@ loopd_tests::tests! {
         hung_files_of_several_users,
         calls_over_the_limit_wait_for_their_turn,
         partitions_are_bounded,
+        messages_of_an_attach,
+        many_partitions_are_spaced_out,
     ];
     Setup::StandIn(Answer::Never) => [prompts_are_bounded];
 }
@@ -152,6 +161,86 @@ async fn partitions_are_bounded(world: &mut World) -> Outcome {
     world.detach(&roots).await?;
     for probe in [first, other] {
         probe.close().await?;
+    }
+    world.assert_no_leak().await
+}
+
+/// Everything on the bus from the start of a client that attaches an image to the end of its attachment, by
+/// member: `reply` for what answers a call.
+async fn traffic(world: &World, partitions: usize) -> anyhow::Result<BTreeMap<String, usize>> {
+    let image = Image::sparse(&world.folder, format!("image-{partitions}"), 4 * MIB)?;
+    if partitions > 0 {
+        let entries: Vec<_> =
+            (0..partitions as u64).map(|entry| (2048 + 8 * entry, 2055 + 8 * entry)).collect();
+        Gpt::new(&entries).write(&image)?;
+    }
+    let monitor = world.connect().await?;
+    MonitoringProxy::new(&monitor).await?.become_monitor(&[], 0).await?;
+    let mut messages = MessageStream::from(&monitor);
+    let words = ["setup", "regular", image.path.to_str().unwrap()];
+    let attached = world.probe(WWW_DATA, words).await?.attached()?;
+    let mut counts = BTreeMap::new();
+    loop {
+        let next = tokio::time::timeout(PATIENCE, messages.next()).await;
+        let message = next?.context("the bus has ended the connection")??;
+        let header = message.header();
+        let member = header.member().map_or("reply", |member| member.as_str()).to_owned();
+        let is_last = member == "InterfacesRemoved" && {
+            let (path, _): (OwnedObjectPath, Vec<String>) = message.body().deserialize()?;
+            path == attached.path
+        };
+        *counts.entry(member).or_default() += 1;
+        if is_last {
+            return Ok(counts);
+        }
+    }
+}
+
+/// However many partitions there are, each costs the bus one signal when it comes and one when it goes.
+async fn messages_of_an_attach(world: &mut World) -> Outcome {
+    world.configure("[times]\nidle-exit = 0\n")?;
+    world.restart_daemon(&[]).await?;
+    // The first call of a uid may cost more.
+    traffic(world, 1).await?;
+    let mut others = None;
+    for partitions in [0, 2, 128] {
+        let mut counts = traffic(world, partitions).await?;
+        println!("{partitions} partitions: {counts:?}");
+        for member in ["InterfacesAdded", "InterfacesRemoved"] {
+            assert_eq!(counts.remove(member), Some(1 + partitions), "{member}");
+        }
+        assert_eq!(counts.remove("PropertiesChanged"), None, "whatever is known is in the first signal");
+        assert_eq!(counts.get("SetupLoop"), Some(&1));
+        assert_eq!(counts.get("CheckAuthorization"), Some(&1));
+        let all: usize = counts.values().sum();
+        assert!(all <= 24, "{all} other messages: {counts:?}");
+        assert_eq!(*others.get_or_insert_with(|| counts.clone()), counts, "{partitions} partitions");
+    }
+    world.assert_no_leak().await
+}
+
+/// Who has had many partitions made waits for the next ones; other users and root do not.
+async fn many_partitions_are_spaced_out(world: &mut World) -> Outcome {
+    let image = Image::sparse(&world.folder, "image", 4 * MIB)?;
+    let entries: Vec<_> = (0..128).map(|entry| (2048 + 8 * entry, 2055 + 8 * entry)).collect();
+    Gpt::new(&entries).write(&image)?;
+    let words = ["--prompted", "--hold", "setup", "regular", image.path.to_str().unwrap()];
+    let mut attaches = Vec::new();
+    for _ in 0..6 {
+        attaches.push(world.probe_hold(GAMES, words)?);
+    }
+    let start = Instant::now();
+    for attach in &mut attaches {
+        attach.ready().await?;
+        attach.go().await?;
+    }
+    for attach in &mut attaches {
+        attach.reply().await?.attached()?;
+    }
+    // Of 774 devices and partitions 256 come at once, and the others, but for the last image's, 100 a second.
+    assert!(start.elapsed() > Duration::from_secs(3), "{:?}", start.elapsed());
+    for attach in attaches {
+        attach.close().await?;
     }
     world.assert_no_leak().await
 }

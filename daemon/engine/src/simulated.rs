@@ -54,6 +54,8 @@ struct Machine {
     partitions: u32,
     /// How often a partition's node was looked at.
     partitions_read: usize,
+    /// How often a device was looked at.
+    looks: usize,
     steps: usize,
     hook: Option<Hook>,
     random: Option<fastrand::Rng>,
@@ -339,6 +341,11 @@ impl Simulated {
     /// How often a partition's node was looked at.
     pub fn partitions_read(&self) -> usize {
         self.lock().partitions_read
+    }
+
+    /// How often a device was looked at.
+    pub fn looks(&self) -> usize {
+        self.lock().looks
     }
 
     /// Drops the partitions of a device, as BLKRRPART does.
@@ -989,7 +996,8 @@ impl Kernel for Simulated {
     }
 
     fn glance(&self, number: u32) -> Glance {
-        let machine = self.lock();
+        let mut machine = self.lock();
+        machine.looks += 1;
         let bound = machine.bound.get(&number).map(|bound| bound.sequence);
         Glance { bound, claimed: machine.claimed.contains(&number) }
     }

@@ -833,6 +833,39 @@ async fn the_work_for_an_event_does_not_grow_with_the_partitions() {
     }
 }
 
+/// An attach costs the same work whatever else is attached: each of its events names its own device.
+#[tokio::test(start_paused = true)]
+async fn the_work_for_an_attach_does_not_grow_with_what_else_is_attached() {
+    for scans_itself in [false, true] {
+        let house = House::with_udev();
+        if scans_itself {
+            house.machine.set_scans_itself();
+        }
+        let client = Client::new(":1.1", 7);
+        let mut costs = Vec::new();
+        for _ in 0..2 {
+            house.machine.set_partitions(2);
+            let before = (house.machine.partitions_read(), partitions_shown(), house.machine.looks());
+            let attached = house.attach(&client, Lifetime::Persistent).await.unwrap();
+            house.settle().await;
+            house.engine.detach(attached.id, false).await.unwrap();
+            house.settle().await;
+            let after = (house.machine.partitions_read(), partitions_shown(), house.machine.looks());
+            costs.push((after.0 - before.0, after.1 - before.1, after.2 - before.2));
+            // What another user has attached in the meantime.
+            house.machine.set_partitions(100);
+            let other = Client::new(":1.2", 8);
+            for _ in 0..5 {
+                house.attach(&other, Lifetime::Client).await.unwrap();
+            }
+            house.settle().await;
+            house.agree();
+        }
+        assert_eq!(costs[0], costs[1], "looks at partitions, partitions compared, looks at devices");
+        assert!(costs[0].2 <= 40, "{} looks at devices for one attach and its end", costs[0].2);
+    }
+}
+
 /// A mount costs nothing to whoever is not concerned.
 #[tokio::test(start_paused = true)]
 async fn a_mount_is_a_matter_of_its_device_alone() {

@@ -34,7 +34,7 @@ use calls::Calls;
 pub use descriptors::Descriptors;
 pub use queue::Backlog;
 pub use reader::Reader;
-pub use writer::Writer;
+pub use writer::{LONGEST_SENT, Writer};
 
 /// How many answers to refused calls may wait to be sent. Beyond it a caller gets none.
 const MOST_REFUSALS: usize = 256;

@@ -19,7 +19,7 @@ use super::{header, stream};
 
 /// The longest message that is sent. dbus-daemon ends the connection of whoever sends more than 32 MiB
 /// to the system bus.
-const LONGEST: usize = 31 << 20;
+pub const LONGEST_SENT: usize = 31 << 20;
 
 /// Sends messages, and leaves out the answers that nobody waits for.
 #[derive(Debug)]
@@ -58,10 +58,10 @@ impl Writer {
 /// What is sent in the place of a message that is too long; nothing where nobody waits for it.
 fn too_long(message: &Message) -> zbus::Result<Option<Vec<u8>>> {
     let length = message.data().len();
-    warn!("a message of {length} bytes was not sent: the bus takes {LONGEST} at most");
+    warn!("a message of {length} bytes was not sent: the bus takes {LONGEST_SENT} at most");
     match message.message_type() {
         Type::MethodReturn | Type::Error => Ok(header::answered(message).map(|(caller, serial)| {
-            let text = format!("the answer has {length} bytes; the bus takes {LONGEST} at most");
+            let text = format!("the answer has {length} bytes; the bus takes {LONGEST_SENT} at most");
             header::error(serial, Some(&caller), "org.freedesktop.DBus.Error.LimitsExceeded", &text)
         })),
         Type::MethodCall => Err(zbus::Error::ExcessData),
@@ -76,7 +76,7 @@ impl WriteHalf for Writer {
             return Ok(());
         }
         let data = message.data();
-        if data.len() > LONGEST {
+        if data.len() > LONGEST_SENT {
             return match too_long(message)? {
                 Some(error) => self.send_all(&error, &[]).await,
                 None => Ok(()),

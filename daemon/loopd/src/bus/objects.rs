@@ -159,9 +159,12 @@ impl ObjectManager {
 
 #[cfg(test)]
 mod tests {
-    use loopd_dbus::names::{attachment_path, partition_path};
+    use loopd_dbus::names::{ATTACHMENT, PARTITION, VOLUME, attachment_path, partition_path};
+    use loopd_dbus::transport::LONGEST_SENT;
+    use loopd_dbus::{AttachmentProperties, PartitionProperties, VolumeProperties};
 
     use super::*;
+    use crate::engine::{Limits, Settings};
 
     #[test]
     fn each_object_names_its_own_children() {
@@ -185,5 +188,87 @@ mod tests {
             objects.shown().remove(&attachment_path(number));
         }
         assert!(objects.shown().children.is_empty());
+    }
+
+    /// A text of this many bytes.
+    fn text(bytes: usize) -> String {
+        "x".repeat(bytes)
+    }
+
+    /// As udev's properties have it: `blkid_encode_string` cuts labels off at 256 bytes.
+    fn longest_volume(mount_points: Vec<Vec<u8>>) -> VolumeProperties {
+        VolumeProperties {
+            device: "/dev/loop1048575p255".to_owned(),
+            size: u64::MAX,
+            usage: text(32),
+            filesystem_type: text(32),
+            filesystem_version: text(64),
+            filesystem_label: text(256),
+            filesystem_uuid: text(64),
+            mount_points,
+        }
+    }
+
+    fn longest_attachment() -> AttachmentProperties {
+        AttachmentProperties {
+            device: "/dev/loop1048575".to_owned(),
+            // sysfs shows no more than a page.
+            backing_file: vec![b'x'; 4096],
+            reference: text(63),
+            lifetime: "persistent".to_owned(),
+            client: text(255),
+            state: "detaching".to_owned(),
+            ..AttachmentProperties::default()
+        }
+    }
+
+    fn longest_partition() -> PartitionProperties {
+        PartitionProperties {
+            table: text(32),
+            kind: text(64),
+            uuid: text(64),
+            label: text(256),
+            attachment: attachment_path(u64::MAX).into(),
+            ..PartitionProperties::default()
+        }
+    }
+
+    /// The bytes that an object adds to the answer.
+    fn bytes_of(path: OwnedObjectPath, interfaces: Interfaces) -> usize {
+        let answer = |objects: ManagedObjects| {
+            let call = zbus::Message::method_call("/org/loopd1", "GetManagedObjects").build(&()).unwrap();
+            zbus::Message::method_return(&call.header()).build(&(objects,)).unwrap().data().len()
+        };
+        // The next object begins at eight bytes.
+        (answer(HashMap::from([(path, interfaces)])) - answer(HashMap::new())).next_multiple_of(8)
+    }
+
+    /// What all users may have together by default fits into one answer with the longest names. What root
+    /// attaches beyond that, or an administrator allows, may not: then the call fails with `LimitsExceeded`
+    /// (`an_answer_that_the_bus_would_not_take_is_an_error`).
+    #[test]
+    fn all_that_users_may_have_fits_into_one_answer() {
+        let Settings { attachments, partitions, mounts, .. } = Settings::default();
+        // A quarter more is kept for those who have none.
+        let most = |limits: Limits| limits.all + limits.all.div_ceil(4);
+        let attachment = bytes_of(
+            attachment_path(u64::MAX).into(),
+            Interfaces::from([
+                (ATTACHMENT, longest_attachment().to_dict()),
+                (VOLUME, longest_volume(Vec::new()).to_dict()),
+            ]),
+        );
+        let partition = bytes_of(
+            partition_path(u64::MAX, 255).into(),
+            Interfaces::from([
+                (PARTITION, longest_partition().to_dict()),
+                (VOLUME, longest_volume(Vec::new()).to_dict()),
+            ]),
+        );
+        // Below /run/media/USER: two names of 255 bytes at most, and the length of the array.
+        let mount = "/run/media/".len() + 2 * 256 + 8;
+        let bytes = most(attachments) * attachment + most(partitions) * partition + most(mounts) * mount;
+        println!("{attachment} bytes an attachment, {partition} a partition, {mount} a mount: {bytes}");
+        assert!(bytes < LONGEST_SENT, "{bytes} bytes; {LONGEST_SENT} can be sent");
     }
 }
