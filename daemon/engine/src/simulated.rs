@@ -656,7 +656,9 @@ impl Machine {
     }
 
     fn free_number(&self) -> u32 {
-        (0..).find(|number| !self.bound.contains_key(number) && !self.claimed.contains(number)).expect("there are numbers left")
+        (0..)
+            .find(|number| !self.bound.contains_key(number) && !self.claimed.contains(number))
+            .expect("there are numbers left")
     }
 
     fn bind(&mut self, number: u32, file: u64, autoclear: bool) -> DiskSequence {

@@ -7,8 +7,8 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use loopd_common::Pace;
 use loopd_dbus::names::{ACTION_ATTACH, ACTION_ATTACH_DEVICE, ACTION_MANAGE_OTHERS, ACTION_MOUNT};
-use loopd_dbus::transport::Pace;
 use loopd_dbus::{Error, ErrorKind};
 use tracing::{info, warn};
 use zbus::Connection;

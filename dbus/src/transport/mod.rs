@@ -23,6 +23,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::sync::Arc;
 
+use loopd_common::Pace;
 use tokio::sync::{Mutex, mpsc};
 use zbus::Address;
 use zbus::address::Transport as Way;

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use loopd_common::Pace;
 use loopd_dbus::names::TAKES_DESCRIPTORS;
-use loopd_dbus::transport::{self, Backlog, CallPolicy, Descriptors, Pace, Policy, Transport, Users};
+use loopd_dbus::transport::{self, Backlog, CallPolicy, Descriptors, Policy, Transport, Users};
 use zbus::connection::Builder;
 use zbus::export::async_trait::async_trait;
 use zbus::fdo::DBusProxy;

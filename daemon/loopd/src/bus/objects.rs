@@ -164,7 +164,7 @@ mod tests {
     use loopd_dbus::{AttachmentProperties, PartitionProperties, VolumeProperties};
 
     use super::*;
-    use crate::engine::{Limits, Settings};
+    use loopd_engine::{Limits, Settings};
 
     #[test]
     fn each_object_names_its_own_children() {
