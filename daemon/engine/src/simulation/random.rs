@@ -404,7 +404,7 @@ fn play(seed: u64, steps: usize) -> u64 {
     let (step, last) = (ledger.trace.steps, Vec::from(ledger.trace.last.clone()));
     panic!(
         "seed {seed}, step {step}: {text}\nthe last acts:\n  {}\nplay it again: \
-         LOOPD_SEED={seed} LOOPD_STEPS={steps} cargo test -p loopd random_acts",
+         LOOPD_SEED={seed} LOOPD_STEPS={steps} cargo test -p loopd-engine random_acts",
         last.join("\n  ")
     );
 }
