@@ -1,20 +1,20 @@
 //! Nothing that can be sent over the bus ends the daemon or the client, or costs others their time.
 
 use std::os::fd::AsFd as _;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use loopd_dbus::names::{BUS_NAME, MANAGER, ROOT_PATH};
 use loopd_dbus::proxy::{Interaction, Manager};
 use loopd_dbus::{AttachOptions, ErrorKind, ListOptions};
 use loopd_tests::hanging::Hanging;
-use loopd_tests::hostile::Attack;
+use loopd_tests::hostile::{Attack, Trial};
 use loopd_tests::image::{Image, MIB};
 use loopd_tests::polkit::Setup;
-use loopd_tests::process::{Process, eventually, run, tied};
+use loopd_tests::process::{Process, eventually, resident, run, tied};
 use loopd_tests::raw_bus::{Bytes, RawBus, RawMessage, become_user};
 use loopd_tests::world::{World, expect_kind, refusal};
-use loopd_tests::{NOBODY, Outcome, ROOT, User};
+use loopd_tests::{NOBODY, Outcome, ROOT, User, rounds};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
@@ -78,72 +78,25 @@ async fn is_served(world: &World) -> Outcome {
     Ok(())
 }
 
-/// The same, where the bus itself may refuse: what it keeps for a service is bounded. Gives how often it did.
-async fn is_served_at_last(world: &World) -> anyhow::Result<usize> {
-    let end = Instant::now() + SOON;
-    let mut refused = 0;
-    loop {
-        match timeout(SOON, world.manager.list(&ListOptions::default())).await.context("no answer in time")? {
-            Ok(_) => return Ok(refused),
-            Err(error) if error.to_string().contains("full message queue") && Instant::now() < end => {
-                refused += 1;
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-fn memory(pid: nix::unistd::Pid) -> anyhow::Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
-}
-
-fn from_environment(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
-
-/// LOOPD_MESSAGES sets how many, LOOPD_SEED repeats a run.
+/// `LOOPD_TEST_ROUNDS` is the number of messages.
 async fn any_messages_at_all(world: &mut World) -> Outcome {
-    let many = from_environment("LOOPD_MESSAGES");
-    let seed = from_environment("LOOPD_SEED").unwrap_or_else(|| fastrand::u64(..));
-    println!("LOOPD_SEED={seed}");
+    let (mut random, messages) = rounds::of("messages::any_messages_at_all", 100_000);
+    let is_long = rounds::is_set();
     world.restart_daemon(&[("LOOPD_LOG", "warn")]).await?;
     let pid = world.daemon()?.pid();
-    let attack = |messages, seed| Attack {
+    let attack = Attack {
         address: world.bus_address().to_owned(),
         user: NOBODY,
         target: BUS_NAME.to_owned(),
         answers: true,
-        seed,
-        messages,
-        time: if many.is_some() { Duration::from_secs(3600 * 24) } else { Duration::from_secs(50) },
+        seed: random.u64(..),
+        messages: usize::try_from(messages)?,
+        time: if is_long { Duration::MAX } else { Duration::from_secs(50) },
     };
-    // What is allocated once is allocated.
-    let first = attack(5000, seed ^ 1);
-    std::thread::spawn(move || first.run()).join().expect("no panic")?;
-    let before = memory(pid)?;
-    let second = attack(usize::try_from(many.unwrap_or(100_000))?, seed);
-    let attacker = std::thread::spawn(move || second.run());
-    let (mut slowest, mut served, mut refused) = (Duration::ZERO, 0, 0);
-    while !attacker.is_finished() {
-        let asked = Instant::now();
-        refused += is_served_at_last(world).await?;
-        slowest = slowest.max(asked.elapsed());
-        served += 1;
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    let outcome = attacker.join().expect("no panic")?;
-    let after = memory(pid)?;
-    println!(
-        "{outcome:?}; {served} calls served, the slowest in {slowest:?}, {refused} refused by the bus; \
-         {before} kB before, {after} kB after"
-    );
+    let trial = spawn_blocking(move || Trial::run(&attack, pid)).await??;
+    println!("{trial}");
     assert_eq!(world.daemon()?.exited()?, None);
-    assert!(outcome.answered * 3 > outcome.sent - outcome.lost, "most must reach loopd: {outcome:?}");
-    assert!(after < before + 32 * 1024, "{before} kB before, {after} kB after");
-    is_served_at_last(world).await.map(drop)
+    is_served(world).await
 }
 
 async fn any_messages_to_loopctl(world: &mut World) -> Outcome {
@@ -220,12 +173,12 @@ async fn a_long_option_name(world: &mut World) -> Outcome {
 }
 
 async fn a_body_that_is_too_long(world: &mut World) -> Outcome {
-    let before = memory(world.daemon()?.pid())?;
+    let before = resident(world.daemon()?.pid())?;
     let mut body = Bytes::new(false);
     body.text(&vec![b'x'; 31 << 20]);
     let error = answer_to(world, call("Detach").body("s", body.bytes)).await?;
     assert_eq!(error, "org.freedesktop.DBus.Error.LimitsExceeded");
-    let after = memory(world.daemon()?.pid())?;
+    let after = resident(world.daemon()?.pid())?;
     assert!(after < before + 8 * 1024, "{before} kB before, {after} kB after");
     is_served(world).await
 }

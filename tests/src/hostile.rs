@@ -1,11 +1,14 @@
 //! Messages that nobody sends by accident: made up from a seed, so that a run can be repeated.
 
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail, ensure};
 use fastrand::Rng;
+use nix::unistd::Pid;
 
+use crate::process::{alive, resident};
 use crate::raw_bus::{Bytes, RawBus, RawMessage, Value, become_user};
 use crate::{ROOT, User};
 
@@ -15,6 +18,12 @@ const MANAGER: &str = "org.loopd1.Manager";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 /// How many of the longest messages: four are as much as the bus keeps for a service.
 const MOST_HUGE: usize = 2;
+/// Messages after which the target has allocated what it allocates once.
+const WARM_UP: usize = 5000;
+/// How long another client may wait for an answer.
+const SOON: Duration = Duration::from_secs(8);
+/// What the target's resident memory may grow by, in KiB.
+const MOST_GROWTH: u64 = 32 << 10;
 
 /// What an attack does.
 #[derive(Clone, Debug)]
@@ -59,11 +68,12 @@ impl Attack {
         }
         let mut outcome = Outcome::default();
         let mut generator = Generator::new(self.seed, &self.target);
-        let end = Instant::now() + self.time;
-        while outcome.sent < self.messages && Instant::now() < end {
+        let start = Instant::now();
+        let goes_on = |sent| sent < self.messages && start.elapsed() < self.time;
+        while goes_on(outcome.sent) {
             let mut bus = RawBus::connect(&self.address)?;
             outcome.connections += 1;
-            while outcome.sent < self.messages && Instant::now() < end {
+            while goes_on(outcome.sent) {
                 outcome.sent += BATCH;
                 match self.batch(&mut bus, &mut generator) {
                     Ok(answered) => outcome.answered += answered,
@@ -99,6 +109,179 @@ impl Attack {
             }
             answered += usize::from(arrived.sender.starts_with(':'));
         }
+    }
+}
+
+/// What an attack cost its target and another client.
+#[derive(Clone, Copy, Debug)]
+pub struct Trial {
+    /// Of the attack.
+    pub outcome: Outcome,
+    /// Calls of the other client that were answered.
+    pub served: usize,
+    /// How often the bus refused them.
+    pub refused: usize,
+    /// The longest wait of the other client.
+    pub slowest: Duration,
+    /// The target's resident KiB after the warm-up.
+    pub before: u64,
+    /// The same at the end.
+    pub after: u64,
+}
+
+impl Trial {
+    /// Attacks the process beside a client of root's that calls it all the time.
+    ///
+    /// # Errors
+    /// The process has ended, the client was not served, or memory grew.
+    pub fn run(attack: &Attack, process: Pid) -> Result<Self> {
+        let warm_up = Attack { seed: attack.seed ^ 1, messages: WARM_UP, ..attack.clone() };
+        std::thread::spawn(move || warm_up.run()).join().expect("no panic")?;
+        let mut client = Client::connect(attack)?;
+        client.call()?;
+        let before = resident(process)?;
+        let (done, ended) = channel();
+        let running = attack.clone();
+        std::thread::spawn(move || done.send(running.run()));
+        let outcome = loop {
+            client.call()?;
+            // The other client is not a flood itself.
+            match ended.recv_timeout(Duration::from_millis(100)) {
+                Ok(outcome) => break outcome?,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => bail!("the attacker panicked"),
+            }
+        };
+        client.call()?;
+        let Client { served, refused, slowest, .. } = client;
+        let trial = Self { outcome, served, refused, slowest, before, after: resident(process)? };
+        trial.judge(process).map_err(|error| error.context(format!("{trial:?}")))?;
+        Ok(trial)
+    }
+
+    fn judge(&self, process: Pid) -> Result<()> {
+        let Self { outcome, before, after, .. } = self;
+        ensure!(alive(process), "process {process} has ended");
+        ensure!(outcome.answered * 3 > outcome.sent - outcome.lost, "most messages must reach the target");
+        ensure!(*after < before + MOST_GROWTH, "resident memory grew from {before} to {after} KiB");
+        Ok(())
+    }
+}
+
+impl std::fmt::Display for Trial {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Outcome { sent, answered, lost, connections } = self.outcome;
+        write!(
+            f,
+            "{sent} messages, {answered} answered, {lost} lost in {connections} connections; beside them {} calls \
+             served, the slowest in {} ms, {} refused by the bus; resident KiB {} before, {} after",
+            self.served,
+            self.slowest.as_millis(),
+            self.refused,
+            self.before,
+            self.after
+        )
+    }
+}
+
+/// The other client.
+struct Client {
+    bus: RawBus,
+    target: String,
+    served: usize,
+    refused: usize,
+    slowest: Duration,
+}
+
+impl Client {
+    fn connect(attack: &Attack) -> Result<Self> {
+        let bus = RawBus::connect(&attack.address)?;
+        bus.patience(SOON)?;
+        let target = attack.target.clone();
+        Ok(Self { bus, target, served: 0, refused: 0, slowest: Duration::ZERO })
+    }
+
+    /// Asks for the list. The bus may refuse: what it keeps for a service is bounded.
+    fn call(&mut self) -> Result<()> {
+        let asked = Instant::now();
+        loop {
+            let mut call = RawMessage::call(&self.target, "/org/loopd1", MANAGER, "List");
+            let mut body = Bytes::new(false);
+            body.number(0);
+            body.align(8);
+            call = call.body("a{sv}", body.bytes);
+            call.serial = self.bus.next_serial();
+            self.bus.send(&call.bytes(), &[])?;
+            let (answer, body) = self.bus.answer(call.serial)?;
+            let waited = asked.elapsed();
+            ensure!(waited < SOON, "the other client waited {waited:?}");
+            if answer.error.is_empty() {
+                self.served += 1;
+                self.slowest = self.slowest.max(waited);
+                return Ok(());
+            }
+            let text = String::from_utf8_lossy(&body);
+            let is_full = answer.error == "org.freedesktop.DBus.Error.LimitsExceeded"
+                && !answer.sender.starts_with(':');
+            ensure!(is_full, "the other client was refused: {} {text}", answer.error);
+            self.refused += 1;
+        }
+    }
+}
+
+/// What a bus does with what it could keep from a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BusConduct {
+    /// It passes on header fields that the specification does not know.
+    pub passes_unknown_fields: bool,
+    /// It refuses a call with more descriptors than the policy lets the member have.
+    pub bounds_descriptors: bool,
+}
+
+impl BusConduct {
+    /// Tries both, on the calling thread, which is this user's from then on.
+    ///
+    /// # Errors
+    /// The bus lets nobody in, or a call with too many descriptors is not refused at all.
+    pub fn learn(address: &str, user: User, target: &str) -> Result<Self> {
+        if user != ROOT {
+            become_user(user)?;
+        }
+        let passes_unknown_fields = Self::try_field(address)?;
+        Ok(Self { passes_unknown_fields, bounds_descriptors: Self::try_descriptor(address, target)? })
+    }
+
+    /// A signal from one connection to another.
+    fn try_field(address: &str) -> Result<bool> {
+        const FIELD: u8 = 77;
+        let (mut from, mut to) = (RawBus::connect(address)?, RawBus::connect(address)?);
+        let mut signal = RawMessage::call(&to.name, "/", "org.example.Test", "Unknown");
+        signal.kind = 4;
+        signal.fields.insert(0, (FIELD, b's', Value::Text(b"text".to_vec())));
+        signal.serial = from.next_serial();
+        from.send(&signal.bytes(), &[])?;
+        loop {
+            let (arrived, _) = to.receive()?;
+            if arrived.member == "Unknown" {
+                return Ok(arrived.fields.contains(&FIELD));
+            }
+        }
+    }
+
+    fn try_descriptor(address: &str, target: &str) -> Result<bool> {
+        let mut bus = RawBus::connect(address)?;
+        let file = std::fs::File::open("/dev/null")?;
+        let mut call = RawMessage::call(target, "/org/loopd1", MANAGER, "FindFree").descriptors(1);
+        call.serial = bus.next_serial();
+        bus.send(&call.bytes(), &[file.as_fd()])?;
+        let (answer, _) = bus.answer(call.serial)?;
+        let is_by_bus = !answer.sender.starts_with(':');
+        let expected = if is_by_bus { "AccessDenied" } else { "InvalidArgs" };
+        ensure!(
+            answer.error.ends_with(expected),
+            "a call with a descriptor too many was answered: {answer:?}"
+        );
+        Ok(is_by_bus)
     }
 }
 

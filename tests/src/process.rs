@@ -167,6 +167,16 @@ pub fn pid(id: u32) -> Pid {
     Pid::from_raw(id.cast_signed())
 }
 
+/// The resident memory of a process in KiB.
+///
+/// # Errors
+/// It has ended.
+pub fn resident(process: Pid) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("it has ended")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
 /// Whether the process exists and is not just waiting to be reaped.
 #[must_use]
 pub fn alive(process: Pid) -> bool {

@@ -18,7 +18,9 @@ const FIXED: usize = 16;
 /// # Errors
 /// It is not root's.
 pub fn become_user(user: User) -> Result<()> {
-    let uid = rustix::process::Uid::from_raw(user.uid);
+    let (uid, gid) = (rustix::process::Uid::from_raw(user.uid), rustix::process::Gid::from_raw(user.gid));
+    rustix::thread::set_thread_groups(&[])?;
+    rustix::thread::set_thread_res_gid(gid, gid, gid)?;
     Ok(rustix::thread::set_thread_res_uid(uid, uid, uid)?)
 }
 
@@ -171,16 +173,22 @@ pub struct RawBus {
 }
 
 /// What of a message that came can be told at a glance.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Arrived {
     /// The type.
     pub kind: u8,
+    /// The sender's number for it.
+    pub serial: u32,
+    /// The method or signal.
+    pub member: String,
     /// The call that it answers.
     pub reply_serial: u32,
     /// Who sent it.
     pub sender: String,
     /// The error's name.
     pub error: String,
+    /// The codes of its fields.
+    pub fields: Vec<u8>,
 }
 
 impl RawBus {
@@ -212,6 +220,14 @@ impl RawBus {
         bus.stream.set_read_timeout(Some(Duration::from_secs(2)))?;
         bus.name = String::from_utf8(body.get(4..body.len().saturating_sub(1)).unwrap_or_default().to_vec())?;
         Ok(bus)
+    }
+
+    /// Sets how long an answer may take.
+    ///
+    /// # Errors
+    /// The socket is closed.
+    pub fn patience(&self, time: Duration) -> io::Result<()> {
+        self.stream.set_read_timeout(Some(time))
     }
 
     /// A number for a message that was not used yet.
@@ -267,8 +283,8 @@ impl RawBus {
         self.stream.read_exact(&mut header[FIXED..])?;
         let mut body = vec![0; number(&fixed, 4)];
         self.stream.read_exact(&mut body)?;
-        let mut arrived =
-            Arrived { kind: fixed[1], reply_serial: 0, sender: String::new(), error: String::new() };
+        let serial = u32::try_from(number(&fixed, 8))?;
+        let mut arrived = Arrived { kind: fixed[1], serial, ..Arrived::default() };
         let mut at = FIXED;
         while at < FIXED + fields {
             let value = at + 4;
@@ -276,10 +292,12 @@ impl RawBus {
                 let text = header.get(value + 4..value + 4 + number(&header, value)).unwrap_or_default();
                 String::from_utf8_lossy(text).into_owned()
             };
+            arrived.fields.push(header[at]);
             match (header[at], header[at + 2]) {
                 (5, b'u') => arrived.reply_serial = u32::try_from(number(&header, value))?,
                 (7, b's') => arrived.sender = text(),
                 (4, b's') => arrived.error = text(),
+                (3, b's') => arrived.member = text(),
                 _ => {}
             }
             at = match header[at + 2] {

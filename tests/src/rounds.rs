@@ -19,6 +19,12 @@ pub fn of(test: &str, default: u64) -> (fastrand::Rng, u64) {
     (seeded(test, &format!(" {ROUNDS}={rounds}")), rounds)
 }
 
+/// Whether the number of rounds is given: such a run may take long.
+#[must_use]
+pub fn is_set() -> bool {
+    std::env::var_os(ROUNDS).is_some()
+}
+
 /// The random numbers of a test without rounds.
 #[must_use]
 pub fn random(test: &str) -> fastrand::Rng {

@@ -19,6 +19,8 @@
 //!   flood KIND [PATH]                  a hundred calls at any time, until killed: ping, list, properties,
 //!                                      objects, introspect, setup (of PATH, failures and all), hang (SetupLoop
 //!                                      of standard input), bus (GetId, which only the bus answers)
+//!   attack PID MESSAGES SEED           malformed messages of nobody's to loopd, the process PID, beside a client of
+//!                                      root's that must be served; says what it cost, and what the bus keeps back
 //! ```
 //!
 //! `--json` prints one line: `{"ok": …}` or `{"error": name, "message": …}`. `--hold` keeps the
@@ -37,6 +39,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use loopd_dbus::names::{ATTACHMENT, BUS_NAME, MANAGER, ROOT_PATH, VOLUME};
+use loopd_tests::NOBODY;
+use loopd_tests::hostile::{Attack, BusConduct, Trial};
+use loopd_tests::process::pid;
 use nix::fcntl::OFlag;
 use serde_json::{Value, json};
 use zbus::proxy::MethodFlags;
@@ -52,6 +57,9 @@ fn main() -> Result<()> {
     let interaction =
         if has("--interactive") { MethodFlags::ALLOW_INTERACTIVE_AUTH } else { MethodFlags::empty() };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    if call.first().is_some_and(|word| word == "attack") {
+        return attack(&call[1..]);
+    }
     let connection = runtime.block_on(Connection::system())?;
     if has("--prompted") {
         say("ready")?;
@@ -66,6 +74,27 @@ fn main() -> Result<()> {
         std::io::stdin().lock().read_to_end(&mut Vec::new())?;
     }
     Ok(())
+}
+
+/// Attacks loopd on the bus of `DBUS_SYSTEM_BUS_ADDRESS`.
+fn attack(words: &[OsString]) -> Result<()> {
+    let number = |index: usize| -> Result<u64> {
+        let word = words.get(index).and_then(|word| word.to_str()).context("attack PID MESSAGES SEED")?;
+        Ok(word.parse()?)
+    };
+    let address = std::env::var("DBUS_SYSTEM_BUS_ADDRESS")?;
+    let attack = Attack {
+        address: address.clone(),
+        user: NOBODY,
+        target: BUS_NAME.to_owned(),
+        answers: true,
+        seed: number(2)?,
+        messages: usize::try_from(number(1)?)?,
+        time: Duration::MAX,
+    };
+    let conduct = std::thread::spawn(move || BusConduct::learn(&address, NOBODY, BUS_NAME));
+    say(&format!("{:?}", conduct.join().expect("no panic")?))?;
+    say(&Trial::run(&attack, pid(u32::try_from(number(0)?)?))?.to_string())
 }
 
 fn say(line: &str) -> Result<()> {
