@@ -91,6 +91,7 @@ async fn any_messages_at_all(world: &mut World) -> Outcome {
         answers: true,
         seed: random.u64(..),
         messages: usize::try_from(messages)?,
+        batch: 32,
         time: if is_long { Duration::MAX } else { Duration::from_secs(50) },
     };
     let trial = spawn_blocking(move || Trial::run(&attack, pid)).await??;
@@ -124,6 +125,7 @@ async fn any_messages_to_loopctl(world: &mut World) -> Outcome {
         answers: false,
         seed: 7,
         messages: 20_000,
+        batch: 32,
         time: Duration::from_secs(20),
     };
     let outcome =

@@ -12,8 +12,6 @@ use crate::process::{alive, resident};
 use crate::raw_bus::{Bytes, RawBus, RawMessage, Value, become_user};
 use crate::{ROOT, User};
 
-/// How many messages are sent before the bus is asked whether it is still there.
-const BATCH: usize = 32;
 const MANAGER: &str = "org.loopd1.Manager";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 /// How many of the longest messages: four are as much as the bus keeps for a service.
@@ -40,6 +38,9 @@ pub struct Attack {
     pub seed: u64,
     /// How many messages.
     pub messages: usize,
+    /// How many are sent before the bus is asked whether it is still there. Where it ends the connection,
+    /// all of them count as lost.
+    pub batch: usize,
     /// How long at most.
     pub time: Duration,
 }
@@ -74,12 +75,12 @@ impl Attack {
             let mut bus = RawBus::connect(&self.address)?;
             outcome.connections += 1;
             while goes_on(outcome.sent) {
-                outcome.sent += BATCH;
+                outcome.sent += self.batch;
                 match self.batch(&mut bus, &mut generator) {
                     Ok(answered) => outcome.answered += answered,
                     // The bus has enough of us.
                     Err(_) => {
-                        outcome.lost += BATCH;
+                        outcome.lost += self.batch;
                         break;
                     }
                 }
@@ -90,7 +91,7 @@ impl Attack {
 
     /// Sends some messages; gives how many of them the target has answered.
     fn batch(&self, bus: &mut RawBus, generator: &mut Generator) -> Result<usize> {
-        for _ in 0..BATCH {
+        for _ in 0..self.batch {
             let (bytes, descriptors) = generator.message(bus);
             let descriptors: Vec<_> = descriptors.iter().map(|file| file.as_fd()).collect();
             bus.send(&bytes, &descriptors)?;
@@ -163,6 +164,7 @@ impl Trial {
         let Self { outcome, before, after, .. } = self;
         ensure!(alive(process), "process {process} has ended");
         ensure!(outcome.answered * 3 > outcome.sent - outcome.lost, "most messages must reach the target");
+        ensure!(outcome.answered * 4 > outcome.sent, "the bus has ended most connections");
         ensure!(*after < before + MOST_GROWTH, "resident memory grew from {before} to {after} KiB");
         Ok(())
     }
