@@ -1,12 +1,14 @@
 //! Nothing that can be sent over the bus ends the daemon or the client, or costs others their time.
 
+use std::collections::HashSet;
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use loopd_dbus::names::{BUS_NAME, MANAGER, ROOT_PATH};
+use loopd_dbus::names::{BUS_NAME, MANAGER, ROOT_PATH, TAKES_DESCRIPTORS};
 use loopd_dbus::proxy::{Interaction, Manager};
 use loopd_dbus::{AttachOptions, ErrorKind, ListOptions};
+use loopd_tests::daemon::Daemon;
 use loopd_tests::hanging::Hanging;
 use loopd_tests::hostile::{Attack, Trial};
 use loopd_tests::image::{Image, MIB};
@@ -14,7 +16,7 @@ use loopd_tests::polkit::Setup;
 use loopd_tests::process::{Process, eventually, resident, run, tied};
 use loopd_tests::raw_bus::{Bytes, RawBus, RawMessage, become_user};
 use loopd_tests::world::{World, expect_kind, refusal};
-use loopd_tests::{NOBODY, Outcome, ROOT, User, rounds};
+use loopd_tests::{GAMES, NOBODY, Outcome, ROOT, User, rounds};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
@@ -29,6 +31,7 @@ loopd_tests::tests! {
         descriptors_that_nobody_takes,
         descriptor_indices,
         closing_that_hangs,
+        closing_that_hangs_for_a_user,
         no_descriptors_left,
         introspection_names_children_only,
     ];
@@ -253,6 +256,107 @@ async fn closing_that_hangs(world: &mut World) -> Outcome {
     world.detach(&attached).await?;
     drop(file);
     world.assert_no_leak().await
+}
+
+/// More than there are threads that close one user's files.
+const CALLS_THAT_HANG: usize = 12;
+/// How many there are.
+const THREADS_THAT_HANG: usize = 8;
+
+/// The same by a user without any rights, with a file system of their own, in each method that takes a file.
+async fn closing_that_hangs_for_a_user(world: &mut World) -> Outcome {
+    let alone = Hanging::mount_for(NOBODY, &world.folder, 1 << 20)?;
+    let image = Image::sparse(&world.folder, "image", MIB)?;
+    closing_hangs_by(world, &alone, &image).await?;
+    drop(alone);
+    let for_all = Hanging::mount_for_all(NOBODY, &world.folder, 1 << 20)?;
+    closing_hangs_by(world, &for_all, &image).await
+}
+
+async fn closing_hangs_by(world: &mut World, hanging: &Hanging, image: &Image) -> Outcome {
+    let attached = world.attach(&image.open()?, &AttachOptions::default()).await?;
+    for &(interface, member, _) in TAKES_DESCRIPTORS {
+        hanging.withhold_flush(world.daemon()?.pid());
+        let path = if interface == MANAGER { ROOT_PATH } else { attached.path.as_str() };
+        let call = RawMessage::call(BUS_NAME, path, interface, member).descriptors(1);
+        let call = with_a_file(call, member)?;
+        let errors = send_file(world, call, hanging.path()).await?;
+        println!("{member}: {errors:?}");
+        let hang = format!("{member} leaves files whose close hangs");
+        eventually(&hang, async || Ok(hanging.closing() == THREADS_THAT_HANG)).await?;
+        others_are_served(world, image).await?;
+        let old = ends_and_starts_again(world, image).await?;
+        hanging.go_on();
+        let status = { old }.end().await?;
+        assert!(status.success(), "{status}");
+    }
+    world.detach(&attached).await?;
+    world.assert_no_leak().await
+}
+
+/// The body with which a member takes its file.
+fn with_a_file(call: RawMessage, member: &str) -> anyhow::Result<RawMessage> {
+    let mut body = Bytes::new(false);
+    Ok(match member {
+        "SetupLoop" => {
+            body.number(0);
+            body.number(0);
+            body.align(8);
+            call.body("ha{sv}", body.bytes)
+        }
+        "List" => {
+            let mut entry = Bytes::new(false);
+            entry.text(b"file");
+            entry.signature("h");
+            entry.number(0);
+            body.number(u32::try_from(entry.bytes.len())?);
+            body.align(8);
+            body.bytes.extend(entry.bytes);
+            call.body("a{sv}", body.bytes)
+        }
+        "ReplaceBackingFile" => {
+            body.number(0);
+            call.body("h", body.bytes)
+        }
+        other => anyhow::bail!("what does {other} take?"),
+    })
+}
+
+/// Makes the call several times as nobody with the file at this path; gives the errors, empty for none.
+async fn send_file(
+    world: &World,
+    call: RawMessage,
+    path: std::path::PathBuf,
+) -> anyhow::Result<HashSet<String>> {
+    as_user(NOBODY, world.bus_address(), move |bus| {
+        let mut errors = HashSet::new();
+        for _ in 0..CALLS_THAT_HANG {
+            let file = std::fs::File::open(&path)?;
+            let mut call = call.clone();
+            call.serial = bus.next_serial();
+            bus.send(&call.bytes(), &[file.as_fd()])?;
+            errors.insert(bus.answer(call.serial)?.0.error);
+        }
+        Ok(errors)
+    })
+    .await
+}
+
+async fn others_are_served(world: &World, image: &Image) -> Outcome {
+    let other = timeout(SOON, world.attach(&image.open()?, &AttachOptions::default())).await??;
+    timeout(SOON, world.detach(&other)).await??;
+    timeout(SOON, world.probe(GAMES, ["list"])).await??.ok().map(drop)
+}
+
+/// The kernel keeps the old daemon until its threads are through, but not its name and its lock.
+async fn ends_and_starts_again(world: &mut World, image: &Image) -> anyhow::Result<Daemon> {
+    let old = world.take_daemon().context("there is no loopd")?;
+    old.ask_to_end()?;
+    let gone = timeout(SOON, eventually("the name is free", async || Ok(!world.daemon_is_there().await?)));
+    gone.await.context("it did not give up its name")??;
+    timeout(SOON, world.restart_daemon(&[])).await.context("another one did not start")??;
+    others_are_served(world, image).await?;
+    Ok(old)
 }
 
 async fn no_descriptors_left(world: &mut World) -> Outcome {

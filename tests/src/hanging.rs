@@ -47,7 +47,17 @@ impl Hanging {
     pub fn mount_for(user: User, parent: &Path, bytes: usize) -> Result<Self> {
         let folder = parent.join("hanging");
         std::fs::create_dir(&folder)?;
-        Self::mount_on(folder, user, bytes, "hanging", "fuse")
+        Self::mount_on(folder, user, bytes, "hanging", "fuse", "")
+    }
+
+    /// The same, this user's, and open to all.
+    ///
+    /// # Errors
+    /// The kernel has no FUSE.
+    pub fn mount_for_all(user: User, parent: &Path, bytes: usize) -> Result<Self> {
+        let folder = parent.join("hanging for all");
+        std::fs::create_dir(&folder)?;
+        Self::mount_on(folder, user, bytes, "hanging", "fuse", ",allow_other")
     }
 
     /// Mounts it over a directory under a source and a type that a user could give fusermount.
@@ -55,10 +65,17 @@ impl Hanging {
     /// # Errors
     /// The kernel has no FUSE.
     pub fn pretend(folder: &Path, source: &str, kind: &str) -> Result<Self> {
-        Self::mount_on(folder.to_owned(), crate::ROOT, 0, source, kind)
+        Self::mount_on(folder.to_owned(), crate::ROOT, 0, source, kind, "")
     }
 
-    fn mount_on(folder: PathBuf, user: User, bytes: usize, source: &str, kind: &str) -> Result<Self> {
+    fn mount_on(
+        folder: PathBuf,
+        user: User,
+        bytes: usize,
+        source: &str,
+        kind: &str,
+        more: &str,
+    ) -> Result<Self> {
         let gate = Arc::<Gate>::default();
         gate.state().contents = vec![0; bytes];
         let files = Files { gate: Arc::clone(&gate) };
@@ -68,8 +85,12 @@ impl Hanging {
             }
             opened => OwnedFd::from(opened.context("/dev/fuse")?),
         };
-        let options =
-            format!("fd={},rootmode=40000,user_id={},group_id={}", channel.as_raw_fd(), user.uid, user.gid);
+        let options = format!(
+            "fd={},rootmode=40000,user_id={},group_id={}{more}",
+            channel.as_raw_fd(),
+            user.uid,
+            user.gid
+        );
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         mount(Some(source), &folder, Some(kind), flags, Some(options.as_str()))
             .context("mounting with FUSE")?;
