@@ -29,7 +29,7 @@ RELEASE := $(TARGET)/release
 
 # cargo runs as whoever calls make; what it builds for the host tests runs as root.
 ifneq ($(shell id -u),0)
-KEEP := LOOPD_BIN,LOOPD_LOG,LOOPD_LOSETUP,LOOPD_LOSETUP_RECORD,LOOPD_TEST_ROUNDS,LOOPD_TEST_SEED,RUST_BACKTRACE
+KEEP := LOOPD_BIN,LOOPD_LOG,LOOPD_LOSETUP,LOOPD_LOSETUP_RECORD,LOOPD_TEST_LIMIT,LOOPD_TEST_ROUNDS,LOOPD_TEST_SEED,RUST_BACKTRACE
 AS_ROOT := --config 'target."cfg(unix)".runner = ["sudo", "--preserve-env=$(KEEP)"]'
 endif
 
@@ -52,7 +52,7 @@ help:
 	@echo "make test-vm      the system tests, in a virtual machine with SUITE ($(SUITE)); TESTS as above"
 	@echo "make deb, rpm     the packages, in $(TARGET)/package; REVISION ($(REVISION)) is theirs"
 	@echo "make check-packages  look into both packages"
-	@echo "make soak         the long tests at full length, as root: some twenty minutes"
+	@echo "make soak         the long tests at full length, as root: some hours; TESTS=part selects one"
 	@echo "make bench        measure attaching, as root"
 	@echo "make bench-hostile  measure what one user's worst costs another, as root"
 	@echo "make check        formatting, lints, shipped files"

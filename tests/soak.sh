@@ -1,42 +1,45 @@
 #!/bin/bash
-# Runs the long tests at full length and notes each result in tests/results/soak.md. A part that has passed on
-# this commit is not run again, so that a run which was cut short goes on where it was.
+# Runs the long tests at full length and notes each result in tests/results: soak.md, and messages.md for the
+# message attack. A part that has passed on this commit often enough is not run again, so that a run which was cut
+# short goes on where it was.
 # usage: soak.sh [PART…]    as root; without PART all of them
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-readonly results=tests/results/soak.md
-# A part: the test, its rounds, and seconds after which it counts as hung.
+# A part: the test, its rounds, how often it runs with another seed each time (once), and its results where they
+# have a file of their own. After so many seconds it counts as hung.
 readonly -A rounds=(
     [restart::killed_at_any_moment]=300
     [clients::killed_at_any_moment]=1000
     [soak::fifty_clients_beside_losetup]=20000
     [soak::many_attaches_and_detaches]=100000
+    [messages::any_messages_at_all]=500000
 )
+readonly -A times=([messages::any_messages_at_all]=20)
+readonly -A file_of=([messages::any_messages_at_all]=messages)
 readonly order=(
     restart::killed_at_any_moment
     clients::killed_at_any_moment
     soak::fifty_clients_beside_losetup
     soak::many_attaches_and_detaches
+    messages::any_messages_at_all
 )
 readonly limit=3600
 
 commit=$(git rev-parse --short HEAD)
-[[ -z $(git status --porcelain --untracked-files=no -- . ":!$results") ]] || commit+=+
+[[ -z $(git status --porcelain --untracked-files=no -- . ":!tests/results") ]] || commit+=+
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
-parts=("$@")
-((${#parts[@]})) || parts=("${order[@]}")
-for part in "${parts[@]}"; do
-    [[ ${rounds[$part]:-} ]] || { echo "soak: no part is called $part; there are: ${order[*]}" >&2; exit 2; }
-    if [[ $commit != *+ ]] && grep -qsF "| $commit | $part | ${rounds[$part]} | passed |" "$results"; then
-        echo "soak: $part has passed on $commit"
-        continue
-    fi
-    echo "soak: $part, ${rounds[$part]} rounds"
-    start=$SECONDS
-    outcome=passed
+# passed PART RESULTS: how often it has on this commit.
+passed() {
+    [[ $commit == *+ ]] && echo 0 && return
+    grep -csF "| $commit | $1 | ${rounds[$1]} | passed |" "$2" || true
+}
+
+# run PART RESULTS
+run() {
+    local part=$1 results=$2 start=$SECONDS outcome=passed said
     LOOPD_TEST_LIMIT=$limit LOOPD_TEST_ROUNDS=${rounds[$part]} LOOPD_LOG=info \
         cargo test -p loopd-tests --test host -- --exact "$part" >"$log" 2>&1 || outcome=failed
     # What the test itself prints: its seed and what it has counted.
@@ -48,6 +51,18 @@ for part in "${parts[@]}"; do
     tail -n 1 "$results"
     if [[ $outcome == failed ]]; then
         tail -n 100 "$log" >&2
-        exit 1
+        return 1
     fi
+}
+
+parts=("$@")
+((${#parts[@]})) || parts=("${order[@]}")
+for part in "${parts[@]}"; do
+    [[ ${rounds[$part]:-} ]] || { echo "soak: no part is called $part; there are: ${order[*]}" >&2; exit 2; }
+    results=tests/results/${file_of[$part]:-soak}.md
+    for ((done = $(passed "$part" "$results"); done < ${times[$part]:-1}; done++)); do
+        echo "soak: $part, ${rounds[$part]} rounds, $((done + 1)) of ${times[$part]:-1}"
+        run "$part" "$results"
+    done
+    echo "soak: $part has passed on $commit"
 done

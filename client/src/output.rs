@@ -5,6 +5,7 @@ pub mod table;
 
 use std::io::{self, ErrorKind, IsTerminal, Write};
 
+use loopd_common::text::is_deceptive;
 pub use loopd_common::text::{escaped, printable};
 use nix::errno::Errno;
 
@@ -41,7 +42,24 @@ pub fn print_bytes(bytes: &[u8]) -> anyhow::Result<()> {
 /// # Errors
 /// As [`print`].
 pub fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
-    print(&(serde_json::to_string_pretty(value)? + "\n"))
+    print(&(plain_json(&serde_json::to_string_pretty(value)?) + "\n"))
+}
+
+/// JSON that a terminal shows as it is: in strings, whatever [`is_deceptive`] is escaped, which JSON allows for
+/// each character and serde does for some.
+#[must_use]
+pub fn plain_json(json: &str) -> String {
+    let mut plain = String::with_capacity(json.len());
+    for character in json.chars() {
+        if character == '\n' || !is_deceptive(character) {
+            plain.push(character);
+        } else {
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                plain.push_str(&format!("\\u{unit:04x}"));
+            }
+        }
+    }
+    plain
 }
 
 /// Writes a message to standard error. That it cannot be written stops nobody.
@@ -113,6 +131,17 @@ mod tests {
         assert_eq!(report(&Error::new(ErrorKind::InvalidArgs, "wrong").into()), 2);
         assert_eq!(report(&Closed.into()), 0);
         assert_eq!(report(&Interrupted(15).into()), 143);
+    }
+
+    #[test]
+    fn json_is_plain_and_says_the_same() {
+        let value = serde_json::json!({ "a": "\u{9b}31m\u{202e}\u{1b}\u{7f}\u{e0001}é\n", "b": ["\u{61c}"] });
+        for json in [value.to_string(), serde_json::to_string_pretty(&value).unwrap()] {
+            let plain = plain_json(&json);
+            assert!(plain.chars().all(|c| c == '\n' || !is_deceptive(c)), "{plain:?}");
+            assert!(plain.contains("\\u009b31m\\u202e") && plain.contains("\\udb40\\udc01é"), "{plain}");
+            assert_eq!(serde_json::from_str::<serde_json::Value>(&plain).unwrap(), value);
+        }
     }
 
     #[test]

@@ -52,9 +52,28 @@ pub fn disk_sequence_of(path: &str) -> Option<u64> {
     (attachment_path(number).as_str() == path).then_some(number)
 }
 
+/// Whether this is the node of a loop device.
+#[must_use]
+pub fn is_loop_node(node: &str) -> bool {
+    let digits = node.strip_prefix("/dev/loop");
+    digits.is_some_and(|digits| digits.parse::<u32>().is_ok_and(|number| number.to_string() == digits))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nodes_are_told_from_other_texts() {
+        for node in ["/dev/loop0", "/dev/loop1048575"] {
+            assert!(is_loop_node(node), "{node}");
+        }
+        for other in
+            ["", "/dev/loop", "/dev/loop+1", "/dev/loop01", "/dev/loop0p1", "/dev/loop4294967296", "loop0"]
+        {
+            assert!(!is_loop_node(other), "{other}");
+        }
+    }
 
     #[test]
     fn paths_read_back() {

@@ -10,9 +10,10 @@ use zbus::proxy::MethodFlags;
 use zbus::wire::{DynamicDeserialize, DynamicType, ObjectPath, OwnedObjectPath};
 use zbus::{Connection, Fd, OwnedVariant, Proxy};
 
-use crate::names::{ATTACHMENT, BUS_NAME, MANAGER, ROOT_PATH, VOLUME};
 use loopd_common::Lifetime;
+use loopd_common::text::{is_deceptive, printable};
 
+use crate::names::{ATTACHMENT, BUS_NAME, MANAGER, ROOT_PATH, VOLUME, is_loop_node};
 use crate::options::{AttachOptions, DetachOptions, ListOptions, MountOptions, UnmountOptions};
 
 /// An attachment's path and its properties: those of `Attachment` and of `Volume`.
@@ -45,6 +46,22 @@ where
     reply.ok_or(zbus::Error::InvalidReply)
 }
 
+/// What is printed and opened as it is must be what it is said to be, whoever has loopd's name.
+fn loop_node(answer: String) -> zbus::Result<String> {
+    if is_loop_node(&answer) {
+        return Ok(answer);
+    }
+    Err(zbus::Error::Failure(format!("the answer names no loop device: {}", printable(answer.as_bytes()))))
+}
+
+/// The names of loopd's directories have no character that deceives.
+fn mount_point(answer: String) -> zbus::Result<String> {
+    if answer.starts_with('/') && !answer.chars().any(is_deceptive) {
+        return Ok(answer);
+    }
+    Err(zbus::Error::Failure(format!("the answer names no mount point: {}", printable(answer.as_bytes()))))
+}
+
 /// `org.loopd1.Manager`.
 #[derive(Clone, Debug)]
 pub struct Manager {
@@ -74,7 +91,9 @@ impl Manager {
         options: &AttachOptions,
     ) -> zbus::Result<(OwnedObjectPath, String)> {
         let body = (Fd::from(file), options.encode());
-        call(&self.proxy, "SetupLoop", self.interaction, &body).await
+        let (object, device): (OwnedObjectPath, String) =
+            call(&self.proxy, "SetupLoop", self.interaction, &body).await?;
+        Ok((object, loop_node(device)?))
     }
 
     /// Detaches the device node.
@@ -98,7 +117,7 @@ impl Manager {
     /// # Errors
     /// `NoFreeDevice`, or the bus failed.
     pub async fn find_free(&self) -> zbus::Result<String> {
-        call(&self.proxy, "FindFree", Interaction::Forbidden, &()).await
+        loop_node(call(&self.proxy, "FindFree", Interaction::Forbidden, &()).await?)
     }
 
     /// Takes a free loop device's number and node away.
@@ -243,7 +262,7 @@ impl Volume {
     /// # Errors
     /// Those of the contract, or the bus failed.
     pub async fn mount(&self, options: &MountOptions) -> zbus::Result<String> {
-        call(&self.proxy, "Mount", self.interaction, &(options.encode(),)).await
+        mount_point(call(&self.proxy, "Mount", self.interaction, &(options.encode(),)).await?)
     }
 
     /// Unmounts it.

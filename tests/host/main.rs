@@ -27,6 +27,7 @@ mod mount;
 mod mount_identity;
 mod overlap;
 mod partitions;
+mod replies;
 mod restart;
 mod robustness;
 mod same_bytes;
@@ -57,6 +58,7 @@ fn main() -> std::process::ExitCode {
         foreign::TESTS,
         hanging::TESTS,
         messages::TESTS,
+        replies::TESTS,
         introspection::TESTS,
         isolation::TESTS,
         udev::TESTS,

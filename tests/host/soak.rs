@@ -6,7 +6,6 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use loopd_dbus::proxy::{Attachment, Interaction, Manager};
@@ -63,7 +62,7 @@ async fn attach_by_losetup(image: Image, ended: Arc<AtomicBool>) -> Result<u64> 
         let device = LoopDevice::from_node(node.trim_end())?;
         for _ in 0..5 {
             ensure!(shows(device, &image.path), "losetup's {} shows another file", device.node());
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            tokio::task::yield_now().await;
         }
         run("losetup", ["--detach", &device.node()]).await?;
         rounds += 1;
@@ -218,8 +217,8 @@ async fn attach_and_detach(world: &World, image: &Image, rounds: u64) -> Outcome
 /// Resident KiB, threads and descriptors once the threads of the last calls have ended: they stay for a
 /// second.
 async fn settled(world: &mut World) -> Result<(u64, u64, usize)> {
-    tokio::time::sleep(Duration::from_secs(3)).await;
     let daemon = world.daemon()?;
+    eventually("one thread is left", async || Ok(daemon.memory_and_threads()?.1 == 1)).await?;
     let (resident, threads) = daemon.memory_and_threads()?;
     Ok((resident, threads, daemon.descriptors()?.len()))
 }

@@ -10,6 +10,7 @@ pub mod docs;
 pub mod hanging;
 pub mod host;
 pub mod hostile;
+pub mod hostile_service;
 pub mod image;
 pub mod loop_ioctl;
 pub mod polkit;

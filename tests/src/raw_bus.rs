@@ -2,11 +2,13 @@
 
 use std::io::{self, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use crate::User;
@@ -64,7 +66,8 @@ impl Bytes {
         self.bytes.push(0);
     }
 
-    fn put_number(&mut self, at: usize, number: usize) {
+    /// Puts a number of four bytes where one was written already.
+    pub fn put_number(&mut self, at: usize, number: usize) {
         let number = u32::try_from(number).unwrap_or(u32::MAX);
         let bytes = if self.big { number.to_be_bytes() } else { number.to_le_bytes() };
         self.bytes[at..at + 4].copy_from_slice(&bytes);
@@ -228,6 +231,19 @@ impl RawBus {
     /// The socket is closed.
     pub fn patience(&self, time: Duration) -> io::Result<()> {
         self.stream.set_read_timeout(Some(time))
+    }
+
+    /// Whether a message, or the end of the connection, arrives within this time.
+    ///
+    /// # Errors
+    /// The socket cannot be watched.
+    pub fn is_readable(&self, within: Duration) -> Result<bool> {
+        let mut watched = [PollFd::new(self.stream.as_fd(), PollFlags::POLLIN)];
+        let within = PollTimeout::try_from(within).unwrap_or(PollTimeout::MAX);
+        match poll(&mut watched, within) {
+            Err(Errno::EINTR) => Ok(false),
+            ready => Ok(ready? > 0),
+        }
     }
 
     /// A number for a message that was not used yet.

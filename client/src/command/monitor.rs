@@ -49,7 +49,7 @@ async fn watch(json: bool) -> anyhow::Result<u8> {
 }
 
 fn line(event: &Event, json: bool) -> serde_json::Result<String> {
-    let mut line = if json { serde_json::to_string(event)? } else { event.line() };
+    let mut line = if json { output::plain_json(&serde_json::to_string(event)?) } else { event.line() };
     line.push('\n');
     Ok(line)
 }

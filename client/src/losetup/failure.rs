@@ -7,6 +7,8 @@ use std::os::unix::ffi::OsStrExt;
 use loopd_dbus::{Error, ErrorKind};
 use nix::errno::Errno;
 
+use crate::output::escaped;
+
 /// An error in losetup's words. Names are shown byte by byte, as losetup does.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", String::from_utf8_lossy(.text))]
@@ -53,7 +55,7 @@ impl Reason {
     /// What the errno of a failed call would have been, where losetup had made it.
     #[must_use]
     pub fn of(error: &anyhow::Error) -> Self {
-        let Some(told) = error.downcast_ref::<Error>() else { return Self::Told(format!("{error:#}")) };
+        let Some(told) = error.downcast_ref::<Error>() else { return Self::told(&format!("{error:#}")) };
         match told.kind {
             ErrorKind::AccessDenied | ErrorKind::InteractiveAuthorizationRequired => {
                 Self::Errno(Errno::EACCES)
@@ -68,8 +70,13 @@ impl Reason {
             | ErrorKind::NotSupported
             | ErrorKind::LimitExceeded
             | ErrorKind::Timeout
-            | ErrorKind::Kernel => Self::Told(told.message.clone()),
+            | ErrorKind::Kernel => Self::told(&told.message),
         }
+    }
+
+    /// A text from the bus, fit for a terminal, which losetup's own words are.
+    fn told(text: &str) -> Self {
+        Self::Told(escaped(text.as_bytes()))
     }
 
     /// As losetup prints it.
@@ -120,6 +127,8 @@ mod tests {
         assert_eq!(reason(ErrorKind::AccessDenied), "Permission denied");
         assert_eq!(reason(ErrorKind::NotFound), "No such device or address");
         assert_eq!(reason(ErrorKind::LimitExceeded), "a test's message");
+        let forged = Reason::of(&Error::new(ErrorKind::Kernel, "\u{1b}[31mred").into());
+        assert_eq!(forged.text(), "\\u{1b}[31mred");
         let failure =
             Failure::of(OsStr::from_bytes(b"/dev/loop\xff"), "detach failed", &Errno::ENOENT.into());
         assert_eq!(failure.text, b"/dev/loop\xff: detach failed: No such file or directory");

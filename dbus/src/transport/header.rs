@@ -74,6 +74,8 @@ pub struct Head<'m> {
     pub member: Option<&'m str>,
     /// The call that it answers.
     pub reply_serial: Option<u32>,
+    /// The types of its body.
+    pub signature: Option<&'m str>,
     /// How many descriptors come with it.
     pub descriptors: u32,
     /// Whether the sender waits for an answer.
@@ -98,6 +100,7 @@ impl<'m> Head<'m> {
             interface: None,
             member: None,
             reply_serial: None,
+            signature: None,
             descriptors: 0,
             wants_reply: header[2] & NO_REPLY_EXPECTED == 0,
             has_unknown_fields: false,
@@ -109,6 +112,7 @@ impl<'m> Head<'m> {
                 (5, Value::Number(serial)) => head.reply_serial = Some(serial),
                 (6, Value::Text(name)) => head.destination = Some(name),
                 (7, Value::Text(name)) => head.sender = Some(name),
+                (8, Value::Signature(types)) => head.signature = Some(types),
                 (9, Value::Number(count)) => head.descriptors = count,
                 (code, _) => head.has_unknown_fields |= is_unknown(code),
             }
@@ -178,6 +182,7 @@ fn is_unknown(code: u8) -> bool {
 
 enum Value<'m> {
     Text(&'m str),
+    Signature(&'m str),
     Number(u32),
     Other,
 }
@@ -215,7 +220,11 @@ impl<'m> Fields<'m> {
                 let found = std::str::from_utf8(self.header.get(text.clone())?).ok()?;
                 (text.end + 1, Value::Text(found))
             }
-            [1, b'g', 0] => (value + 2 + usize::from(*self.header.get(value)?), Value::Other),
+            [1, b'g', 0] => {
+                let text = value + 1..value + 1 + usize::from(*self.header.get(value)?);
+                let found = std::str::from_utf8(self.header.get(text.clone())?).ok()?;
+                (text.end + 1, Value::Signature(found))
+            }
             [1, b'u', 0] => (value + 4, Value::Number(self.number(value)?)),
             _ => (start + 1 + self.variant(start + 1)?, Value::Other),
         };
@@ -277,7 +286,8 @@ pub fn error(reply_serial: u32, destination: Option<&str>, name: &str, text: &st
     message
 }
 
-fn endian(byte: u8) -> Option<Endian> {
+/// The byte order that a message says it has.
+pub fn endian(byte: u8) -> Option<Endian> {
     match byte {
         b'l' => Some(Endian::Little),
         b'B' => Some(Endian::Big),
@@ -318,6 +328,7 @@ mod tests {
         let head = Head::read(&message);
         assert_eq!((head.kind, head.sender, head.member), (Kind::Call, Some(":1.7"), Some("List")));
         assert_eq!(head.interface, Some("org.loopd1.Manager"));
+        assert_eq!(head.signature, Some("s"));
         assert!(head.wants_reply && !head.has_unknown_fields);
         let fixed = message[..FIXED].try_into().unwrap();
         assert_eq!(Lengths::read(fixed).unwrap().message, message.len());

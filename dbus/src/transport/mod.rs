@@ -14,6 +14,7 @@ mod header;
 mod queue;
 mod reader;
 mod stream;
+mod values;
 mod writer;
 
 use std::fmt;
@@ -52,7 +53,8 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// For a client: no calls, and whatever length the bus allows.
+    /// For a client: no calls, and whatever length the bus allows. What that costs is bounded by the number of
+    /// values.
     pub const CLIENT: Self =
         Self { longest_reply: header::LONGEST_MESSAGE, longest_signal: header::LONGEST_MESSAGE, calls: None };
 

@@ -17,7 +17,7 @@ use zbus::export::async_trait::async_trait;
 use super::calls::{Call, Calls};
 use super::header::{self, FIXED, Head, Kind, Lengths, Parts};
 use super::queue::{Queue, QueuedCall};
-use super::{CallPolicy, Policy, stream};
+use super::{CallPolicy, Policy, stream, values};
 use crate::ErrorKind;
 use loopd_common::CallerFile;
 
@@ -112,13 +112,10 @@ impl Reader {
         let verdict = self.judge(&head, lengths).await;
         let parts = Parts::from(&head);
         let refusal = match verdict {
-            Verdict::Pass => {
-                let message = header::normalize(self.receive(lengths.message, None).await?, &parts);
-                match parse(message, Vec::new(), sequence).await {
-                    Ok(message) => return Ok(Some(message)),
-                    Err(error) => unreadable(&error),
-                }
-            }
+            Verdict::Pass => match self.pass(&head, &parts, lengths, sequence).await? {
+                Ok(message) => return Ok(Some(message)),
+                Err(refusal) => refusal,
+            },
             Verdict::Queue(uid) => match self.enqueue(uid, head.descriptors, parts.clone(), lengths).await? {
                 Ok(()) => return Ok(None),
                 Err(refusal) => refusal,
@@ -180,6 +177,24 @@ impl Reader {
             Some(why) if wanted > 0 => Verdict::Refuse(Refusal::new(ErrorKind::LimitExceeded.name(), why)),
             _ => Verdict::Queue(uid),
         }
+    }
+
+    /// Receives an answer or a signal.
+    async fn pass(
+        &self,
+        head: &Head<'_>,
+        parts: &Parts,
+        lengths: Lengths,
+        sequence: u64,
+    ) -> zbus::Result<Result<Message, Refusal>> {
+        let message = self.receive(lengths.message, None).await?;
+        // Calls are bounded by their length.
+        if has_too_many_values(head, lengths, &message) {
+            let text = format!("a message has too many values: {} are taken at most", values::MOST);
+            return Ok(Err(Refusal::new(LIMITS_EXCEEDED, text)));
+        }
+        let message = header::normalize(message, parts);
+        Ok(parse(message, Vec::new(), sequence).await.map_err(|error| unreadable(&error)))
     }
 
     /// Receives a call, which then waits for its turn among those of its user.
@@ -291,6 +306,11 @@ async fn due(next: Option<Instant>) {
         Some(next) => sleep_until(next).await,
         None => std::future::pending().await,
     }
+}
+
+fn has_too_many_values(head: &Head<'_>, lengths: Lengths, message: &[u8]) -> bool {
+    let (Some(types), Some(endian)) = (head.signature, header::endian(message[0])) else { return false };
+    message.get(lengths.header..).is_some_and(|body| values::are_too_many(types, body, endian))
 }
 
 fn unreadable(error: &zbus::Error) -> Refusal {

@@ -1,0 +1,214 @@
+//! How many values a message has, counted before the library reads it.
+//!
+//! In memory each value of a variant takes more than a hundred bytes, even where it is a byte of an array on the
+//! bus. So the length of a message alone does not bound what it costs.
+
+use zbus::wire::Endian;
+
+/// How many values a message may have. A list of 7,000 attachments has as many.
+pub const MOST: usize = 1 << 20;
+/// Deeper than the specification lets values nest.
+const DEEPEST: usize = 128;
+
+/// Whether a body of this signature has more than [`MOST`] values. What cannot be read is left to the library,
+/// which refuses it.
+pub fn are_too_many(signature: &str, body: &[u8], endian: Endian) -> bool {
+    let mut walk = Walk { body, at: 0, left: MOST, endian };
+    let mut rest = signature.as_bytes();
+    while !rest.is_empty() {
+        match walk.value(rest, 0) {
+            Ok(after) => rest = after,
+            Err(End::Unreadable) => return false,
+            Err(End::TooMany) => return true,
+        }
+    }
+    false
+}
+
+/// Why no value follows.
+enum End {
+    Unreadable,
+    TooMany,
+}
+
+struct Walk<'b> {
+    body: &'b [u8],
+    at: usize,
+    left: usize,
+    endian: Endian,
+}
+
+impl<'b> Walk<'b> {
+    /// Passes over a value of the first type; gives the types after it.
+    fn value<'s>(&mut self, signature: &'s [u8], depth: usize) -> Result<&'s [u8], End>
+    where
+        'b: 's,
+    {
+        self.count(1)?;
+        let (&first, rest) = signature.split_first().ok_or(End::Unreadable)?;
+        if depth > DEEPEST {
+            return Err(End::Unreadable);
+        }
+        match first {
+            b'a' => return self.array(rest, depth),
+            b'(' | b'{' => return self.fields(rest, depth),
+            b'v' => self.variant(depth)?,
+            b's' | b'o' => {
+                let length = self.number()?;
+                self.skip(length.saturating_add(1))?;
+            }
+            b'g' => {
+                self.signature()?;
+            }
+            _ => {
+                let size = fixed_size(first).ok_or(End::Unreadable)?;
+                self.align(size);
+                self.skip(size)?;
+            }
+        }
+        Ok(rest)
+    }
+
+    fn array<'s>(&mut self, element: &'s [u8], depth: usize) -> Result<&'s [u8], End>
+    where
+        'b: 's,
+    {
+        let length = self.number()?;
+        let (&first, after_first) = element.split_first().ok_or(End::Unreadable)?;
+        if let Some(size) = fixed_size(first) {
+            self.align(size);
+            self.skip(length)?;
+            self.count(length / size)?;
+            return Ok(after_first);
+        }
+        if matches!(first, b'(' | b'{') {
+            self.align(8);
+        }
+        let end = self.at.saturating_add(length);
+        while self.at < end {
+            self.value(element, depth + 1)?;
+        }
+        after(element)
+    }
+
+    fn fields<'s>(&mut self, mut types: &'s [u8], depth: usize) -> Result<&'s [u8], End>
+    where
+        'b: 's,
+    {
+        self.align(8);
+        loop {
+            match types.split_first() {
+                Some((b')' | b'}', rest)) => return Ok(rest),
+                Some(_) => types = self.value(types, depth + 1)?,
+                None => return Err(End::Unreadable),
+            }
+        }
+    }
+
+    fn variant(&mut self, depth: usize) -> Result<(), End> {
+        let signature = self.signature()?;
+        self.value(signature, depth + 1).map(drop)
+    }
+
+    fn signature(&mut self) -> Result<&'b [u8], End> {
+        let length = usize::from(*self.body.get(self.at).ok_or(End::Unreadable)?);
+        let text = self.at + 1..self.at + 1 + length;
+        self.skip(length + 2)?;
+        self.body.get(text).ok_or(End::Unreadable)
+    }
+
+    fn number(&mut self) -> Result<usize, End> {
+        self.align(4);
+        let bytes = self.body.get(self.at..self.at.saturating_add(4)).ok_or(End::Unreadable)?;
+        self.at += 4;
+        usize::try_from(self.endian.read_u32(bytes)).map_err(|_| End::Unreadable)
+    }
+
+    fn align(&mut self, to: usize) {
+        self.at = self.at.next_multiple_of(to);
+    }
+
+    fn skip(&mut self, length: usize) -> Result<(), End> {
+        self.at = self.at.checked_add(length).filter(|at| *at <= self.body.len()).ok_or(End::Unreadable)?;
+        Ok(())
+    }
+
+    fn count(&mut self, values: usize) -> Result<(), End> {
+        self.left = self.left.checked_sub(values).ok_or(End::TooMany)?;
+        Ok(())
+    }
+}
+
+fn fixed_size(kind: u8) -> Option<usize> {
+    match kind {
+        b'y' => Some(1),
+        b'n' | b'q' => Some(2),
+        b'b' | b'i' | b'u' | b'h' => Some(4),
+        b'x' | b't' | b'd' => Some(8),
+        _ => None,
+    }
+}
+
+/// The types after the first one.
+fn after(signature: &[u8]) -> Result<&[u8], End> {
+    let mut depth = 0_usize;
+    for (index, kind) in signature.iter().enumerate() {
+        match kind {
+            b'a' => continue,
+            b'(' | b'{' => depth += 1,
+            b')' | b'}' => depth = depth.checked_sub(1).ok_or(End::Unreadable)?,
+            _ => {}
+        }
+        if depth == 0 {
+            return Ok(&signature[index + 1..]);
+        }
+    }
+    Err(End::Unreadable)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use zbus::{Message, Variant};
+
+    use super::*;
+
+    fn judge<B: serde::Serialize + zbus::wire::DynamicType>(body: &B) -> bool {
+        let message = Message::signal("/", "a.b", "C").build(body).unwrap();
+        let body = message.body();
+        are_too_many(&body.signature().to_string_no_parens(), body.data().bytes(), Endian::native())
+    }
+
+    #[test]
+    fn what_a_daemon_answers_is_taken() {
+        let property = |name: &str| (name.to_owned(), Variant::from(vec![b'x'; 100]));
+        let properties: HashMap<_, _> = (0..30).map(|number| property(&number.to_string())).collect();
+        assert!(!judge(&vec![("/org/loopd1", properties.clone(), 7_u64, true); 300]));
+        assert!(judge(&vec![("/org/loopd1", properties, 7_u64, true); 400]));
+    }
+
+    #[test]
+    fn each_element_counts() {
+        assert!(!judge(&vec![0_u8; MOST - 1]));
+        assert!(judge(&vec![0_u8; MOST]));
+        assert!(judge(&Variant::from(vec![7_u64; MOST])));
+        assert!(judge(&vec![""; MOST]));
+        assert!(!judge(&"x".repeat(2 * MOST)));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_left_to_the_library() {
+        for signature in ["", "a", "(", "a(", "{", "a{sv", ")", "z", "s", "v", "ay", "a(oa{sv})"] {
+            for body in
+                [&[][..], &[0xff; 64], &[1; 64], &[0, 0, 0, 0, 0], &[8, 0, 0, 0, 1, b'v', 0, 1, b'v', 0]]
+            {
+                assert!(!are_too_many(signature, body, Endian::Little), "{signature} {body:?}");
+            }
+        }
+        // An element without a length never ends its array.
+        assert!(are_too_many("a()", &[255, 0, 0, 0, 0, 0, 0, 0], Endian::Little));
+        let endless = [1, b'v', 0].repeat(1000);
+        assert!(!are_too_many("v", &endless, Endian::Little));
+    }
+}
