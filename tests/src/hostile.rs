@@ -18,6 +18,10 @@ const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 const MOST_HUGE: usize = 2;
 /// Messages after which the target has allocated what it allocates once.
 const WARM_UP: usize = 5000;
+/// How long the bus and the target may take to answer some messages, and how long where the bus may have taken all
+/// of the rest for one message.
+const WHOLE: Duration = Duration::from_secs(2);
+const CUT: Duration = Duration::from_millis(200);
 /// How long another client may wait for an answer.
 const SOON: Duration = Duration::from_secs(8);
 /// What the target's resident memory may grow by, in KiB.
@@ -91,6 +95,7 @@ impl Attack {
 
     /// Sends some messages; gives how many of them the target has answered.
     fn batch(&self, bus: &mut RawBus, generator: &mut Generator) -> Result<usize> {
+        generator.is_cut = false;
         for _ in 0..self.batch {
             let (bytes, descriptors) = generator.message(bus);
             let descriptors: Vec<_> = descriptors.iter().map(|file| file.as_fd()).collect();
@@ -102,6 +107,7 @@ impl Attack {
             bus.send(&ping.bytes(), &[])?;
         }
         let barrier = if self.answers { ping.serial } else { bus.call_bus("GetId")? };
+        bus.patience(if generator.is_cut { CUT } else { WHOLE })?;
         let mut answered = 0;
         loop {
             let (arrived, _) = bus.receive()?;
@@ -291,13 +297,15 @@ struct Generator {
     random: Rng,
     target: String,
     huge: usize,
+    /// Whether a message was made for whose rest the bus may wait.
+    is_cut: bool,
 }
 
 type Made = (Vec<u8>, Vec<OwnedFd>);
 
 impl Generator {
     fn new(seed: u64, target: &str) -> Self {
-        Self { random: Rng::with_seed(seed), target: target.to_owned(), huge: 0 }
+        Self { random: Rng::with_seed(seed), target: target.to_owned(), huge: 0, is_cut: false }
     }
 
     fn message(&mut self, bus: &mut RawBus) -> Made {
@@ -482,6 +490,7 @@ impl Generator {
         let mut bytes = call.bytes();
         // Most changes end the connection: those of flags and body need not.
         let is_tame = self.random.u8(..4) != 0;
+        self.is_cut |= !is_tame;
         for _ in 0..self.random.usize(1..4) {
             let at = self.random.usize(..bytes.len());
             if !is_tame || at == 2 || at >= bytes.len() - call.body.len() {
