@@ -52,7 +52,7 @@ help:
 	@echo "make test-vm      the system tests, in a virtual machine with SUITE ($(SUITE)); TESTS as above"
 	@echo "make deb, rpm     the packages, in $(TARGET)/package; REVISION ($(REVISION)) is theirs"
 	@echo "make check-packages  look into both packages"
-	@echo "make soak         the long tests at full length, as root: some hours; TESTS=part selects one"
+	@echo "make soak         the long tests at full length, as root: about an hour; TESTS=part selects one"
 	@echo "make bench        measure attaching, as root"
 	@echo "make bench-hostile  measure what one user's worst costs another, as root"
 	@echo "make check        formatting, lints, shipped files"
