@@ -5,6 +5,7 @@
 //! which is why the tests want root; see [`host`].
 
 pub mod bus;
+pub mod crates;
 pub mod daemon;
 pub mod docs;
 pub mod hanging;

@@ -1,5 +1,7 @@
 //! What the unit tests of several crates share.
 
+#![forbid(unsafe_code)]
+
 use std::io::{Write as _, stderr};
 
 /// Reports a test that cannot run here, past the test harness, which captures what a passing test prints.
