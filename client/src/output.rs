@@ -24,10 +24,10 @@ pub fn print(text: &str) -> anyhow::Result<()> {
     print_bytes(text.as_bytes())
 }
 
-/// As [`print`], for what need not be UTF-8.
+/// As [`print()`], for what need not be UTF-8.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn print_bytes(bytes: &[u8]) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
@@ -40,7 +40,7 @@ pub fn print_bytes(bytes: &[u8]) -> anyhow::Result<()> {
 /// Writes a value as JSON for people and programs, with a newline.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     print(&(plain_json(&serde_json::to_string_pretty(value)?) + "\n"))
 }

@@ -84,7 +84,7 @@ impl Manager {
     /// Attaches the file; gives the object and the device node.
     ///
     /// # Errors
-    /// Those of the contract ([`crate::Error::from_call`]), or the bus failed.
+    /// Those of the contract ([`crate::error::from_call`]), or the bus failed.
     pub async fn setup_loop(
         &self,
         file: BorrowedFd<'_>,

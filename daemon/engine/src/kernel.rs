@@ -371,6 +371,9 @@ pub trait Kernel: Send + Sync + 'static {
 
     /// Makes udev activate nothing of what this device shows from now on: a user other than root has
     /// chosen it.
+    ///
+    /// # Errors
+    /// The mark for udev's rules cannot be written.
     fn distrust(&self, disk_sequence: DiskSequence) -> Result<(), Error>;
 
     /// The number of a device that nothing is attached to; made where there is none.

@@ -70,6 +70,9 @@ pub struct Kept {
 /// or the new.
 pub trait Store: Send + Sync + 'static {
     /// Writes this, in the place of what was written of the same attachment.
+    ///
+    /// # Errors
+    /// The file cannot be written; the previous one is unchanged.
     fn write(&self, kept: &Kept) -> Result<(), Error>;
 
     /// Forgets an attachment.
@@ -79,6 +82,9 @@ pub trait Store: Send + Sync + 'static {
     fn read(&self) -> Vec<Kept>;
 
     /// Notes that a device with this mark is about to be made.
+    ///
+    /// # Errors
+    /// The announcement cannot be written, or there is one with this mark.
     fn announce(&self, mark: u64) -> Result<(), Error>;
 
     /// Takes an announcement back.
@@ -88,6 +94,9 @@ pub trait Store: Send + Sync + 'static {
     fn announced(&self) -> Vec<u64>;
 
     /// Writes this, in the place of what was written of the same folder.
+    ///
+    /// # Errors
+    /// The file cannot be written; the previous one is unchanged.
     fn write_place(&self, place: &Place) -> Result<(), Error>;
 
     /// Forgets a folder.

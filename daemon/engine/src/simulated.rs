@@ -578,6 +578,9 @@ impl Simulated {
     }
 
     /// One step: takes its time, and may be made to fail.
+    ///
+    /// # Errors
+    /// The test made this step fail.
     pub async fn step(&self) -> Result<(), Error> {
         let number = {
             let mut machine = self.lock();
