@@ -33,12 +33,16 @@ KEEP := LOOPD_BIN,LOOPD_LOG,LOOPD_LOSETUP,LOOPD_LOSETUP_RECORD,LOOPD_TEST_LIMIT,
 AS_ROOT := --config 'target."cfg(unix)".runner = ["sudo", "--preserve-env=$(KEEP)"]'
 endif
 
-# Which Debian `make test-vm` boots.
+# Which Debian `make test-vm` boots, and which of tests/vm/guest/parts* it runs there.
 SUITE ?= bookworm
+PARTS ?= parts
+# What `make check-targets` checks: 64 bits, 32 bits, big endian.
+TARGETS ?= aarch64-unknown-linux-gnu i686-unknown-linux-gnu s390x-unknown-linux-gnu
+CARGO_DENY := 0.20.2
 # The package's own revision.
 REVISION ?= 1
 
-.PHONY: all help deps deps-packages deps-vm check docs test test-vm soak bench bench-hostile demo deb rpm check-packages install uninstall
+.PHONY: all help deps deps-packages deps-vm deps-targets set-up tools tools-packages tools-vm check check-targets deny docs test test-vm soak bench bench-hostile demo deb rpm check-packages install uninstall
 
 all:
 	$(CARGO) build --release -p loopd -p loopctl
@@ -49,15 +53,19 @@ help:
 	@echo "make uninstall    remove what make install has installed"
 	@echo "make demo         show what it does, on a private bus"
 	@echo "make test         unit tests, and the host tests as root; TESTS=word selects host tests"
-	@echo "make test-vm      the system tests, in a virtual machine with SUITE ($(SUITE)); TESTS as above"
+	@echo "make test-vm      the system tests, in virtual machines with SUITE ($(SUITE)); TESTS as above;"
+	@echo "                  PARTS=parts-release runs what depends on the release only"
 	@echo "make deb, rpm     the packages, in $(TARGET)/package; REVISION ($(REVISION)) is theirs"
 	@echo "make check-packages  look into both packages"
 	@echo "make soak         the long tests at full length, as root: about an hour; TESTS=part selects one"
 	@echo "make bench        measure attaching, as root"
 	@echo "make bench-hostile  measure what one user's worst costs another, as root"
-	@echo "make check        formatting, lints, shipped files"
+	@echo "make check        formatting, lints, documentation, other targets, shipped files"
+	@echo "make check-targets  cargo check for $(TARGETS)"
+	@echo "make deny         advisories, licences and banned crates, with cargo-deny $(CARGO_DENY)"
 	@echo "make docs         make the manual pages and completions anew"
-	@echo "make deps         install the Debian packages that all this needs"
+	@echo "make deps         install what all this needs, on a Debian; demo and test do that themselves"
+	@echo "make deps-packages, deps-vm, deps-targets  and what packages, virtual machines, other targets need"
 
 deps:
 	@tests/deps.sh
@@ -68,49 +76,79 @@ deps-packages:
 deps-vm:
 	@tests/deps.sh packages vm
 
-check: deps
+# Standard libraries of the targets, by rustup.
+deps-targets: deps
+	rustup target add $(TARGETS)
+
+# The README's two commands set up a Debian; the others say what is missing.
+set-up:
+	@tests/deps.sh set-up
+
+tools:
+	@tests/deps.sh look
+
+tools-packages:
+	@tests/deps.sh look packages
+
+tools-vm:
+	@tests/deps.sh look vm
+
+check: tools
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
+	tests/check-targets.sh $(TARGETS)
 	$(CARGO) build -p loopd
 	$(CARGO) run -q -p loopd-tests --bin loopd-docs -- --check
 	tests/check-files.sh
 
-docs: deps
+# Word sizes and byte orders other than this machine's, as far as the standard libraries are here.
+check-targets: tools
+	tests/check-targets.sh $(TARGETS)
+
+# Needs the database of advisories, which cargo-deny fetches; `tests/check-licences.py` and
+# `tests/src/crates.rs` check licences and layers without it.
+deny:
+	@$(CARGO) deny --version 2>/dev/null | grep -qx 'cargo-deny $(CARGO_DENY)' || \
+		$(CARGO) install --locked --version $(CARGO_DENY) cargo-deny
+	$(CARGO) deny --workspace check
+
+docs: tools
 	$(CARGO) build -p loopd
 	$(CARGO) run -q -p loopd-tests --bin loopd-docs
 
-test: deps
+test: set-up
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --workspace --exclude loopd-tests
 	$(CARGO) test -p loopd-tests --lib --bins
 	$(CARGO) test -p loopd-tests --test host $(AS_ROOT) -- $(TESTS)
 
-test-vm: deps-vm all
+test-vm: tools-packages tools-vm all
 	$(CARGO) build -p loopd-tests --bin loopd-probe
-	tests/vm/run.sh $(SUITE) $(TARGET)/debug $(TESTS)
+	PARTS=$(PARTS) tests/vm/run.sh $(SUITE) $(TARGET)/debug $(TESTS)
 
-soak: deps
+soak: tools
 	$(CARGO) build --workspace --bins
 	tests/soak.sh $(TESTS)
 
-deb: deps-packages all
+deb: tools-packages all
 	packaging/deb.sh $(REVISION)
 
-rpm: deps-packages all
+rpm: tools-packages all
 	packaging/rpm.sh $(REVISION)
 
-check-packages: deps-packages all
+check-packages: tools-packages all
 	packaging/check.sh
 
-bench: deps all
+bench: tools all
 	$(CARGO) build --release -p loopd-tests --bins
 	$(CARGO) bench -p loopd-tests --bench attach $(AS_ROOT)
 
-bench-hostile: deps all
+bench-hostile: tools all
 	$(CARGO) build --release -p loopd-tests --bins
 	$(CARGO) bench -p loopd-tests --bench hostile $(AS_ROOT)
 
-demo: deps
+demo: set-up
 	$(CARGO) build -p loopd -p loopctl
 	tests/demo.sh $(TARGET)/debug
 

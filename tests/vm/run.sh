@@ -2,12 +2,15 @@
 # Boots a Debian in virtual machines, has tests/vm/guest/run test our package in them, each a part, and
 # judges what came back. Everything that is left of a run is in target/vm/SUITE.
 # usage: run.sh SUITE PROGRAMS [WORD…]    PROGRAMS: the folder of loopd-probe; a WORD selects tests
+# PARTS=parts-release runs the files whose tests depend on the release: on what systemd, udev, polkit, the bus and the
+# kernel do, not only on loopd and loopctl.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 suite=${1:?usage: run.sh SUITE PROGRAMS [WORD…]}
 programs=$(realpath "${2:?usage: run.sh SUITE PROGRAMS [WORD…]}")
 words=("${@:3}")
+plan=tests/vm/guest/${PARTS:-parts}
 # Seconds until the machine counts as hung; many times what it takes under emulation.
 readonly limit=${LOOPD_VM_TIMEOUT:-1800}
 # Seconds in which a kernel under KVM must have come as far as its root file system.
@@ -59,12 +62,13 @@ make_payload() {
     cp "$(packaging/deb.sh 2)" "$out/payload/loopd-2.deb"
     strip --strip-debug -o "$out/payload/loopd-probe" "$programs/loopd-probe"
     cp -r tests/vm/guest/. "$out/payload/"
+    cp "$plan" "$out/payload/parts"
     printf '%s\n' "${words[@]}" >"$out/payload/words"
     tar -C "$out/payload" --owner=0 --group=0 -cf "$out/payload.tar" .
     rm -rf "$out/payload"
 }
 
-# parts: the numbers of the lines of guest/parts that have a selected test.
+# parts: the numbers of the lines of the plan that have a selected test.
 parts() {
     local number=0 line file name
     while read -r line; do
@@ -74,7 +78,7 @@ parts() {
                 is_selected "$name" && echo "$number" && continue 3
             done < <(sed -n 's/^\(test_[a-z0-9_]*\)().*/\1/p' "tests/vm/guest/tests/$file.sh")
         done
-    done <tests/vm/guest/parts
+    done <"$plan"
 }
 
 is_selected() {
@@ -85,10 +89,15 @@ is_selected() {
     ((${#words[@]} == 0))
 }
 
-# Every file is in one part.
+# Every file is in one part, and in one at most of those that the release matters to.
 check_parts() {
     diff <(tr ' ' '\n' <tests/vm/guest/parts | sort) <(basename -s .sh tests/vm/guest/tests/*.sh | sort) ||
         { echo "vm: tests/vm/guest/parts does not have each file once" >&2; exit 1; }
+    local unknown
+    unknown=$(comm -23 <(tr ' ' '\n' <tests/vm/guest/parts-release | sort) <(tr ' ' '\n' <tests/vm/guest/parts | sort))
+    [[ -z $unknown ]] ||
+        { echo "vm: tests/vm/guest/parts-release has what is no file, or twice: $unknown" >&2; exit 1; }
+    [[ -e $plan ]] || { echo "vm: there is no $plan; PARTS is parts or parts-release" >&2; exit 1; }
 }
 
 # start_machine PART FOLDER
