@@ -1,4 +1,4 @@
-//! Checks the layers of `docs/architecture.md`: which crate may use which, and where unsafe code may be.
+//! Checks the layers of `CONTRIBUTING.md`: which crate may use which, and where unsafe code may be.
 
 #[cfg(test)]
 mod tests {
@@ -93,7 +93,7 @@ mod tests {
                 let is_allowed = layer.below.contains(&used) || is_for_tests && used == SUPPORT;
                 assert!(
                     !is_ours(used) || is_allowed,
-                    "{name} depends on {used}, which is not below it; see docs/architecture.md"
+                    "{name} depends on {used}, which is not below it; see CONTRIBUTING.md"
                 );
             }
         }
