@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStringExt;
 use loopd_common::{Error, ErrorKind};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
-use nix::sys::stat::{SFlag, fstat};
+use nix::sys::stat::SFlag;
 use nix::sys::statfs::{
     BPF_FS_MAGIC, CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, DEBUGFS_MAGIC, PROC_SUPER_MAGIC, SECURITYFS_MAGIC,
     SELINUX_MAGIC, SMACK_MAGIC, SYSFS_MAGIC, TRACEFS_MAGIC, fstatfs,
@@ -59,7 +59,8 @@ pub fn examine(file: impl AsFd) -> Result<Examined, Error> {
         )));
     }
 
-    let status = fstat(file).map_err(|errno| match errno {
+    // Not nix's: with 32-bit words that has no room for an inode's number, nor for the size of a large file.
+    let status = rustix::fs::fstat(file).map_err(|errno| match Errno::from_raw(errno.raw_os_error()) {
         // `fuse_allow_current_process` (fs/fuse/dir.c): not even root is let in.
         Errno::EACCES => invalid(format!(
             "cannot attach {name}: its file system does not let root look at it; on a FUSE file system mount \
