@@ -42,7 +42,7 @@ CARGO_DENY := 0.20.2
 # The package's own revision.
 REVISION ?= 1
 
-.PHONY: all help deps deps-packages deps-vm deps-targets set-up tools tools-packages tools-vm check check-targets deny docs test test-vm soak bench bench-hostile demo deb rpm check-packages install uninstall
+.PHONY: all help safeguards mutants deps deps-packages deps-vm deps-targets set-up tools tools-packages tools-vm check check-targets deny docs test test-vm soak bench bench-hostile demo deb rpm check-packages install uninstall
 
 all:
 	$(CARGO) build --release -p loopd -p loopctl
@@ -58,6 +58,8 @@ help:
 	@echo "make deb, rpm     the packages, in $(TARGET)/package; REVISION ($(REVISION)) is theirs"
 	@echo "make check-packages  look into both packages"
 	@echo "make soak         the long tests at full length, as root: about an hour; TESTS=part selects one"
+	@echo "make safeguards   take safeguards out: the simulation must find each; ten minutes"
+	@echo "make mutants      change the code: a test must find each change; hours, resumable"
 	@echo "make bench        measure attaching, as root"
 	@echo "make bench-hostile  measure what one user's worst costs another, as root"
 	@echo "make check        formatting, lints, documentation, other targets, shipped files"
@@ -125,6 +127,13 @@ test: set-up
 test-vm: tools-packages tools-vm all
 	$(CARGO) build -p loopd-tests --bin loopd-probe
 	PARTS=$(PARTS) tests/vm/run.sh $(SUITE) $(TARGET)/debug $(TESTS)
+
+# MODULES: as tests/mutants.sh has them.
+mutants:
+	tests/mutants.sh $(MODULES)
+
+safeguards:
+	tests/safeguards.sh $(TESTS)
 
 soak: tools
 	$(CARGO) build --workspace --bins

@@ -120,6 +120,7 @@ fn bus_configuration(folder: &Path) -> String {
     <allow send_destination="org.freedesktop.PolicyKit1"/>
     <allow own="org.freedesktop.systemd1"/>
     <allow send_destination="org.freedesktop.systemd1"/>
+    <allow send_destination="org.freedesktop.DBus" send_interface="org.freedesktop.DBus.Monitoring"/>
   </policy>
 </busconfig>
 "#

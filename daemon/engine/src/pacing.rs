@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use loopd_common::{Error, ErrorKind, Pace};
 use tokio::sync::OwnedMutexGuard;
+use tokio::time::Instant;
 
 use super::is_root;
 use super::turns::Locks;
@@ -58,15 +59,16 @@ impl Pacing {
             }
         };
         let count = u32::try_from(count(made.as_ref().ok())).unwrap_or(u32::MAX);
-        let _later_ones_wait = self.pace.book(uid, count);
+        let _later_ones_wait = self.pace.book(Instant::now().into_std(), uid, count);
         made
     }
 
     async fn wait(&self, uid: u32) -> OwnedMutexGuard<()> {
         let turn = self.turns.lock(uid).await;
-        let begin = self.pace.book(uid, 0);
-        if begin > tokio::time::Instant::now() {
-            tokio::time::sleep_until(begin).await;
+        let now = Instant::now().into_std();
+        let begin = self.pace.book(now, uid, 0);
+        if begin > now {
+            tokio::time::sleep_until(begin.into()).await;
         }
         turn
     }
@@ -83,8 +85,6 @@ fn too_fast(uid: u32) -> Error {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-
-    use tokio::time::Instant;
 
     use super::*;
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use loopd_common::Pace;
 use loopd_dbus::names::{ACTION_ATTACH, ACTION_ATTACH_DEVICE, ACTION_MANAGE_OTHERS, ACTION_MOUNT};
 use loopd_dbus::{Error, ErrorKind};
+use tokio::time::Instant;
 use tracing::{info, warn};
 use zbus::Connection;
 use zbus_polkit::policykit1::{AuthorityProxy, AuthorizationResult, CheckAuthorizationFlags};
@@ -114,7 +115,7 @@ impl Authority {
     /// Waits until one more question of this uid leaves polkit to the others.
     async fn wait_for_turn(&self, caller: &Caller) -> Result<(), Error> {
         tokio::select! {
-            () = tokio::time::sleep_until(self.pace.book(caller.uid(), 1)) => Ok(()),
+            () = tokio::time::sleep_until(self.pace.book(Instant::now().into_std(), caller.uid(), 1).into()) => Ok(()),
             () = caller.gone() => Err(denied("the caller vanished before polkit was asked")),
         }
     }

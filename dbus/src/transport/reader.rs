@@ -214,7 +214,11 @@ impl Reader {
             Ok(kept) => kept,
             Err(refusal) => return Ok(Err(refusal)),
         };
-        let begin = if uid == ROOT { Instant::now() } else { policy.pace.book(policy.users.payer(uid), 1) };
+        let begin = if uid == ROOT {
+            Instant::now()
+        } else {
+            policy.pace.book(Instant::now().into_std(), policy.users.payer(uid), 1).into()
+        };
         let call = Call { uid, bytes: lengths.message, wants_reply: parts.wants_reply, descriptors: keys };
         self.calls.begin(parts.sender.as_deref().unwrap_or_default(), parts.serial, call);
         self.queue.push(begin, QueuedCall { message, placeholders, parts });
