@@ -1,0 +1,63 @@
+#!/bin/bash
+# Changes the code of a module in many small ways, one after the other; a test has to find each. Notes the counts in
+# tests/results/mutants.md and names those that no test has found. What was found is not tried again, so that a run
+# which was cut short goes on where it was.
+# usage: mutants.sh [MODULE…]    without MODULE the first six
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+readonly version=27.1.0
+readonly results=tests/results/mutants.md target=${CARGO_TARGET_DIR:-target}
+# A module: its package and its files.
+readonly -A package=([authority]=loopd) files=(
+    [authority]="daemon/loopd/src/authority.rs"
+    [quota]="daemon/engine/src/ledger.rs daemon/engine/src/ownership.rs"
+    [lifetime]="daemon/engine/src/lifetime.rs"
+    [overlap]="daemon/engine/src/overlap.rs"
+    [detach]="daemon/engine/src/detach.rs"
+    [restore]="daemon/engine/src/restore.rs"
+    [attach]="daemon/engine/src/attach.rs daemon/engine/src/request.rs"
+    [change]="daemon/engine/src/change.rs"
+    [mount]="daemon/engine/src/mount.rs daemon/engine/src/mount_place.rs daemon/engine/src/mount_plan.rs"
+    [observe]="daemon/engine/src/observe.rs daemon/engine/src/looks.rs"
+    [partition]="daemon/engine/src/partition.rs"
+)
+readonly first=(authority quota lifetime overlap detach restore)
+# The long random runs are left out: what they find, the others should find too.
+readonly skipped=(--skip random --skip storms --skip every_pair)
+
+# A development tool alone (MIT): it is not needed to build or test.
+tool=$(command -v cargo-mutants || true)
+if [[ ! $tool || $("$tool" mutants --version) != "cargo-mutants $version" ]]; then
+    tool=$target/tools/bin/cargo-mutants
+    [[ -x $tool ]] || cargo install cargo-mutants --version "$version" --locked --root "$target/tools"
+fi
+
+commit=$(git rev-parse --short HEAD)
+[[ -z $(git status --porcelain --untracked-files=no -- . ":!$results") ]] || commit+=+
+
+count() {
+    if [[ -e $1 ]]; then wc -l <"$1"; else echo 0; fi
+}
+
+modules=("$@")
+((${#modules[@]})) || modules=("${first[@]}")
+for module in "${modules[@]}"; do
+    [[ ${files[$module]:-} ]] || { echo "mutants: no module is called $module; there are: ${!files[*]}" >&2; exit 2; }
+    arguments=()
+    for file in ${files[$module]}; do
+        arguments+=(--file "$file")
+    done
+    output=$target/mutants/$module
+    mkdir -p "$output"
+    # 2: some were not found; 3: some took too long.
+    "$tool" mutants --package "${package[$module]:-loopd-engine}" "${arguments[@]}" --output "$output" --iterate \
+        --profile mutants --baseline skip --timeout 120 --jobs "${JOBS:-2}" --no-shuffle --colors never \
+        -- -- "${skipped[@]}" || (($? == 2 || $? == 3))
+    out=$output/mutants.out
+    caught=$(cat "$out/caught.txt" "$out/previously_caught.txt" 2>/dev/null | sort -u | wc -l)
+    printf '| %s | %s | %s | %s | %s | %s | %s |\n' "$(date +%F)" "$commit" "$module" "$caught" \
+        "$(count "$out/timeout.txt")" "$(count "$out/unviable.txt")" "$(count "$out/missed.txt")" >>"$results"
+    tail -n 1 "$results"
+    [[ ! -s $out/missed.txt ]] || cat "$out/missed.txt"
+done
