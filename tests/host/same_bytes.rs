@@ -1,9 +1,11 @@
 //! No two file systems are mounted on the same bytes, whoever has mounted the other one.
 
 use std::io::{BufRead as _, BufReader};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::process::{Child, Command, Stdio};
 
-use loopd_dbus::proxy::{Interaction, Volume};
+use loopd_dbus::proxy::{Attachment, Interaction, Volume};
 use loopd_dbus::{AttachOptions, Error, ErrorKind, Lifetime, MountOptions, UnmountOptions};
 use loopd_tests::Outcome;
 use loopd_tests::image::{Image, MIB, Mounted};
@@ -21,6 +23,7 @@ loopd_tests::tests! {
         at_another_offset,
         through_another_loop_device,
         read_only_twice,
+        replaced_by_a_file_that_is_mounted,
         block_size_out_of_sight,
     ];
 }
@@ -196,12 +199,32 @@ async fn read_only_twice(world: &mut World) -> Outcome {
     world.assert_no_leak().await
 }
 
+async fn replaced_by_a_file_that_is_mounted(world: &mut World) -> Outcome {
+    let image = image(world).await?;
+    let first = Image::sparse(&world.folder, "first", image.open()?.metadata()?.len())?;
+    let read_only = AttachOptions { read_only: true, ..persistent() };
+    let attached = world.attach(&first.open()?, &read_only).await?;
+    let object =
+        Attachment::new(&world.connection, attached.path.clone().into(), Interaction::Forbidden).await?;
+    let other = losetup(&[image.name()]).await?;
+    let mounted = Mounted::new(other, &world.folder, "other").await?;
+    let error = refusal(object.replace_backing_file(image.open()?.as_fd()).await)?;
+    assert_eq!(error.kind, ErrorKind::Busy, "{error}");
+    assert!(error.message.contains(mounted.folder.to_str().unwrap()), "{error}");
+    assert_eq!(world.properties(&attached.path).await?.backing_inode, first.open()?.metadata()?.ino());
+    mounted.unmount().await?;
+    object.replace_backing_file(image.open()?.as_fd()).await?;
+    world.detach(&attached).await?;
+    let_go(other).await?;
+    world.assert_no_leak().await
+}
+
 async fn block_size_out_of_sight(world: &mut World) -> Outcome {
     let image = image(world).await?;
     let attached = world.attach(&image.open()?, &persistent()).await?;
     let elsewhere = mount_elsewhere(attached.device, world)?;
     let path = attached.path.as_str().to_owned().try_into()?;
-    let control = loopd_dbus::proxy::Attachment::new(&world.connection, path, Interaction::Forbidden).await?;
+    let control = Attachment::new(&world.connection, path, Interaction::Forbidden).await?;
     let error = refusal(control.set_block_size(4096).await)?;
     assert_eq!(error.kind, ErrorKind::Busy, "{error}");
     assert!(error.message.contains("another mount namespace"), "{error}");

@@ -43,7 +43,7 @@ async fn fed_while_it_answers(world: &mut World) -> Outcome {
 async fn silent_without_a_watchdog(world: &mut World) -> Outcome {
     let manager = ServiceManager::start(&world.folder)?;
     world.restart_daemon(&manager.environment()).await?;
-    assert_eq!(manager.heard("READY=1"), 1);
+    eventually("it is told of the start", async || Ok(manager.heard("READY=1") == 1)).await?;
     world.end_daemon().await?;
     eventually("it is told of the end", async || Ok(manager.heard("STOPPING=1") > 0)).await?;
     assert_eq!(manager.heard(FED), 0);

@@ -8,7 +8,7 @@ use tracing::warn;
 use super::attach::{Caller, audit};
 use super::detach::gone;
 use super::{Engine, Ownership, Snapshot};
-use crate::kernel::{Change, Device, DiskSequence, Kernel};
+use crate::kernel::{Change, Device, DiskSequence, FileIdentity, Kernel};
 
 impl<K: Kernel> Engine<K> {
     /// Changes the device; after an error it is as it was.
@@ -140,7 +140,8 @@ impl<K: Kernel> Engine<K> {
     /// Shows another file of the same size on a read-only device, for the user with this uid.
     ///
     /// # Errors
-    /// `NotFound`, `InvalidBackingFile`, `NotSupported`, `Kernel`; the file is the one before then.
+    /// `NotFound`, `InvalidBackingFile`, `NotSupported`, `Kernel`; `Busy` if the new file is mounted through
+    /// another device that can be written to. The file is the one before then.
     pub async fn replace_backing_file(
         self: &Arc<Self>,
         id: DiskSequence,
@@ -151,6 +152,8 @@ impl<K: Kernel> Engine<K> {
         let attachment = self.find(id).ok_or_else(|| gone(id))?;
         let (number, sequence) = (attachment.device.number, attachment.device.disk_sequence);
         let shown_next = self.kernel.examine(&file).await?.identity;
+        let _alone_with_file = self.mount_locks.lock(shown_next).await;
+        let _claims = self.claim_users_of(shown_next, &attachment).await?;
         // Where we die meanwhile the next daemon knows the device by that.
         self.keeper.expect_file(id, Some(shown_next))?;
         // The kernel's new sequence is seen before we are told it.
@@ -170,6 +173,18 @@ impl<K: Kernel> Engine<K> {
             audit("backing file replaced", &replaced);
         }
         self.partitions_may_have_changed(id).await
+    }
+
+    /// A file system that is mounted here would show what another mount of the new file changes under it.
+    async fn claim_users_of(
+        self: &Arc<Self>,
+        file: FileIdentity,
+        attachment: &Snapshot,
+    ) -> Result<K::Claims, Error> {
+        let (device, inode) = (file.device, file.inode);
+        let next = Device { backing_device: device, backing_inode: inode, ..attachment.device.clone() };
+        let asked = format!("cannot replace the backing file of {}", next.node());
+        self.claim_others(&next, 0..next.size, asked).await
     }
 
     /// Ends a replacement; with the device as it is then, where it succeeded.

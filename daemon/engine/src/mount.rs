@@ -2,6 +2,7 @@
 //! it.
 
 use std::ffi::OsStr;
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -18,7 +19,7 @@ use super::detach::gone;
 use super::mount_plan::{Plan, Volume};
 use super::observe::HANGS;
 use super::{Engine, MountRequest, Snapshot, ext_journal, mount_name, superblock};
-use crate::kernel::{DiskSequence, FileSystem, Kernel};
+use crate::kernel::{Device, DiskSequence, FileSystem, Kernel};
 use loopd_common::text::printable;
 
 /// What is done meanwhile, and what comes of it.
@@ -221,10 +222,21 @@ impl<K: Kernel> Engine<K> {
         attachment: &Snapshot,
         found: &Found,
     ) -> Result<K::Claims, Error> {
-        let others = self.other_devices(attachment.device.number).await;
-        let asked = format!("cannot mount {}", found.shown(attachment));
         let bytes = found.start..found.start.saturating_add(found.size);
-        let claiming = self.kernel.claim_overlapping(&attachment.device, bytes, others, asked.clone());
+        self.claim_others(&attachment.device, bytes, format!("cannot mount {}", found.shown(attachment)))
+            .await
+    }
+
+    /// Claims every other device that shows some of these bytes of the device. See
+    /// [`Kernel::claim_overlapping`].
+    pub(super) async fn claim_others(
+        self: &Arc<Self>,
+        device: &Device,
+        bytes: Range<u64>,
+        asked: String,
+    ) -> Result<K::Claims, Error> {
+        let others = self.other_devices(device.number).await;
+        let claiming = self.kernel.claim_overlapping(device, bytes, others, asked.clone());
         tokio::time::timeout(HANGS, claiming).await.unwrap_or_else(|_| {
             let why = "whether another device with the same bytes is in use cannot be told in time";
             Err(Error::new(ErrorKind::Timeout, format!("{asked}: {why}; try again later")))
