@@ -52,7 +52,7 @@ for module in "${modules[@]}"; do
     mkdir -p "$output"
     # 2: some were not found; 3: some took too long.
     "$tool" mutants --package "${package[$module]:-loopd-engine}" "${arguments[@]}" --output "$output" --iterate \
-        --profile mutants --baseline skip --timeout 120 --jobs "${JOBS:-2}" --no-shuffle --colors never \
+        --profile mutants --baseline skip --timeout 40 --jobs "${JOBS:-2}" --no-shuffle --colors never \
         -- -- "${skipped[@]}" || (($? == 2 || $? == 3))
     out=$output/mutants.out
     caught=$(cat "$out/caught.txt" "$out/previously_caught.txt" 2>/dev/null | sort -u | wc -l)
