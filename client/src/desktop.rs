@@ -1,4 +1,4 @@
-//! The desktop of whoever sits there: notifications, and folders in the file manager.
+//! The user's desktop: notifications, and directories in the file manager.
 
 use std::collections::HashMap;
 use std::os::unix::ffi::OsStrExt;
@@ -11,20 +11,20 @@ use tokio::time::timeout;
 use zbus::Variant;
 use zbus::connection::Builder;
 
-use crate::output::message;
+use crate::message::message;
 
-/// How long a part of the desktop may take to start and answer.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// From the icon naming specification.
+/// How long to wait for a desktop service to start and reply.
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// A name of the icon naming specification.
 const ICON: &str = "drive-removable-media";
-/// What a URI may have as it is, besides letters and digits.
-const PLAIN: &[u8] = b"-._~/";
+/// The characters besides letters and digits that a URI path contains unescaped.
+const UNESCAPED: &[u8] = b"-._~/";
 
-/// Shows a notification. Where that is not possible, it has been said on standard error at least.
+/// Shows a notification. The caller also prints the text to standard error, in case this fails.
 pub async fn notify(summary: &str, body: &str) {
     let hints = HashMap::<&str, Variant<'_>>::new();
     let no_actions: &[&str] = &[];
-    // Name, what it replaces, icon, texts, actions, hints, and the time that the desktop chooses.
+    // Name, replaced notification, icon, texts, actions, hints, default timeout.
     let body = ("loopctl", 0_u32, ICON, summary, without_markup(body), no_actions, hints, -1_i32);
     let shown = call_session(
         "org.freedesktop.Notifications",
@@ -34,33 +34,34 @@ pub async fn notify(summary: &str, body: &str) {
         &body,
     );
     if let Err(error) = shown.await {
-        message(&format!("no notification can be shown: {error}"));
+        message(&format!("cannot show a notification: {error}"));
     }
 }
 
-/// Shows the folder in the file manager: in the one that the session bus knows, or else in what
-/// xdg-open takes.
+/// Shows the directory in the file manager: the one on the session bus, or else the choice of xdg-open.
 ///
 /// # Errors
 /// There is neither.
-pub async fn open(folder: &Path) -> anyhow::Result<()> {
-    let folders = ([uri(folder)], "");
+pub async fn open(directory: &Path) -> anyhow::Result<()> {
+    let arguments = ([uri(directory)], "");
     let shown = call_session(
         "org.freedesktop.FileManager1",
         "/org/freedesktop/FileManager1",
         "org.freedesktop.FileManager1",
         "ShowFolders",
-        &folders,
+        &arguments,
     );
     if shown.await.is_ok() {
         return Ok(());
     }
-    let opened = Command::new("xdg-open").arg(folder).stdin(Stdio::null()).stdout(Stdio::null()).status();
-    match timeout(PATIENCE, opened).await {
+    let opened = Command::new("xdg-open").arg(directory).stdin(Stdio::null()).stdout(Stdio::null()).status();
+    match timeout(TIMEOUT, opened).await {
         Ok(Ok(status)) if status.success() => Ok(()),
-        // It has become the file manager itself, which stays.
+        // It is the file manager itself, which keeps running.
         Err(_) => Ok(()),
-        Ok(_) => anyhow::bail!("it is mounted, but no file manager can show it; install one, or xdg-utils"),
+        Ok(_) => {
+            anyhow::bail!("it is mounted, but there is no file manager to show it; install one, or xdg-utils")
+        }
     }
 }
 
@@ -74,7 +75,7 @@ async fn call_session<B>(
 where
     B: serde::Serialize + zbus::wire::DynamicType,
 {
-    timeout(PATIENCE, async {
+    timeout(TIMEOUT, async {
         let session = Builder::session().build().await?;
         session.call_method(Some(name), path, Some(interface), method, body).await?;
         anyhow::Ok(())
@@ -82,7 +83,7 @@ where
     .await?
 }
 
-/// A body may have markup; ours has none.
+/// Escapes the text, since the body of a notification may contain markup.
 fn without_markup(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
@@ -90,7 +91,7 @@ fn without_markup(text: &str) -> String {
 fn uri(path: &Path) -> String {
     let mut uri = "file://".to_owned();
     for byte in path.as_os_str().as_bytes() {
-        if byte.is_ascii_alphanumeric() || PLAIN.contains(byte) {
+        if byte.is_ascii_alphanumeric() || UNESCAPED.contains(byte) {
             uri.push(char::from(*byte));
         } else {
             uri.push_str(&format!("%{byte:02X}"));
@@ -104,13 +105,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn folders_have_uris() {
+    fn paths_are_escaped_in_uris() {
         assert_eq!(uri(Path::new("/run/media/a/data")), "file:///run/media/a/data");
         assert_eq!(uri(Path::new("/a b/ü#%?")), "file:///a%20b/%C3%BC%23%25%3F");
     }
 
     #[test]
-    fn texts_have_no_markup() {
+    fn markup_is_escaped() {
         assert_eq!(without_markup("<b>a & b</b>"), "&lt;b&gt;a &amp; b&lt;/b&gt;");
     }
 }

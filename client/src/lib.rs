@@ -1,27 +1,22 @@
 //! `loopctl`: attach, list and detach loop devices through loopd.
 //!
-//! The program is one call of [`main`]; a library is around it for those who make its manual pages
-//! and completions.
+//! The program is [`main`]. The other public modules are for the generator of the manual pages and
+//! completions.
 
 #![forbid(unsafe_code)]
 
-mod agent;
+mod advice;
+mod bus;
 pub mod cli;
 mod command;
-mod connection;
 mod desktop;
-mod holder;
+mod device_node;
+mod image;
 pub mod losetup;
-mod mount_point;
-mod mount_table;
-mod objects;
-mod output;
-mod partition;
-mod size;
-mod target;
-mod throwaway;
+mod message;
+mod report;
+mod show;
 pub mod umount;
-mod volume;
 
 use std::process::ExitCode;
 
@@ -30,42 +25,42 @@ use loopd_dbus::proxy::Interaction;
 
 /// The program.
 pub fn main() -> ExitCode {
-    let mut words = std::env::args_os();
-    let program = words.next();
+    let mut arguments = std::env::args_os();
+    let program = arguments.next();
     if losetup::is_called(program.as_deref()) {
-        let words: Vec<_> = words.collect();
-        return ExitCode::from(run(losetup::run(&words, Interaction::Allowed)));
+        let arguments: Vec<_> = arguments.collect();
+        return ExitCode::from(block_on(losetup::run(&arguments, Interaction::Allowed)));
     }
     if umount::is_called(program.as_deref()) {
-        let words: Vec<_> = words.collect();
-        return ExitCode::from(run(umount::run(&words)));
+        let arguments: Vec<_> = arguments.collect();
+        return ExitCode::from(block_on(umount::run(&arguments)));
     }
     ExitCode::from(match parse() {
-        Ok(cli) => run(async { command::run(&cli).await.unwrap_or_else(|error| output::report(&error)) }),
-        Err(error) => output::report_usage(&error),
+        Ok(cli) => block_on(command::run(&cli)),
+        Err(error) => report::report_usage(&error),
     })
 }
 
 fn parse() -> Result<cli::Cli, clap::Error> {
     let mut command = cli::command();
-    // Help is printed before the options are known to us; what follows `--` is another program's.
-    if std::env::args_os().take_while(|word| word != "--").any(|word| word == "--no-color") {
+    // clap prints help before it returns the options; the arguments after `--` are another program's.
+    if std::env::args_os().take_while(|argument| argument != "--").any(|argument| argument == "--no-color") {
         command = command.color(ColorChoice::Never);
     }
     cli::Cli::from_arg_matches(&command.try_get_matches()?)
 }
 
-/// Does the work; gives the exit status.
-fn run(work: impl Future<Output = u8>) -> u8 {
+/// Runs the future, which returns the exit status.
+fn block_on(future: impl Future<Output = u8>) -> u8 {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            output::message(&format!("cannot start: {}", output::reason(&error)));
+            message::message(&format!("cannot start: {}", message::reason(&error)));
             return 1;
         }
     };
-    let status = runtime.block_on(work);
-    // A thread that hangs in a write is left behind.
+    let status = runtime.block_on(future);
+    // Does not wait for a thread that is blocked in a write.
     runtime.shutdown_background();
     status
 }

@@ -1,4 +1,4 @@
-//! The program; all of it is in the library.
+//! Calls the library, which contains the program.
 
 fn main() -> std::process::ExitCode {
     loopctl::main()

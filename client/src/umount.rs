@@ -1,5 +1,5 @@
-//! `umount.loopd`: umount(8) calls it for a user who is not root, where a mount has `uhelper=loopd`
-//! among its options.
+//! `umount.loopd`: the helper that umount(8) runs for users other than root if a mount has the option
+//! `uhelper=loopd`.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use lexopt::{Arg, Parser};
 use loopd_dbus::proxy::Interaction;
-use loopd_dbus::{Error, ErrorKind, UnmountOptions};
+use loopd_dbus::{ErrorKind, UnmountOptions};
 
-use crate::agent::{Interrupted, with_agent};
-use crate::command::unmount::{self, InUse, explanation};
-use crate::connection;
-use crate::output::{escaped, printable};
+use crate::bus::agent::{Interrupted, with_agent};
+use crate::bus::connection::Bus;
+use crate::bus::error::kind;
+use crate::image::unmount::{self, InUse, explanation};
+use crate::message::{escaped, printable};
 
 /// The name under which loopctl is umount's helper.
 const NAME: &str = "umount.loopd";
@@ -20,24 +21,68 @@ const NAME: &str = "umount.loopd";
 /// How it is called.
 pub const SYNOPSIS: &str = "umount.loopd [OPTION]... DIR|DEVICE";
 
-/// The options, with what they mean.
-pub const OPTIONS: &[(&str, &str)] = &[
-    ("-l", "Take the file system from the tree at once, and unmount it with its last user."),
-    ("-v", "Say what was unmounted."),
-    ("-f", "Nothing: a loop device waits for no server."),
-    ("-n", "Nothing: loopd writes no mtab."),
-    ("-r", "Nothing: a file system that is in use stays as it is."),
-    ("-t TYPE", "Nothing: the kernel knows the type."),
-    ("-N NAMESPACE", "Refused: loopd's mounts are those of the host's namespace."),
+/// An option and what it does.
+#[derive(Clone, Copy, Debug)]
+pub struct Flag {
+    letter: char,
+    /// The name of its value, if it takes one.
+    value: Option<&'static str>,
+    effect: Effect,
+    /// What it does, as a sentence.
+    pub help: &'static str,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Effect {
+    Lazy,
+    Verbose,
+    None,
+    Refused(&'static str),
+}
+
+impl Flag {
+    /// The option as it is written on the command line.
+    #[must_use]
+    pub fn usage(&self) -> String {
+        match self.value {
+            Some(value) => format!("-{} {value}", self.letter),
+            None => format!("-{}", self.letter),
+        }
+    }
+}
+
+const fn flag(letter: char, value: Option<&'static str>, effect: Effect, help: &'static str) -> Flag {
+    Flag { letter, value, effect, help }
+}
+
+/// The options, for the parser and the manual page.
+pub const OPTIONS: &[Flag] = &[
+    flag(
+        'l',
+        None,
+        Effect::Lazy,
+        "Remove the file system from the tree now, and unmount it when its last user is done.",
+    ),
+    flag('v', None, Effect::Verbose, "Print what was unmounted."),
+    flag('f', None, Effect::None, "No effect: a loop device depends on no server."),
+    flag('n', None, Effect::None, "No effect: loopd writes no mtab."),
+    flag('r', None, Effect::None, "No effect: a file system that is in use is left unchanged."),
+    flag('t', Some("TYPE"), Effect::None, "No effect: the kernel knows the type."),
+    flag(
+        'N',
+        Some("NAMESPACE"),
+        Effect::Refused("umount.loopd cannot unmount in another mount namespace"),
+        "Not supported: loopd mounts in the host's namespace.",
+    ),
 ];
 
-/// umount's exit statuses, as far as they occur here.
+/// The exit statuses of umount(8) that the helper uses.
 pub const STATUSES: &[(u8, &str)] = &[
-    (0, "It is unmounted."),
-    (WRONG, "The arguments are wrong, or the user may not do it."),
+    (0, "The file system was unmounted."),
+    (WRONG, "The arguments are invalid, or the user is not authorized."),
     (NO_SYSTEM, "The system bus cannot be reached."),
     (INTERRUPTED, "The user interrupted it."),
-    (FAILED, "It could not be unmounted."),
+    (FAILED, "The unmount failed."),
 ];
 
 const WRONG: u8 = 1;
@@ -51,36 +96,37 @@ pub fn is_called(program: Option<&OsStr>) -> bool {
     program.and_then(|path| Path::new(path).file_name()).is_some_and(|name| name == NAME)
 }
 
-/// Does what the words behind the program's name say; gives the exit status.
-pub async fn run(words: &[OsString]) -> u8 {
-    let order = match Words::read(words) {
-        Ok(order) => order,
+/// Runs with the arguments after the program's name; returns the exit status.
+pub async fn run(arguments: &[OsString]) -> u8 {
+    let arguments = match Arguments::parse(arguments) {
+        Ok(arguments) => arguments,
         Err(error) => {
-            say(&[format!("{error:#}; it is called as {SYNOPSIS}")]);
+            print(&[format!("{error:#}; usage: {SYNOPSIS}")]);
             return WRONG;
         }
     };
-    match unmount(&order).await {
+    match unmount(&arguments).await {
         Ok(()) => {
-            if order.is_verbose {
-                say(&[format!("{} unmounted", printable(order.target.as_os_str().as_encoded_bytes()))]);
+            if arguments.is_verbose {
+                let target = printable(arguments.target.as_os_str().as_encoded_bytes());
+                print(&[format!("{target} unmounted")]);
             }
             0
         }
         Err(error) => {
-            say(&explanation(&error));
+            print(&explanation(&error));
             status(&error)
         }
     }
 }
 
-async fn unmount(words: &Words) -> anyhow::Result<()> {
-    let bus = connection::open(Interaction::Allowed).await.context(Unreachable)?;
-    let options = UnmountOptions { lazy: words.is_lazy };
+async fn unmount(arguments: &Arguments) -> anyhow::Result<()> {
+    let bus = Bus::open(Interaction::Allowed).await.context(Unreachable)?;
+    let options = UnmountOptions { lazy: arguments.is_lazy };
     with_agent(bus.interaction, async {
-        let orders = unmount::find(&bus, words.target.as_os_str()).await?;
-        for order in &orders {
-            unmount::carry_out(&bus, order, options).await?;
+        let requests = unmount::find(&bus, arguments.target.as_os_str()).await?;
+        for request in &requests {
+            unmount::unmount(&bus, request, options).await?;
         }
         Ok(())
     })
@@ -89,7 +135,7 @@ async fn unmount(words: &Words) -> anyhow::Result<()> {
 
 /// The bus could not be reached.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("cannot ask loopd")]
+#[error("cannot reach loopd")]
 struct Unreachable;
 
 fn status(error: &anyhow::Error) -> u8 {
@@ -99,9 +145,7 @@ fn status(error: &anyhow::Error) -> u8 {
     if error.is::<Unreachable>() {
         return NO_SYSTEM;
     }
-    let contract =
-        error.downcast_ref::<Error>().or(error.downcast_ref::<InUse>().map(|in_use| &in_use.error));
-    match contract.map(|error| error.kind) {
+    match kind(error).or(error.downcast_ref::<InUse>().map(|in_use| in_use.error.kind)) {
         Some(
             ErrorKind::AccessDenied | ErrorKind::InteractiveAuthorizationRequired | ErrorKind::InvalidArgs,
         ) => WRONG,
@@ -109,50 +153,62 @@ fn status(error: &anyhow::Error) -> u8 {
     }
 }
 
-fn say(lines: &[String]) {
+fn print(lines: &[String]) {
     for line in lines {
         eprintln!("{NAME}: {}", escaped(line.as_bytes()));
     }
 }
 
-/// What the words say.
+/// The parsed arguments.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Words {
+struct Arguments {
     target: PathBuf,
     is_lazy: bool,
     is_verbose: bool,
 }
 
-impl Words {
-    fn read(words: &[OsString]) -> anyhow::Result<Self> {
-        let mut parser = Parser::from_args(words);
+impl Arguments {
+    fn parse(arguments: &[OsString]) -> anyhow::Result<Self> {
+        let mut parser = Parser::from_args(arguments);
         let (mut target, mut is_lazy, mut is_verbose) = (None, false, false);
-        while let Some(word) = parser.next()? {
-            match word {
-                Arg::Short('l') => is_lazy = true,
-                Arg::Short('v') => is_verbose = true,
-                Arg::Short('f' | 'n' | 'r') => {}
-                Arg::Short('t') => drop(parser.value()?),
-                Arg::Short('N') => anyhow::bail!("another mount namespace is out of reach"),
-                Arg::Value(value) if target.is_none() => target = Some(PathBuf::from(value)),
-                other => return Err(other.unexpected().into()),
+        while let Some(argument) = parser.next()? {
+            let option = match argument {
+                Arg::Short(letter) => OPTIONS.iter().find(|option| option.letter == letter),
+                _ => None,
+            };
+            match (option, argument) {
+                (Some(option), _) => {
+                    match option.effect {
+                        Effect::Lazy => is_lazy = true,
+                        Effect::Verbose => is_verbose = true,
+                        Effect::None => {}
+                        Effect::Refused(reason) => anyhow::bail!(reason),
+                    }
+                    if option.value.is_some() {
+                        parser.value()?;
+                    }
+                }
+                (None, Arg::Value(value)) if target.is_none() => target = Some(PathBuf::from(value)),
+                (None, other) => return Err(other.unexpected().into()),
             }
         }
-        let target = target.context("what to unmount is missing")?;
+        let target = target.context("no mount point or device specified")?;
         Ok(Self { target, is_lazy, is_verbose })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use loopd_dbus::Error;
+
     use super::*;
 
-    fn read(words: &[&str]) -> anyhow::Result<Words> {
-        Words::read(&words.iter().map(OsString::from).collect::<Vec<_>>())
+    fn parse(arguments: &[&str]) -> anyhow::Result<Arguments> {
+        Arguments::parse(&arguments.iter().map(OsString::from).collect::<Vec<_>>())
     }
 
     #[test]
-    fn the_program_knows_its_name() {
+    fn the_program_is_recognized_by_its_name() {
         assert!(is_called(Some(OsStr::new("/sbin/umount.loopd"))));
         for name in ["loopctl", "umount", "umount.loopd2", "losetup"] {
             assert!(!is_called(Some(OsStr::new(name))), "{name}");
@@ -160,13 +216,17 @@ mod tests {
     }
 
     #[test]
-    fn umount_s_words_are_understood() {
-        let plain = Words { target: "/mnt/a".into(), is_lazy: false, is_verbose: false };
-        assert_eq!(read(&["/mnt/a"]).unwrap(), plain);
-        assert_eq!(read(&["/mnt/a", "-n", "-f", "-r", "-t", "ext4.x"]).unwrap(), plain);
-        let lazy = Words { is_lazy: true, is_verbose: true, ..plain };
-        assert_eq!(read(&["/mnt/a", "-n", "-l", "-v"]).unwrap(), lazy);
-        assert_eq!(read(&["-nlv", "/mnt/a"]).unwrap(), lazy);
+    fn arguments_of_umount_are_accepted() {
+        let plain = Arguments { target: "/mnt/a".into(), is_lazy: false, is_verbose: false };
+        assert_eq!(parse(&["/mnt/a"]).unwrap(), plain);
+        assert_eq!(parse(&["/mnt/a", "-n", "-f", "-r", "-t", "ext4.x"]).unwrap(), plain);
+        let lazy = Arguments { is_lazy: true, is_verbose: true, ..plain };
+        assert_eq!(parse(&["/mnt/a", "-n", "-l", "-v"]).unwrap(), lazy);
+        assert_eq!(parse(&["-nlv", "/mnt/a"]).unwrap(), lazy);
+    }
+
+    #[test]
+    fn invalid_arguments_are_rejected() {
         for wrong in [
             &[][..],
             &["-l"],
@@ -176,12 +236,12 @@ mod tests {
             &["/a", "-N", "7"],
             &["/a", "-t"],
         ] {
-            assert!(read(wrong).is_err(), "{wrong:?}");
+            assert!(parse(wrong).is_err(), "{wrong:?}");
         }
     }
 
     #[test]
-    fn statuses_are_umount_s() {
+    fn exit_statuses_are_those_of_umount() {
         let of = |kind| status(&Error::new(kind, "").into());
         assert_eq!(of(ErrorKind::AccessDenied), 1);
         assert_eq!(of(ErrorKind::Busy), 32);

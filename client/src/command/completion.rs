@@ -1,12 +1,13 @@
 //! `loopctl completion`.
 
-use crate::{cli, output};
+use crate::cli;
+use crate::show::stdout::print;
 
-/// Prints the script.
+/// Prints the completion script.
 pub fn run(args: cli::Completion) -> anyhow::Result<u8> {
-    // By way of a buffer: the generator panics where it cannot write.
+    // Through a buffer: the generator panics if a write fails.
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut cli::command(), "loopctl", &mut script);
-    output::print(&String::from_utf8(script)?)?;
+    print(&String::from_utf8(script)?)?;
     Ok(0)
 }

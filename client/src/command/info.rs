@@ -5,37 +5,39 @@ use loopd_dbus::properties::NO_OWNER;
 use loopd_dbus::proxy::Interaction;
 use nix::unistd::{Uid, User};
 
+use crate::bus::attachment::AttachmentInfo;
+use crate::bus::connection::Bus;
+use crate::bus::partition::PartitionInfo;
 use crate::cli::Info;
-use crate::output::json::Device;
-use crate::output::table::{file, mount_points, owner, since, text, yes_no};
-use crate::partition::Partition;
-use crate::size::human;
-use crate::target::{Attached, Target};
-use crate::{connection, output};
+use crate::image::target::Target;
+use crate::show::json::Device;
+use crate::show::property::{file, mount_points, owner, since, text, yes_no};
+use crate::show::size::human;
+use crate::show::stdout::{print, print_json};
 
-/// What stands before a partition's properties.
+/// The indentation of a partition's properties.
 const INDENT: &str = "  ";
 
 /// A property's name and its value.
 type Line = (&'static str, String);
 
-/// Prints the properties of each attachment that the target stands for.
+/// Prints the properties of each attachment of the target.
 pub async fn run(args: &Info) -> anyhow::Result<u8> {
-    let bus = connection::open(Interaction::Forbidden).await?;
+    let bus = Bus::open(Interaction::Forbidden).await?;
     let found = Target::resolve(&args.target).find_with_partitions(&bus).await?;
     if args.json {
-        for attached in &found {
-            output::print_json(&Device::from(attached))?;
+        for info in &found {
+            print_json(&Device::from(info))?;
         }
     } else {
-        output::print(&found.iter().map(describe).collect::<Vec<_>>().join("\n"))?;
+        print(&found.iter().map(describe).collect::<Vec<_>>().join("\n"))?;
     }
     Ok(0)
 }
 
-fn describe(attached: &Attached) -> String {
-    let mut shown = align(&properties(attached), "");
-    for partition in &attached.partitions {
+fn describe(info: &AttachmentInfo) -> String {
+    let mut shown = align(&properties(info), "");
+    for partition in &info.partitions {
         shown.push_str(&format!("Partition {}:\n", partition.partition.number));
         shown.push_str(&align(&partition_properties(partition), INDENT));
     }
@@ -47,15 +49,15 @@ fn align(lines: &[Line], indent: &str) -> String {
     lines.iter().map(|(name, value)| format!("{indent}{:width$} {value}\n", format!("{name}:"))).collect()
 }
 
-fn properties(attached: &Attached) -> Vec<Line> {
-    let Attached { path, attachment, volume, .. } = attached;
+fn properties(info: &AttachmentInfo) -> Vec<Line> {
+    let AttachmentInfo { path, attachment, volume, .. } = info;
     let mut lines = vec![
         ("Device", text(&attachment.device)),
         ("Number", attachment.number.to_string()),
         ("Disk sequence", attachment.disk_sequence.to_string()),
         ("Object path", text(path.as_str())),
         ("State", text(&attachment.state)),
-        ("Backing file", file(attached)),
+        ("Backing file", file(info)),
         ("Backing device", device_number(attachment.backing_device)),
         ("Backing inode", attachment.backing_inode.to_string()),
         ("Offset", bytes(attachment.offset)),
@@ -69,16 +71,16 @@ fn properties(attached: &Attached) -> Vec<Line> {
         ("Reference", text(&attachment.reference)),
         ("Managed", yes_no(attachment.managed)),
         ("Lifetime", text(&attachment.lifetime)),
-        ("Owner", owner_and_name(attached)),
+        ("Owner", owner_and_name(info)),
         ("Client", text(&attachment.client)),
-        ("Since", since(attached)),
+        ("Since", since(info)),
     ];
     lines.extend(contents(volume));
     lines
 }
 
-fn partition_properties(shown: &Partition) -> Vec<Line> {
-    let Partition { path, partition, volume } = shown;
+fn partition_properties(info: &PartitionInfo) -> Vec<Line> {
+    let PartitionInfo { path, partition, volume } = info;
     let mut lines = vec![
         ("Device", text(&volume.device)),
         ("Object path", text(path.as_str())),
@@ -93,7 +95,7 @@ fn partition_properties(shown: &Partition) -> Vec<Line> {
     lines
 }
 
-/// What is on it.
+/// The contents of a volume.
 fn contents(volume: &VolumeProperties) -> [Line; 6] {
     [
         ("Usage", text(&volume.usage)),
@@ -117,9 +119,9 @@ fn device_number(number: u64) -> String {
     format!("{}:{}", nix::sys::stat::major(number), nix::sys::stat::minor(number))
 }
 
-fn owner_and_name(attached: &Attached) -> String {
-    let uid = owner(attached);
-    match attached.attachment.owner {
+fn owner_and_name(info: &AttachmentInfo) -> String {
+    let uid = owner(info);
+    match info.attachment.owner {
         NO_OWNER => uid,
         number => match User::from_uid(Uid::from_raw(number)) {
             Ok(Some(user)) => format!("{uid} ({})", text(&user.name)),
@@ -131,11 +133,11 @@ fn owner_and_name(attached: &Attached) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::json::tests::{example, partition};
+    use crate::bus::example::{attachment, partition};
 
     #[test]
-    fn values_stand_below_each_other() {
-        let mut attached = example();
+    fn values_are_aligned() {
+        let mut attached = attachment();
         attached.attachment.owner = 0;
         attached.attachment.offset = 512;
         attached.attachment.since = 1_700_000_000_000_000;
@@ -156,8 +158,8 @@ mod tests {
     }
 
     #[test]
-    fn partitions_stand_below_their_device() {
-        let mut attached = example();
+    fn partitions_are_listed_below_their_device() {
+        let mut attached = attachment();
         attached.partitions.push(partition(12, 5));
         attached.partitions[1].volume.mount_points.clear();
         let shown = describe(&attached);
@@ -187,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_foreign_device_has_no_owner() {
-        let mut attached = example();
+        let mut attached = attachment();
         attached.attachment.owner = NO_OWNER;
         assert_eq!(owner_and_name(&attached), "-");
     }

@@ -3,24 +3,25 @@
 use loopd_dbus::ListOptions;
 use loopd_dbus::proxy::Interaction;
 
+use crate::bus::attachment::{add_partitions, list};
+use crate::bus::connection::Bus;
 use crate::cli::List;
-use crate::output::json::Device;
-use crate::output::table::{Row, Style, render, terminal_width};
-use crate::{connection, output, partition, target};
+use crate::show::json::Device;
+use crate::show::stdout::{is_styled, print, print_json, terminal_width};
+use crate::show::table::{Row, Style, render};
 
-/// Prints the table or the array.
+/// Prints the table or the JSON array.
 pub async fn run(args: &List, no_color: bool) -> anyhow::Result<u8> {
-    let bus = connection::open(Interaction::Forbidden).await?;
+    let bus = Bus::open(Interaction::Forbidden).await?;
     let options = ListOptions { all: args.all, ..ListOptions::default() };
-    let mut attached = target::list(&bus.manager, &options).await?;
-    partition::add(&bus.connection, &mut attached).await?;
+    let mut attachments = list(&bus.manager, &options).await?;
+    add_partitions(&bus.connection, &mut attachments).await?;
     if args.json {
-        output::print_json(&attached.iter().map(Device::from).collect::<Vec<_>>())?;
+        print_json(&attachments.iter().map(Device::from).collect::<Vec<_>>())?;
     } else {
-        let rows: Vec<Row> = attached.iter().map(|one| Row::new(one, &args.columns)).collect();
-        let style =
-            Style { legend: !args.no_legend, bold: output::is_styled(no_color), width: terminal_width() };
-        output::print(&render(&args.columns, &rows, style))?;
+        let rows: Vec<Row> = attachments.iter().map(|info| Row::new(info, &args.columns)).collect();
+        let style = Style { legend: !args.no_legend, bold: is_styled(no_color), width: terminal_width() };
+        print(&render(&args.columns, &rows, style))?;
     }
     Ok(0)
 }

@@ -1,34 +1,31 @@
-//! The verbs, one file each.
+//! The commands, one file each.
 
-pub mod attach;
+mod attach;
+mod change;
 mod completion;
-pub mod detach;
+mod detach;
 mod info;
 mod list;
 mod monitor;
 mod mount;
+mod release;
 mod rescan;
 mod resize;
 mod run;
 mod set;
-pub mod unmount;
+mod unmount;
 
-use std::ffi::OsStr;
+use loopd_dbus::proxy::Interaction;
 
-use loopd_dbus::proxy::{Attachment, Interaction};
-
-use crate::agent::with_agent;
+use crate::advice::Operation;
 use crate::cli::{Cli, Global, Verb};
-use crate::target::Target;
-use crate::{connection, losetup};
+use crate::losetup;
+use crate::report::report;
 
-/// Does what the command line says; gives the exit status.
-///
-/// # Errors
-/// It failed; [`crate::output::report`] knows the exit status.
-pub async fn run(cli: &Cli) -> anyhow::Result<u8> {
+/// Runs the command; returns the exit status.
+pub async fn run(cli: &Cli) -> u8 {
     let interaction = interaction(cli.global);
-    match &cli.verb {
+    let result = match &cli.verb {
         Verb::Attach(args) => attach::run(args, interaction).await,
         Verb::Detach(args) => detach::run(args, interaction).await,
         Verb::List(args) => list::run(args, cli.global.no_color).await,
@@ -40,34 +37,21 @@ pub async fn run(cli: &Cli) -> anyhow::Result<u8> {
         Verb::Rescan(args) => rescan::run(args, interaction).await,
         Verb::Run(args) => run::run(args, interaction).await,
         Verb::Monitor(args) => monitor::run(*args).await,
-        Verb::Losetup(args) => Ok(losetup::run(&args.words, interaction).await),
+        Verb::Losetup(args) => Ok(losetup::run(&args.arguments, interaction).await),
         Verb::Completion(args) => completion::run(*args),
+    };
+    result.unwrap_or_else(|error| report(&error, operation(&cli.verb)))
+}
+
+fn operation(verb: &Verb) -> Operation {
+    match verb {
+        Verb::Attach(_) | Verb::Run(_) => Operation::Attach,
+        Verb::Mount(_) => Operation::Mount,
+        _ => Operation::Other,
     }
 }
 
-/// Without a terminal a prompt is allowed, too: a graphical agent may be there.
+/// Prompts are allowed even without a terminal: there may be a graphical agent.
 fn interaction(global: Global) -> Interaction {
     if global.no_ask_password { Interaction::Forbidden } else { Interaction::Allowed }
-}
-
-/// Makes the change to each device that the word stands for; one that fails does not stop the
-/// others.
-async fn change_each(
-    word: &OsStr,
-    interaction: Interaction,
-    change: impl AsyncFn(&Attachment) -> anyhow::Result<()>,
-) -> anyhow::Result<u8> {
-    let bus = connection::open(interaction).await?;
-    let found = Target::resolve(word).find(&bus.manager).await?;
-    with_agent(interaction, async {
-        if let [one] = found.as_slice() {
-            return change(&bus.attachment(&one.path).await?).await.map(|()| 0);
-        }
-        let mut results = Vec::new();
-        for one in &found {
-            results.push(change(&bus.attachment(&one.path).await?).await);
-        }
-        Ok(detach::status(&results))
-    })
-    .await
 }

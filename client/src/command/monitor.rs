@@ -13,15 +13,17 @@ use zbus::wire::{DynamicType, ObjectPath, OwnedObjectPath};
 use zbus::{Connection, MessageStream, Optional, fdo};
 
 use self::events::{Event, Kind, Tracker};
+use crate::bus::connection::Bus;
+use crate::bus::error::explain;
+use crate::bus::objects::{Interfaces, Properties, managed_objects};
 use crate::cli::Monitor;
-use crate::connection::{self, explain};
-use crate::objects::{Interfaces, Properties, managed_objects};
-use crate::output;
+use crate::message::message;
+use crate::show::stdout::print;
 
-const BUS: &str = "org.freedesktop.DBus";
-const BUS_PATH: &str = "/org/freedesktop/DBus";
+const BUS_DRIVER: &str = "org.freedesktop.DBus";
+const BUS_DRIVER_PATH: &str = "/org/freedesktop/DBus";
 
-/// Prints the events until it is interrupted.
+/// Prints the events until SIGINT or SIGTERM.
 pub async fn run(args: Monitor) -> anyhow::Result<u8> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -33,29 +35,29 @@ pub async fn run(args: Monitor) -> anyhow::Result<u8> {
 }
 
 async fn watch(json: bool) -> anyhow::Result<u8> {
-    let bus = connection::open(Interaction::Forbidden).await?;
+    let bus = Bus::open(Interaction::Forbidden).await?;
     let mut signals = signals(&bus.connection);
     let mut watcher = Watcher::start(bus.connection).await?;
     if watcher.owner.is_none() {
-        output::message("loopd does not run; waiting for it");
+        message("loopd is not running; waiting for it");
     }
-    while let Some(message) = signals.recv().await {
-        let events = watcher.handle(&message).await;
+    while let Some(signal) = signals.recv().await {
+        let events = watcher.handle(&signal).await;
         let lines: String = events.iter().map(|event| line(event, json)).collect::<Result<_, _>>()?;
-        // On a thread of its own: a reader that has stopped reading must not keep us from ending.
-        tokio::task::spawn_blocking(move || output::print(&lines)).await??;
+        // On another thread: a reader that has stopped reading must not prevent the exit.
+        tokio::task::spawn_blocking(move || print(&lines)).await??;
     }
     anyhow::bail!("the system message bus closed the connection")
 }
 
 fn line(event: &Event, json: bool) -> serde_json::Result<String> {
-    let mut line = if json { output::plain_json(&serde_json::to_string(event)?) } else { event.line() };
+    let mut line = if json { stdout::plain_json(&serde_json::to_string(event)?) } else { event.line() };
     line.push('\n');
     Ok(line)
 }
 
-/// Every signal on the connection, in order. A task of its own takes them off the connection: one
-/// that waits there for us would also keep back the replies that we wait for.
+/// Every signal on the connection, in order. A separate task receives them: a signal left in the
+/// connection's queue would block the replies behind it.
 fn signals(connection: &Connection) -> UnboundedReceiver<Message> {
     let mut stream = MessageStream::from(connection);
     let (sender, receiver) = unbounded_channel();
@@ -72,11 +74,11 @@ fn signals(connection: &Connection) -> UnboundedReceiver<Message> {
 struct Watcher {
     connection: Connection,
     tracker: Tracker,
-    /// Who has loopd's name: only its signals count, since anybody may send us one.
+    /// The owner of loopd's name. Signals of any other sender are ignored.
     owner: Option<OwnedUniqueName>,
-    /// What was received before this is older than what we know of the owner.
+    /// Messages received before this are older than `owner`.
     owner_known: Sequence,
-    /// What was received before this is in the tracker already.
+    /// Messages received before this are already reflected in `tracker`.
     objects_known: Sequence,
 }
 
@@ -90,12 +92,12 @@ impl Watcher {
             owner_known: Sequence::default(),
             objects_known: Sequence::default(),
         };
-        watcher.learn_owner().await.map_err(explain)?;
-        watcher.learn_objects().await;
+        watcher.read_owner().await.map_err(explain)?;
+        watcher.read_objects().await;
         Ok(watcher)
     }
 
-    async fn learn_owner(&mut self) -> zbus::Result<()> {
+    async fn read_owner(&mut self) -> zbus::Result<()> {
         match call_bus(&self.connection, "GetNameOwner", &(BUS_NAME,)).await {
             Ok(reply) => {
                 self.owner_known = reply.recv_position();
@@ -107,16 +109,16 @@ impl Watcher {
         }
     }
 
-    /// Compares what is known with what there is.
-    async fn learn_objects(&mut self) -> Vec<Event> {
-        // By its unique name: a call to the other one would start the daemon.
+    /// Reads all objects; returns the events that were missed.
+    async fn read_objects(&mut self) -> Vec<Event> {
+        // By the unique name: a call to the well-known name would start the daemon.
         let Some(owner) = self.owner.clone() else { return Vec::new() };
         let objects = match managed_objects(&self.connection, owner.as_str()).await {
             Ok((position, objects)) => {
                 self.objects_known = position;
                 objects
             }
-            // It has gone again; the bus will tell.
+            // The daemon exited; NameOwnerChanged follows.
             Err(_) => return Vec::new(),
         };
         self.tracker.replace(&objects)
@@ -126,16 +128,16 @@ impl Watcher {
         let header = message.header();
         let (Some(sender), Some(member)) = (header.sender(), header.member()) else { return Vec::new() };
         let position = message.recv_position();
-        if sender.as_str() == BUS {
-            let is_news = member.as_str() == "NameOwnerChanged" && position > self.owner_known;
-            return if is_news { self.owner_changed(message).await } else { Vec::new() };
+        if sender.as_str() == BUS_DRIVER {
+            let is_new = member.as_str() == "NameOwnerChanged" && position > self.owner_known;
+            return if is_new { self.owner_changed(message).await } else { Vec::new() };
         }
         let is_daemon = self.owner.as_ref().is_some_and(|owner| owner.as_str() == sender.as_str());
         if !is_daemon || position < self.objects_known {
             return Vec::new();
         }
         let path = header.path().map(ObjectPath::as_str).unwrap_or_default();
-        // A signal that is not what its name says is nobody's event.
+        // A malformed signal is ignored.
         self.object_changed(path, member.as_str(), message).ok().flatten().into_iter().collect()
     }
 
@@ -148,7 +150,7 @@ impl Watcher {
         self.owner = new.into();
         let kind = if self.owner.is_some() { Kind::DaemonStarted } else { Kind::DaemonStopped };
         let mut events = vec![Event::of_daemon(kind)];
-        events.extend(self.learn_objects().await);
+        events.extend(self.read_objects().await);
         events
     }
 
@@ -174,9 +176,9 @@ impl Watcher {
 }
 
 async fn add_match_rules(connection: &Connection) -> zbus::Result<()> {
-    // By loopd's name as the sender: the bus follows it to whoever owns it, and starts nobody.
+    // With loopd's name as the sender: the bus matches the current owner, and starts nothing.
     let objects = format!("type='signal',sender='{BUS_NAME}',path_namespace='{ROOT_PATH}'");
-    let name = format!("type='signal',sender='{BUS}',member='NameOwnerChanged',arg0='{BUS_NAME}'");
+    let name = format!("type='signal',sender='{BUS_DRIVER}',member='NameOwnerChanged',arg0='{BUS_NAME}'");
     for rule in [objects, name] {
         call_bus(connection, "AddMatch", &(rule,)).await?;
     }
@@ -187,5 +189,5 @@ async fn call_bus<B>(connection: &Connection, method: &str, body: &B) -> zbus::R
 where
     B: serde::Serialize + DynamicType,
 {
-    connection.call_method(Some(BUS), BUS_PATH, Some(BUS), method, body).await
+    connection.call_method(Some(BUS_DRIVER), BUS_DRIVER_PATH, Some(BUS_DRIVER), method, body).await
 }

@@ -7,67 +7,75 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 
 use loopd_dbus::proxy::Interaction;
-use loopd_dbus::{AttachOptions, ErrorKind, Lifetime, ListOptions, MountOptions, State, UnmountOptions};
+use loopd_dbus::{AttachOptions, Lifetime, ListOptions, MountOptions, UnmountOptions};
 use nix::unistd::getuid;
 use zbus::wire::OwnedObjectPath;
 
-use super::{attach, detach};
-use crate::agent::{Interrupted, interruptible, with_agent};
+use super::attach;
+use super::release::release;
+use crate::advice::Operation;
+use crate::bus::agent::{Interrupted, interruptible, with_agent};
+use crate::bus::attachment::{self, AttachmentInfo, add_partitions, list};
+use crate::bus::connection::Bus;
+use crate::bus::error::{explain, is_busy, is_gone};
 use crate::cli::Mount;
-use crate::connection::{self, Bus, explain};
-use crate::output::json::Device;
-use crate::output::{self, printable};
-use crate::target::{Attached, Target, attached_at, list};
-use crate::volume::{self, NoChoice};
-use crate::{desktop, mount_point, throwaway};
+use crate::desktop;
+use crate::image::backing_file::{is_open_for_writing, open_backing_file};
+use crate::image::target::Target;
+use crate::image::volume::{self, NoChoice};
+use crate::image::{mount_point, throwaway};
+use crate::message::printable;
+use crate::report::{hint, report};
+use crate::show::json::Device;
+use crate::show::stdout::{print_bytes, print_json};
 
 /// Mounts the target and prints the mount point.
 pub async fn run(args: &Mount, interaction: Interaction) -> anyhow::Result<u8> {
-    let result = show(args, interaction).await;
+    let result = mount_and_print(args, interaction).await;
     let Err(error) = result else { return Ok(0) };
     let table = error.downcast_ref::<NoChoice>().map(|choice| choice.table.clone()).unwrap_or_default();
     if args.desktop.notify && !error.is::<Interrupted>() {
         let name = printable(args.target.as_bytes());
-        desktop::notify(&format!("{name} is not mounted"), &format!("{error:#}\n{table}")).await;
+        let hint = hint(&error, Operation::Mount).unwrap_or_default();
+        desktop::notify(&format!("{name} is not mounted"), &format!("{error:#}\n{hint}{table}")).await;
     }
-    let status = output::report(&error);
+    let status = report(&error, Operation::Mount);
     let _ = std::io::stderr().write_all(table.as_bytes());
     Ok(status)
 }
 
-async fn show(args: &Mount, interaction: Interaction) -> anyhow::Result<()> {
+async fn mount_and_print(args: &Mount, interaction: Interaction) -> anyhow::Result<()> {
     let source = Source::of(args)?;
-    let bus = connection::open(interaction).await?;
-    let (attached, point) = mount(&bus, args, &source).await?;
+    let bus = Bus::open(interaction).await?;
+    let (path, point) = mount(&bus, args, &source).await?;
     if args.json {
-        let attached = attached_at(&bus, &attached).await?;
-        let attached =
-            attached.ok_or_else(|| anyhow::anyhow!("it was mounted, and somebody unmounted it already"))?;
-        output::print_json(&Device::from(&attached))?;
+        let info = attachment::find(&bus, &path).await?;
+        let info = info.ok_or_else(|| anyhow::anyhow!("it was mounted, but has been unmounted since"))?;
+        print_json(&Device::from(&info))?;
     } else {
         let line = [point.as_os_str().as_bytes(), b"\n"].concat();
-        output::print_bytes(&line)?;
+        print_bytes(&line)?;
     }
     if args.desktop.open { desktop::open(&point).await } else { Ok(()) }
 }
 
-/// What is to be mounted.
+/// What to mount.
 enum Source {
-    /// A file, which may be attached already.
+    /// A file, which may already be info.
     File {
         /// Opened with the user's rights.
         file: File,
-        /// Whether the user wants to write, and may.
+        /// Whether it is open for writing.
         is_writable: bool,
     },
-    /// A copy that only we know of.
+    /// A new copy.
     Throwaway {
-        /// It.
+        /// The copy.
         file: File,
-        /// The name of what it is a copy of.
+        /// The name of the original.
         reference: String,
     },
-    /// What is attached already.
+    /// An existing attachment.
     Target(Target),
 }
 
@@ -77,20 +85,22 @@ impl Source {
         let path = match &target {
             Target::File(path) => path,
             Target::Device(_) | Target::Partition { .. } if args.throwaway.throwaway => anyhow::bail!(
-                "a throwaway view is one of a file, and {} is a device",
+                "a throwaway view needs a file, and {} is a device",
                 printable(args.target.as_bytes())
             ),
             Target::Device(_) | Target::Partition { .. } => return Ok(Self::Target(target)),
         };
         if args.throwaway.throwaway {
             let reference = throwaway::reference(path);
-            return Ok(Self::Throwaway { file: throwaway::make(path, &args.throwaway)?, reference });
+            let directory = args.throwaway.throwaway_dir.as_deref();
+            let file = throwaway::make(path, directory, args.throwaway.yes)?;
+            return Ok(Self::Throwaway { file, reference });
         }
-        // One that is gone may still be attached.
+        // A deleted file may still be info.
         if !path.exists() {
             return Ok(Self::Target(target));
         }
-        let file = attach::open_backing_file(path, args.read_only)?;
+        let file = open_backing_file(path, args.read_only)?;
         if file.metadata()?.file_type().is_block_device() {
             return Ok(Self::Target(target));
         }
@@ -98,24 +108,24 @@ impl Source {
         Ok(Self::File { file, is_writable })
     }
 
-    /// The attachment to mount, and the options with which it was made, where it was made here.
+    /// The attachment to mount, and the options if this call made it.
     async fn attach(&self, bus: &Bus) -> anyhow::Result<(OwnedObjectPath, Option<AttachOptions>)> {
         let (file, reference) = match self {
             Self::Target(target) => {
-                let mut found = whole(target).find(&bus.manager).await?;
-                // A file that is gone is known by the path that loopd lists, which whoever attached it chose.
+                let mut found = device_of(target).find(&bus.manager).await?;
+                // A deleted file is found by the path that loopd lists, which the owner of the attachment chose.
                 if matches!(target, Target::File(path) if !path.exists()) {
-                    found.retain(|attached| attached.attachment.owner == getuid().as_raw());
+                    found.retain(|info| info.attachment.owner == getuid().as_raw());
                 }
-                // Of several the latest: it is the one that the user has just attached.
-                found.sort_by_key(|attached| attached.attachment.disk_sequence);
-                let found = found.pop().map(|attached| (attached.path, None));
+                // The latest of several: the user has just attached it.
+                found.sort_by_key(|info| info.attachment.disk_sequence);
+                let found = found.pop().map(|info| (info.path, None));
                 return found.ok_or_else(|| anyhow::anyhow!("nothing is attached"));
             }
             Self::Throwaway { file, reference } => (file, reference.clone()),
             Self::File { file, is_writable } => {
                 if let Some(own) = own_attachment(bus, file, *is_writable).await?
-                    && (!is_detaching(&own) || take_detach_back(bus, &own.path).await?)
+                    && (!own.is_detaching() || cancel_detach(bus, &own.path).await?)
                 {
                     return Ok((own.path, None));
                 }
@@ -123,80 +133,66 @@ impl Source {
             }
         };
         let options = AttachOptions { lifetime: Lifetime::Mount, reference, ..AttachOptions::default() };
-        let (path, _) = attach::setup(&bus.manager, file, &options).await?;
+        let (path, _) = bus.attach(file, &options).await?;
         Ok((path, Some(options)))
     }
 }
 
-/// A partition is reached by its device.
-fn whole(target: &Target) -> Target {
+/// The device of a partition; any other target unchanged.
+fn device_of(target: &Target) -> Target {
     match target {
         Target::Partition { disk, .. } => Target::Device(*disk),
         other => other.clone(),
     }
 }
 
-fn is_open_for_writing(file: &File) -> std::io::Result<bool> {
-    use nix::fcntl::{FcntlArg, OFlag, fcntl};
-    let flags = OFlag::from_bits_truncate(fcntl(file, FcntlArg::F_GETFL)?);
-    Ok(flags & OFlag::O_ACCMODE == OFlag::O_RDWR)
-}
-
-/// An attachment of the whole file that the user has already and that does. One that is being detached is
-/// still in use: another device over the same bytes would be a second file system on them.
-async fn own_attachment(bus: &Bus, file: &File, is_writable: bool) -> anyhow::Result<Option<Attached>> {
+/// The user's suitable attachment of the whole file. A detaching one is still in use: a second device over
+/// the same bytes would mount the same file system twice.
+async fn own_attachment(bus: &Bus, file: &File, is_writable: bool) -> anyhow::Result<Option<AttachmentInfo>> {
     let same_file = ListOptions { file: Some(file.try_clone()?.into()), ..ListOptions::default() };
     let mut found = list(&bus.manager, &same_file).await?;
-    found.retain(|attached| is_suitable(attached, getuid().as_raw(), is_writable));
-    // One that is mounted is what the user sees already.
-    crate::partition::add(&bus.connection, &mut found).await?;
+    found.retain(|info| is_suitable(info, getuid().as_raw(), is_writable));
+    // Prefer a mounted one.
+    add_partitions(&bus.connection, &mut found).await?;
     let is_mounted =
-        |attached: &Attached| volume::of(attached).iter().any(|volume| mount_point::of(volume).is_some());
-    found.sort_by_key(|attached| (!is_mounted(attached), is_detaching(attached)));
+        |info: &AttachmentInfo| volume::of(info).iter().any(|volume| mount_point::of(volume).is_some());
+    found.sort_by_key(|info| (!is_mounted(info), info.is_detaching()));
     Ok(found.into_iter().next())
 }
 
-fn is_detaching(attached: &Attached) -> bool {
-    attached.attachment.state == State::Detaching.as_str()
-}
-
-/// Takes a lazy detach back; false if the device has gone in the meantime.
-async fn take_detach_back(bus: &Bus, path: &OwnedObjectPath) -> anyhow::Result<bool> {
-    let taken = bus.attachment(path).await?.set_lifetime(Lifetime::Mount).await;
-    match taken {
+/// Cancels a lazy detach; returns false if the attachment has ended in the meantime.
+async fn cancel_detach(bus: &Bus, path: &OwnedObjectPath) -> anyhow::Result<bool> {
+    match bus.attachment(path).await?.set_lifetime(Lifetime::Mount).await.map_err(explain) {
         Ok(()) => Ok(true),
-        Err(error) => match loopd_dbus::error::from_call(&error) {
-            Some(gone) if matches!(gone.kind, ErrorKind::NotFound | ErrorKind::UnknownObject) => Ok(false),
-            _ => Err(explain(error)),
-        },
+        Err(error) if is_gone(&error) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
-fn is_suitable(attached: &Attached, uid: u32, is_writable: bool) -> bool {
-    let attachment = &attached.attachment;
+fn is_suitable(info: &AttachmentInfo, uid: u32, is_writable: bool) -> bool {
+    let attachment = &info.attachment;
     let is_whole = attachment.offset == 0 && attachment.size_limit == 0;
     let is_writable_enough = !attachment.read_only || !is_writable;
     attachment.owner == uid && attachment.managed && is_whole && is_writable_enough
 }
 
-/// Attaches where that is needed, and mounts. What it attached is detached again where it fails.
+/// Attaches if needed, and mounts. If that fails, detaches what it info.
 async fn mount(bus: &Bus, args: &Mount, source: &Source) -> anyhow::Result<(OwnedObjectPath, PathBuf)> {
-    let mut ours = None;
-    let work = async {
+    let mut new = None;
+    let operation = async {
         let (path, made) = source.attach(bus).await?;
-        ours = made.is_some().then(|| path.clone());
-        let attached = attached_at(bus, &path).await?;
-        let attached =
-            attached.ok_or_else(|| anyhow::anyhow!("it was attached, and somebody detached it already"))?;
+        new = made.is_some().then(|| path.clone());
+        let info = attachment::find(bus, &path).await?;
+        let info = info.ok_or_else(|| anyhow::anyhow!("it was info, but has been detached since"))?;
         if let Some(options) = made {
-            let Attached { attachment, .. } = &attached;
-            attach::warn_of_unmade_partitions(&options, &attachment.device, attachment.partition_scan);
+            let AttachmentInfo { attachment, .. } = &info;
+            attach::warn_of_missing_partitions(&options, &attachment.device, attachment.partition_scan);
         }
-        let point = mount_volume(bus, args, source, &attached).await?;
+        let point = mount_volume(bus, args, source, &info).await?;
         anyhow::Ok((path, point))
     };
-    let result = interruptible(with_agent(bus.interaction, work)).await;
-    if let (Err(error), Some(path)) = (&result, &ours) {
+    let result = interruptible(with_agent(bus.interaction, operation)).await;
+    if let (Err(error), Some(path)) = (&result, &new) {
         undo(bus, path, error.is::<Interrupted>()).await;
     }
     result
@@ -206,13 +202,13 @@ async fn mount_volume(
     bus: &Bus,
     args: &Mount,
     source: &Source,
-    attached: &Attached,
+    info: &AttachmentInfo,
 ) -> anyhow::Result<PathBuf> {
-    let named = match source {
+    let number = match source {
         Source::Target(Target::Partition { number, .. }) => Some(*number),
         _ => None,
     };
-    let chosen = volume::choose(attached, args.partition.or(named))?;
+    let chosen = volume::choose(info, args.partition.or(number))?;
     if let Some(point) = mount_point::of(&chosen) {
         return Ok(point);
     }
@@ -223,65 +219,55 @@ async fn mount_volume(
     };
     match bus.volume(chosen.path).await?.mount(&options).await.map_err(explain) {
         Ok(point) => Ok(point.into()),
-        // Somebody was faster; as good as our own.
-        Err(error) if detach::is_busy(&error) => {
-            mounted_meanwhile(bus, attached, chosen.path).await?.ok_or(error)
-        }
+        // A concurrent mount at one of the user's mount points is equivalent.
+        Err(error) if is_busy(&error) => concurrent_mount(bus, info, chosen.path).await?.ok_or(error),
         Err(error) => Err(error),
     }
 }
 
-async fn mounted_meanwhile(
+async fn concurrent_mount(
     bus: &Bus,
-    attached: &Attached,
+    info: &AttachmentInfo,
     volume: &OwnedObjectPath,
 ) -> anyhow::Result<Option<PathBuf>> {
-    let Some(attached) = attached_at(bus, &attached.path).await? else { return Ok(None) };
-    let found = volume::of(&attached).into_iter().find(|other| other.path == volume);
+    let Some(info) = attachment::find(bus, &info.path).await? else { return Ok(None) };
+    let found = volume::of(&info).into_iter().find(|other| other.path == volume);
     Ok(found.and_then(|volume| mount_point::of(&volume)))
 }
 
-/// Detaches what was attached to be mounted. After a signal the mount may be under way, or done.
+/// Detaches what was attached for the mount. After a signal the mount may be pending or complete.
 async fn undo(bus: &Bus, path: &OwnedObjectPath, is_interrupted: bool) {
-    let Ok(Some(attached)) = attached_at(bus, path).await else { return };
+    let Ok(Some(info)) = attachment::find(bus, path).await else { return };
     if is_interrupted {
-        for volume in volume::of(&attached) {
+        for volume in volume::of(&info) {
             if let Ok(volume) = bus.volume(volume.path).await {
                 // Most of them are not mounted.
                 let _ = volume.unmount(UnmountOptions { lazy: true }).await;
             }
         }
     }
-    detach::release(bus, path, &attached.attachment.device).await;
+    release(bus, path, &info.attachment.device).await;
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::json::tests::example;
+    use crate::bus::example;
 
     #[test]
-    fn only_one_s_own_and_whole_attachment_does() {
-        let fits = |change: &dyn Fn(&mut Attached), is_writable| {
-            let mut attached = example();
-            change(&mut attached);
-            is_suitable(&attached, 1000, is_writable)
+    fn only_the_users_own_attachment_of_the_whole_file_is_suitable() {
+        let fits = |change: &dyn Fn(&mut AttachmentInfo), is_writable| {
+            let mut info = example::attachment();
+            change(&mut info);
+            is_suitable(&info, 1000, is_writable)
         };
         assert!(fits(&|_| (), true) && fits(&|_| (), false));
-        assert!(!fits(&|one| one.attachment.owner = 1001, false));
-        assert!(!fits(&|one| one.attachment.offset = 512, false));
-        assert!(!fits(&|one| one.attachment.size_limit = 512, false));
-        assert!(fits(&|one| one.attachment.state = "detaching".to_owned(), false));
-        assert!(!fits(&|one| one.attachment.managed = false, false));
-        let read_only = |one: &mut Attached| one.attachment.read_only = true;
+        assert!(!fits(&|info| info.attachment.owner = 1001, false));
+        assert!(!fits(&|info| info.attachment.offset = 512, false));
+        assert!(!fits(&|info| info.attachment.size_limit = 512, false));
+        assert!(fits(&|info| info.attachment.state = "detaching".to_owned(), false));
+        assert!(!fits(&|info| info.attachment.managed = false, false));
+        let read_only = |info: &mut AttachmentInfo| info.attachment.read_only = true;
         assert!(fits(&read_only, false) && !fits(&read_only, true));
-    }
-
-    #[test]
-    fn files_opened_for_writing_are_told() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        for write in [false, true] {
-            assert_eq!(is_open_for_writing(&attach::open(file.path(), write).unwrap()).unwrap(), write);
-        }
     }
 }

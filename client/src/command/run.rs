@@ -16,62 +16,63 @@ use nix::unistd::{Pid, dup};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{attach, detach};
-use crate::agent::{interruption, with_agent};
+use super::attach;
+use super::release::release;
+use crate::bus::agent::{interruption, with_agent};
+use crate::bus::attachment::{AttachmentInfo, find_new};
+use crate::bus::connection::Bus;
 use crate::cli::Run;
-use crate::connection::{Bus, open_shared};
-use crate::output::{message, printable, reason};
-use crate::target::Attached;
+use crate::message::{message, printable, reason};
 
-/// The shell's exit status for a command that is there and cannot be executed.
+/// A shell's exit status for a command that cannot be executed.
 const NOT_EXECUTABLE: u8 = 126;
-/// The shell's exit status for a command that is not there.
+/// A shell's exit status for a command that is not found.
 const NOT_FOUND: u8 = 127;
 
-/// Attaches the file, runs the command, detaches; gives the command's exit status.
+/// Attaches the file, runs the command, detaches; returns the command's exit status.
 pub async fn run(args: &Run, interaction: Interaction) -> anyhow::Result<u8> {
     let file = attach::backing_file(&args.attach)?;
-    let (bus, socket) = open_shared(interaction).await?;
+    let (bus, socket) = Bus::open_shared(interaction).await?;
     let options = attach::options(&args.attach, Lifetime::Client);
-    let (path, device) = with_agent(interaction, attach::setup(&bus.manager, &file, &options)).await?;
-    let ours = if args.attach.overlap == Overlap::Reuse {
-        let attached = attach::attached_as(&bus.manager, &file, &path, &device).await?;
-        attach::warn_of_unmade_partitions(&options, &device, attached.attachment.partition_scan);
-        is_ours(&bus, &attached)
+    let (path, device) = with_agent(interaction, bus.attach(&file, &options)).await?;
+    let is_own = if args.attach.overlap == Overlap::Reuse {
+        let info = find_new(&bus.manager, &file, &path, &device).await?;
+        attach::warn_of_missing_partitions(&options, &device, info.attachment.partition_scan);
+        is_bound_to(&bus, &info)
     } else {
-        attach::look_for_unmade_partitions(&bus, &options, &path, &device).await;
+        attach::check_partitions(&bus, &options, &path, &device).await;
         true
     };
-    // The command gets the device and not the file.
+    // The command does not inherit the file.
     drop(file);
     let status = execute(&args.command, &device, &socket).await;
-    if ours {
+    if is_own {
         tokio::select! {
-            () = detach::release(&bus, &path, &device) => {}
-            // The end of the connection detaches it as well; only nobody waits for that then.
+            () = release(&bus, &path, &device) => {}
+            // The end of the connection detaches it as well, without waiting for that.
             _ = interruption()? => {}
         }
     }
-    // Shut down and not only closed: what the command left running may still hold the socket.
+    // Shut down, not just closed: processes that the command left running may still hold the socket.
     let _ = bus.connection.close().await;
     status
 }
 
-/// Whether a device that might be reused is bound to this very connection.
-fn is_ours(bus: &Bus, attached: &Attached) -> bool {
+/// Whether the attachment is bound to this connection, that is, was not reused.
+fn is_bound_to(bus: &Bus, info: &AttachmentInfo) -> bool {
     let name = bus.connection.unique_name().map(|name| name.as_str());
-    name == Some(attached.attachment.client.as_str())
+    name == Some(info.attachment.client.as_str())
 }
 
 async fn execute(command: &[OsString], device: &str, socket: &UnixStream) -> anyhow::Result<u8> {
     let signals = Signals::new().context("cannot handle signals")?;
-    // dup() leaves CLOEXEC off, so that the command inherits the bus connection's socket. The
-    // attachment lives as long as the connection, and that as long as anybody holds the socket:
-    // it stays under the command's feet also where loopctl is killed (flock(1) does the same with
-    // its lock's descriptor).
+    // dup() leaves CLOEXEC off, so the command inherits the socket of the bus connection. The
+    // attachment lives as long as the connection, and the connection as long as a process holds the
+    // socket: the command keeps its device even if loopctl is killed (flock(1) passes on its lock
+    // descriptor in the same way).
     let inherited = dup(socket).context("cannot duplicate the bus connection's socket")?;
-    let words: Vec<OsString> = command.iter().map(|word| replace_device(word, device)).collect();
-    let Some((program, arguments)) = words.split_first() else { return Ok(NOT_FOUND) };
+    let command: Vec<OsString> = command.iter().map(|argument| replace_device(argument, device)).collect();
+    let Some((program, arguments)) = command.split_first() else { return Ok(NOT_FOUND) };
     let child = Command::new(program).args(arguments).env("LOOPCTL_DEVICE", device).spawn();
     drop(inherited);
     let status = match child {
@@ -84,22 +85,22 @@ async fn execute(command: &[OsString], device: &str, socket: &UnixStream) -> any
 fn not_started(program: &OsStr, error: &io::Error) -> u8 {
     let (status, remedy) = match error.kind() {
         ErrorKind::NotFound => (NOT_FOUND, "check its name and PATH"),
-        _ => (NOT_EXECUTABLE, "it must be a program or a script with #! that you may execute"),
+        _ => (NOT_EXECUTABLE, "it must be a program, or a script with #!, that you may execute"),
     };
     message(&format!("cannot run {}: {}; {remedy}", printable(program.as_bytes()), reason(error)));
     status
 }
 
-/// The command's exit status as a shell tells it.
+/// The command's exit status as a shell returns it.
 fn exit_status(status: ExitStatus) -> u8 {
     let number = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
     number.and_then(|number| u8::try_from(number).ok()).unwrap_or(1)
 }
 
-/// The word with each `{}` replaced.
-fn replace_device(word: &OsStr, device: &str) -> OsString {
+/// The argument with each `{}` replaced.
+fn replace_device(argument: &OsStr, device: &str) -> OsString {
     let mut replaced = Vec::new();
-    let mut rest = word.as_bytes();
+    let mut rest = argument.as_bytes();
     while let Some(at) = rest.windows(2).position(|pair| pair == b"{}") {
         replaced.extend_from_slice(&rest[..at]);
         replaced.extend_from_slice(device.as_bytes());
@@ -125,7 +126,7 @@ fn forward(child: &Child, signal: Option<Number>) {
     }
 }
 
-/// The signals that must not end loopctl before the command ends.
+/// The signals that must not end loopctl before the command exits.
 struct Signals {
     interrupt: Option<Signal>,
     quit: Option<Signal>,
@@ -135,8 +136,8 @@ struct Signals {
 
 impl Signals {
     fn new() -> io::Result<Self> {
-        // A signal that was ignored when we started (nohup, a shell's background job) is to be
-        // ignored in the command as well, and it would not be once we had a handler.
+        // A signal that loopctl was started with as ignored (nohup, a background job) must be ignored in
+        // the command as well; exec(2) resets handled signals, but not ignored ones.
         let ignored = ignored_signals(&fs::read_to_string("/proc/self/status").unwrap_or_default());
         let take = |kind: SignalKind| match ignored & (1 << (kind.as_raw_value() - 1)) {
             0 => signal(kind).map(Some),
@@ -150,8 +151,8 @@ impl Signals {
         })
     }
 
-    /// The next signal, if it is one to pass on: the terminal sends SIGINT and SIGQUIT to the
-    /// command itself.
+    /// The next signal if it must be forwarded: the terminal sends SIGINT and SIGQUIT to the command
+    /// itself.
     async fn next(&mut self) -> Option<Number> {
         tokio::select! {
             () = receive(&mut self.interrupt) => None,
@@ -171,7 +172,7 @@ async fn receive(signal: &mut Option<Signal>) {
     std::future::pending().await
 }
 
-/// The mask of ignored signals in the text of /proc/PID/status.
+/// Parses the mask of ignored signals in /proc/PID/status.
 fn ignored_signals(status: &str) -> u64 {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default()
@@ -182,8 +183,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn braces_become_the_device() {
-        for (word, replaced) in [
+    fn braces_are_replaced_by_the_device() {
+        for (argument, replaced) in [
             ("{}", "/dev/loop3"),
             ("if={}", "if=/dev/loop3"),
             ("{}p1,{}p2", "/dev/loop3p1,/dev/loop3p2"),
@@ -191,14 +192,14 @@ mod tests {
             ("{{}}", "{/dev/loop3}"),
             ("", ""),
         ] {
-            assert_eq!(replace_device(OsStr::new(word), "/dev/loop3"), OsStr::new(replaced));
+            assert_eq!(replace_device(OsStr::new(argument), "/dev/loop3"), OsStr::new(replaced));
         }
         let bytes = OsString::from_vec(b"\xff{}".to_vec());
         assert_eq!(replace_device(&bytes, "d").as_bytes(), b"\xffd");
     }
 
     #[test]
-    fn exit_statuses_are_the_shell_s() {
+    fn exit_statuses_are_those_of_a_shell() {
         assert_eq!(exit_status(ExitStatus::from_raw(0)), 0);
         assert_eq!(exit_status(ExitStatus::from_raw(3 << 8)), 3);
         assert_eq!(exit_status(ExitStatus::from_raw(255 << 8)), 255);
@@ -208,43 +209,43 @@ mod tests {
     }
 
     #[test]
-    fn ignored_signals_are_read() {
+    fn ignored_signals_are_parsed() {
         let status = "Name:\tx\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\nSigCgt:\t02\n";
         assert_eq!(ignored_signals(status), 0x1001);
         assert_eq!(ignored_signals(""), 0);
     }
 
-    fn with_runtime<T>(work: impl Future<Output = T>) -> T {
-        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
     }
 
     #[test]
-    fn the_socket_lives_as_long_as_what_the_command_started() {
-        let folder = tempfile::tempdir().unwrap();
-        let gate = folder.path().join("gate");
+    fn descendants_of_the_command_keep_the_socket_open() {
+        let directory = tempfile::tempdir().unwrap();
+        let gate = directory.path().join("gate");
         nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (local, remote) = UnixStream::pair().unwrap();
         let mut command = ["sh", "-c", "cat \"$0\" & exit 7"].map(OsString::from).to_vec();
         command.push(gate.clone().into());
-        assert_eq!(with_runtime(execute(&command, "/dev/loop3", &theirs)).unwrap(), 7);
-        drop(theirs);
+        assert_eq!(block_on(execute(&command, "/dev/loop3", &remote)).unwrap(), 7);
+        drop(remote);
 
-        ours.set_nonblocking(true).unwrap();
-        let error = io::Read::read(&mut &ours, &mut [0]).unwrap_err();
+        local.set_nonblocking(true).unwrap();
+        let error = io::Read::read(&mut &local, &mut [0]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::WouldBlock, "cat does not hold the socket");
-        ours.set_nonblocking(false).unwrap();
+        local.set_nonblocking(false).unwrap();
         fs::write(&gate, "").unwrap();
-        assert_eq!(io::Read::read(&mut &ours, &mut [0]).unwrap(), 0);
+        assert_eq!(io::Read::read(&mut &local, &mut [0]).unwrap(), 0);
     }
 
     #[test]
-    fn the_command_gets_the_device() {
-        let (_ours, theirs) = UnixStream::pair().unwrap();
+    fn the_command_receives_the_device() {
+        let (_local, remote) = UnixStream::pair().unwrap();
         let command =
             ["sh", "-c", "test \"$LOOPCTL_DEVICE\" = /dev/loop3 && test \"$1\" = /dev/loop3", "sh", "{}"];
-        let status = with_runtime(execute(&command.map(OsString::from), "/dev/loop3", &theirs)).unwrap();
+        let status = block_on(execute(&command.map(OsString::from), "/dev/loop3", &remote)).unwrap();
         assert_eq!(status, 0);
         let missing = ["/nonexistent/program"].map(OsString::from);
-        assert_eq!(with_runtime(execute(&missing, "/dev/loop3", &theirs)).unwrap(), 127);
+        assert_eq!(block_on(execute(&missing, "/dev/loop3", &remote)).unwrap(), 127);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::failure::Failure;
 
-/// A column, named as in its header.
+/// A column by its header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Column {
     Name,
@@ -93,7 +93,7 @@ impl Column {
         }
     }
 
-    /// What it shows.
+    /// Its description.
     #[must_use]
     pub const fn help(self) -> &'static str {
         match self {
@@ -101,23 +101,23 @@ impl Column {
             Self::Autoclear => "whether the last close detaches it",
             Self::BackFile => "the backing file",
             Self::BackIno => "inode of the backing file",
-            Self::BackMajMin => "device that the backing file is on, as major:minor",
+            Self::BackMajMin => "device number of the backing file's file system, as major:minor",
             Self::BackMaj => "its major number",
             Self::BackMin => "its minor number",
             Self::MajMin => "device number, as major:minor",
             Self::Maj => "major number",
             Self::Min => "minor number",
-            Self::Offset => "where the device starts in the backing file, in bytes",
-            Self::PartScan => "whether the kernel looks for partitions",
+            Self::Offset => "offset in the backing file, in bytes",
+            Self::PartScan => "whether the kernel scans for partitions",
             Self::Ref => "reference",
             Self::Ro => "whether it is read-only",
-            Self::SizeLimit => "bytes at most; 0 is up to the end of the backing file",
-            Self::Dio => "whether the page cache of the backing file is bypassed",
+            Self::SizeLimit => "maximum size in bytes; 0 is up to the end of the backing file",
+            Self::Dio => "whether direct I/O bypasses the page cache of the backing file",
             Self::LogSec => "logical block size, in bytes",
         }
     }
 
-    /// Whether its values stand at the right.
+    /// Whether its values are right-aligned.
     #[must_use]
     pub const fn is_right(self) -> bool {
         !matches!(self.json(), Json::String)
@@ -141,10 +141,9 @@ impl Column {
         }
     }
 
-    /// The width that libsmartcols gives it where a value has more than one letter and there is no
-    /// header.
+    /// The minimum width that libsmartcols uses without a header, if a value has more than one character.
     #[must_use]
-    pub const fn usual_width(self) -> usize {
+    pub const fn minimum_width(self) -> usize {
         match self {
             Self::BackMajMin | Self::BackMaj | Self::BackMin => 6,
             Self::Offset | Self::SizeLimit => 5,
@@ -155,17 +154,17 @@ impl Column {
     }
 }
 
-/// Reads a list of columns; one that starts with + is added to those that there are.
+/// Parses a list of columns; a list with a leading + is appended to the given columns.
 ///
 /// # Errors
-/// A name that no column has; losetup says nothing of an empty one.
-pub fn read(list: &[u8], before: Vec<Column>) -> Result<Vec<Column>, Failure> {
+/// An unknown column; losetup prints no message for an empty name.
+pub fn parse(list: &[u8], given: Vec<Column>) -> Result<Vec<Column>, Failure> {
     let (mut columns, mut rest) = match list.strip_prefix(b"+") {
-        Some(added) => (before, added),
+        Some(added) => (given, added),
         None => (Vec::new(), list),
     };
     loop {
-        // A comma at the very end is taken for a part of the last name.
+        // losetup treats a trailing comma as part of the last name.
         let comma = rest.iter().position(|byte| *byte == b',').filter(|comma| comma + 1 < rest.len());
         let name = &rest[..comma.unwrap_or(rest.len())];
         if name.is_empty() {
@@ -186,25 +185,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_are_read() {
-        let read =
-            |list: &str| read(list.as_bytes(), vec![Column::Dio]).map_err(|failure| failure.to_string());
-        assert_eq!(read("name,RO"), Ok(vec![Column::Name, Column::Ro]));
-        assert_eq!(read("+NAME,NAME"), Ok(vec![Column::Dio, Column::Name, Column::Name]));
+    fn lists_are_parsed() {
+        let parse =
+            |list: &str| parse(list.as_bytes(), vec![Column::Dio]).map_err(|failure| failure.to_string());
+        assert_eq!(parse("name,RO"), Ok(vec![Column::Name, Column::Ro]));
+        assert_eq!(parse("+NAME,NAME"), Ok(vec![Column::Dio, Column::Name, Column::Name]));
         for (list, rest) in
             [("NAME,foo,RO", "foo,RO"), ("NAME,", "NAME,"), (" NAME", " NAME"), ("++RO", "+RO")]
         {
-            assert_eq!(read(list), Err(format!("unknown column: {rest}")));
+            assert_eq!(parse(list), Err(format!("unknown column: {rest}")));
         }
         for list in ["", "+", ",NAME", "NAME,,RO"] {
-            assert_eq!(read(list), Err(String::new()), "{list}");
+            assert_eq!(parse(list), Err(String::new()), "{list}");
         }
     }
 
     #[test]
     fn all_has_every_column_once() {
-        for (place, column) in ALL.iter().enumerate() {
-            assert_eq!(*column as usize, place);
+        for (index, column) in ALL.iter().enumerate() {
+            assert_eq!(*column as usize, index);
         }
     }
 }

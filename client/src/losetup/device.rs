@@ -1,4 +1,4 @@
-//! The devices that a user of losetup names.
+//! Devices on losetup's command line.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -9,44 +9,44 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::sys::stat::{major, minor};
 
-use crate::target::{decimal, loop_number};
+use crate::device_node::{decimal, loop_number};
 
 /// The device number of /dev/loop-control.
 const LOOP_CONTROL: (u64, u64) = (10, 237);
 /// The loop driver's minor numbers have 20 bits.
 const LARGEST_NUMBER: u32 = (1 << 20) - 1;
 
-/// A device by its name, which is shown as it was given.
+/// A device by its name, which messages repeat.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
-    /// A path; a name without a slash in front stands for one in /dev.
+    /// The path; a name without a leading slash is in /dev.
     pub path: OsString,
 }
 
-/// What an ioctl of the loop driver would find there.
+/// The file that an ioctl of the loop driver would be called on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Node {
     /// `/dev/loopN`, or a partition of it.
     Loop(u32),
     /// It cannot be opened.
     Closed(Errno),
-    /// Something that is no loop device, and says so.
+    /// Not a loop device; the errno of the ioctl.
     Other(Errno),
 }
 
 impl Device {
-    /// The device that the word names.
+    /// The device of an argument.
     #[must_use]
-    pub fn named(word: &OsStr) -> Self {
+    pub fn named(name: &OsStr) -> Self {
         let mut path = OsString::new();
-        if !word.as_bytes().starts_with(b"/") {
+        if !name.as_bytes().starts_with(b"/") {
             path.push("/dev/");
         }
-        path.push(word);
+        path.push(name);
         Self { path }
     }
 
-    /// What there is.
+    /// Examines the path.
     #[must_use]
     pub fn node(&self) -> Node {
         let metadata = match fs::metadata(&self.path) {
@@ -61,10 +61,10 @@ impl Device {
         number_of(number).map_or(Node::Other(Errno::ENOTTY), Node::Loop)
     }
 
-    /// Its number, where there is a loop device.
+    /// The number of the loop device.
     ///
     /// # Errors
-    /// What an ioctl would say otherwise.
+    /// The errno of an ioctl, if it is not a loop device.
     pub fn number(&self) -> Result<u32, Errno> {
         match self.node() {
             Node::Loop(number) => Ok(number),
@@ -72,29 +72,29 @@ impl Device {
         }
     }
 
-    /// Whether it is a folder, which cannot be opened for writing.
+    /// Whether it is a directory, which cannot be opened for writing.
     #[must_use]
-    pub fn is_folder(&self) -> bool {
+    pub fn is_directory(&self) -> bool {
         Path::new(&self.path).is_dir()
     }
 
-    /// N where the name is that of `/dev/loopN`, which need not be there yet.
+    /// N if the path is `/dev/loopN`, whether it exists or not.
     #[must_use]
-    pub fn wanted(&self) -> Option<u32> {
+    pub fn number_to_create(&self) -> Option<u32> {
         let path = Path::new(&self.path);
         let is_in_dev = path.parent() == Some(Path::new("/dev"));
         let number = path.file_name()?.to_str().and_then(loop_number);
         number.filter(|number| is_in_dev && *number <= LARGEST_NUMBER)
     }
 
-    /// N of `loopN` in the name's last part, whether there is such a device or not.
+    /// N if the file name is `loopN`, whether the device exists or not.
     #[must_use]
     pub fn named_number(&self) -> Option<u32> {
         decimal(Path::new(&self.path).file_name()?.to_str()?.strip_prefix("loop")?)
     }
 }
 
-/// N of the loop device with this device number, or of the one that it is a partition of.
+/// N of the loop device with this device number, or of the device of this partition.
 fn number_of((major, minor): (u64, u64)) -> Option<u32> {
     let link = fs::read_link(format!("/sys/dev/block/{major}:{minor}")).ok()?;
     let mut names = link.components().rev().filter_map(|part| part.as_os_str().to_str());
@@ -102,7 +102,7 @@ fn number_of((major, minor): (u64, u64)) -> Option<u32> {
     loop_number(last).or_else(|| loop_number(names.next()?).filter(|_| last.starts_with("loop")))
 }
 
-/// Major and minor number of `/dev/loopN`, as sysfs tells them.
+/// Major and minor number of `/dev/loopN` from sysfs.
 #[must_use]
 pub fn device_number(number: u32) -> Option<(u32, u32)> {
     let text = attribute(number, "dev")?;
@@ -121,12 +121,12 @@ pub fn attribute(number: u32, name: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn device(word: &str) -> Device {
-        Device::named(OsStr::new(word))
+    fn device(name: &str) -> Device {
+        Device::named(OsStr::new(name))
     }
 
     #[test]
-    fn names_without_a_slash_in_front_are_in_dev() {
+    fn names_without_a_leading_slash_are_in_dev() {
         assert_eq!(device("loop3").path, "/dev/loop3");
         assert_eq!(device("./loop3").path, "/dev/./loop3");
         assert_eq!(device("/tmp/x").path, "/tmp/x");
@@ -134,19 +134,19 @@ mod tests {
     }
 
     #[test]
-    fn only_names_of_loop_devices_can_be_made() {
-        for word in ["loop7", "/dev/loop7", "/dev//loop7", "/dev/./loop7"] {
-            assert_eq!(device(word).wanted(), Some(7), "{word}");
+    fn only_loop_devices_in_dev_can_be_created() {
+        for name in ["loop7", "/dev/loop7", "/dev//loop7", "/dev/./loop7"] {
+            assert_eq!(device(name).number_to_create(), Some(7), "{name}");
         }
-        for word in
+        for name in
             ["loop", "7", "loop07", "loop7x", "loop1048576", "loop4294967296", "/tmp/loop7", "loop/7", ""]
         {
-            assert_eq!(device(word).wanted(), None, "{word}");
+            assert_eq!(device(name).number_to_create(), None, "{name}");
         }
     }
 
     #[test]
-    fn what_is_no_loop_device_says_so() {
+    fn other_files_have_the_errno_of_the_ioctl() {
         assert_eq!(device("/dev/null").node(), Node::Other(Errno::ENOTTY));
         assert_eq!(device("/nonexistent").node(), Node::Closed(Errno::ENOENT));
         assert_eq!(device("/dev/null/x").node(), Node::Closed(Errno::ENOTDIR));

@@ -1,35 +1,32 @@
-//! losetup, over the bus: what util-linux's losetup takes, prints and returns.
+//! losetup over D-Bus: accepts the arguments of util-linux's losetup, and prints the same output.
 //!
-//! The reference is losetup from util-linux 2.42; `docs/man/loopctl-losetup.1` lists what is meant to
-//! differ.
+//! The reference is util-linux 2.42; `docs/man/loopctl-losetup.1` lists the intended differences.
 
+mod attach;
 mod column;
+mod detach;
 mod device;
 mod failure;
 mod listing;
-mod number;
 mod options;
-mod order;
-mod release;
-mod setup;
+mod request;
+mod size;
 mod table;
 pub mod usage;
 
 use std::ffi::{OsStr, OsString};
-use std::io::Write;
 use std::path::Path;
 
 use loopd_dbus::proxy::{Attachment, Interaction};
 
 use self::device::Device;
-use self::failure::{Failure, Reason};
-use self::order::Order;
-use crate::agent::{Interrupted, with_agent};
-use crate::connection::{self, Bus, explain};
-use crate::output::{self, Closed};
-
-/// The name under which loopctl is losetup.
-const NAME: &str = "losetup";
+use self::failure::{Failure, NAME, Reason};
+use self::request::Request;
+use crate::bus::agent::{Interrupted, with_agent};
+use crate::bus::connection::Bus;
+use crate::bus::error::explain;
+use crate::message::escaped;
+use crate::show::stdout::{Closed, print};
 
 /// Whether the program was started under losetup's name.
 #[must_use]
@@ -37,45 +34,45 @@ pub fn is_called(program: Option<&OsStr>) -> bool {
     program.and_then(|path| Path::new(path).file_name()).is_some_and(|name| name == NAME)
 }
 
-/// Does what the words behind the program's name say; gives the exit status.
-pub async fn run(words: &[OsString], interaction: Interaction) -> u8 {
-    match obey(words, interaction).await {
+/// Runs with the arguments after the program's name; returns the exit status.
+pub async fn run(arguments: &[OsString], interaction: Interaction) -> u8 {
+    match try_run(arguments, interaction).await {
         Ok(is_done) => u8::from(!is_done),
         Err(error) => report(&error),
     }
 }
 
-async fn obey(words: &[OsString], interaction: Interaction) -> anyhow::Result<bool> {
-    let order = match Order::read(words)? {
-        Order::Help => return output::print(&usage::help()).map(|()| true),
-        Order::Version => return output::print(&usage::version()).map(|()| true),
-        order => order,
+async fn try_run(arguments: &[OsString], interaction: Interaction) -> anyhow::Result<bool> {
+    let request = match Request::parse(arguments)? {
+        Request::Help => return print(&usage::help()).map(|()| true),
+        Request::Version => return print(&usage::version()).map(|()| true),
+        request => request,
     };
-    let bus = connection::open(interaction).await?;
-    with_agent(interaction, carry_out(&bus, &order)).await
+    let bus = Bus::open(interaction).await?;
+    with_agent(interaction, execute(&bus, &request)).await
 }
 
-/// Tells whether all of it was done; what was not is said by then.
-async fn carry_out(bus: &Bus, order: &Order) -> anyhow::Result<bool> {
-    match order {
-        Order::Help | Order::Version => {}
-        Order::Show(which, shape) => listing::show(bus, which, shape).await?,
-        Order::Attach(attach) => setup::attach(bus, attach).await?,
-        Order::FindFree => find_free(bus).await?,
-        Order::Detach(devices) => return Ok(release::detach(bus, devices).await),
-        Order::DetachAll => return release::detach_all(bus).await,
-        Order::Remove(devices) => return Ok(release::remove(bus, devices).await),
-        Order::SetCapacity(device) => {
+/// Returns whether everything succeeded; the failures have been printed.
+async fn execute(bus: &Bus, request: &Request) -> anyhow::Result<bool> {
+    match request {
+        Request::Help | Request::Version => {}
+        Request::List(selection, output) => listing::show(bus, selection, output).await?,
+        Request::Attach(request) => attach::attach(bus, request).await?,
+        Request::FindFree => find_free(bus).await?,
+        Request::Detach(devices) => return Ok(detach::detach(bus, devices).await),
+        Request::DetachAll => return detach::detach_all(bus).await,
+        Request::Remove(devices) => return Ok(detach::remove(bus, devices).await),
+        Request::SetCapacity(device) => {
             change(bus, device, "set capacity failed", async |attachment| attachment.set_capacity().await)
                 .await?;
         }
-        Order::SetDirectIo(device, direct_io) => {
+        Request::SetDirectIo(device, direct_io) => {
             let set = async |attachment: &Attachment| attachment.set_direct_io(*direct_io).await;
             change(bus, device, "set direct io failed", set).await?;
         }
-        Order::SetBlockSize(device, bytes) => {
+        Request::SetBlockSize(device, bytes) => {
             let failed = "set logical block size failed";
-            let size = setup::block_size(*bytes);
+            let size = attach::block_size(*bytes);
             if let (Err(errno), Ok(_)) = (size, device.number()) {
                 return Err(Failure::of(&device.path, failed, &errno.into()).into());
             }
@@ -88,11 +85,11 @@ async fn carry_out(bus: &Bus, order: &Order) -> anyhow::Result<bool> {
 
 async fn find_free(bus: &Bus) -> anyhow::Result<()> {
     let free = bus.manager.find_free().await;
-    let device = free.map_err(|error| setup::no_free_device(&Reason::of(&explain(error))))?;
-    output::print(&format!("{device}\n"))
+    let device = free.map_err(|error| attach::no_free_device(&Reason::of(&explain(error))))?;
+    print(&format!("{device}\n"))
 }
 
-/// Makes the change to the device's attachment.
+/// Applies the change to the attachment of the device.
 async fn change(
     bus: &Bus,
     device: &Device,
@@ -101,22 +98,10 @@ async fn change(
 ) -> anyhow::Result<()> {
     let failed = |reason: &Reason| Failure::of(&device.path, what, reason);
     let number = device.number().map_err(|errno| failed(&errno.into()))?;
-    let attached = listing::attached_to(bus, number).await?;
-    let attached = attached.ok_or_else(|| failed(&nix::errno::Errno::ENXIO.into()))?;
-    let changed = change(&bus.attachment(&attached.path).await?).await;
+    let info = listing::attachment_of(bus, number).await?;
+    let info = info.ok_or_else(|| failed(&nix::errno::Errno::ENXIO.into()))?;
+    let changed = change(&bus.attachment(&info.path).await?).await;
     changed.map_err(|error| failed(&Reason::of(&explain(error))).into())
-}
-
-/// Says it on standard error. That it cannot be said stops nobody.
-fn say(failure: &Failure) {
-    if failure.text.is_empty() {
-        return;
-    }
-    let mut text = [NAME.as_bytes(), b": ", &failure.text, b"\n"].concat();
-    if failure.is_usage {
-        text.extend(format!("Try '{NAME} --help' for more information.\n").bytes());
-    }
-    let _ = std::io::stderr().write_all(&text);
 }
 
 fn report(error: &anyhow::Error) -> u8 {
@@ -127,8 +112,8 @@ fn report(error: &anyhow::Error) -> u8 {
         return 128 + signal;
     }
     match error.downcast_ref::<Failure>() {
-        Some(failure) => say(failure),
-        None => say(&Failure::new(output::escaped(format!("{error:#}").as_bytes()))),
+        Some(failure) => failure.print(),
+        None => Failure::new(escaped(format!("{error:#}").as_bytes())).print(),
     }
     1
 }
@@ -138,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_program_knows_its_name() {
+    fn the_program_is_recognized_by_its_name() {
         for name in ["losetup", "/usr/local/libexec/loopctl/losetup", "./losetup"] {
             assert!(is_called(Some(OsStr::new(name))), "{name}");
         }

@@ -1,4 +1,4 @@
-//! losetup's options, read as getopt_long(3) does.
+//! losetup's options, parsed as getopt_long(3) does.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -7,7 +7,7 @@ use lexopt::{Arg, Parser};
 
 use super::failure::Failure;
 
-/// An option, named as on the command line.
+/// An option by its long name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Name {
     All,
@@ -41,9 +41,10 @@ pub enum Name {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Takes {
     Nothing,
-    Value,
-    /// Only behind an equals sign.
-    PerhapsValue,
+    /// A value, with its name in the help.
+    Value(&'static str),
+    /// A value only after an equals sign, with its name in the help.
+    OptionalValue(&'static str),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -52,51 +53,94 @@ struct Spec {
     short: Option<char>,
     long: &'static str,
     takes: Takes,
+    help: &'static str,
 }
 
-const fn spec(name: Name, short: Option<char>, long: &'static str, takes: Takes) -> Spec {
-    Spec { name, short, long, takes }
+const fn spec(name: Name, short: Option<char>, long: &'static str, takes: Takes, help: &'static str) -> Spec {
+    Spec { name, short, long, takes, help }
 }
 
-/// In the order in which getopt names those that an abbreviation may stand for.
+/// In the order in which getopt lists the candidates of an ambiguous abbreviation.
 const OPTIONS: &[Spec] = &[
-    spec(Name::All, Some('a'), "all", Takes::Nothing),
-    spec(Name::SetCapacity, Some('c'), "set-capacity", Takes::Nothing),
-    spec(Name::Detach, Some('d'), "detach", Takes::Nothing),
-    spec(Name::DetachAll, Some('D'), "detach-all", Takes::Nothing),
-    spec(Name::Find, Some('f'), "find", Takes::Nothing),
-    spec(Name::NoOverlap, Some('L'), "nooverlap", Takes::Nothing),
-    spec(Name::Help, Some('h'), "help", Takes::Nothing),
-    spec(Name::Associated, Some('j'), "associated", Takes::Value),
-    spec(Name::Json, Some('J'), "json", Takes::Nothing),
-    spec(Name::List, Some('l'), "list", Takes::Nothing),
-    spec(Name::SectorSize, Some('b'), "sector-size", Takes::Value),
-    spec(Name::NoHeadings, Some('n'), "noheadings", Takes::Nothing),
-    spec(Name::Offset, Some('o'), "offset", Takes::Value),
-    spec(Name::Output, Some('O'), "output", Takes::Value),
-    spec(Name::OutputAll, None, "output-all", Takes::Nothing),
-    spec(Name::SizeLimit, None, "sizelimit", Takes::Value),
-    spec(Name::PartScan, Some('P'), "partscan", Takes::Nothing),
-    spec(Name::ReadOnly, Some('r'), "read-only", Takes::Nothing),
-    spec(Name::DirectIo, None, "direct-io", Takes::PerhapsValue),
-    spec(Name::Raw, None, "raw", Takes::Nothing),
-    spec(Name::LoopRef, None, "loop-ref", Takes::Value),
-    spec(Name::Show, None, "show", Takes::Nothing),
-    spec(Name::Remove, None, "remove", Takes::Nothing),
-    spec(Name::Version, Some('V'), "version", Takes::Nothing),
+    spec(Name::All, Some('a'), "all", Takes::Nothing, "list all loop devices in use, one per line"),
+    spec(
+        Name::SetCapacity,
+        Some('c'),
+        "set-capacity",
+        Takes::Nothing,
+        "re-read the size of the backing file",
+    ),
+    spec(
+        Name::Detach,
+        Some('d'),
+        "detach",
+        Takes::Nothing,
+        "detach; a device in use is detached at its last close",
+    ),
+    spec(Name::DetachAll, Some('D'), "detach-all", Takes::Nothing, "detach every loop device"),
+    spec(Name::Find, Some('f'), "find", Takes::Nothing, "use a free loop device"),
+    spec(
+        Name::NoOverlap,
+        Some('L'),
+        "nooverlap",
+        Takes::Nothing,
+        "do not attach a file twice; with -f, return the existing device",
+    ),
+    spec(Name::Help, Some('h'), "help", Takes::Nothing, "print a short help"),
+    spec(
+        Name::Associated,
+        Some('j'),
+        "associated",
+        Takes::Value("FILE"),
+        "list the loop devices that FILE is attached to",
+    ),
+    spec(Name::Json, Some('J'), "json", Takes::Nothing, "print JSON"),
+    spec(Name::List, Some('l'), "list", Takes::Nothing, "list them as a table; this is the default"),
+    spec(
+        Name::SectorSize,
+        Some('b'),
+        "sector-size",
+        Takes::Value("N"),
+        "logical block size; without FILE, change it",
+    ),
+    spec(Name::NoHeadings, Some('n'), "noheadings", Takes::Nothing, "print no header"),
+    spec(Name::Offset, Some('o'), "offset", Takes::Value("N"), "start at offset N in the file"),
+    spec(
+        Name::Output,
+        Some('O'),
+        "output",
+        Takes::Value("COLUMN,..."),
+        "columns of the table; with a leading +, in addition to the default ones",
+    ),
+    spec(Name::OutputAll, None, "output-all", Takes::Nothing, "all columns"),
+    spec(Name::SizeLimit, None, "sizelimit", Takes::Value("N"), "use at most N bytes of it"),
+    spec(Name::PartScan, Some('P'), "partscan", Takes::Nothing, "create partition nodes"),
+    spec(Name::ReadOnly, Some('r'), "read-only", Takes::Nothing, "make the device read-only"),
+    spec(
+        Name::DirectIo,
+        None,
+        "direct-io",
+        Takes::OptionalValue("on|off"),
+        "bypass the page cache of the file; without FILE, change it",
+    ),
+    spec(Name::Raw, None, "raw", Takes::Nothing, "no alignment, spaces escaped"),
+    spec(Name::LoopRef, None, "loop-ref", Takes::Value("TEXT"), "reference; the default is the file's path"),
+    spec(Name::Show, None, "show", Takes::Nothing, "print the device"),
+    spec(Name::Remove, None, "remove", Takes::Nothing, "remove the nodes of free loop devices"),
+    spec(Name::Version, Some('V'), "version", Takes::Nothing, "print the version"),
 ];
 
 /// Options of older versions, which cannot be abbreviated.
 const HISTORIC: &[Spec] = &[
-    spec(Name::Verbose, Some('v'), "verbose", Takes::Nothing),
-    spec(Name::Cryptoloop, Some('e'), "encryption", Takes::Nothing),
-    spec(Name::Cryptoloop, Some('E'), "encryption", Takes::Nothing),
-    spec(Name::Cryptoloop, Some('k'), "keybits", Takes::Nothing),
-    spec(Name::Cryptoloop, Some('N'), "nohashpass", Takes::Nothing),
-    spec(Name::Cryptoloop, Some('p'), "pass-fd", Takes::Nothing),
+    spec(Name::Verbose, Some('v'), "verbose", Takes::Nothing, "accepted, no effect"),
+    spec(Name::Cryptoloop, Some('e'), "encryption", Takes::Nothing, ""),
+    spec(Name::Cryptoloop, Some('E'), "encryption", Takes::Nothing, ""),
+    spec(Name::Cryptoloop, Some('k'), "keybits", Takes::Nothing, ""),
+    spec(Name::Cryptoloop, Some('N'), "nohashpass", Takes::Nothing, ""),
+    spec(Name::Cryptoloop, Some('p'), "pass-fd", Takes::Nothing, ""),
 ];
 
-/// Options of which only one can be given.
+/// Mutually exclusive options.
 const EXCLUSIVE: &[&[Name]] = &[
     &[
         Name::DetachAll,
@@ -113,68 +157,84 @@ const EXCLUSIVE: &[&[Name]] = &[
 ];
 
 impl Name {
-    /// As on the command line, in full.
+    fn spec(self) -> Option<&'static Spec> {
+        OPTIONS.iter().chain(HISTORIC).find(|spec| spec.name == self)
+    }
+
+    /// The long option, with its dashes.
     #[must_use]
     pub fn long(self) -> String {
-        let spec = OPTIONS.iter().chain(HISTORIC).find(|spec| spec.name == self);
-        format!("--{}", spec.map_or("", |spec| spec.long))
+        format!("--{}", self.spec().map_or("", |spec| spec.long))
+    }
+
+    /// The option in the form of the help, and what it does.
+    #[must_use]
+    pub fn usage(self) -> (String, &'static str) {
+        let Some(spec) = self.spec() else { return (String::new(), "") };
+        let short = spec.short.map_or("    ".to_owned(), |letter| format!("-{letter}, "));
+        let value = match spec.takes {
+            Takes::Nothing => String::new(),
+            Takes::Value(name) => format!(" {name}"),
+            Takes::OptionalValue(name) => format!("[={name}]"),
+        };
+        (format!("{short}--{}{value}", spec.long), spec.help)
     }
 }
 
-/// A part of the command line.
+/// A parsed argument.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Word {
+pub enum Argument {
     /// An option and its value.
     Option(Name, Option<OsString>),
     /// A device or a file.
     Operand(OsString),
 }
 
-/// Reads the words one after the other, so that what is wrong first is said first.
-pub struct Words {
+/// Parses the arguments one after the other, so that the first error is reported.
+pub struct Arguments {
     parser: Parser,
     given: Vec<Name>,
 }
 
-impl Words {
-    /// The words behind the program's name.
+impl Arguments {
+    /// A parser of the arguments after the program's name.
     #[must_use]
-    pub fn new(words: &[OsString]) -> Self {
-        let mut parser = Parser::from_args(words);
+    pub fn new(arguments: &[OsString]) -> Self {
+        let mut parser = Parser::from_args(arguments);
         // As for getopt, `-o=5` is the value `=5`.
         parser.set_short_equals(false);
         Self { parser, given: Vec::new() }
     }
 
-    /// The next part.
+    /// The next argument; `None` at the end.
     ///
     /// # Errors
-    /// getopt would refuse it, or it does not go with one before it.
-    pub fn next(&mut self) -> Result<Option<Word>, Failure> {
+    /// getopt rejects it, or it conflicts with an earlier option.
+    pub fn next(&mut self) -> Result<Option<Argument>, Failure> {
         let (spec, is_long) = match self.parser.next() {
             Ok(None) => return Ok(None),
-            Ok(Some(Arg::Value(operand))) => return Ok(Some(Word::Operand(operand))),
+            Ok(Some(Arg::Value(operand))) => return Ok(Some(Argument::Operand(operand))),
             Ok(Some(Arg::Short(letter))) => (short(letter)?, false),
             Ok(Some(Arg::Long(name))) => (long(name)?, true),
-            // The value of the option before this was asked for at its time.
+            // lexopt fails here only for an unused value, and values are always taken.
             Err(error) => return Err(Failure::usage(error.to_string())),
         };
         let value = self.value(spec, is_long)?;
         self.exclude(spec.name)?;
         self.given.push(spec.name);
-        Ok(Some(Word::Option(spec.name, value)))
+        Ok(Some(Argument::Option(spec.name, value)))
     }
 
     fn value(&mut self, spec: Spec, is_long: bool) -> Result<Option<OsString>, Failure> {
         match spec.takes {
-            Takes::Value => self.parser.value().map(Some).map_err(|_| {
+            Takes::Value(_) => self.parser.value().map(Some).map_err(|_| {
                 Failure::usage(match spec.short {
                     Some(letter) if !is_long => format!("option requires an argument -- '{letter}'"),
                     _ => format!("option '--{}' requires an argument", spec.long),
                 })
             }),
-            Takes::PerhapsValue => Ok(self.parser.optional_value()),
-            // What stands behind a letter are further letters.
+            Takes::OptionalValue(_) => Ok(self.parser.optional_value()),
+            // More letters may follow a short option.
             Takes::Nothing if !is_long || self.parser.optional_value().is_none() => Ok(None),
             Takes::Nothing => {
                 Err(Failure::usage(format!("option '--{}' doesn't allow an argument", spec.long)))
@@ -182,7 +242,7 @@ impl Words {
         }
     }
 
-    /// Refuses the option where one was given that it does not go with.
+    /// Rejects an option that conflicts with an earlier one.
     fn exclude(&self, name: Name) -> Result<(), Failure> {
         for group in EXCLUSIVE.iter().filter(|group| group.contains(&name)) {
             let other = self.given.iter().find(|given| **given != name && group.contains(given));
@@ -200,13 +260,13 @@ fn short(letter: char) -> Result<Spec, Failure> {
     spec.copied().ok_or_else(|| Failure::usage(format!("invalid option -- '{letter}'")))
 }
 
-/// By its name or by the start of it.
+/// Finds an option by its name or an unambiguous abbreviation.
 fn long(name: &str) -> Result<Spec, Failure> {
     if let Some(spec) = OPTIONS.iter().chain(HISTORIC).find(|spec| spec.long == name) {
         return Ok(*spec);
     }
-    let meant: Vec<&Spec> = OPTIONS.iter().filter(|spec| spec.long.starts_with(name)).collect();
-    match meant.as_slice() {
+    let candidates: Vec<&Spec> = OPTIONS.iter().filter(|spec| spec.long.starts_with(name)).collect();
+    match candidates.as_slice() {
         [] => Err(Failure::usage(format!("unrecognized option '--{name}'"))),
         [one] => Ok(**one),
         several => {
@@ -217,16 +277,13 @@ fn long(name: &str) -> Result<Spec, Failure> {
     }
 }
 
-/// The options that have a meaning today, each as the help has it.
+/// The options of the current losetup.
 #[cfg(test)]
-pub fn all() -> impl Iterator<Item = String> {
-    OPTIONS.iter().map(|spec| match spec.short {
-        Some(letter) => format!("-{letter}, --{}", spec.long),
-        None => format!("    --{}", spec.long),
-    })
+pub fn all() -> impl Iterator<Item = Name> {
+    OPTIONS.iter().map(|spec| spec.name)
 }
 
-/// A switch's value.
+/// Parses the value of `--direct-io`.
 ///
 /// # Errors
 /// It is neither `on` nor `off`.
@@ -242,36 +299,36 @@ pub fn switch(value: Option<&OsStr>) -> Result<bool, Failure> {
 mod tests {
     use super::*;
 
-    fn read(line: &str) -> Result<Vec<Word>, String> {
-        let words: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
-        let mut words = Words::new(&words);
-        let mut read = Vec::new();
-        while let Some(word) = words.next().map_err(|failure| failure.to_string())? {
-            read.push(word);
+    fn parse(line: &str) -> Result<Vec<Argument>, String> {
+        let arguments: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
+        let mut arguments = Arguments::new(&arguments);
+        let mut parsed = Vec::new();
+        while let Some(argument) = arguments.next().map_err(|failure| failure.to_string())? {
+            parsed.push(argument);
         }
-        Ok(read)
+        Ok(parsed)
     }
 
-    fn option(name: Name, value: &str) -> Word {
-        Word::Option(name, Some(value.into()))
+    fn option(name: Name, value: &str) -> Argument {
+        Argument::Option(name, Some(value.into()))
     }
 
     #[test]
-    fn options_and_operands_come_in_any_order() {
-        let bare = |name| Word::Option(name, None);
-        let operand = |word: &str| Word::Operand(word.into());
+    fn options_and_operands_are_accepted_in_any_order() {
+        let bare = |name| Argument::Option(name, None);
+        let operand = |text: &str| Argument::Operand(text.into());
         let expected = [bare(Name::Find), bare(Name::PartScan), operand("x"), option(Name::Offset, "=5")];
-        assert_eq!(read("-fP x -o=5").unwrap(), expected);
-        assert_eq!(read("-o -1 -- -j").unwrap(), [option(Name::Offset, "-1"), operand("-j")]);
-        assert_eq!(read("--off=1 --off 2").unwrap(), [option(Name::Offset, "1"), option(Name::Offset, "2")]);
+        assert_eq!(parse("-fP x -o=5").unwrap(), expected);
+        assert_eq!(parse("-o -1 -- -j").unwrap(), [option(Name::Offset, "-1"), operand("-j")]);
+        assert_eq!(parse("--off=1 --off 2").unwrap(), [option(Name::Offset, "1"), option(Name::Offset, "2")]);
         assert_eq!(
-            read("--direct-io on --direct-io=on").unwrap(),
+            parse("--direct-io on --direct-io=on").unwrap(),
             [bare(Name::DirectIo), operand("on"), option(Name::DirectIo, "on")]
         );
     }
 
     #[test]
-    fn getopts_words_for_what_is_wrong() {
+    fn errors_are_those_of_getopt() {
         for (line, text) in [
             ("-x", "invalid option -- 'x'"),
             ("-d/dev/loop3", "invalid option -- '/'"),
@@ -284,15 +341,15 @@ mod tests {
             ("-O x -D", "options --output and --detach-all cannot be combined"),
             ("--raw -J", "options --raw and --json cannot be combined"),
         ] {
-            assert_eq!(read(line), Err(text.to_owned()), "{line}");
+            assert_eq!(parse(line), Err(text.to_owned()), "{line}");
         }
-        assert!(read("-a -a -l -l -O x -O y").is_ok());
+        assert!(parse("-a -a -l -l -O x -O y").is_ok());
     }
 
     #[test]
     fn historic_options_cannot_be_abbreviated() {
-        assert_eq!(read("-v --verbose").unwrap().len(), 2);
-        assert_eq!(read("--verb"), Err("unrecognized option '--verb'".to_owned()));
-        assert_eq!(read("--pass-fd").unwrap(), [Word::Option(Name::Cryptoloop, None)]);
+        assert_eq!(parse("-v --verbose").unwrap().len(), 2);
+        assert_eq!(parse("--verb"), Err("unrecognized option '--verb'".to_owned()));
+        assert_eq!(parse("--pass-fd").unwrap(), [Argument::Option(Name::Cryptoloop, None)]);
     }
 }

@@ -1,18 +1,18 @@
-//! losetup's table, byte for byte as libsmartcols draws it.
+//! losetup's table, exactly as libsmartcols draws it.
 
+use loopd_common::text::is_deceptive;
 use unicode_width::UnicodeWidthStr;
 
 use super::column::{Column, Json};
-use loopd_common::text::is_deceptive;
 
-/// How the table is written.
+/// The format of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Format {
-    /// With the columns' names.
+    /// Print a header.
     pub headings: bool,
-    /// Without alignment.
+    /// No alignment.
     pub raw: bool,
-    /// As JSON.
+    /// Print JSON.
     pub json: bool,
 }
 
@@ -22,10 +22,10 @@ impl Default for Format {
     }
 }
 
-/// A line: a value for each column, or nothing.
+/// A row: the value of each column, or `None`.
 pub type Row = Vec<Option<Vec<u8>>>;
 
-/// Draws the table. `is_utf8` says whether letters beyond ASCII can be shown.
+/// Draws the table. Without `is_utf8`, characters beyond ASCII are escaped.
 #[must_use]
 pub fn draw(columns: &[Column], rows: &[Row], format: Format, is_utf8: bool) -> Vec<u8> {
     if format.json {
@@ -40,8 +40,8 @@ pub fn draw(columns: &[Column], rows: &[Row], format: Format, is_utf8: bool) -> 
     }
     let show = |value: &Option<Vec<u8>>| match value {
         None => String::new(),
-        Some(bytes) if format.raw => without_blanks(bytes),
-        Some(bytes) => safe(bytes, is_utf8),
+        Some(bytes) if format.raw => escape_blanks(bytes),
+        Some(bytes) => escape_control(bytes, is_utf8),
     };
     lines.extend(rows.iter().map(|row| row.iter().map(show).collect()));
     let widths: Vec<usize> = match format.raw {
@@ -54,11 +54,11 @@ pub fn draw(columns: &[Column], rows: &[Row], format: Format, is_utf8: bool) -> 
 fn width(lines: &[Vec<String>], at: usize, column: Column) -> usize {
     match lines.iter().map(|line| line[at].width()).max().unwrap_or_default() {
         narrow @ (0 | 1) => narrow,
-        wide => wide.max(column.usual_width()),
+        wide => wide.max(column.minimum_width()),
     }
 }
 
-/// Nothing follows the last value, and an empty one at the end leaves just the blank before it.
+/// Joins the values of a line. The last one is not padded, and if it is empty, only its separator is printed.
 fn aligned(line: &[String], columns: &[Column], widths: &[usize]) -> String {
     let mut text = String::new();
     for (at, (value, column)) in line.iter().zip(columns).enumerate() {
@@ -74,8 +74,8 @@ fn aligned(line: &[String], columns: &[Column], widths: &[usize]) -> String {
     text + "\n"
 }
 
-/// One word: blanks, backslashes and what is not ASCII are escaped.
-fn without_blanks(bytes: &[u8]) -> String {
+/// A value without spaces: everything except printable ASCII is escaped, and so are backslashes.
+fn escape_blanks(bytes: &[u8]) -> String {
     let escaped = |byte: u8| match byte {
         b'\\' => escape(byte),
         byte if byte.is_ascii_graphic() => char::from(byte).to_string(),
@@ -84,19 +84,19 @@ fn without_blanks(bytes: &[u8]) -> String {
     bytes.iter().copied().map(escaped).collect()
 }
 
-/// Fit for a terminal: control characters are escaped, and what would look like an escape.
-fn safe(bytes: &[u8], is_utf8: bool) -> String {
+/// A value for the terminal: control characters are escaped, and text that looks like an escape.
+fn escape_control(bytes: &[u8], is_utf8: bool) -> String {
     let mut shown = String::new();
     for chunk in bytes.utf8_chunks() {
-        let mut letters = chunk.valid().chars().peekable();
-        while let Some(letter) = letters.next() {
-            let is_escape = letter == '\\' && letters.peek() == Some(&'x');
-            let is_shown = !is_deceptive(letter) && (is_utf8 || letter.is_ascii());
+        let mut characters = chunk.valid().chars().peekable();
+        while let Some(character) = characters.next() {
+            let is_escape = character == '\\' && characters.peek() == Some(&'x');
+            let is_shown = !is_deceptive(character) && (is_utf8 || character.is_ascii());
             if is_shown && !is_escape {
-                shown.push(letter);
+                shown.push(character);
             } else {
                 let mut buffer = [0; 4];
-                shown.extend(letter.encode_utf8(&mut buffer).bytes().map(escape));
+                shown.extend(character.encode_utf8(&mut buffer).bytes().map(escape));
             }
         }
         shown.extend(chunk.invalid().iter().copied().map(escape));
@@ -131,7 +131,7 @@ fn json_value(value: Option<&[u8]>, column: Column) -> Vec<u8> {
     }
 }
 
-/// Bytes that are not UTF-8 are left as they are, as libsmartcols does.
+/// Bytes that are not UTF-8 are not escaped, as in libsmartcols.
 fn quoted(bytes: &[u8]) -> Vec<u8> {
     let mut text = vec![b'"'];
     for byte in bytes {
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_are_as_wide_as_their_widest_value() {
+    fn columns_have_the_width_of_their_widest_value() {
         let rows = [row("/dev/loop1", Some(1_048_576), Some(b"/a b")), row("/dev/loop10", None, None)];
         let expected = [
             "NAME         OFFSET BACK-FILE LOG-SEC",
@@ -184,14 +184,14 @@ mod tests {
     }
 
     #[test]
-    fn without_headings_some_columns_keep_a_usual_width() {
+    fn some_columns_have_a_minimum_width_without_header() {
         let format = Format { headings: false, ..Format::default() };
         assert_eq!(drawn(&[row("/dev/loop1", Some(0), Some(b"/a"))], format), "/dev/loop1 0 /a  512\n");
         assert_eq!(drawn(&[row("/dev/loop1", Some(10), Some(b"/a"))], format), "/dev/loop1    10 /a  512\n");
     }
 
     #[test]
-    fn raw_lines_have_a_word_for_each_value() {
+    fn raw_values_contain_no_spaces() {
         let format = Format { raw: true, ..Format::default() };
         let rows = [row("/dev/loop1", Some(0), Some("/a b\\ü".as_bytes())), row("/dev/loop2", None, None)];
         let expected =
@@ -200,14 +200,14 @@ mod tests {
     }
 
     #[test]
-    fn nothing_hostile_reaches_the_terminal() {
-        assert_eq!(safe(b"/a\nb\x1b[2J\xff \\x41 \\a", true), "/a\\x0ab\\x1b[2J\\xff \\x5cx41 \\a");
-        assert_eq!(safe("ü\u{202e}".as_bytes(), true), "ü\\xe2\\x80\\xae");
-        assert_eq!(safe("ü".as_bytes(), false), "\\xc3\\xbc");
+    fn control_characters_are_escaped() {
+        assert_eq!(escape_control(b"/a\nb\x1b[2J\xff \\x41 \\a", true), "/a\\x0ab\\x1b[2J\\xff \\x5cx41 \\a");
+        assert_eq!(escape_control("ü\u{202e}".as_bytes(), true), "ü\\xe2\\x80\\xae");
+        assert_eq!(escape_control("ü".as_bytes(), false), "\\xc3\\xbc");
     }
 
     #[test]
-    fn json_has_types() {
+    fn json_values_are_typed() {
         let format = Format { json: true, ..Format::default() };
         let expected = "{
    \"loopdevices\": [
@@ -233,9 +233,9 @@ mod tests {
     }
 
     #[test]
-    fn every_column_fits_its_header() {
+    fn minimum_widths_do_not_exceed_the_header() {
         for column in column::ALL {
-            assert!(column.usual_width() <= column.header().len());
+            assert!(column.minimum_width() <= column.header().len());
         }
     }
 }

@@ -8,6 +8,7 @@
 pub mod acl;
 mod caller_file;
 mod error;
+pub mod limits;
 pub mod mountinfo;
 mod pace;
 pub mod text;

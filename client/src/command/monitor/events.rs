@@ -1,4 +1,4 @@
-//! What the signals of loopd's objects mean: one event for each thing that happened.
+//! Turns the signals of loopd's objects into events.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,31 +10,31 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use zbus::Variant;
 
-use crate::objects::{Interfaces, Objects, Properties, place};
-use crate::output::escaped;
-use crate::output::json::path as shown_path;
-use crate::output::table::time;
-use crate::size::human;
+use crate::bus::objects::{Interfaces, Objects, Properties, parse_path};
+use crate::message::escaped;
+use crate::show::json::path as path_as_string;
+use crate::show::property::time;
+use crate::show::size::human;
 
-/// What happened.
+/// The kind of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// A file was attached.
     Attached,
-    /// Properties have new values.
+    /// Properties changed.
     Changed,
-    /// It goes at the last close.
+    /// The device will be detached at its last close.
     Detaching,
-    /// It is gone.
+    /// The device was detached.
     Detached,
-    /// A partition has a node.
+    /// A partition node was added.
     PartitionAdded,
-    /// It has none any more.
+    /// A partition node was removed.
     PartitionRemoved,
-    /// loopd is on the bus.
+    /// loopd acquired its bus name.
     DaemonStarted,
-    /// loopd is not on the bus any more.
+    /// loopd released its bus name.
     DaemonStopped,
 }
 
@@ -53,33 +53,33 @@ impl Kind {
     }
 }
 
-/// A line of the monitor.
+/// An event, printed as one line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Event {
-    /// What happened.
+    /// Its kind.
     #[serde(rename = "event")]
     pub kind: Kind,
-    /// When it was heard of, in microseconds since 1970.
+    /// When it was received, in microseconds since 1970.
     pub time_us: u64,
-    /// The device node, of a partition its own; null for the daemon's events.
+    /// The node of the device or partition; null for events of the daemon.
     pub device: Option<String>,
-    /// The partition's number; only there for a partition.
+    /// The partition's number; omitted for a device.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub partition: Option<u32>,
-    /// The object on the bus; null for the daemon's events.
+    /// The object on the bus; null for events of the daemon.
     pub path: Option<String>,
-    /// New values by the property's name on the bus; those of `Attachment` for [`Kind::Attached`],
-    /// and all of them for [`Kind::PartitionAdded`].
+    /// New values by property name; for [`Kind::Attached`] all properties of `Attachment`, and for
+    /// [`Kind::PartitionAdded`] all properties.
     pub changed: Map<String, Value>,
 }
 
 impl Event {
-    /// Something happened to loopd itself.
+    /// An event of loopd itself.
     pub fn of_daemon(kind: Kind) -> Self {
         Self { kind, time_us: now(), device: None, partition: None, path: None, changed: Map::new() }
     }
 
-    /// The line for people.
+    /// The event as text.
     pub fn line(&self) -> String {
         let mut line = format!("{} {}", time(self.time_us), self.kind.as_str());
         if let Some(device) = &self.device {
@@ -110,8 +110,8 @@ fn now() -> u64 {
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// The attachments and partitions that are known, and what was last heard of each. An object's
-/// interfaces come and go in signals of their own; this makes one event of them.
+/// The known attachments and partitions with their last property values. The interfaces of an object are
+/// added and removed in separate signals; the tracker makes one event of them.
 #[derive(Debug, Default)]
 pub struct Tracker {
     known: BTreeMap<String, Known>,
@@ -119,33 +119,33 @@ pub struct Tracker {
 
 #[derive(Debug)]
 struct Known {
-    /// Its number where it is a partition.
+    /// Its number if it is a partition.
     partition: Option<u32>,
-    /// The interfaces that were seen: they come in any order.
+    /// The interfaces received so far, which arrive in any order.
     seen: BTreeSet<&'static str>,
-    /// Whether its coming was an event already.
-    is_told: bool,
+    /// Whether the event for its addition was emitted.
+    is_announced: bool,
     properties: Map<String, Value>,
 }
 
 impl Known {
     fn new(partition: Option<u32>) -> Self {
-        Self { partition, seen: BTreeSet::new(), is_told: false, properties: Map::new() }
+        Self { partition, seen: BTreeSet::new(), is_announced: false, properties: Map::new() }
     }
 
-    /// The interface that only this kind of object has.
+    /// The interface that only attachments or only partitions have.
     fn own_interface(partition: Option<u32>) -> &'static str {
         if partition.is_some() { PARTITION } else { ATTACHMENT }
     }
 
-    /// Whether enough was seen to tell of it: an attachment's own interface has all that an event
-    /// says, and a partition's node is in the other one.
+    /// Whether the event can be emitted: the event of an attachment needs its own interface only; that of
+    /// a partition also needs the node, a property of `Volume`.
     fn is_complete(&self) -> bool {
         self.seen.contains(Self::own_interface(self.partition))
             && (self.partition.is_none() || self.seen.contains(VOLUME))
     }
 
-    /// Takes the values; gives those that replace others.
+    /// Stores the values; returns those that replace different ones.
     fn update(&mut self, values: &Map<String, Value>) -> Map<String, Value> {
         let mut replaced = Map::new();
         for (name, value) in values {
@@ -163,9 +163,9 @@ impl Known {
         Event { kind, time_us: now(), device, partition: self.partition, path, changed }
     }
 
-    /// It is there: once.
-    fn come(&mut self, path: &str, own: Map<String, Value>) -> Event {
-        self.is_told = true;
+    /// The event for the addition.
+    fn announce(&mut self, path: &str, own: Map<String, Value>) -> Event {
+        self.is_announced = true;
         match self.partition {
             Some(_) => self.event(Kind::PartitionAdded, path, self.properties.clone()),
             None => self.event(Kind::Attached, path, own),
@@ -182,7 +182,7 @@ impl Known {
 impl Tracker {
     /// `InterfacesAdded`, or an object of `GetManagedObjects`.
     pub fn added(&mut self, path: &str, interfaces: &Interfaces) -> Option<Event> {
-        let (_, partition) = place(path)?;
+        let (_, partition) = parse_path(path)?;
         let own_interface = Known::own_interface(partition);
         let values = |name| interfaces.get(name).map(plain_properties).unwrap_or_default();
         let own = values(own_interface);
@@ -190,13 +190,13 @@ impl Tracker {
         known.seen.extend([own_interface, VOLUME].iter().filter(|name| interfaces.contains_key(**name)));
         let mut replaced = known.update(&values(VOLUME));
         replaced.append(&mut known.update(&own));
-        if known.is_told {
+        if known.is_announced {
             return known.change(path, replaced);
         }
-        known.is_complete().then(|| known.come(path, own))
+        known.is_complete().then(|| known.announce(path, own))
     }
 
-    /// `PropertiesChanged`; a property whose new value was not sent is null.
+    /// `PropertiesChanged`; an invalidated property is null.
     pub fn changed(
         &mut self,
         path: &str,
@@ -204,18 +204,18 @@ impl Tracker {
         properties: &Properties,
         invalidated: &[String],
     ) -> Option<Event> {
-        let (_, partition) = place(path)?;
+        let (_, partition) = parse_path(path)?;
         if interface != Known::own_interface(partition) && interface != VOLUME {
             return None;
         }
         let known = self.known.entry(path.to_owned()).or_insert_with(|| Known::new(partition));
         let mut values = plain_properties(properties);
-        // Both interfaces of a partition have its size, and each tells of a new one.
+        // Both interfaces of a partition have its size, and both emit the change.
         values.retain(|name, value| known.properties.get(name) != Some(value));
         values.extend(invalidated.iter().map(|name| (name.clone(), Value::Null)));
         known.update(&values);
-        if partition.is_some() && !known.is_told {
-            // Its coming will tell of all of it.
+        if partition.is_some() && !known.is_announced {
+            // The event for the addition will include the change.
             return None;
         }
         known.change(path, values)
@@ -225,24 +225,24 @@ impl Tracker {
     pub fn removed(&mut self, path: &str, interfaces: &[String]) -> Option<Event> {
         let known = self.known.get(path)?;
         let own_interface = Known::own_interface(known.partition);
-        if known.is_told && !interfaces.iter().any(|name| name == own_interface) {
+        if known.is_announced && !interfaces.iter().any(|name| name == own_interface) {
             return None;
         }
         let known = self.known.remove(path)?;
         let kind = if known.partition.is_some() { Kind::PartitionRemoved } else { Kind::Detached };
-        known.is_told.then(|| known.event(kind, path, Map::new()))
+        known.is_announced.then(|| known.event(kind, path, Map::new()))
     }
 
-    /// What there is now: the events that were missed. Partitions come after their device, and go
-    /// before it.
+    /// Replaces the state; returns the events that were missed. Partitions are added after their device,
+    /// and removed before it.
     pub fn replace(&mut self, objects: &Objects) -> Vec<Event> {
         let is_gone = |path: &&String| !objects.contains_key(path.as_str());
         let mut gone: Vec<String> = self.known.keys().filter(is_gone).cloned().collect();
-        gone.sort_by_key(|path| place(path).map(|(sequence, partition)| (sequence, Reverse(partition))));
+        gone.sort_by_key(|path| parse_path(path).map(|(sequence, partition)| (sequence, Reverse(partition))));
         let all = [ATTACHMENT, PARTITION].map(str::to_owned);
         let mut events: Vec<Event> = gone.iter().filter_map(|path| self.removed(path, &all)).collect();
         let mut paths: Vec<&String> = objects.keys().collect();
-        paths.sort_by_key(|path| place(path));
+        paths.sort_by_key(|path| parse_path(path));
         events.extend(paths.into_iter().filter_map(|path| self.added(path, &objects[path])));
         events
     }
@@ -252,7 +252,7 @@ fn plain_properties(properties: &Properties) -> Map<String, Value> {
     properties.iter().map(|(name, value)| (name.clone(), plain(value))).collect()
 }
 
-/// A value of the bus as JSON; bytes are a path there.
+/// A D-Bus value as JSON; a byte array is a path.
 fn plain(value: &Variant<'_>) -> Value {
     match value {
         Variant::U8(number) => (*number).into(),
@@ -268,10 +268,10 @@ fn plain(value: &Variant<'_>) -> Value {
         Variant::ObjectPath(path) => path.as_str().into(),
         Variant::Variant(value) => plain(value),
         Variant::Array(items) => match bytes(items) {
-            Some(bytes) => shown_path(&bytes).into(),
+            Some(bytes) => path_as_string(&bytes).into(),
             None => items.iter().map(plain).collect(),
         },
-        // No property of the contract has another type; a newer daemon may have one.
+        // No property has another type today; one of a newer daemon may.
         other => other.to_string().into(),
     }
 }
@@ -281,7 +281,7 @@ fn bytes(items: &[Variant<'_>]) -> Option<Vec<u8>> {
         Variant::U8(byte) => Some(*byte),
         _ => None,
     };
-    // An empty array of bytes would have the NUL at least.
+    // An array of bytes has at least the NUL.
     (!items.is_empty()).then(|| items.iter().map(byte).collect()).flatten()
 }
 
@@ -293,8 +293,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::output::json::tests::{example, partition};
-    use crate::partition::tests::received as properties;
+    use crate::bus::example::{self, partition, received as properties};
 
     const PATH: &str = "/org/loopd1/attachment/12";
     const PART: &str = "/org/loopd1/attachment/12/p1";
@@ -322,9 +321,9 @@ mod tests {
     }
 
     #[test]
-    fn two_interfaces_are_one_event() {
+    fn two_interfaces_of_an_attachment_are_one_event() {
         for volume_first in [false, true] {
-            let (one, mut tracker) = (example(), Tracker::default());
+            let (one, mut tracker) = (example::attachment(), Tracker::default());
             let mut signals = [attachment(&one.attachment), volume(&one.volume)];
             if volume_first {
                 signals.reverse();
@@ -348,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn a_partition_comes_and_goes_in_one_event_each() {
+    fn a_partition_is_added_and_removed_with_one_event_each() {
         for signals in partition_signals() {
             let mut tracker = Tracker::default();
             let events: Vec<Event> =
@@ -377,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn both_interfaces_in_one_signal_are_one_event_as_well() {
+    fn both_interfaces_in_one_signal_are_one_event() {
         let [[mut both, volume], _] = partition_signals();
         both.extend(volume);
         let mut tracker = Tracker::default();
@@ -388,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_partition_is_no_event() {
+    fn an_incomplete_partition_is_no_event() {
         for [first, second] in partition_signals() {
             let mut tracker = Tracker::default();
             let seen: Vec<String> = first.keys().cloned().collect();
@@ -404,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_of_both_interfaces_is_told_once() {
+    fn a_change_of_both_interfaces_is_one_event() {
         let mut tracker = Tracker::default();
         for signal in &partition_signals()[0] {
             tracker.added(PART, signal);
@@ -423,9 +422,9 @@ mod tests {
     }
 
     #[test]
-    fn changes_are_named_and_detaching_is_told_apart() {
+    fn changes_are_listed_and_detaching_is_an_event_of_its_own() {
         let mut tracker = Tracker::default();
-        tracker.added(PATH, &attachment(&example().attachment));
+        tracker.added(PATH, &attachment(&example::attachment().attachment));
         let changed = properties(HashMap::from([("DirectIo", true.into()), ("BlockSize", 4096_u32.into())]));
         let event = tracker.changed(PATH, ATTACHMENT, &changed, &["Size".to_owned()]).unwrap();
         assert_eq!(event.kind, Kind::Changed);
@@ -437,9 +436,9 @@ mod tests {
     }
 
     #[test]
-    fn what_was_missed_is_made_good() {
+    fn missed_events_are_emitted_after_a_restart() {
         let mut tracker = Tracker::default();
-        let one = example();
+        let one = example::attachment();
         tracker.replace(&HashMap::from([(PATH.to_owned(), attachment(&one.attachment))]));
         assert_eq!(tracker.replace(&HashMap::from([(PATH.to_owned(), attachment(&one.attachment))])), []);
         let detaching = AttachmentProperties { state: "detaching".to_owned(), ..one.attachment.clone() };
@@ -455,14 +454,14 @@ mod tests {
     }
 
     #[test]
-    fn partitions_come_after_their_device_and_go_before_it() {
+    fn partitions_are_added_after_their_device_and_removed_before_it() {
         let [[mut part, volume], _] = partition_signals();
         part.extend(volume);
         let mut tracker = Tracker::default();
         let there = HashMap::from([
             (PART.to_owned(), part),
             ("/org/loopd1/attachment/12/p10".to_owned(), Interfaces::new()),
-            (PATH.to_owned(), attachment(&example().attachment)),
+            (PATH.to_owned(), attachment(&example::attachment().attachment)),
         ]);
         let kinds: Vec<Kind> = tracker.replace(&there).iter().map(|event| event.kind).collect();
         assert_eq!(kinds, [Kind::Attached, Kind::PartitionAdded]);
@@ -475,9 +474,10 @@ mod tests {
     #[test]
     fn an_event_is_one_json_object_a_line() {
         let mut tracker = Tracker::default();
-        tracker.added(PATH, &volume(&example().volume));
-        let points = VolumeProperties { mount_points: vec![b"/mnt\n\0".to_vec()], ..example().volume };
-        let changed = properties(points.changes_since(&example().volume));
+        tracker.added(PATH, &volume(&example::attachment().volume));
+        let points =
+            VolumeProperties { mount_points: vec![b"/mnt\n\0".to_vec()], ..example::attachment().volume };
+        let changed = properties(points.changes_since(&example::attachment().volume));
         let mut event = tracker.changed(PATH, VOLUME, &changed, &[]).unwrap();
         assert!(event.line().ends_with(r#" MountPoints=["/mnt\n"]"#), "{}", event.line());
         event.time_us = 5;
@@ -497,8 +497,8 @@ mod tests {
     }
 
     #[test]
-    fn hostile_names_stay_on_their_line() {
-        let mut one = example();
+    fn control_characters_are_escaped() {
+        let mut one = example::attachment();
         one.attachment.backing_file = b"/a\n\x1b[2J\0".to_vec();
         let event = Tracker::default().added(PATH, &attachment(&one.attachment)).unwrap();
         assert!(event.line().ends_with("/a\\n\\u{1b}[2J"));

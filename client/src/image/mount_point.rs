@@ -1,4 +1,4 @@
-//! Which mount points of a volume are an answer to `loopctl mount`: those that loopd made for this user.
+//! The mount points that `loopctl mount` may print: those that loopd made for this user.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use loopd_common::acl;
 use nix::unistd::getuid;
 
-use crate::mount_table::MountTable;
-use crate::volume::Volume;
+use super::mount_table::MountTable;
+use super::volume::Volume;
 
-/// A mount point of the volume in a directory that only root can change and only this user can look into,
-/// as loopd makes it; `None` if there is none. A volume that others have mounted elsewhere has no such.
+/// A mount point of the volume in a directory that only root can write and only this user can read, as
+/// loopd makes it. `None` if the volume is not mounted, or somewhere else.
 #[must_use]
 pub fn of(volume: &Volume<'_>) -> Option<PathBuf> {
     let device = fs::metadata(&volume.properties.device).ok()?.rdev();
@@ -26,13 +26,13 @@ pub fn of(volume: &Volume<'_>) -> Option<PathBuf> {
 fn is_own(directory: &Path) -> bool {
     let Ok(found) = fs::symlink_metadata(directory) else { return false };
     let writable_by_others = 0o022;
-    let open_to_all = 0o007;
+    let accessible_by_all = 0o007;
     let is_private =
-        found.is_dir() && found.uid() == 0 && found.mode() & (writable_by_others | open_to_all) == 0;
+        found.is_dir() && found.uid() == 0 && found.mode() & (writable_by_others | accessible_by_all) == 0;
     is_private && is_reader(directory, getuid().as_raw())
 }
 
-/// Whether the directory's access list admits this user and nobody else.
+/// Whether the directory's access control list lets this user in, and no other.
 fn is_reader(directory: &Path, uid: u32) -> bool {
     let mut list = [0; 256];
     match rustix::fs::lgetxattr(directory, acl::ATTRIBUTE, &mut list) {
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_that_others_can_change_or_read_is_not_one_s_own() {
+    fn a_directory_that_others_can_write_or_read_is_rejected() {
         let directory = tempfile::tempdir().unwrap();
         let is_root = getuid().is_root();
         for (mode, expected) in
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn the_access_list_names_whose_it_is() {
+    fn the_access_list_must_name_the_user() {
         let directory = tempfile::tempdir().unwrap();
         let list = acl::for_one_reader(1000);
         let flags = rustix::fs::XattrFlags::empty();

@@ -1,4 +1,4 @@
-//! Copying a file without its holes.
+//! Copies a file without its holes.
 
 use std::fs::File;
 use std::io;
@@ -8,12 +8,12 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
-/// Bytes for one call: small enough that an interruption and the progress bar need not wait long.
+/// Bytes per system call; small enough for a responsive progress bar and prompt interruption.
 const CHUNK: u64 = 8 << 20;
-/// Bytes of memory where the kernel cannot copy by itself.
+/// Size of the buffer if the kernel cannot copy.
 const BUFFER: usize = 1 << 20;
 
-/// What of a file is to be copied.
+/// The ranges of a file to copy.
 #[derive(Debug)]
 pub struct Plan {
     size: u64,
@@ -21,10 +21,10 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The file's data, as far as its file system tells data from holes.
+    /// Finds the file's data, as far as its file system distinguishes data from holes.
     ///
     /// # Errors
-    /// The file cannot be looked at.
+    /// The file cannot be examined.
     pub fn of(file: &File) -> io::Result<Self> {
         let size = file.metadata()?.len();
         let mut data = Vec::new();
@@ -41,17 +41,17 @@ impl Plan {
         Ok(Self { size, data })
     }
 
-    /// How many bytes it copies.
+    /// The number of bytes to copy.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.data.iter().map(|range| range.end - range.start).sum()
     }
 
-    /// Copies to an empty file, and tells of each step how many bytes it was.
+    /// Copies to an empty file; calls `progress` with the bytes of each step.
     ///
     /// # Errors
-    /// Reading or writing failed, or the file has become shorter meanwhile.
-    pub fn carry_out(&self, from: &File, to: &File, mut progress: impl FnMut(u64)) -> io::Result<()> {
+    /// A read or write failed, or the file was truncated in the meantime.
+    pub fn execute(&self, from: &File, to: &File, mut progress: impl FnMut(u64)) -> io::Result<()> {
         to.set_len(self.size)?;
         for range in &self.data {
             let mut at = range.start;
@@ -60,7 +60,7 @@ impl Plan {
                 if copied == 0 {
                     return Err(io::Error::new(
                         io::ErrorKind::UnexpectedEof,
-                        "the file has become shorter meanwhile",
+                        "the file was truncated while it was copied",
                     ));
                 }
                 at += copied;
@@ -71,19 +71,21 @@ impl Plan {
     }
 }
 
-/// Copies up to so many bytes; 0 at the end of the file.
+/// Copies at most this many bytes; returns 0 at the end of the file.
 fn step(from: &File, to: &File, at: u64, bytes: u64) -> io::Result<u64> {
     let (mut source, mut target) = (at, at);
     let length = usize::try_from(bytes).unwrap_or(BUFFER);
     match rustix::fs::copy_file_range(from, Some(&mut source), to, Some(&mut target), length) {
         Ok(copied) => Ok(copied as u64),
         // Not between these two file systems, or not by this kernel.
-        Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => by_hand(from, to, at, length),
+        Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            with_buffer(from, to, at, length)
+        }
         Err(error) => Err(error.into()),
     }
 }
 
-fn by_hand(from: &File, to: &File, at: u64, bytes: usize) -> io::Result<u64> {
+fn with_buffer(from: &File, to: &File, at: u64, bytes: usize) -> io::Result<u64> {
     let mut buffer = vec![0; bytes.min(BUFFER)];
     let read = from.read_at(&mut buffer, at)?;
     to.write_all_at(&buffer[..read], at)?;
@@ -119,9 +121,9 @@ mod tests {
         let plan = Plan::of(&from).unwrap();
         assert!(plan.bytes() < MIB, "{plan:?}");
         let to = tempfile::tempfile().unwrap();
-        let mut told = 0;
-        plan.carry_out(&from, &to, |bytes| told += bytes).unwrap();
-        assert_eq!(told, plan.bytes());
+        let mut reported = 0;
+        plan.execute(&from, &to, |bytes| reported += bytes).unwrap();
+        assert_eq!(reported, plan.bytes());
         assert_eq!(to.metadata().unwrap().len(), 64 * MIB);
         assert!(to.metadata().unwrap().blocks() * 512 < 2 * MIB);
         assert_eq!((bytes_at(&to, MIB), bytes_at(&to, 32 * MIB)), ([1; 2], [2; 2]));
@@ -129,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_file_and_one_hole_are_nothing_to_copy() {
+    fn an_empty_file_and_a_hole_have_no_data() {
         let file = tempfile::tempfile().unwrap();
         assert_eq!(Plan::of(&file).unwrap().bytes(), 0);
         file.set_len(MIB).unwrap();
@@ -137,27 +139,27 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_copied_by_hand_where_the_kernel_does_not() {
+    fn the_buffered_copy_works() {
         let from = sparse();
         let to = tempfile::tempfile().unwrap();
-        assert_eq!(by_hand(&from, &to, 32 * MIB, 8192).unwrap(), 8192);
+        assert_eq!(with_buffer(&from, &to, 32 * MIB, 8192).unwrap(), 8192);
         assert_eq!(bytes_at(&to, 32 * MIB), [2; 2]);
-        assert_eq!(by_hand(&from, &to, 64 * MIB, 8192).unwrap(), 0);
+        assert_eq!(with_buffer(&from, &to, 64 * MIB, 8192).unwrap(), 0);
     }
 
     #[test]
-    fn a_file_that_shrinks_meanwhile_is_an_error() {
+    fn a_truncated_file_is_an_error() {
         let from = sparse();
         let plan = Plan::of(&from).unwrap();
         from.set_len(MIB).unwrap();
-        let error = plan.carry_out(&from, &tempfile::tempfile().unwrap(), |_| ()).unwrap_err();
+        let error = plan.execute(&from, &tempfile::tempfile().unwrap(), |_| ()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 
     #[test]
     fn a_full_disk_is_an_error() {
         let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-        let error = by_hand(&sparse(), &full, MIB, 4096).unwrap_err();
+        let error = with_buffer(&sparse(), &full, MIB, 4096).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(Errno::NOSPC.raw_os_error()));
     }
 }

@@ -1,4 +1,4 @@
-//! The kernel's table of mounts, as this process sees it.
+//! The mount table of this process's namespace.
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -6,11 +6,11 @@ use std::{fs, io};
 use loopd_common::mountinfo;
 use nix::sys::stat::{major, minor};
 
-/// File systems over several devices. Their mounts have device numbers of their own, and their types are
-/// the kernel's: a user's FUSE mount is `fuse`, `fuseblk` or `fuse.SUBTYPE`.
+/// File systems that span several devices. Their mounts have anonymous device numbers. A user's FUSE mount
+/// cannot have these types: it is `fuse`, `fuseblk` or `fuse.SUBTYPE`.
 const MULTI_DEVICE: &[&[u8]] = &[b"btrfs", b"bcachefs"];
 
-/// The mounts, in the order in which they were made.
+/// The mounts in mount order.
 #[derive(Clone, Debug, Default)]
 pub struct MountTable {
     mounts: Vec<Mount>,
@@ -24,7 +24,7 @@ struct Mount {
 }
 
 impl MountTable {
-    /// The table of now.
+    /// Reads the current table.
     ///
     /// # Errors
     /// procfs cannot be read.
@@ -45,20 +45,20 @@ impl MountTable {
         self.mounts.iter().map(|mount| mount.point.as_path())
     }
 
-    /// The mount that the path lies on, or is the top of.
+    /// The mount point of the file system that contains the path.
     #[must_use]
     pub fn holding(&self, path: &Path) -> Option<&Path> {
         self.points().filter(|point| path.starts_with(point)).max_by_key(|point| point.as_os_str().len())
     }
 
-    /// What is mounted below the mount point.
+    /// The mount points below this one.
     pub fn below(&self, point: &Path) -> impl Iterator<Item = &Path> {
         self.points().filter(move |other| *other != point && other.starts_with(point))
     }
 
-    /// Whether what is seen at the mount point is the block device with this number. loopd says where a
-    /// device is mounted in the host's namespace; another file system may lie on top, or ours be another
-    /// namespace.
+    /// Whether the topmost mount at the mount point is of the block device with this number. loopd
+    /// publishes mount points of the host's namespace; another file system may be mounted over one, and
+    /// this process may be in another namespace.
     #[must_use]
     pub fn shows(&self, point: &Path, device: u64) -> bool {
         let top = self.mounts.iter().rfind(|mount| mount.point == point);
@@ -70,8 +70,8 @@ fn device_number(device: u64) -> Option<(u32, u32)> {
     Some((major(device).try_into().ok()?, minor(device).try_into().ok()?))
 }
 
-/// The path without links. One that cannot be looked at, as below a file system that is damaged, stays
-/// as it is written.
+/// The path without symbolic links; unchanged if it cannot be resolved, for example on a damaged file
+/// system.
 #[must_use]
 pub fn resolve(path: &Path) -> PathBuf {
     fs::canonicalize(path).or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned())
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_mounted_below_is_found() {
+    fn mounts_below_a_mount_point_are_found() {
         let table = MountTable::parse(TABLE);
         let below = |point: &'static str| table.below(Path::new(point)).collect::<Vec<_>>();
         assert_eq!(below("/run/media/a/data"), [Path::new("/run/media/a/data/sub")]);
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn the_topmost_mount_is_what_is_seen() {
+    fn only_the_topmost_mount_is_shown() {
         let table = MountTable::parse(
             b"30 22 7:0 / /m/a rw,nosuid,nodev shared:1 - ext4 /dev/loop0 rw\n\
               31 30 0:50 / /m/a rw - fuse.sshfs /dev/loop0 rw\n\
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn the_machine_s_table_can_be_read() {
+    fn the_table_of_the_machine_can_be_read() {
         let table = MountTable::read().unwrap();
         assert_eq!(table.holding(Path::new("/proc/self")), Some(Path::new("/proc")));
     }

@@ -1,34 +1,34 @@
-//! Sizes as people write and read them.
+//! Parses sizes such as 64M, and formats them.
 
-/// Why a size was refused.
+/// An invalid size.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SizeError {
-    /// There is no number at the start.
+    /// It does not start with a number.
     #[error(
-        "it does not start with a whole number; write a number of bytes, or a number with a suffix as in 64M"
+        "it does not start with a whole number; give a number of bytes, or a number with a suffix such as 64M"
     )]
     NoNumber,
     /// The number has a fraction.
-    #[error("fractions are not taken; write the size in a smaller unit, as in 1536M for 1.5G")]
+    #[error("fractions are not supported; use a smaller unit, such as 1536M for 1.5G")]
     Fraction,
-    /// The suffix is not known.
+    /// The suffix is unknown.
     #[error(
-        "there is no unit {0:?}; K, M, G, T, P, E (or KiB, MiB, …) are powers of 1024, \
+        "unknown unit {0:?}; K, M, G, T, P, E (or KiB, MiB, …) are powers of 1024, \
          KB, MB, GB, TB, PB, EB powers of 1000"
     )]
     Unit(String),
     /// The number does not fit.
-    #[error("it is more than {} bytes, the largest size there is", u64::MAX)]
+    #[error("it is larger than the maximum of {} bytes", u64::MAX)]
     TooLarge,
 }
 
 const UNITS: &[u8] = b"KMGTPE";
 
-/// Reads a size: plain bytes, K, M, G, T, P, E or KiB, MiB … (powers of 1024), KB, MB … (powers of
-/// 1000). The letters' case does not matter.
+/// Parses a size: plain bytes, K, M, G, T, P, E or KiB, MiB … (powers of 1024), KB, MB … (powers of
+/// 1000). Upper and lower case are equivalent.
 ///
 /// # Errors
-/// It is no size, or too large for 64 bits.
+/// It is not a size, or does not fit into 64 bits.
 pub fn parse(text: &str) -> Result<u64, SizeError> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, suffix) = text.split_at(digits);
@@ -39,12 +39,12 @@ pub fn parse(text: &str) -> Result<u64, SizeError> {
         return Err(SizeError::Fraction);
     }
     let unit = unit(suffix)?;
-    // Digits alone: the only way to fail is to overflow.
+    // Only digits, so the only possible error is an overflow.
     let number: u64 = number.parse().map_err(|_| SizeError::TooLarge)?;
     number.checked_mul(unit).ok_or(SizeError::TooLarge)
 }
 
-/// Reads a size that must fit into 32 bits, such as a block size.
+/// Parses a size that fits into 32 bits, such as a block size.
 ///
 /// # Errors
 /// As [`parse`].
@@ -66,8 +66,7 @@ fn unit(suffix: &str) -> Result<u64, SizeError> {
     Ok(u64::pow(base, power))
 }
 
-/// A size for a table: as few characters as tell it to one decimal, with powers of 1024, as lsblk
-/// does.
+/// Formats a size with at most one decimal and a unit that is a power of 1024, as lsblk does.
 #[must_use]
 pub fn human(bytes: u64) -> String {
     if bytes < 1024 {
@@ -95,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_read() {
+    fn sizes_are_parsed() {
         for (text, bytes) in [
             ("0", 0),
             ("512", 512),
@@ -121,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_size_is_refused() {
+    fn invalid_sizes_are_rejected() {
         for text in ["", "K", "-1", "+1", " 1", "M5", "0x10K", "1 M", "1KK", "1Z", "1iB", "1Ki", "1é"] {
             assert!(
                 matches!(parse(text), Err(SizeError::NoNumber | SizeError::Unit(_))),
@@ -139,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_shown() {
+    fn sizes_are_formatted() {
         for (bytes, text) in [
             (0, "0B"),
             (1023, "1023B"),

@@ -1,14 +1,14 @@
-//! Sizes as losetup reads them: octal, hexadecimal, fractions, and its own way of adding those up.
+//! Sizes as losetup parses them: octal, hexadecimal, and fractions with its rounding.
 
 use nix::errno::Errno;
 
 /// Powers of the base, from the first on.
 const UNITS: &[u8] = b"KMGTPEZY";
 
-/// Reads `10`, `0x200`, `010` (octal), `1K` and `1KiB` (1024), `1KB` (1000), `1.5M`.
+/// Parses `10`, `0x200`, `010` (octal), `1K` and `1KiB` (1024), `1KB` (1000), `1.5M`.
 ///
 /// # Errors
-/// `EINVAL` where it is none of them, `ERANGE` where it does not fit.
+/// `EINVAL` if the format is invalid, `ERANGE` if the value does not fit.
 pub fn parse(text: &[u8]) -> Result<u64, Errno> {
     let text = std::str::from_utf8(text).map_err(|_| Errno::EINVAL)?;
     let text = text.trim_start_matches(|letter: char| letter.is_ascii_whitespace() || letter == '\u{b}');
@@ -29,7 +29,7 @@ pub fn parse(text: &[u8]) -> Result<u64, Errno> {
     whole.checked_add(part(fraction, unit)?).ok_or(Errno::ERANGE)
 }
 
-/// The number at the start, in the base that its prefix names, and what follows it.
+/// The number at the start, in the base of its prefix, and the rest.
 fn integer(text: &str) -> Result<(u64, &str), Errno> {
     let hexadecimal = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X"));
     let (text, base) = match hexadecimal {
@@ -41,7 +41,7 @@ fn integer(text: &str) -> Result<(u64, &str), Errno> {
     if digits.is_empty() {
         return Err(Errno::EINVAL);
     }
-    // Digits alone: the only way to fail is to overflow.
+    // Only digits, so the only possible error is an overflow.
     Ok((u64::from_str_radix(digits, base).map_err(|_| Errno::ERANGE)?, rest))
 }
 
@@ -60,9 +60,9 @@ fn unit(suffix: &str) -> Result<(u64, u32), Errno> {
     Ok((base, power))
 }
 
-/// What the digits behind the point are of a unit. Scripts may depend on what losetup makes of them:
-/// it divides the unit for each digit by a whole number, so that 0.7 is a whole one, and takes 10, 100
-/// and so on for one digit less than they have.
+/// The value of the digits after the point. Scripts may depend on losetup's results: it divides the unit
+/// by an integer for each digit, so 0.7 is rounded to a whole unit, and treats 10, 100 and so on as if they
+/// had one digit less.
 fn part(digits: &str, unit: u64) -> Result<u64, Errno> {
     let value: u64 = digits.trim_start_matches('0').parse().unwrap_or_default();
     if value == 0 && digits.bytes().any(|digit| digit != b'0') {
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_read() {
+    fn sizes_are_parsed() {
         for (text, bytes) in [
             ("0", 0),
             (" +5", 5),
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_size_is_refused() {
+    fn invalid_sizes_are_rejected() {
         for text in [
             "", "K", "-1", "1X", "1B", "1b", "1Ki", "1KIB", "5 ", "5K5", "1.5", "1.", ".5M", "1,5M", "08",
             "0x", "1.-5K", "1.0x5K", "1e3", "1R", "\u{e9}",

@@ -1,4 +1,4 @@
-//! What of an attachment may hold a file system: the whole device, and each partition.
+//! Volumes of an attachment: the whole device and each partition.
 
 use std::fmt;
 
@@ -6,23 +6,24 @@ use loopd_dbus::VolumeProperties;
 use loopd_dbus::properties::from_bus_path;
 use zbus::wire::OwnedObjectPath;
 
-use crate::cli::Column;
-use crate::output::table::{Row, Style, file, render};
-use crate::target::Attached;
+use crate::bus::attachment::AttachmentInfo;
+use crate::show::column::Column;
+use crate::show::property::file;
+use crate::show::table::{Row, Style, render};
 
-/// udev's word for what can be mounted.
+/// udev's `ID_FS_USAGE` of what can be mounted.
 const FILESYSTEM: &str = "filesystem";
-/// udev's word for what is encrypted.
+/// udev's `ID_FS_USAGE` of an encrypted volume.
 const CRYPTO: &str = "crypto";
-/// What is told of the partitions to choose from.
+/// The columns of the table of partitions to choose from.
 const COLUMNS: &[Column] = &[Column::Number, Column::Size, Column::Type, Column::Label, Column::Partlabel];
 
-/// A device or a partition.
+/// A whole device or a partition.
 #[derive(Clone, Copy, Debug)]
 pub struct Volume<'a> {
     /// Its object on the bus.
     pub path: &'a OwnedObjectPath,
-    /// Its number, where it is a partition.
+    /// Its number if it is a partition.
     pub partition: Option<u32>,
     /// `org.loopd1.Volume`.
     pub properties: &'a VolumeProperties,
@@ -33,17 +34,17 @@ impl Volume<'_> {
         self.properties.usage == FILESYSTEM
     }
 
-    /// Where it is mounted.
+    /// Its mount points.
     pub fn mount_points(&self) -> impl Iterator<Item = &[u8]> {
         self.properties.mount_points.iter().map(|point| from_bus_path(point))
     }
 }
 
-/// The whole device, and then its partitions.
+/// The whole device, followed by its partitions.
 #[must_use]
-pub fn of(attached: &Attached) -> Vec<Volume<'_>> {
-    let whole = Volume { path: &attached.path, partition: None, properties: &attached.volume };
-    let partitions = attached.partitions.iter().map(|one| Volume {
+pub fn of(info: &AttachmentInfo) -> Vec<Volume<'_>> {
+    let whole = Volume { path: &info.path, partition: None, properties: &info.volume };
+    let partitions = info.partitions.iter().map(|one| Volume {
         path: &one.path,
         partition: Some(one.partition.number),
         properties: &one.volume,
@@ -51,12 +52,12 @@ pub fn of(attached: &Attached) -> Vec<Volume<'_>> {
     std::iter::once(whole).chain(partitions).collect()
 }
 
-/// Nothing was chosen: why, and a table of what there is.
+/// No volume was chosen.
 #[derive(Clone, Debug, thiserror::Error)]
 pub struct NoChoice {
-    /// Why.
+    /// The reason.
     pub reason: String,
-    /// The partitions, as a table with a newline at its end.
+    /// A table of the partitions that ends with a newline.
     pub table: String,
 }
 
@@ -66,20 +67,18 @@ impl fmt::Display for NoChoice {
     }
 }
 
-/// The volume to mount: the partition that is asked for; or the file system on the whole device, as
-/// on hybrid images, whose partitions are parts of it; or the only partition with a file system.
-/// Where there is but one volume, loopd says what it is if it cannot be mounted.
+/// Chooses the volume to mount: the requested partition; or the file system on the whole device, as on
+/// hybrid images, whose partitions are parts of it; or the only partition with a file system. If there is
+/// only one volume, it is chosen even if it cannot be mounted, so that loopd's error explains why.
 ///
 /// # Errors
-/// There is no such partition, none that can be mounted, or more than one.
-pub fn choose(attached: &Attached, partition: Option<u32>) -> Result<Volume<'_>, NoChoice> {
-    let all = of(attached);
-    let shown = format!("{} ({})", attached.attachment.device, file(attached));
+/// The partition does not exist, none has a file system, or more than one has.
+pub fn choose(info: &AttachmentInfo, partition: Option<u32>) -> Result<Volume<'_>, NoChoice> {
+    let all = of(info);
+    let shown = format!("{} ({})", info.attachment.device, file(info));
     if let Some(number) = partition {
         let found = all.iter().find(|volume| volume.partition == Some(number));
-        return found
-            .copied()
-            .ok_or_else(|| no_choice(attached, format!("{shown} has no partition {number}")));
+        return found.copied().ok_or_else(|| no_choice(info, format!("{shown} has no partition {number}")));
     }
     let (whole, partitions) = (all[0], &all[1..]);
     if whole.has_filesystem() || partitions.is_empty() {
@@ -89,45 +88,42 @@ pub fn choose(attached: &Attached, partition: Option<u32>) -> Result<Volume<'_>,
     match (mountable.as_slice(), partitions) {
         ([one], _) => Ok(**one),
         ([], [one]) => Ok(*one),
-        ([], _) => Err(no_choice(attached, nothing_mountable(&shown, partitions))),
+        ([], _) => Err(no_choice(info, no_filesystem(&shown, partitions))),
         (several, _) => {
             let count = several.len();
             let reason = format!("{shown} has {count} file systems; choose one with --partition");
-            Err(no_choice(attached, reason))
+            Err(no_choice(info, reason))
         }
     }
 }
 
-fn nothing_mountable(shown: &str, partitions: &[Volume<'_>]) -> String {
+fn no_filesystem(shown: &str, partitions: &[Volume<'_>]) -> String {
     let encrypted = partitions.iter().find(|volume| volume.properties.usage == CRYPTO);
     let remedy = encrypted.and_then(|volume| volume.partition).map(|number| {
         format!(
             "; partition {number} is encrypted: attach the image with `loopctl attach`, and unlock the \
-             partition's node with `udisksctl unlock -b`"
+             partition with `udisksctl unlock -b NODE`"
         )
     });
-    format!("no partition of {shown} holds a file system{}", remedy.unwrap_or_default())
+    format!("no partition of {shown} has a file system{}", remedy.unwrap_or_default())
 }
 
-fn no_choice(attached: &Attached, reason: String) -> NoChoice {
-    let table = render(
-        COLUMNS,
-        &Row::of_partitions(attached, COLUMNS),
-        Style { legend: true, bold: false, width: None },
-    );
+fn no_choice(info: &AttachmentInfo, reason: String) -> NoChoice {
+    let table =
+        render(COLUMNS, &Row::of_partitions(info, COLUMNS), Style { legend: true, bold: false, width: None });
     NoChoice { reason, table }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::json::tests::{example, partition};
+    use crate::bus::example::{attachment, partition};
 
-    /// The whole device, and its partitions from 1 on, with what udev says of their use.
-    fn device(whole: &str, partitions: &[&str]) -> Attached {
-        let mut attached = example();
-        attached.volume.usage = whole.to_owned();
-        attached.partitions = (1..)
+    /// An attachment with the `ID_FS_USAGE` of the whole device and of its partitions.
+    fn device(whole: &str, partitions: &[&str]) -> AttachmentInfo {
+        let mut info = attachment();
+        info.volume.usage = whole.to_owned();
+        info.partitions = (1..)
             .zip(partitions)
             .map(|(number, usage)| {
                 let mut partition = partition(12, number);
@@ -135,11 +131,11 @@ mod tests {
                 partition
             })
             .collect();
-        attached
+        info
     }
 
-    fn chosen(attached: &Attached, partition: Option<u32>) -> Option<u32> {
-        choose(attached, partition).unwrap().partition
+    fn chosen(info: &AttachmentInfo, partition: Option<u32>) -> Option<u32> {
+        choose(info, partition).unwrap().partition
     }
 
     #[test]
@@ -152,14 +148,14 @@ mod tests {
     }
 
     #[test]
-    fn what_loopd_is_to_explain_is_chosen_too() {
+    fn a_single_volume_is_chosen_even_without_a_file_system() {
         assert_eq!(chosen(&device("", &[]), None), None);
         assert_eq!(chosen(&device("crypto", &[]), None), None);
         assert_eq!(chosen(&device("", &["other"]), None), Some(1));
     }
 
     #[test]
-    fn a_partition_can_be_asked_for() {
+    fn a_partition_can_be_requested() {
         let hybrid = device("filesystem", &["filesystem", "filesystem"]);
         assert_eq!(chosen(&hybrid, Some(2)), Some(2));
         let none = choose(&hybrid, Some(3)).unwrap_err();
@@ -168,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn of_several_none_is_chosen_and_all_are_listed() {
+    fn none_of_several_is_chosen_and_all_are_listed() {
         let several = device("", &["filesystem", "other", "filesystem"]);
         let none = choose(&several, None).unwrap_err();
         let reason = "/dev/loop0 (/home/a/x.img) has 2 file systems; choose one with --partition";
@@ -180,13 +176,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_encrypted_is_named() {
+    fn encrypted_partitions_are_named() {
         let none = choose(&device("", &["", "crypto"]), None).unwrap_err();
-        let expected = "no partition of /dev/loop0 (/home/a/x.img) holds a file system; partition 2 is \
-            encrypted: attach the image with `loopctl attach`, and unlock the partition's node with \
-            `udisksctl unlock -b`";
+        let expected = "no partition of /dev/loop0 (/home/a/x.img) has a file system; partition 2 is \
+            encrypted: attach the image with `loopctl attach`, and unlock the partition with \
+            `udisksctl unlock -b NODE`";
         assert_eq!(none.reason, expected);
         let none = choose(&device("", &["", "other"]), None).unwrap_err();
-        assert_eq!(none.reason, "no partition of /dev/loop0 (/home/a/x.img) holds a file system");
+        assert_eq!(none.reason, "no partition of /dev/loop0 (/home/a/x.img) has a file system");
     }
 }

@@ -1,4 +1,4 @@
-//! The objects below loopd's root, as its `ObjectManager` tells them in one call.
+//! The objects below loopd's root, read with one call of its `ObjectManager`.
 
 use std::collections::HashMap;
 
@@ -7,21 +7,22 @@ use zbus::message::Sequence;
 use zbus::wire::OwnedObjectPath;
 use zbus::{Connection, OwnedVariant};
 
-use crate::target::decimal;
+use crate::device_node::decimal;
 
-/// Properties as they are sent, by name.
+/// Property values by name.
 pub type Properties = HashMap<String, OwnedVariant>;
 /// The properties of each interface of an object.
 pub type Interfaces = HashMap<String, Properties>;
-/// Objects by their path.
+/// Objects by path.
 pub type Objects = HashMap<String, Interfaces>;
 
 const OBJECT_MANAGER: &str = "org.freedesktop.DBus.ObjectManager";
 
-/// Every object of the daemon that has this bus name, and when the reply came.
+/// Returns every object of the daemon with this bus name, and the position of the reply among the
+/// received messages.
 ///
 /// # Errors
-/// The bus or the daemon failed.
+/// The call failed.
 pub async fn managed_objects(
     connection: &Connection,
     destination: &str,
@@ -34,10 +35,10 @@ pub async fn managed_objects(
     Ok((reply.recv_position(), objects))
 }
 
-/// Where an object stands: the disk sequence in its path, and the number of the partition where it is
-/// one. `None` for any other object.
+/// Splits an object path into the disk sequence and, for a partition, its number. `None` for any other
+/// object.
 #[must_use]
-pub fn place(path: &str) -> Option<(u64, Option<u32>)> {
+pub fn parse_path(path: &str) -> Option<(u64, Option<u32>)> {
     match path.rsplit_once("/p") {
         Some((attachment, digits)) => Some((disk_sequence_of(attachment)?, Some(decimal(digits)?))),
         None => Some((disk_sequence_of(path)?, None)),
@@ -51,13 +52,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_are_told_apart() {
-        assert_eq!(place(attachment_path(7).as_str()), Some((7, None)));
-        assert_eq!(place(partition_path(7, 128).as_str()), Some((7, Some(128))));
-        for other in ["/org/loopd1", "/org/loopd1/p1", "/org/loopd1/attachment/7/p", "/p1"] {
-            assert_eq!(place(other), None, "{other}");
+    fn paths_of_attachments_and_partitions_are_parsed() {
+        assert_eq!(parse_path(attachment_path(7).as_str()), Some((7, None)));
+        assert_eq!(parse_path(partition_path(7, 128).as_str()), Some((7, Some(128))));
+    }
+
+    #[test]
+    fn other_paths_are_rejected() {
+        for other in [
+            "/org/loopd1",
+            "/org/loopd1/p1",
+            "/org/loopd1/attachment/7/p",
+            "/p1",
+            "/org/loopd1/attachment/7/p01",
+            "/org/loopd1/attachment/7/p1/p2",
+        ] {
+            assert_eq!(parse_path(other), None, "{other}");
         }
-        assert_eq!(place("/org/loopd1/attachment/7/p01"), None);
-        assert_eq!(place("/org/loopd1/attachment/7/p1/p2"), None);
     }
 }

@@ -1,4 +1,4 @@
-//! The text polkit agent: asks for a password on the terminal where no graphical agent does.
+//! The text polkit agent: asks for a password on the terminal if there is no graphical agent.
 
 use std::future::Future;
 use std::io::{IsTerminal, stderr, stdin};
@@ -15,37 +15,36 @@ use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 
-/// How long the agent may take to register on a machine that has much else to do; without it the call is
-/// made all the same. One that cannot register ends at once.
+/// How long to wait for the agent to register on a loaded machine; after that the call is made without
+/// it. An agent that cannot register exits immediately.
 const REGISTRATION: Duration = Duration::from_secs(30);
-/// How long the agent may take to end after SIGTERM.
-const END: Duration = Duration::from_secs(2);
+/// How long to wait for the agent to exit after SIGTERM.
+const EXIT: Duration = Duration::from_secs(2);
 
-/// A signal ended the work.
+/// A signal interrupted the operation.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("interrupted by signal {0}")]
 pub struct Interrupted(pub u8);
 
-/// Does the work, and offers a prompt on the terminal meanwhile where one may be needed and can be
-/// answered.
+/// Runs the operation with an agent on the terminal, if a prompt may be needed and can be answered.
 ///
 /// # Errors
-/// Those of the work, or [`Interrupted`].
+/// Those of the operation, or [`Interrupted`].
 pub async fn with_agent<T>(
     interaction: Interaction,
-    work: impl Future<Output = anyhow::Result<T>>,
+    operation: impl Future<Output = anyhow::Result<T>>,
 ) -> anyhow::Result<T> {
     if !is_wanted(interaction) {
-        return work.await;
+        return operation.await;
     }
-    // Handlers first: the agent must not stay behind and read the terminal when we are ended.
+    // Handlers first: the agent must not be left reading the terminal if a signal ends loopctl.
     let interrupted = interruption()?;
     let agent = Agent::start();
     let prompted = async {
         if let Some(agent) = &agent {
             agent.registered().await;
         }
-        work.await
+        operation.await
     };
     let result = tokio::select! {
         result = prompted => result,
@@ -57,14 +56,14 @@ pub async fn with_agent<T>(
     result
 }
 
-/// Does the work until it is done or a signal comes, so that what it did can be undone.
+/// Runs the operation until it completes or a signal arrives, so that the caller can undo it.
 ///
 /// # Errors
-/// Those of the work, or [`Interrupted`].
-pub async fn interruptible<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+/// Those of the operation, or [`Interrupted`].
+pub async fn interruptible<T>(operation: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let interrupted = interruption()?;
     tokio::select! {
-        result = work => result,
+        result = operation => result,
         signal = interrupted => Err(Interrupted(signal).into()),
     }
 }
@@ -74,7 +73,7 @@ fn is_wanted(interaction: Interaction) -> bool {
     interaction == Interaction::Allowed && !geteuid().is_root() && can_be_answered
 }
 
-/// Resolves with the number of the signal that would end a program at a terminal.
+/// Returns the number of the signal, once SIGINT, SIGTERM or SIGHUP arrives.
 ///
 /// # Errors
 /// The signals cannot be received.
@@ -91,20 +90,20 @@ pub fn interruption() -> std::io::Result<impl Future<Output = u8>> {
     })
 }
 
-/// Whether the user may have a login session, whose graphical agent then comes first. Outside of one
-/// polkitd never asks an agent that is a fallback.
+/// Whether the user may have a login session, whose graphical agent then takes precedence. Outside of
+/// one polkitd never uses an agent registered as a fallback.
 fn has_session() -> bool {
     Path::new("/run/systemd/users").join(getuid().to_string()).exists()
 }
 
-/// `pkttyagent`, while it runs.
+/// A running `pkttyagent`.
 struct Agent {
     child: Child,
     notify: OwnedFd,
 }
 
 impl Agent {
-    /// `None` where it is not installed or cannot be started: then there is just no text prompt.
+    /// `None` if it is not installed or cannot be started; there is no text prompt then.
     fn start() -> Option<Self> {
         let (notify, write) = pipe2(OFlag::O_CLOEXEC).ok()?;
         // dup() leaves CLOEXEC off: the agent inherits this one descriptor.
@@ -121,7 +120,7 @@ impl Agent {
         Some(Self { child, notify })
     }
 
-    /// Waits until the agent is registered, or has ended: it closes its descriptor then.
+    /// Waits until the agent has registered or exited: it closes its descriptor in both cases.
     async fn registered(&self) {
         let Ok(notify) = self.notify.try_clone() else { return };
         let closed = tokio::net::unix::pipe::Receiver::from_owned_fd(notify);
@@ -140,12 +139,12 @@ impl Agent {
 
     async fn stop(mut self) {
         self.terminate();
-        if timeout(END, self.child.wait()).await.is_err() {
+        if timeout(EXIT, self.child.wait()).await.is_err() {
             let _ = self.child.kill().await;
         }
     }
 
-    /// SIGTERM, so that it can give the terminal its echo back.
+    /// SIGTERM, so that it can restore the terminal's echo.
     fn terminate(&self) {
         if let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);

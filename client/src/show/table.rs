@@ -1,75 +1,64 @@
-//! The table of `list`, and how each property is written for people.
-
-use std::time::{Duration, UNIX_EPOCH};
+//! The table of `list`.
 
 use clap::ValueEnum;
 use comfy_table::{Attribute, Cell, Table, presets};
 use loopd_dbus::VolumeProperties;
-use loopd_dbus::properties::{NO_OWNER, from_bus_path};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-use crate::cli::Column;
-use crate::output::escaped;
-use crate::partition::Partition;
-use crate::size::human;
-use crate::target::Attached;
+use super::column::Column;
+use super::property::{NOTHING, file, mount_points, owner, since, text, yes_no};
+use super::size::human;
+use crate::bus::attachment::AttachmentInfo;
+use crate::bus::partition::PartitionInfo;
+use crate::message::escaped;
 
-/// What stands for nothing, so that a line always has as many words as columns.
-const NOTHING: &str = "-";
-/// Blanks between two columns.
+/// Spaces between two columns.
 const GAP: u16 = 2;
-/// The columns that are cut where a line would not fit, each to no fewer letters than these: less
-/// would say nothing. The line is then longer than the terminal is wide.
+/// The columns that are cut if a line is wider than the terminal, with the minimum width of each. If that
+/// is not enough, the line stays wider.
 const CUT: &[(Column, usize)] =
     &[(Column::File, 12), (Column::Mountpoints, 12), (Column::Partlabel, 6), (Column::Label, 6)];
 
-/// How a table is drawn.
+/// The style of a table.
 #[derive(Clone, Copy, Debug)]
 pub struct Style {
-    /// Whether there is a header.
+    /// Print a header.
     pub legend: bool,
-    /// Whether the header is bold.
+    /// Print the header in bold.
     pub bold: bool,
-    /// The terminal's width in letters; what does not fit is cut. `None` cuts nothing.
+    /// The maximum width of a line; `None` for no limit.
     pub width: Option<u16>,
 }
 
-/// A line of the table, and the lines below it that belong to it.
+/// A row of the table, with its sub-rows.
 #[derive(Clone, Debug, Default)]
 pub struct Row {
     cells: Vec<String>,
-    parts: Vec<Row>,
+    children: Vec<Row>,
 }
 
 impl Row {
-    /// The line of this device, and those of its partitions.
+    /// The row of this device, with those of its partitions.
     #[must_use]
-    pub fn new(attached: &Attached, columns: &[Column]) -> Self {
+    pub fn new(info: &AttachmentInfo, columns: &[Column]) -> Self {
         Self {
-            cells: columns.iter().map(|column| cell(attached, *column)).collect(),
-            parts: Self::of_partitions(attached, columns),
+            cells: columns.iter().map(|column| cell(info, *column)).collect(),
+            children: Self::of_partitions(info, columns),
         }
     }
 
-    /// The lines of the device's partitions.
+    /// The rows of the device's partitions.
     #[must_use]
-    pub fn of_partitions(attached: &Attached, columns: &[Column]) -> Vec<Self> {
-        let part = |partition: &Partition| Self {
-            cells: columns.iter().map(|column| part_cell(attached, partition, *column)).collect(),
-            parts: Vec::new(),
+    pub fn of_partitions(info: &AttachmentInfo, columns: &[Column]) -> Vec<Self> {
+        let row = |partition: &PartitionInfo| Self {
+            cells: columns.iter().map(|column| partition_cell(info, partition, *column)).collect(),
+            children: Vec::new(),
         };
-        attached.partitions.iter().map(part).collect()
+        info.partitions.iter().map(row).collect()
     }
 }
 
-/// The width in letters of the terminal that standard output is; `None` where it is none, or does not
-/// know how wide it is.
-#[must_use]
-pub fn terminal_width() -> Option<u16> {
-    terminal_size::terminal_size_of(std::io::stdout()).map(|(width, _)| width.0)
-}
-
-/// Draws the table, with a newline at the end; nothing where there are no rows.
+/// Draws the table with a newline at the end; empty without rows.
 #[must_use]
 pub fn render(columns: &[Column], rows: &[Row], style: Style) -> String {
     if rows.is_empty() {
@@ -82,7 +71,7 @@ pub fn render(columns: &[Column], rows: &[Row], style: Style) -> String {
         fit(columns, legend, &mut lines, width.into());
     }
     let mut table = Table::new();
-    // Without this comfy-table would look at the terminal by itself.
+    // Otherwise comfy-table examines the terminal itself.
     table.load_style(presets::NOTHING).force_no_tty();
     if style.legend {
         table.set_header(names.iter().map(|name| styled(name, style.bold)).collect::<Vec<_>>());
@@ -108,14 +97,14 @@ fn header(column: Column) -> String {
     column.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }
 
-/// The rows with their parts below them, drawn as lsblk does.
+/// The rows and sub-rows as lines, drawn as lsblk does.
 fn flatten(rows: &[Row], columns: &[Column]) -> Vec<Vec<String>> {
     let mut lines = Vec::new();
     for row in rows {
         lines.push(row.cells.clone());
-        for (index, part) in row.parts.iter().enumerate() {
-            let branch = if index + 1 == row.parts.len() { "└─" } else { "├─" };
-            let mut cells = part.cells.clone();
+        for (index, child) in row.children.iter().enumerate() {
+            let branch = if index + 1 == row.children.len() { "└─" } else { "├─" };
+            let mut cells = child.cells.clone();
             if let Some(name) = columns.iter().position(|column| *column == Column::Device) {
                 cells[name].insert_str(0, branch);
             }
@@ -125,8 +114,8 @@ fn flatten(rows: &[Row], columns: &[Column]) -> Vec<Vec<String>> {
     lines
 }
 
-/// Cuts what can be cut, one column after the other, until the lines fit.
-fn fit(columns: &[Column], legend: &[String], lines: &mut [Vec<String>], room: usize) {
+/// Cuts the columns of [`CUT`] one after the other until the lines fit.
+fn fit(columns: &[Column], legend: &[String], lines: &mut [Vec<String>], limit: usize) {
     let mut widths: Vec<usize> = (0..columns.len())
         .map(|index| {
             let cells = lines.iter().map(|line| &line[index]).chain(legend.get(index));
@@ -135,7 +124,7 @@ fn fit(columns: &[Column], legend: &[String], lines: &mut [Vec<String>], room: u
         .collect();
     for (column, shortest) in CUT {
         let needed = widths.iter().sum::<usize>() + usize::from(GAP) * columns.len().saturating_sub(1);
-        let excess = needed.saturating_sub(room);
+        let excess = needed.saturating_sub(limit);
         let Some(index) = columns.iter().position(|shown| shown == column) else { continue };
         let width = widths[index].saturating_sub(excess).max(*shortest);
         if excess > 0 && width < widths[index] {
@@ -145,16 +134,16 @@ fn fit(columns: &[Column], legend: &[String], lines: &mut [Vec<String>], room: u
     }
 }
 
-/// The end of the text, in at most so many letters of the terminal: the end tells paths apart.
-fn cut_start(text: &str, room: usize) -> String {
-    if text.width() <= room {
+/// The end of the text in at most this many terminal columns; paths differ at their end.
+fn cut_start(text: &str, limit: usize) -> String {
+    if text.width() <= limit {
         return text.to_owned();
     }
     let mut used = 1; // the ellipsis
     let mut start = text.len();
     for (index, character) in text.char_indices().rev() {
         used += character.width().unwrap_or_default();
-        if used > room {
+        if used > limit {
             break;
         }
         start = index;
@@ -162,16 +151,16 @@ fn cut_start(text: &str, room: usize) -> String {
     format!("…{}", &text[start..])
 }
 
-/// What a column shows of a device.
-fn cell(attached: &Attached, column: Column) -> String {
-    let Attached { attachment, volume, .. } = attached;
+/// The cell of a device.
+fn cell(info: &AttachmentInfo, column: Column) -> String {
+    let AttachmentInfo { attachment, volume, .. } = info;
     match column {
         Column::Device => escaped(attachment.device.as_bytes()),
         Column::Number => attachment.number.to_string(),
         Column::Ro => yes_no(attachment.read_only),
         Column::Lifetime => text(&attachment.lifetime),
         Column::State => text(&attachment.state),
-        Column::File => file(attached),
+        Column::File => file(info),
         Column::Inode => attachment.backing_inode.to_string(),
         Column::Offset => attachment.offset.to_string(),
         Column::Sizelimit => attachment.size_limit.to_string(),
@@ -181,8 +170,8 @@ fn cell(attached: &Attached, column: Column) -> String {
         Column::Autoclear => yes_no(attachment.autoclear),
         Column::Ref => text(&attachment.reference),
         Column::Managed => yes_no(attachment.managed),
-        Column::Owner => owner(attached),
-        Column::Since => since(attached),
+        Column::Owner => owner(info),
+        Column::Since => since(info),
         Column::Diskseq => attachment.disk_sequence.to_string(),
         Column::Start | Column::Pttype | Column::Parttype | Column::Partlabel | Column::Partuuid => {
             NOTHING.to_owned()
@@ -196,14 +185,13 @@ fn cell(attached: &Attached, column: Column) -> String {
     }
 }
 
-/// What a column shows of a partition. What is not its own is that of its device where it holds for
-/// the partition as well; the rest stands in the line above.
-fn part_cell(attached: &Attached, shown: &Partition, column: Column) -> String {
-    let Partition { partition, volume, .. } = shown;
+/// The cell of a partition. Properties of the device are repeated only if they apply to the partition.
+fn partition_cell(info: &AttachmentInfo, shown: &PartitionInfo, column: Column) -> String {
+    let PartitionInfo { partition, volume, .. } = shown;
     match column {
         Column::Device => escaped(volume.device.as_bytes()),
         Column::Number => partition.number.to_string(),
-        Column::Ro | Column::Blocksize => cell(attached, column),
+        Column::Ro | Column::Blocksize => cell(info, column),
         Column::Start => partition.offset.to_string(),
         Column::Pttype => text(&partition.table),
         Column::Parttype => text(&partition.kind),
@@ -213,7 +201,7 @@ fn part_cell(attached: &Attached, shown: &Partition, column: Column) -> String {
     }
 }
 
-/// What a column shows of that on which a file system may be.
+/// The cell of a volume: a device or a partition.
 fn volume_cell(volume: &VolumeProperties, column: Column) -> String {
     match column {
         Column::Size => human(volume.size),
@@ -226,77 +214,19 @@ fn volume_cell(volume: &VolumeProperties, column: Column) -> String {
     }
 }
 
-/// yes or no.
-#[must_use]
-pub fn yes_no(value: bool) -> String {
-    if value { "yes" } else { "no" }.to_owned()
-}
-
-/// A text from outside; - where there is none.
-#[must_use]
-pub fn text(value: &str) -> String {
-    if value.is_empty() { NOTHING.to_owned() } else { escaped(value.as_bytes()) }
-}
-
-/// The backing file's path.
-#[must_use]
-pub fn file(attached: &Attached) -> String {
-    path(&attached.attachment.backing_file)
-}
-
-/// The mount points, separated by commas.
-#[must_use]
-pub fn mount_points(volume: &VolumeProperties) -> String {
-    let points: Vec<String> = volume.mount_points.iter().map(|bytes| path(bytes)).collect();
-    if points.is_empty() { NOTHING.to_owned() } else { points.join(",") }
-}
-
-/// The owner's uid.
-#[must_use]
-pub fn owner(attached: &Attached) -> String {
-    match attached.attachment.owner {
-        NO_OWNER => NOTHING.to_owned(),
-        uid => uid.to_string(),
-    }
-}
-
-/// When it was attached, in UTC.
-#[must_use]
-pub fn since(attached: &Attached) -> String {
-    match attached.attachment.since {
-        0 => NOTHING.to_owned(),
-        microseconds => time(microseconds),
-    }
-}
-
-/// Microseconds since 1970 as a date and time in UTC (RFC 3339).
-#[must_use]
-pub fn time(microseconds: u64) -> String {
-    /// The last second of the year 9999: RFC 3339 cannot write what comes after it.
-    const LAST: u64 = 253_402_300_799;
-    let seconds = (microseconds / 1_000_000).min(LAST);
-    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds)).to_string()
-}
-
-fn path(bytes: &[u8]) -> String {
-    let bytes = from_bus_path(bytes);
-    if bytes.is_empty() { NOTHING.to_owned() } else { escaped(bytes) }
-}
-
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
     use loopd_dbus::properties::to_bus_path;
 
     use super::*;
-    use crate::cli::{Cli, List, Verb};
-    use crate::output::json::tests::{example, partition};
+    use crate::bus::example::{self, partition};
+    use crate::show::column;
 
     const COLUMNS: &[Column] = &[Column::Device, Column::Size, Column::Type, Column::File];
     const PLAIN: Style = Style { legend: true, bold: false, width: None };
 
-    fn attached(number: u32, file: &[u8]) -> Attached {
-        let mut attached = example();
+    fn attached(number: u32, file: &[u8]) -> AttachmentInfo {
+        let mut attached = example::attachment();
         attached.attachment.device = format!("/dev/loop{number}");
         attached.attachment.backing_file = to_bus_path(file);
         attached.partitions.clear();
@@ -334,7 +264,7 @@ DEVICE       SIZE  TYPE  FILE
     }
 
     #[test]
-    fn long_paths_are_cut_at_their_start() {
+    fn long_paths_are_cut_at_the_start() {
         let long = format!("/home/{}/end.img", "x".repeat(100));
         let shown = table(&[long.as_bytes()], Style { width: Some(50), ..PLAIN });
         assert!(shown.lines().all(|line| line.width() <= 50), "{shown}");
@@ -344,7 +274,7 @@ DEVICE       SIZE  TYPE  FILE
     }
 
     #[test]
-    fn names_of_devices_are_never_cut() {
+    fn device_nodes_are_never_cut() {
         let mut wide = attached(9, b"/a/a file with blanks.img");
         wide.volume.mount_points = vec![to_bus_path(b"/run/media/alice/a volume")];
         let columns = &[Column::Device, Column::Mountpoints, Column::File];
@@ -357,20 +287,18 @@ DEVICE      MOUNTPOINTS   FILE
     }
 
     #[test]
-    fn wide_letters_count_twice() {
+    fn wide_characters_count_twice() {
         assert_eq!(cut_start("日本語.img", 8), "…語.img");
         assert_eq!(cut_start("abc", 3), "abc");
         assert_eq!(cut_start("abcd", 3), "…cd");
     }
 
     #[test]
-    fn parts_hang_below_their_device() {
-        let Ok(Verb::List(List { columns, .. })) =
-            Cli::try_parse_from(["loopctl", "list"]).map(|cli| cli.verb)
-        else {
-            panic!()
-        };
-        let mut disk = Attached { partitions: vec![partition(12, 1), partition(12, 2)], ..example() };
+    fn partitions_are_listed_below_their_device() {
+        let columns: Vec<Column> =
+            column::DEFAULT.split(',').map(|name| Column::from_str(name, true).unwrap()).collect();
+        let mut disk =
+            AttachmentInfo { partitions: vec![partition(12, 1), partition(12, 2)], ..example::attachment() };
         disk.attachment.read_only = true;
         let second = &mut disk.partitions[1];
         second.volume = VolumeProperties { device: "/dev/loop0p2".to_owned(), ..VolumeProperties::default() };
@@ -387,7 +315,7 @@ DEVICE          SIZE  RO   TYPE  LABEL  MOUNTPOINTS        STATE     FILE
     }
 
     #[test]
-    fn partitions_have_columns_of_their_own() {
+    fn columns_of_partitions_are_shown() {
         let columns = &[
             Column::Number,
             Column::Start,
@@ -396,7 +324,7 @@ DEVICE          SIZE  RO   TYPE  LABEL  MOUNTPOINTS        STATE     FILE
             Column::Partlabel,
             Column::Partuuid,
         ];
-        let mut disk = example();
+        let mut disk = example::attachment();
         disk.partitions[0].partition.label = "root\n".to_owned();
         let expected = "\
 0  -        -    -                                     -       -
@@ -407,17 +335,14 @@ DEVICE          SIZE  RO   TYPE  LABEL  MOUNTPOINTS        STATE     FILE
     }
 
     #[test]
-    fn times_are_utc_and_never_too_late() {
-        assert_eq!(time(1_700_000_000_999_999), "2023-11-14T22:13:20Z");
-        assert_eq!(time(u64::MAX), "9999-12-31T23:59:59Z");
-    }
-
-    #[test]
     fn every_column_has_a_name_and_a_value() {
         for column in Column::value_variants() {
             assert!(!header(*column).is_empty());
-            assert!(!cell(&example(), *column).is_empty(), "{column:?}");
-            assert!(!part_cell(&example(), &partition(12, 1), *column).is_empty(), "{column:?}");
+            assert!(!cell(&example::attachment(), *column).is_empty(), "{column:?}");
+            assert!(
+                !partition_cell(&example::attachment(), &partition(12, 1), *column).is_empty(),
+                "{column:?}"
+            );
         }
     }
 }

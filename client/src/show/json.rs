@@ -1,13 +1,13 @@
-//! The JSON that the contract promises.
+//! The stable JSON output.
 
 use loopd_dbus::VolumeProperties;
 use loopd_dbus::properties::{NO_OWNER, from_bus_path};
 use serde::Serialize;
 
-use crate::partition;
-use crate::target::Attached;
+use crate::bus::attachment::AttachmentInfo;
+use crate::bus::partition::PartitionInfo;
 
-/// A loop device, with the fields in the contract's order. An unknown string is null.
+/// A loop device. An unknown string is null.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub struct Device {
     /// Device node.
@@ -16,55 +16,55 @@ pub struct Device {
     pub number: u32,
     /// Disk sequence.
     pub disk_sequence: u64,
-    /// Path of the backing file, for display: JSON knows no bytes, so a path that is not UTF-8 has
-    /// U+FFFD in place of the others.
+    /// Path of the backing file, for display: JSON strings are Unicode, so U+FFFD replaces bytes that are
+    /// not UTF-8.
     pub backing_file: Option<String>,
-    /// Bytes into the file.
+    /// Offset in the file, in bytes.
     pub offset: u64,
-    /// Bytes at most; 0 is up to the end of the file.
+    /// Maximum number of bytes; 0 is up to the end of the file.
     pub size_limit: u64,
-    /// Bytes of the device.
+    /// Size of the device in bytes.
     pub size: u64,
-    /// Whether writing is impossible.
+    /// Whether the device is read-only.
     pub read_only: bool,
-    /// Whether the page cache of the backing file is bypassed.
+    /// Whether direct I/O bypasses the page cache of the backing file.
     pub direct_io: bool,
     /// Logical block size in bytes.
     pub block_size: u32,
-    /// Whether the kernel looks for partitions.
+    /// Whether the kernel scans for partitions.
     pub partition_scan: bool,
     /// Whether the kernel detaches the device at its last close.
     pub autoclear: bool,
-    /// What losetup shows as REF.
+    /// The reference, which losetup shows as REF.
     pub reference: Option<String>,
-    /// When it ends; null where loopd did not attach it.
+    /// When it is detached; null if loopd did not attach it.
     pub lifetime: Option<String>,
     /// Whether loopd attached it.
     pub managed: bool,
-    /// The uid that attached it; null where loopd did not.
+    /// The uid of its owner; null if loopd did not attach it.
     pub owner: Option<u32>,
     /// `attached` or `detaching`.
     pub state: Option<String>,
-    /// What the whole device holds.
+    /// The file system on the whole device.
     pub filesystem: Option<Filesystem>,
-    /// Where the whole device is mounted.
+    /// Mount points of the whole device.
     pub mount_points: Vec<String>,
-    /// By number.
+    /// Partitions by number.
     pub partitions: Vec<Partition>,
 }
 
-/// A partition of a loop device, with the fields in the contract's order. An unknown string is null.
+/// A partition of a loop device. An unknown string is null.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub struct Partition {
     /// Device node.
     pub device: String,
     /// N of `/dev/loop0pN`.
     pub number: u32,
-    /// Bytes into the device.
+    /// Offset on the device, in bytes.
     pub offset: u64,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// Kind of the partition table.
+    /// Type of the partition table.
     pub table: Option<String>,
     /// Type of the partition.
     #[serde(rename = "type")]
@@ -73,13 +73,13 @@ pub struct Partition {
     pub uuid: Option<String>,
     /// Name of the partition.
     pub label: Option<String>,
-    /// What it holds.
+    /// Its file system.
     pub filesystem: Option<Filesystem>,
-    /// Where it is mounted.
+    /// Its mount points.
     pub mount_points: Vec<String>,
 }
 
-/// A file system, or what else udev finds on a device.
+/// A file system, or other content that udev recognizes.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub struct Filesystem {
     /// udev's `ID_FS_TYPE`.
@@ -93,9 +93,9 @@ pub struct Filesystem {
     pub uuid: Option<String>,
 }
 
-impl From<&Attached> for Device {
-    fn from(attached: &Attached) -> Self {
-        let Attached { attachment, volume, partitions, .. } = attached;
+impl From<&AttachmentInfo> for Device {
+    fn from(info: &AttachmentInfo) -> Self {
+        let AttachmentInfo { attachment, volume, partitions, .. } = info;
         Self {
             device: attachment.device.clone(),
             number: attachment.number,
@@ -121,9 +121,9 @@ impl From<&Attached> for Device {
     }
 }
 
-impl From<&partition::Partition> for Partition {
-    fn from(shown: &partition::Partition) -> Self {
-        let partition::Partition { partition, volume, .. } = shown;
+impl From<&PartitionInfo> for Partition {
+    fn from(info: &PartitionInfo) -> Self {
+        let PartitionInfo { partition, volume, .. } = info;
         Self {
             device: volume.device.clone(),
             number: partition.number,
@@ -152,7 +152,7 @@ fn mount_points(volume: &VolumeProperties) -> Vec<String> {
     volume.mount_points.iter().map(|bytes| path(bytes)).collect()
 }
 
-/// A path of the bus as a string; see [`Device::backing_file`] for one that is not UTF-8.
+/// A bus path as a string; see [`Device::backing_file`] for one that is not UTF-8.
 #[must_use]
 pub fn path(bytes: &[u8]) -> String {
     String::from_utf8_lossy(from_bus_path(bytes)).into_owned()
@@ -163,65 +163,13 @@ fn known(text: &str) -> Option<String> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use loopd_dbus::names::{attachment_path, partition_path};
+mod tests {
+    use loopd_dbus::PartitionProperties;
     use loopd_dbus::properties::to_bus_path;
-    use loopd_dbus::{AttachmentProperties, PartitionProperties};
     use serde_json::Value;
 
     use super::*;
-
-    /// The contract's example, as loopd lists it.
-    pub(crate) fn example() -> Attached {
-        Attached {
-            path: attachment_path(12).into(),
-            attachment: AttachmentProperties {
-                device: "/dev/loop0".to_owned(),
-                disk_sequence: 12,
-                backing_file: to_bus_path(b"/home/a/x.img"),
-                block_size: 512,
-                partition_scan: true,
-                lifetime: "persistent".to_owned(),
-                managed: true,
-                owner: 1000,
-                state: "attached".to_owned(),
-                ..AttachmentProperties::default()
-            },
-            volume: VolumeProperties {
-                device: "/dev/loop0".to_owned(),
-                size: 67_108_864,
-                ..VolumeProperties::default()
-            },
-            partitions: vec![partition(12, 1)],
-        }
-    }
-
-    /// The example's partition, with this number and on this attachment.
-    pub(crate) fn partition(disk_sequence: u64, number: u32) -> partition::Partition {
-        partition::Partition {
-            path: partition_path(disk_sequence, number).into(),
-            partition: PartitionProperties {
-                number,
-                offset: 1_048_576,
-                size: 20_971_520,
-                table: "gpt".to_owned(),
-                kind: "0fc63daf-8483-4772-8e79-3d69d8477de4".to_owned(),
-                uuid: "…".to_owned(),
-                label: String::new(),
-                attachment: attachment_path(disk_sequence).into(),
-            },
-            volume: VolumeProperties {
-                device: format!("/dev/loop0p{number}"),
-                size: 20_971_520,
-                usage: "filesystem".to_owned(),
-                filesystem_type: "ext4".to_owned(),
-                filesystem_version: "1.0".to_owned(),
-                filesystem_label: "data".to_owned(),
-                filesystem_uuid: "…".to_owned(),
-                mount_points: vec![to_bus_path(b"/run/media/a/data")],
-            },
-        }
-    }
+    use crate::bus::example::{attachment, partition};
 
     const CONTRACT: &str = r#"{"device": "/dev/loop0", "number": 0, "disk_sequence": 12,
         "backing_file": "/home/a/x.img", "offset": 0, "size_limit": 0, "size": 67108864, "read_only": false,
@@ -240,8 +188,8 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_shape_is_the_contract_s() {
-        let text = serde_json::to_string(&Device::from(&example())).unwrap();
+    fn fields_and_their_order_are_those_of_the_contract() {
+        let text = serde_json::to_string(&Device::from(&attachment())).unwrap();
         assert_eq!(
             serde_json::from_str::<Value>(&text).unwrap(),
             serde_json::from_str::<Value>(CONTRACT).unwrap()
@@ -250,8 +198,8 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_is_known_is_shown() {
-        let mut attached = example();
+    fn known_values_are_shown() {
+        let mut attached = attachment();
         attached.attachment.reference = "ref".to_owned();
         attached.attachment.backing_file = to_bus_path(b"/a/\xff.img");
         attached.volume.filesystem_type = "ext4".to_owned();
@@ -269,14 +217,14 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_is_not_known_of_a_partition_is_null() {
+    fn unknown_values_of_a_partition_are_null() {
         let mut shown = partition(12, 3);
         shown.partition = PartitionProperties { number: 3, ..PartitionProperties::default() };
         shown.volume = VolumeProperties { device: "/dev/loop0p3".to_owned(), ..VolumeProperties::default() };
         let expected = serde_json::json!({"device": "/dev/loop0p3", "number": 3, "offset": 0, "size": 0,
             "table": null, "type": null, "uuid": null, "label": null, "filesystem": null, "mount_points": []});
         assert_eq!(serde_json::to_value(Partition::from(&shown)).unwrap(), expected);
-        let attached = Attached { partitions: Vec::new(), ..example() };
+        let attached = AttachmentInfo { partitions: Vec::new(), ..attachment() };
         assert_eq!(
             serde_json::to_value(Device::from(&attached)).unwrap()["partitions"],
             serde_json::json!([])
@@ -285,7 +233,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_foreign_device_has_no_owner_and_no_lifetime() {
-        let mut attached = example();
+        let mut attached = attachment();
         attached.attachment.owner = NO_OWNER;
         attached.attachment.lifetime = String::new();
         attached.attachment.backing_file = to_bus_path(b"");

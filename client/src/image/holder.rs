@@ -1,4 +1,4 @@
-//! Who holds a mounted file system: the processes and files that this user may see.
+//! The users of a mounted file system: processes, mounts and loop devices that this user may see.
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
@@ -6,21 +6,21 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::{fmt, fs};
 
-use crate::mount_table::MountTable;
-use crate::output::{escaped, printable};
+use super::mount_table::MountTable;
+use crate::message::{escaped, printable};
 
-/// What holds it.
+/// What keeps a file system busy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Holder {
     /// A process.
     Process {
-        /// Its number.
+        /// Its pid.
         pid: u32,
         /// Its program's name.
         name: String,
-        /// What it does there.
+        /// How it uses the path.
         how: How,
-        /// Where.
+        /// The path.
         path: PathBuf,
     },
     /// Another file system is mounted there.
@@ -34,18 +34,18 @@ pub enum Holder {
     },
 }
 
-/// What a process does with a path.
+/// How a process uses a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum How {
-    /// It is its working directory.
-    Works,
-    /// It is its root directory.
+    /// As its working directory.
+    WorkingDirectory,
+    /// As its root directory.
     Root,
-    /// It is its program.
-    Runs,
-    /// It has it open.
+    /// As its executable.
+    Executable,
+    /// As an open file.
     Opened,
-    /// It has it in its memory.
+    /// As a mapped file.
     Mapped,
 }
 
@@ -55,23 +55,23 @@ impl fmt::Display for Holder {
         match self {
             Self::Process { pid, name, how, path } => {
                 let how = match how {
-                    How::Works => "works in",
-                    How::Root => "has as its root",
-                    How::Runs => "runs",
+                    How::WorkingDirectory => "has as its working directory",
+                    How::Root => "has as its root directory",
+                    How::Executable => "runs",
                     How::Opened => "has open",
                     How::Mapped => "has mapped",
                 };
                 write!(f, "process {pid} ({}) {how} {}", escaped(name.as_bytes()), shown(path))
             }
-            Self::Mount(path) => write!(f, "something is mounted at {}", shown(path)),
-            Self::Device { node, path } => write!(f, "{node} is attached from {}", shown(path)),
+            Self::Mount(path) => write!(f, "another file system is mounted at {}", shown(path)),
+            Self::Device { node, path } => write!(f, "{node} is attached to {}", shown(path)),
         }
     }
 }
 
-/// What holds the mount point; each process once, and this one not at all: what it has open it was given
-/// by another, or is about to close. The paths are compared as the kernel tells them, and
-/// nothing is looked up in any file system but procfs and sysfs, since another one may hang.
+/// The holders of the mount point. Each process is listed once, and this one not at all: its descriptors
+/// are inherited or about to be closed. Paths are compared as the kernel reports them; only procfs and
+/// sysfs are accessed, since another file system may hang.
 #[must_use]
 pub fn of(point: &Path) -> Vec<Holder> {
     let others = processes().filter(|pid| *pid != std::process::id());
@@ -88,9 +88,9 @@ fn processes() -> impl Iterator<Item = u32> {
 }
 
 fn process(pid: u32, point: &Path) -> Option<Holder> {
-    let folder = PathBuf::from(format!("/proc/{pid}"));
-    let (how, path) = hold(&folder, point)?;
-    let name = fs::read(folder.join("comm")).unwrap_or_default();
+    let directory = PathBuf::from(format!("/proc/{pid}"));
+    let (how, path) = first_use(&directory, point)?;
+    let name = fs::read(directory.join("comm")).unwrap_or_default();
     Some(Holder::Process {
         pid,
         name: String::from_utf8_lossy(name.trim_ascii_end()).into_owned(),
@@ -99,22 +99,22 @@ fn process(pid: u32, point: &Path) -> Option<Holder> {
     })
 }
 
-/// What a process does there first of all.
-fn hold(folder: &Path, point: &Path) -> Option<(How, PathBuf)> {
+/// The first use of the mount point that a process has.
+fn first_use(directory: &Path, point: &Path) -> Option<(How, PathBuf)> {
     let linked = |link: PathBuf| fs::read_link(link).ok().filter(|path| path.starts_with(point));
-    let named = [("cwd", How::Works), ("root", How::Root), ("exe", How::Runs)];
-    let found = named.into_iter().find_map(|(link, how)| Some((how, linked(folder.join(link))?)));
+    let named = [("cwd", How::WorkingDirectory), ("root", How::Root), ("exe", How::Executable)];
+    let found = named.into_iter().find_map(|(link, how)| Some((how, linked(directory.join(link))?)));
     let opened = || {
-        let mut links = fs::read_dir(folder.join("fd")).ok()?.flatten();
+        let mut links = fs::read_dir(directory.join("fd")).ok()?.flatten();
         Some((How::Opened, links.find_map(|link| linked(link.path()))?))
     };
-    found.or_else(opened).or_else(|| Some((How::Mapped, mapped(folder, point)?)))
+    found.or_else(opened).or_else(|| Some((How::Mapped, mapped(directory, point)?)))
 }
 
-fn mapped(folder: &Path, point: &Path) -> Option<PathBuf> {
-    let maps = BufReader::new(fs::File::open(folder.join("maps")).ok()?);
+fn mapped(directory: &Path, point: &Path) -> Option<PathBuf> {
+    let maps = BufReader::new(fs::File::open(directory.join("maps")).ok()?);
     maps.split(b'\n').map_while(Result::ok).find_map(|line| {
-        // addresses, rights, offset, device, inode, and the path behind blanks
+        // addresses, permissions, offset, device, inode, and after blanks the path
         let start = line.iter().position(|byte| *byte == b'/')?;
         let path = PathBuf::from(OsString::from_vec(line[start..].to_vec()));
         path.starts_with(point).then_some(path)
@@ -138,11 +138,11 @@ mod tests {
 
     use super::*;
 
-    fn holders_of(command: &mut Command, folder: &Path) -> Vec<(How, PathBuf)> {
+    fn holders_of(command: &mut Command, directory: &Path) -> Vec<(How, PathBuf)> {
         let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
-        let own = child.id();
-        let found = of(folder).into_iter().filter_map(|holder| match holder {
-            Holder::Process { pid, how, path, .. } if pid == own => Some((how, path)),
+        let child_pid = child.id();
+        let found = of(directory).into_iter().filter_map(|holder| match holder {
+            Holder::Process { pid, how, path, .. } if pid == child_pid => Some((how, path)),
             _ => None,
         });
         let found = found.collect();
@@ -152,47 +152,51 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_works_there_is_found() {
-        let folder = tempfile::tempdir().unwrap();
-        let real = fs::canonicalize(folder.path()).unwrap();
+    fn a_working_directory_is_found() {
+        let directory = tempfile::tempdir().unwrap();
+        let real = fs::canonicalize(directory.path()).unwrap();
         let found = holders_of(Command::new("cat").current_dir(&real), &real);
-        assert_eq!(found, [(How::Works, real.clone())]);
+        assert_eq!(found, [(How::WorkingDirectory, real.clone())]);
         assert_eq!(holders_of(&mut Command::new("cat"), &real), []);
     }
 
     #[test]
     fn open_files_are_found_and_a_similar_name_is_not() {
-        let folder = tempfile::tempdir().unwrap();
-        let real = fs::canonicalize(folder.path()).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let real = fs::canonicalize(directory.path()).unwrap();
         let path = real.join("file");
         let file = fs::File::create(&path).unwrap();
         let found = holders_of(Command::new("cat").stdout(file), &real);
         assert_eq!(found, [(How::Opened, path)]);
         let shorter = real.to_str().unwrap();
         let shorter = Path::new(&shorter[..shorter.len() - 1]);
-        assert_eq!(hold(Path::new("/proc/self"), shorter), None);
+        assert_eq!(first_use(Path::new("/proc/self"), shorter), None);
         let _ours = fs::File::open(&real).unwrap();
-        let is_us =
+        let is_this_process =
             |holder: &Holder| matches!(holder, Holder::Process { pid, .. } if *pid == std::process::id());
-        assert!(!of(&real).iter().any(is_us));
+        assert!(!of(&real).iter().any(is_this_process));
     }
 
     #[test]
     fn mapped_files_are_found() {
         let program = fs::read_link("/proc/self/exe").unwrap();
-        let folder = program.parent().unwrap();
-        assert_eq!(mapped(Path::new("/proc/self"), folder).as_ref(), Some(&program));
+        let directory = program.parent().unwrap();
+        assert_eq!(mapped(Path::new("/proc/self"), directory).as_ref(), Some(&program));
         assert_eq!(mapped(Path::new("/proc/self"), Path::new("/nonexistent")), None);
-        assert_eq!(mapped(Path::new("/nonexistent"), folder), None);
+        assert_eq!(mapped(Path::new("/nonexistent"), directory), None);
     }
 
     #[test]
-    fn holders_are_told_in_words() {
-        let process =
-            Holder::Process { pid: 7, name: "sh".to_owned(), how: How::Works, path: "/m/a\nb".into() };
-        assert_eq!(process.to_string(), "process 7 (sh) works in /m/a\\nb");
-        assert_eq!(Holder::Mount("/m/x".into()).to_string(), "something is mounted at /m/x");
+    fn holders_are_described() {
+        let process = Holder::Process {
+            pid: 7,
+            name: "sh".to_owned(),
+            how: How::WorkingDirectory,
+            path: "/m/a\nb".into(),
+        };
+        assert_eq!(process.to_string(), "process 7 (sh) has as its working directory /m/a\\nb");
+        assert_eq!(Holder::Mount("/m/x".into()).to_string(), "another file system is mounted at /m/x");
         let device = Holder::Device { node: "/dev/loop1".to_owned(), path: "/m/x.img".into() };
-        assert_eq!(device.to_string(), "/dev/loop1 is attached from /m/x.img");
+        assert_eq!(device.to_string(), "/dev/loop1 is attached to /m/x.img");
     }
 }

@@ -1,4 +1,4 @@
-//! Detaches devices, and takes their nodes away.
+//! Detaches devices, and removes their nodes.
 
 use std::fs;
 
@@ -8,13 +8,13 @@ use nix::errno::Errno;
 
 use super::device::Device;
 use super::failure::{Failure, Reason};
-use super::{listing, say};
-use crate::command::detach::{is_busy, is_gone};
-use crate::connection::{Bus, explain};
-use crate::partition;
-use crate::target::{Attached, device_node};
+use super::listing;
+use crate::bus::attachment::{AttachmentInfo, add_partitions};
+use crate::bus::connection::Bus;
+use crate::bus::error::{explain, is_busy, is_gone};
+use crate::device_node::device_node;
 
-/// Detaches each of them; one that fails does not stop the others. Tells whether all went well.
+/// Detaches the devices; a failure does not stop the others. Returns whether all succeeded.
 pub async fn detach(bus: &Bus, devices: &[Device]) -> bool {
     let mut is_done = true;
     for device in devices {
@@ -22,22 +22,22 @@ pub async fn detach(bus: &Bus, devices: &[Device]) -> bool {
             Ok(number) => detach_number(bus, number).await,
             Err(errno) => Err(errno.into()),
         };
-        is_done &= tell(device, "detach failed", detached);
+        is_done &= print_failure(device, "detach failed", detached);
     }
     is_done
 }
 
-/// Detaches all that there are. Tells whether all went well.
+/// Detaches all devices. Returns whether all succeeded.
 ///
 /// # Errors
-/// loopd could not be asked what there is.
+/// The list could not be read.
 pub async fn detach_all(bus: &Bus) -> anyhow::Result<bool> {
     let all = listing::all(bus, ListOptions::default()).await?;
-    let named = |one: &Attached| Device { path: one.attachment.device.clone().into() };
+    let named = |one: &AttachmentInfo| Device { path: one.attachment.device.clone().into() };
     Ok(detach(bus, &all.iter().map(named).collect::<Vec<_>>()).await)
 }
 
-/// Takes away each of them. Tells whether all went well.
+/// Removes the nodes of the devices. Returns whether all succeeded.
 pub async fn remove(bus: &Bus, devices: &[Device]) -> bool {
     let mut is_done = true;
     for device in devices {
@@ -45,7 +45,7 @@ pub async fn remove(bus: &Bus, devices: &[Device]) -> bool {
             Some(number) => remove_number(bus, number).await,
             None => Err(Errno::EINVAL.into()),
         };
-        is_done &= tell(device, "remove failed", removed);
+        is_done &= print_failure(device, "remove failed", removed);
     }
     is_done
 }
@@ -58,11 +58,11 @@ async fn remove_number(bus: &Bus, number: u32) -> Result<(), Reason> {
     })
 }
 
-fn tell(device: &Device, what: &str, result: Result<(), Reason>) -> bool {
-    result.map_err(|reason| say(&Failure::of(&device.path, what, &reason))).is_ok()
+fn print_failure(device: &Device, what: &str, result: Result<(), Reason>) -> bool {
+    result.map_err(|reason| Failure::of(&device.path, what, &reason).print()).is_ok()
 }
 
-/// As losetup, whoever uses it; but says so where somebody does who is more than a passing user.
+/// Detaches the device even if it is in use, as losetup does; but prints a message if it remains in use.
 async fn detach_number(bus: &Bus, number: u32) -> Result<(), Reason> {
     let node = device_node(number);
     let detach = |lazy| async move {
@@ -72,18 +72,18 @@ async fn detach_number(bus: &Bus, number: u32) -> Result<(), Reason> {
         Err(error) if is_busy(&error) => {}
         detached => return detached.map_err(|error| Reason::of(&error)),
     }
-    let user = user(bus, number).await;
+    let user = user_of(bus, number).await;
     match detach(true).await {
-        // It went meanwhile.
+        // It was detached in the meantime.
         Err(error) if is_gone(&error) => return Ok(()),
         detached => detached.map_err(|error| Reason::of(&error))?,
     }
-    say(&Failure::new(format!("{node}: still in use ({user}); the last close detaches it")));
+    Failure::new(format!("{node}: still in use ({user}); the last close detaches it")).print();
     Ok(())
 }
 
-/// Who uses it, as far as that can be seen: a mount, or a device that stands on this one.
-async fn user(bus: &Bus, number: u32) -> String {
+/// The visible users: mounts, or holder devices.
+async fn user_of(bus: &Bus, number: u32) -> String {
     let mounts = mounts(bus, number).await.unwrap_or_default();
     if !mounts.is_empty() {
         return format!("mounted on {}", mounts.join(", "));
@@ -96,24 +96,25 @@ async fn user(bus: &Bus, number: u32) -> String {
     }
 }
 
-/// Where the device and its partitions are mounted.
+/// The mount points of the device and its partitions.
 async fn mounts(bus: &Bus, number: u32) -> anyhow::Result<Vec<String>> {
-    let Some(mut attached) = listing::attached_to(bus, number).await? else { return Ok(Vec::new()) };
-    partition::add(&bus.connection, std::slice::from_mut(&mut attached)).await?;
-    let partitions = attached.partitions.iter().map(|partition| &partition.volume);
-    let mounts = std::iter::once(&attached.volume).chain(partitions).flat_map(|one| &one.mount_points);
+    let Some(mut info) = listing::attachment_of(bus, number).await? else { return Ok(Vec::new()) };
+    add_partitions(&bus.connection, std::slice::from_mut(&mut info)).await?;
+    let partitions = info.partitions.iter().map(|partition| &partition.volume);
+    let mounts = std::iter::once(&info.volume).chain(partitions).flat_map(|one| &one.mount_points);
     Ok(mounts.map(|path| String::from_utf8_lossy(from_bus_path(path)).into_owned()).collect())
 }
 
-/// The devices that stand on this one or on a partition of it.
+/// The holders of the device and its partitions.
 fn holders(number: u32) -> Vec<String> {
-    let folder = format!("/sys/block/loop{number}");
-    let names = |folder: &str| -> Vec<String> {
-        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let directory = format!("/sys/block/loop{number}");
+    let names = |directory: &str| -> Vec<String> {
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
         entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
     };
     let prefix = format!("loop{number}p");
-    let partitions = names(&folder).into_iter().filter(|name| name.starts_with(&prefix));
-    let folders = std::iter::once(folder.clone()).chain(partitions.map(|name| format!("{folder}/{name}")));
-    folders.flat_map(|folder| names(&format!("{folder}/holders"))).collect()
+    let partitions = names(&directory).into_iter().filter(|name| name.starts_with(&prefix));
+    let directories =
+        std::iter::once(directory.clone()).chain(partitions.map(|name| format!("{directory}/{name}")));
+    directories.flat_map(|directory| names(&format!("{directory}/holders"))).collect()
 }

@@ -1,0 +1,91 @@
+//! Hints that name commands and options of loopctl. loopd's messages name none, since other clients show
+//! them, too.
+
+use loopd_common::ErrorKind;
+
+/// What the user asked loopctl to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// `attach` and `run`.
+    Attach,
+    /// `mount`.
+    Mount,
+    /// Any other command.
+    Other,
+}
+
+/// The line that loopctl prints below loopd's message for this kind of error.
+#[must_use]
+pub const fn hint(kind: ErrorKind, operation: Operation) -> Option<&'static str> {
+    match (kind, operation) {
+        (ErrorKind::InteractiveAuthorizationRequired, _) => {
+            Some("run it on a terminal and without --no-ask-password, in an active session, or with sudo")
+        }
+        (ErrorKind::NotFound | ErrorKind::NoFreeDevice, _) => {
+            Some("`loopctl list --all` shows what is attached")
+        }
+        (ErrorKind::LimitExceeded, Operation::Attach) => {
+            Some("`loopctl list` shows what is attached; --no-partitions attaches without partitions")
+        }
+        (ErrorKind::LimitExceeded, Operation::Mount) => {
+            Some("`loopctl list` shows what is attached and mounted")
+        }
+        (ErrorKind::Timeout, Operation::Attach) => Some("--no-wait attaches without waiting for udev"),
+        (ErrorKind::NotSupported, Operation::Mount) => Some(
+            "-t names the type of a file system that udev has not recognized; --throwaway mounts a writable \
+             copy of a read-only image",
+        ),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+    use crate::cli::Cli;
+
+    const OPERATIONS: [Operation; 3] = [Operation::Attach, Operation::Mount, Operation::Other];
+
+    #[test]
+    fn hints_depend_on_the_error_and_the_operation() {
+        let limit = hint(ErrorKind::LimitExceeded, Operation::Attach).unwrap();
+        assert!(limit.contains("`loopctl list`") && limit.contains("--no-partitions"), "{limit}");
+        assert!(!hint(ErrorKind::LimitExceeded, Operation::Mount).unwrap().contains("--no-partitions"));
+        assert!(hint(ErrorKind::NotFound, Operation::Other).unwrap().contains("`loopctl list --all`"));
+        assert!(hint(ErrorKind::NoFreeDevice, Operation::Mount).unwrap().contains("`loopctl list --all`"));
+        assert!(hint(ErrorKind::Timeout, Operation::Attach).unwrap().contains("--no-wait"));
+        assert_eq!(hint(ErrorKind::Timeout, Operation::Mount), None);
+        assert!(hint(ErrorKind::NotSupported, Operation::Mount).unwrap().contains("--throwaway"));
+        assert_eq!(hint(ErrorKind::NotSupported, Operation::Attach), None);
+        assert_eq!(hint(ErrorKind::Busy, Operation::Other), None);
+    }
+
+    #[test]
+    fn hints_name_options_that_the_command_has() {
+        let command = Cli::command();
+        let has = |verb: &str, word: &str| {
+            let verb = command.find_subcommand(verb).unwrap();
+            let matches = |arg: &clap::Arg| {
+                arg.get_long().is_some_and(|long| word == format!("--{long}"))
+                    || arg.get_short().is_some_and(|short| word == format!("-{short}"))
+            };
+            verb.get_arguments().chain(command.get_arguments()).any(matches)
+        };
+        for kind in ErrorKind::ALL {
+            for operation in OPERATIONS {
+                let Some(text) = hint(*kind, operation) else { continue };
+                let verbs: &[&str] = match operation {
+                    _ if text.contains("`loopctl list --all`") => &["list"],
+                    Operation::Attach => &["attach", "run"],
+                    Operation::Mount => &["mount"],
+                    Operation::Other => &["list"],
+                };
+                for word in text.split([' ', '`', ',', ';']).filter(|word| word.starts_with('-')) {
+                    assert!(verbs.iter().all(|verb| has(verb, word)), "{word} in {text}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Attachments as loopd publishes them, with their partitions.
+
+use std::fs::File;
+
+use loopd_dbus::names::{ATTACHMENT, BUS_NAME, VOLUME};
+use loopd_dbus::proxy::{Listed, Manager};
+use loopd_dbus::{AttachmentProperties, ListOptions, State, VolumeProperties};
+use zbus::Connection;
+use zbus::wire::OwnedObjectPath;
+
+use super::connection::Bus;
+use super::error::explain;
+use super::objects::{Objects, managed_objects, parse_path};
+use super::partition::PartitionInfo;
+
+/// An attachment and its properties.
+#[derive(Clone, Debug)]
+pub struct AttachmentInfo {
+    /// Its object on the bus.
+    pub path: OwnedObjectPath,
+    /// `org.loopd1.Attachment`.
+    pub attachment: AttachmentProperties,
+    /// `org.loopd1.Volume`.
+    pub volume: VolumeProperties,
+    /// Its partitions by number; empty until [`add_partitions`] has read them.
+    pub partitions: Vec<PartitionInfo>,
+}
+
+impl AttachmentInfo {
+    /// Whether it ends at the last close.
+    #[must_use]
+    pub fn is_detaching(&self) -> bool {
+        self.attachment.state == State::Detaching.as_str()
+    }
+}
+
+impl TryFrom<Listed> for AttachmentInfo {
+    type Error = zbus::Error;
+
+    fn try_from((path, properties): Listed) -> zbus::Result<Self> {
+        let attachment = AttachmentProperties::from_dict(&properties)?;
+        let volume = VolumeProperties::from_dict(&properties)?;
+        Ok(Self { path, attachment, volume, partitions: Vec::new() })
+    }
+}
+
+/// The attachments by number, without their partitions.
+///
+/// # Errors
+/// The call failed.
+pub async fn list(manager: &Manager, options: &ListOptions) -> anyhow::Result<Vec<AttachmentInfo>> {
+    let listed = manager.list(options).await.map_err(explain)?;
+    let attachments = listed.into_iter().map(AttachmentInfo::try_from).collect::<zbus::Result<Vec<_>>>();
+    let mut attachments = attachments.map_err(explain)?;
+    attachments.sort_by_key(|info| info.attachment.number);
+    Ok(attachments)
+}
+
+/// The attachment with this path, with its partitions; `None` if it has ended.
+///
+/// # Errors
+/// The call failed.
+pub async fn find(bus: &Bus, path: &OwnedObjectPath) -> anyhow::Result<Option<AttachmentInfo>> {
+    let (_, objects) = managed_objects(&bus.connection, BUS_NAME).await.map_err(explain)?;
+    let interfaces = objects.get(path.as_str());
+    let Some((Some(attachment), Some(volume))) =
+        interfaces.map(|found| (found.get(ATTACHMENT), found.get(VOLUME)))
+    else {
+        return Ok(None);
+    };
+    let mut info = AttachmentInfo {
+        path: path.clone(),
+        attachment: AttachmentProperties::from_dict(attachment).map_err(explain)?,
+        volume: VolumeProperties::from_dict(volume).map_err(explain)?,
+        partitions: Vec::new(),
+    };
+    join(std::slice::from_mut(&mut info), &objects).map_err(explain)?;
+    Ok(Some(info))
+}
+
+/// The attachment that was just made of the file, without its partitions.
+///
+/// # Errors
+/// The call failed, or the attachment has ended.
+pub async fn find_new(
+    manager: &Manager,
+    file: &File,
+    path: &OwnedObjectPath,
+    device: &str,
+) -> anyhow::Result<AttachmentInfo> {
+    let same_file = ListOptions { file: Some(file.try_clone()?.into()), all: true, ..ListOptions::default() };
+    let found = list(manager, &same_file).await?.into_iter().find(|info| info.path == *path);
+    found.ok_or_else(|| anyhow::anyhow!("{device} was attached, but has been detached since"))
+}
+
+/// Reads the partitions of the attachments, with one call.
+///
+/// # Errors
+/// The call failed.
+pub async fn add_partitions(
+    connection: &Connection,
+    attachments: &mut [AttachmentInfo],
+) -> anyhow::Result<()> {
+    if attachments.is_empty() {
+        return Ok(());
+    }
+    let (_, objects) = managed_objects(connection, BUS_NAME).await.map_err(explain)?;
+    join(attachments, &objects).map_err(explain)
+}
+
+/// Adds each partition to its attachment, sorted by number; ignores the partitions of other attachments.
+fn join(attachments: &mut [AttachmentInfo], objects: &Objects) -> zbus::Result<()> {
+    for (path, interfaces) in objects {
+        if !matches!(parse_path(path), Some((_, Some(_)))) {
+            continue;
+        }
+        if let Some(partition) = PartitionInfo::read(path, interfaces)?
+            && let Some(info) =
+                attachments.iter_mut().find(|info| info.path == partition.partition.attachment)
+        {
+            info.partitions.push(partition);
+        }
+    }
+    for info in attachments {
+        info.partitions.sort_by_key(|partition| partition.partition.number);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use loopd_dbus::names::{PARTITION, attachment_path, partition_path};
+
+    use super::*;
+    use crate::bus::example::{attachment, partition, received};
+    use crate::bus::objects::{Interfaces, Properties};
+
+    /// The object of a partition with both of its interfaces.
+    fn object(partition: &PartitionInfo) -> (String, Interfaces) {
+        let interfaces = Interfaces::from([
+            (PARTITION.to_owned(), received(partition.partition.to_dict())),
+            (VOLUME.to_owned(), received(partition.volume.to_dict())),
+        ]);
+        (partition.path.to_string(), interfaces)
+    }
+
+    fn numbers(info: &AttachmentInfo) -> Vec<u32> {
+        info.partitions.iter().map(|partition| partition.partition.number).collect()
+    }
+
+    #[test]
+    fn partitions_are_added_to_their_attachment_by_number() {
+        let mut all = [attachment(), attachment()];
+        all[1].path = attachment_path(13).into();
+        all.iter_mut().for_each(|info| info.partitions.clear());
+        let partitions = [(12, 10), (13, 1), (12, 2), (12, 1), (14, 1)];
+        let mut objects: Objects =
+            partitions.map(|(sequence, number)| object(&partition(sequence, number))).into();
+        let whole = Interfaces::from([(ATTACHMENT.to_owned(), received(all[0].attachment.to_dict()))]);
+        objects.insert(all[0].path.to_string(), whole);
+        objects.insert("/org/loopd1".to_owned(), Interfaces::new());
+        join(&mut all, &objects).unwrap();
+        assert_eq!((numbers(&all[0]), numbers(&all[1])), (vec![1, 2, 10], vec![1]));
+        assert_eq!(all[0].partitions[0].path, partition_path(12, 1).into());
+        assert_eq!(all[0].partitions[0].volume.device, "/dev/loop0p1");
+    }
+
+    #[test]
+    fn a_partition_without_one_of_its_interfaces_is_ignored() {
+        for missing in [PARTITION, VOLUME] {
+            let mut all = [AttachmentInfo { partitions: Vec::new(), ..attachment() }];
+            let (path, mut interfaces) = object(&partition(12, 1));
+            interfaces.remove(missing);
+            join(&mut all, &Objects::from([(path, interfaces)])).unwrap();
+            assert_eq!(numbers(&all[0]), [0; 0], "{missing}");
+        }
+    }
+
+    #[test]
+    fn a_missing_property_is_an_error() {
+        let (path, mut interfaces) = object(&partition(12, 1));
+        interfaces.insert(PARTITION.to_owned(), Properties::new());
+        assert!(join(&mut [attachment()], &Objects::from([(path, interfaces)])).is_err());
+    }
+}

@@ -1,0 +1,69 @@
+//! An attachment with one partition, for tests.
+
+use std::collections::HashMap;
+
+use loopd_dbus::names::{attachment_path, partition_path};
+use loopd_dbus::properties::to_bus_path;
+use loopd_dbus::{AttachmentProperties, PartitionProperties, VolumeProperties};
+use zbus::Variant;
+
+use super::attachment::AttachmentInfo;
+use super::objects::Properties;
+use super::partition::PartitionInfo;
+
+/// The example of the contract.
+pub fn attachment() -> AttachmentInfo {
+    AttachmentInfo {
+        path: attachment_path(12).into(),
+        attachment: AttachmentProperties {
+            device: "/dev/loop0".to_owned(),
+            disk_sequence: 12,
+            backing_file: to_bus_path(b"/home/a/x.img"),
+            block_size: 512,
+            partition_scan: true,
+            lifetime: "persistent".to_owned(),
+            managed: true,
+            owner: 1000,
+            state: "attached".to_owned(),
+            ..AttachmentProperties::default()
+        },
+        volume: VolumeProperties {
+            device: "/dev/loop0".to_owned(),
+            size: 67_108_864,
+            ..VolumeProperties::default()
+        },
+        partitions: vec![partition(12, 1)],
+    }
+}
+
+/// The partition of the example, with this number and on this attachment.
+pub fn partition(disk_sequence: u64, number: u32) -> PartitionInfo {
+    PartitionInfo {
+        path: partition_path(disk_sequence, number).into(),
+        partition: PartitionProperties {
+            number,
+            offset: 1_048_576,
+            size: 20_971_520,
+            table: "gpt".to_owned(),
+            kind: "0fc63daf-8483-4772-8e79-3d69d8477de4".to_owned(),
+            uuid: "…".to_owned(),
+            label: String::new(),
+            attachment: attachment_path(disk_sequence).into(),
+        },
+        volume: VolumeProperties {
+            device: format!("/dev/loop0p{number}"),
+            size: 20_971_520,
+            usage: "filesystem".to_owned(),
+            filesystem_type: "ext4".to_owned(),
+            filesystem_version: "1.0".to_owned(),
+            filesystem_label: "data".to_owned(),
+            filesystem_uuid: "…".to_owned(),
+            mount_points: vec![to_bus_path(b"/run/media/a/data")],
+        },
+    }
+}
+
+/// Properties as they are received.
+pub fn received(dict: HashMap<&'static str, Variant<'static>>) -> Properties {
+    dict.into_iter().map(|(name, value)| (name.to_owned(), value.try_into_owned().unwrap())).collect()
+}

@@ -1,0 +1,10 @@
+//! loopd on the system bus: the connection, its objects, its errors and the polkit agent.
+
+pub mod agent;
+pub mod attachment;
+pub mod connection;
+pub mod error;
+#[cfg(test)]
+pub mod example;
+pub mod objects;
+pub mod partition;

@@ -1,0 +1,25 @@
+//! Limits of the loop driver.
+
+/// The kernel keeps this many bytes of a reference.
+pub const REFERENCE_LENGTH: usize = 63;
+
+/// Whether a loop device can have logical blocks of this size: a power of two from 512 to 64 KiB.
+#[must_use]
+pub const fn is_block_size(bytes: u32) -> bool {
+    bytes.is_power_of_two() && 512 <= bytes && bytes <= 65536
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_block_size;
+
+    #[test]
+    fn block_sizes_are_powers_of_two_from_512_to_64_kib() {
+        for bytes in [512, 1024, 4096, 65536] {
+            assert!(is_block_size(bytes), "{bytes}");
+        }
+        for bytes in [0, 1, 256, 1000, 4095, 131_072, 1 << 31] {
+            assert!(!is_block_size(bytes), "{bytes}");
+        }
+    }
+}
