@@ -10,6 +10,10 @@ pub enum Operation {
     Attach,
     /// `mount`.
     Mount,
+    /// `mount` of a volume on which udev has recognized nothing.
+    MountUnrecognized,
+    /// `mount` of a file system on a read-only device.
+    MountReadOnly,
     /// Any other command.
     Other,
 }
@@ -27,14 +31,19 @@ pub const fn hint(kind: ErrorKind, operation: Operation) -> Option<&'static str>
         (ErrorKind::LimitExceeded, Operation::Attach) => {
             Some("`loopctl list` shows what is attached; --no-partitions attaches without partitions")
         }
-        (ErrorKind::LimitExceeded, Operation::Mount) => {
-            Some("`loopctl list` shows what is attached and mounted")
+        (
+            ErrorKind::LimitExceeded,
+            Operation::Mount | Operation::MountUnrecognized | Operation::MountReadOnly,
+        ) => Some("`loopctl list` shows what is attached and mounted"),
+        (ErrorKind::Timeout, Operation::Attach) => {
+            Some("if udev is slow, --no-wait attaches without waiting for it")
         }
-        (ErrorKind::Timeout, Operation::Attach) => Some("--no-wait attaches without waiting for udev"),
-        (ErrorKind::NotSupported, Operation::Mount) => Some(
-            "-t names the type of a file system that udev has not recognized; --throwaway mounts a writable \
-             copy of a read-only image",
-        ),
+        (ErrorKind::NotSupported, Operation::MountUnrecognized) => {
+            Some("-t names the type of a file system that udev has not recognized")
+        }
+        (ErrorKind::NotSupported, Operation::MountReadOnly) => {
+            Some("--throwaway mounts a writable copy of the image")
+        }
         _ => None,
     }
 }
@@ -46,7 +55,13 @@ mod tests {
     use super::*;
     use crate::cli::Cli;
 
-    const OPERATIONS: [Operation; 3] = [Operation::Attach, Operation::Mount, Operation::Other];
+    const OPERATIONS: [Operation; 5] = [
+        Operation::Attach,
+        Operation::Mount,
+        Operation::MountUnrecognized,
+        Operation::MountReadOnly,
+        Operation::Other,
+    ];
 
     #[test]
     fn hints_depend_on_the_error_and_the_operation() {
@@ -57,7 +72,9 @@ mod tests {
         assert!(hint(ErrorKind::NoFreeDevice, Operation::Mount).unwrap().contains("`loopctl list --all`"));
         assert!(hint(ErrorKind::Timeout, Operation::Attach).unwrap().contains("--no-wait"));
         assert_eq!(hint(ErrorKind::Timeout, Operation::Mount), None);
-        assert!(hint(ErrorKind::NotSupported, Operation::Mount).unwrap().contains("--throwaway"));
+        assert!(hint(ErrorKind::NotSupported, Operation::MountReadOnly).unwrap().contains("--throwaway"));
+        assert!(hint(ErrorKind::NotSupported, Operation::MountUnrecognized).unwrap().contains("-t "));
+        assert_eq!(hint(ErrorKind::NotSupported, Operation::Mount), None);
         assert_eq!(hint(ErrorKind::NotSupported, Operation::Attach), None);
         assert_eq!(hint(ErrorKind::Busy, Operation::Other), None);
     }
@@ -79,7 +96,7 @@ mod tests {
                 let verbs: &[&str] = match operation {
                     _ if text.contains("`loopctl list --all`") => &["list"],
                     Operation::Attach => &["attach", "run"],
-                    Operation::Mount => &["mount"],
+                    Operation::Mount | Operation::MountUnrecognized | Operation::MountReadOnly => &["mount"],
                     Operation::Other => &["list"],
                 };
                 for word in text.split([' ', '`', ',', ';']).filter(|word| word.starts_with('-')) {

@@ -381,7 +381,7 @@ pub struct Set {
     /// The device or file.
     #[arg(help = TARGET_HELP, value_name = "TARGET")]
     pub target: OsString,
-    /// Bypass the page cache of the backing file, or do not; `on` fails if the file does not support it.
+    /// Turn direct I/O on or off; on fails if the backing file does not support it.
     #[arg(long, value_name = "SWITCH", group = "change")]
     pub direct_io: Option<Switch>,
     /// The logical block size: a power of two from 512 to 64K.

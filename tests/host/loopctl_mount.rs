@@ -205,7 +205,8 @@ async fn in_use(world: &mut World) -> Outcome {
     let said = complaint(world.loopctl(["unmount", image.name()]).await?, 1);
     sitter.kill()?;
     sitter.wait()?;
-    let expected = format!("loopctl: process {} (sleep) works in {}", sitter.id(), below.display());
+    let expected =
+        format!("loopctl: process {} (sleep) has its working directory at {}", sitter.id(), below.display());
     let said = said?;
     assert!(said.lines().any(|line| line == expected), "{said}");
     assert!(is_mounted(&place));
@@ -261,15 +262,21 @@ async fn what_fails_is_undone(world: &mut World) -> Outcome {
     let units = Units::start(world.bus()).await?;
     let image = image(world).await?;
     let empty = Image::sparse(&world.folder, "empty", MIB)?;
-    for (words, status) in [
-        (&[empty.name()][..], 1),
-        (&["--options", "suid", image.name()], 2),
-        (&["-t", "vfat", image.name()], 1),
-        (&["--throwaway", "/dev/loop0"], 1),
-        (&["nothing"], 1),
+    for (words, status, hint) in [
+        (&[empty.name()][..], 1, Some("loopctl: -t names the type of a file system")),
+        (&["--options", "suid", image.name()], 2, None),
+        (&["-t", "vfat", image.name()], 1, None),
+        (&["--throwaway", "/dev/loop0"], 1, None),
+        (&["nothing"], 1, None),
     ] {
         let said = complaint(world.loopctl([&["mount"], words].concat()).await?, status)?;
-        ensure!(said.starts_with("loopctl: ") && said.lines().count() == 1, "{words:?}: {said}");
+        let mut lines = said.lines();
+        ensure!(lines.next().is_some_and(|line| line.starts_with("loopctl: ")), "{words:?}: {said}");
+        let is_as_expected = match (lines.next(), hint) {
+            (Some(line), Some(hint)) => line.starts_with(hint),
+            (line, hint) => line.is_none() && hint.is_none(),
+        };
+        ensure!(is_as_expected && lines.next().is_none(), "{words:?}: {said}");
         nothing_left(world).await?;
     }
     units.behave(Conduct::Fails);

@@ -14,6 +14,8 @@ pub mod hostile;
 pub mod hostile_service;
 pub mod image;
 pub mod loop_ioctl;
+#[cfg(test)]
+mod modules;
 pub mod polkit;
 pub mod probe;
 pub mod process;

@@ -18,7 +18,7 @@ use crate::bus::error::explain;
 use crate::bus::objects::{Interfaces, Properties, managed_objects};
 use crate::cli::Monitor;
 use crate::message::message;
-use crate::show::stdout::print;
+use crate::show::stdout::{plain_json, print};
 
 const BUS_DRIVER: &str = "org.freedesktop.DBus";
 const BUS_DRIVER_PATH: &str = "/org/freedesktop/DBus";
@@ -51,7 +51,7 @@ async fn watch(json: bool) -> anyhow::Result<u8> {
 }
 
 fn line(event: &Event, json: bool) -> serde_json::Result<String> {
-    let mut line = if json { stdout::plain_json(&serde_json::to_string(event)?) } else { event.line() };
+    let mut line = if json { plain_json(&serde_json::to_string(event)?) } else { event.line() };
     line.push('\n');
     Ok(line)
 }

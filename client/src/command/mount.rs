@@ -22,7 +22,7 @@ use crate::cli::Mount;
 use crate::desktop;
 use crate::image::backing_file::{is_open_for_writing, open_backing_file};
 use crate::image::target::Target;
-use crate::image::volume::{self, NoChoice};
+use crate::image::volume::{self, FILESYSTEM, NoChoice, Volume};
 use crate::image::{mount_point, throwaway};
 use crate::message::printable;
 use crate::report::{hint, report};
@@ -31,23 +31,29 @@ use crate::show::stdout::{print_bytes, print_json};
 
 /// Mounts the target and prints the mount point.
 pub async fn run(args: &Mount, interaction: Interaction) -> anyhow::Result<u8> {
-    let result = mount_and_print(args, interaction).await;
+    let mut operation = Operation::Mount;
+    let result = mount_and_print(args, interaction, &mut operation).await;
     let Err(error) = result else { return Ok(0) };
     let table = error.downcast_ref::<NoChoice>().map(|choice| choice.table.clone()).unwrap_or_default();
     if args.desktop.notify && !error.is::<Interrupted>() {
         let name = printable(args.target.as_bytes());
-        let hint = hint(&error, Operation::Mount).unwrap_or_default();
+        let hint = hint(&error, operation).map(|hint| format!("{hint}\n")).unwrap_or_default();
         desktop::notify(&format!("{name} is not mounted"), &format!("{error:#}\n{hint}{table}")).await;
     }
-    let status = report(&error, Operation::Mount);
+    let status = report(&error, operation);
     let _ = std::io::stderr().write_all(table.as_bytes());
     Ok(status)
 }
 
-async fn mount_and_print(args: &Mount, interaction: Interaction) -> anyhow::Result<()> {
+/// Sets `operation` to what is known of the volume, for the hint of an error.
+async fn mount_and_print(
+    args: &Mount,
+    interaction: Interaction,
+    operation: &mut Operation,
+) -> anyhow::Result<()> {
     let source = Source::of(args)?;
     let bus = Bus::open(interaction).await?;
-    let (path, point) = mount(&bus, args, &source).await?;
+    let (path, point) = mount(&bus, args, &source, operation).await?;
     if args.json {
         let info = attachment::find(&bus, &path).await?;
         let info = info.ok_or_else(|| anyhow::anyhow!("it was mounted, but has been unmounted since"))?;
@@ -61,7 +67,7 @@ async fn mount_and_print(args: &Mount, interaction: Interaction) -> anyhow::Resu
 
 /// What to mount.
 enum Source {
-    /// A file, which may already be info.
+    /// A file, which may already be attached.
     File {
         /// Opened with the user's rights.
         file: File,
@@ -96,7 +102,7 @@ impl Source {
             let file = throwaway::make(path, directory, args.throwaway.yes)?;
             return Ok(Self::Throwaway { file, reference });
         }
-        // A deleted file may still be info.
+        // A deleted file may still be attached.
         if !path.exists() {
             return Ok(Self::Target(target));
         }
@@ -176,22 +182,27 @@ fn is_suitable(info: &AttachmentInfo, uid: u32, is_writable: bool) -> bool {
     attachment.owner == uid && attachment.managed && is_whole && is_writable_enough
 }
 
-/// Attaches if needed, and mounts. If that fails, detaches what it info.
-async fn mount(bus: &Bus, args: &Mount, source: &Source) -> anyhow::Result<(OwnedObjectPath, PathBuf)> {
+/// Attaches if needed, and mounts. If that fails, detaches what it attached.
+async fn mount(
+    bus: &Bus,
+    args: &Mount,
+    source: &Source,
+    operation: &mut Operation,
+) -> anyhow::Result<(OwnedObjectPath, PathBuf)> {
     let mut new = None;
-    let operation = async {
+    let attach_and_mount = async {
         let (path, made) = source.attach(bus).await?;
         new = made.is_some().then(|| path.clone());
         let info = attachment::find(bus, &path).await?;
-        let info = info.ok_or_else(|| anyhow::anyhow!("it was info, but has been detached since"))?;
+        let info = info.ok_or_else(|| anyhow::anyhow!("it was attached, but has been detached since"))?;
         if let Some(options) = made {
             let AttachmentInfo { attachment, .. } = &info;
             attach::warn_of_missing_partitions(&options, &attachment.device, attachment.partition_scan);
         }
-        let point = mount_volume(bus, args, source, &info).await?;
+        let point = mount_volume(bus, args, source, &info, operation).await?;
         anyhow::Ok((path, point))
     };
-    let result = interruptible(with_agent(bus.interaction, operation)).await;
+    let result = interruptible(with_agent(bus.interaction, attach_and_mount)).await;
     if let (Err(error), Some(path)) = (&result, &new) {
         undo(bus, path, error.is::<Interrupted>()).await;
     }
@@ -203,6 +214,7 @@ async fn mount_volume(
     args: &Mount,
     source: &Source,
     info: &AttachmentInfo,
+    operation: &mut Operation,
 ) -> anyhow::Result<PathBuf> {
     let number = match source {
         Source::Target(Target::Partition { number, .. }) => Some(*number),
@@ -212,6 +224,7 @@ async fn mount_volume(
     if let Some(point) = mount_point::of(&chosen) {
         return Ok(point);
     }
+    *operation = operation_on(&chosen, info, args);
     let options = MountOptions {
         read_only: args.read_only,
         filesystem: args.kind.clone(),
@@ -222,6 +235,14 @@ async fn mount_volume(
         // A concurrent mount at one of the user's mount points is equivalent.
         Err(error) if is_busy(&error) => concurrent_mount(bus, info, chosen.path).await?.ok_or(error),
         Err(error) => Err(error),
+    }
+}
+
+fn operation_on(volume: &Volume<'_>, info: &AttachmentInfo, args: &Mount) -> Operation {
+    match volume.properties.usage.as_str() {
+        "" if args.kind.is_empty() => Operation::MountUnrecognized,
+        FILESYSTEM if info.attachment.read_only => Operation::MountReadOnly,
+        _ => Operation::Mount,
     }
 }
 

@@ -55,8 +55,8 @@ impl fmt::Display for Holder {
         match self {
             Self::Process { pid, name, how, path } => {
                 let how = match how {
-                    How::WorkingDirectory => "has as its working directory",
-                    How::Root => "has as its root directory",
+                    How::WorkingDirectory => "has its working directory at",
+                    How::Root => "has its root directory at",
                     How::Executable => "runs",
                     How::Opened => "has open",
                     How::Mapped => "has mapped",
@@ -194,7 +194,7 @@ mod tests {
             how: How::WorkingDirectory,
             path: "/m/a\nb".into(),
         };
-        assert_eq!(process.to_string(), "process 7 (sh) has as its working directory /m/a\\nb");
+        assert_eq!(process.to_string(), "process 7 (sh) has its working directory at /m/a\\nb");
         assert_eq!(Holder::Mount("/m/x".into()).to_string(), "another file system is mounted at /m/x");
         let device = Holder::Device { node: "/dev/loop1".to_owned(), path: "/m/x.img".into() };
         assert_eq!(device.to_string(), "/dev/loop1 is attached to /m/x.img");

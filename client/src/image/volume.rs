@@ -12,7 +12,7 @@ use crate::show::property::file;
 use crate::show::table::{Row, Style, render};
 
 /// udev's `ID_FS_USAGE` of what can be mounted.
-const FILESYSTEM: &str = "filesystem";
+pub const FILESYSTEM: &str = "filesystem";
 /// udev's `ID_FS_USAGE` of an encrypted volume.
 const CRYPTO: &str = "crypto";
 /// The columns of the table of partitions to choose from.

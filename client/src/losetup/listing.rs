@@ -25,7 +25,7 @@ struct Entry {
     /// The name to print.
     name: Vec<u8>,
     number: Option<u32>,
-    /// `None` if no file is info.
+    /// `None` if no file is attached.
     info: Option<AttachmentInfo>,
 }
 
@@ -37,12 +37,12 @@ pub async fn show(bus: &Bus, selection: &Selection, output: &Output) -> anyhow::
     let entries = match selection {
         Selection::All => in_use(bus, None).await?,
         Selection::File(file, offset) => attachments_from(bus, file, *offset).await?,
-        Selection::Device(device) => vec![one(bus, device).await?],
+        Selection::Device(device) => vec![entry_of(bus, device).await?],
     };
     let text = match output {
         Output::Table(columns, format) => {
             let is_aligned = !format.raw && !format.json;
-            let rows: Vec<Row> = entries.iter().map(|device| row(device, columns, is_aligned)).collect();
+            let rows: Vec<Row> = entries.iter().map(|entry| row(entry, columns, is_aligned)).collect();
             draw(columns, &rows, *format, is_utf8())
         }
         Output::Lines => entries.iter().map(line).collect::<Result<Vec<_>, _>>()?.concat(),
@@ -52,14 +52,14 @@ pub async fn show(bus: &Bus, selection: &Selection, output: &Output) -> anyhow::
 
 /// All attachments, including those of other programs, in the order of sysfs, as losetup lists them.
 pub async fn all(bus: &Bus, options: ListOptions) -> anyhow::Result<Vec<AttachmentInfo>> {
-    let mut info = list(&bus.manager, &ListOptions { all: true, ..options }).await?;
-    info.iter_mut().for_each(refresh);
+    let mut attachments = list(&bus.manager, &ListOptions { all: true, ..options }).await?;
+    attachments.iter_mut().for_each(refresh);
     let order: Vec<_> = fs::read_dir("/sys/block").into_iter().flatten().flatten().collect();
-    info.sort_by_cached_key(|one| {
-        let name = format!("loop{}", one.attachment.number);
+    attachments.sort_by_cached_key(|info| {
+        let name = format!("loop{}", info.attachment.number);
         order.iter().position(|entry| entry.file_name() == name.as_str()).unwrap_or(usize::MAX)
     });
-    Ok(info)
+    Ok(attachments)
 }
 
 /// Updates from sysfs what changes without an event: the file may have been deleted, and another process
@@ -81,7 +81,7 @@ fn refresh(info: &mut AttachmentInfo) {
 /// The call failed.
 pub async fn attachment_of(bus: &Bus, number: u32) -> anyhow::Result<Option<AttachmentInfo>> {
     let all = all(bus, ListOptions::default()).await?;
-    Ok(all.into_iter().find(|one| one.attachment.number == number))
+    Ok(all.into_iter().find(|info| info.attachment.number == number))
 }
 
 async fn in_use(bus: &Bus, file: Option<File>) -> anyhow::Result<Vec<Entry>> {
@@ -108,7 +108,7 @@ async fn attachments_from(bus: &Bus, file: &OsStr, offset: Option<u64>) -> anyho
     Ok(entries)
 }
 
-async fn one(bus: &Bus, device: &Device) -> anyhow::Result<Entry> {
+async fn entry_of(bus: &Bus, device: &Device) -> anyhow::Result<Entry> {
     let number = match device.node() {
         Node::Loop(number) => Some(number),
         Node::Closed(_) | Node::Other(_) => None,

@@ -221,7 +221,7 @@ impl<K: Kernel> Engine<K> {
         let remedy = if record.is_some_and(Record::is_published) {
             "look at systemd-udevd"
         } else {
-            "so it was detached again; look at systemd-udevd, or attach with wait=false (loopctl attach --no-wait)"
+            "so it was detached again; look at systemd-udevd, or attach with wait=false"
         };
         Error::new(ErrorKind::Timeout, format!("udev did not process {node} within {waited} s; {remedy}"))
     }

@@ -177,12 +177,12 @@ impl<K: Kernel> Engine<K> {
             kernel: Arc::new(kernel),
             attachments_of_a_uid: Ledger::new(
                 "attachments",
-                "detach one that is not needed (loopctl list)",
+                "detach one that is not needed",
                 settings.attachments,
             ),
             partitions_of_a_uid: Ledger::new(
                 "partitions",
-                "detach an image that is not needed, or attach without partitions (loopctl attach --no-partitions)",
+                "detach an image that is not needed, or attach without partitions (partition-scan=false)",
                 settings.partitions,
             ),
             mounts_of_a_uid: Ledger::new("file systems mounted", "unmount one", settings.mounts),
@@ -328,10 +328,7 @@ impl<K: Kernel> Engine<K> {
         }
         let id = self.state().by_number.get(&number).copied();
         id.and_then(|id| self.outline(id)).ok_or_else(|| {
-            Error::new(
-                ErrorKind::NotFound,
-                format!("nothing is attached to {}; loopctl list --all shows what is attached", node(number)),
-            )
+            Error::new(ErrorKind::NotFound, format!("nothing is attached to {}", node(number)))
         })
     }
 }

@@ -266,7 +266,7 @@ impl<K: Kernel> Engine<K> {
             ErrorKind::NotSupported,
             format!(
                 "cannot mount {shown}: its journal has to be replayed first, and the device is read-only; attach it \
-                 writable, or mount a copy that is thrown away (loopctl mount --throwaway), or see what is there \
+                 writable, or mount a copy of the image that is thrown away, or see what is there \
                  without the last changes (option noload)"
             ),
         ))

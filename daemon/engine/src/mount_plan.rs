@@ -148,8 +148,7 @@ fn not_a_file_system(usage: &str, kind: &str) -> Option<&'static str> {
 
 fn nothing_there(volume: &Volume) -> String {
     if volume.partitions.is_empty() {
-        "udev has found no file system in it; name one (filesystem, loopctl mount -t) if you know better"
-            .to_owned()
+        "udev has found no file system in it; name one (option filesystem) if you know better".to_owned()
     } else {
         format!("it has a partition table; mount one of its partitions: {}", volume.partitions.join(", "))
     }

@@ -709,7 +709,7 @@ fn no_device(asked: &str, step: &str, errno: Errno) -> Error {
     Error::new(
         ErrorKind::NoFreeDevice,
         format!(
-            "cannot {asked}: the kernel would not {step} ({errno:?}, {}); detach one that is not needed (loopctl list --all)",
+            "cannot {asked}: the kernel would not {step} ({errno:?}, {}); detach one that is not needed",
             errno.desc()
         ),
     )

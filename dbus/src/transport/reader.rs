@@ -16,8 +16,9 @@ use zbus::export::async_trait::async_trait;
 
 use super::calls::{Call, Calls};
 use super::header::{self, FIXED, Head, Kind, Lengths, Parts};
+use super::policy::{CallPolicy, Policy};
 use super::queue::{Queue, QueuedCall};
-use super::{CallPolicy, Policy, stream, values};
+use super::{stream, values};
 use crate::ErrorKind;
 use loopd_common::CallerFile;
 

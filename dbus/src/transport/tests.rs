@@ -10,6 +10,8 @@ use zbus::connection::socket::{ReadHalf as _, WriteHalf as _};
 use zbus::message::{Flags, Type};
 use zbus::{Fd, Message};
 
+use zbus::export::async_trait::async_trait;
+
 use super::*;
 
 const CALLER: &str = ":1.7";

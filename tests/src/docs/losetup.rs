@@ -18,9 +18,9 @@ pub fn page() -> Page {
         manual.item(synopsis(form), &sentence(what));
     }
     manual.heading("Options").prose(usage::NUMBERS);
-    for (group, options) in usage::OPTIONS {
+    for (group, options) in usage::options() {
         manual.subheading(group);
-        for (flags, what) in *options {
+        for (flags, what) in options {
             manual.item(synopsis(flags.trim()), &sentence(what));
         }
     }

@@ -12,8 +12,8 @@ pub fn page() -> Page {
     manual.heading("Synopsis").form(umount::SYNOPSIS);
     manual.heading("Description").prose(DESCRIPTION);
     manual.heading("Options");
-    for (option, what) in umount::OPTIONS {
-        manual.item(synopsis(option), what);
+    for option in umount::OPTIONS {
+        manual.item(synopsis(&option.usage()), option.help);
     }
     manual.heading("Exit status");
     for (status, what) in umount::STATUSES {

@@ -214,9 +214,9 @@ END
     local sitter shell
     sitter=$(sed -n 's/the sitter is \(.*\), and.*/\1/p' <<<"$said")
     shell=$(sed -n 's/.*and we are //p' <<<"$said")
-    contains "$said" "^loopctl: process $sitter \(sleep\) works in /run/media/alice/INUSE/sub$" \
+    contains "$said" "^loopctl: process $sitter \(sleep\) has its working directory at /run/media/alice/INUSE/sub$" \
         "^loopctl: process $shell \(bash\) has open /run/media/alice/INUSE/large$" \
-        "^umount.loopd: (process $sitter \(sleep\) works in|which process that is cannot be seen from here;)"
+        "^umount.loopd: (process $sitter \(sleep\) has its working directory at|the process is not visible to you;)"
     # Where a session's processes have a capability, a helper of umount, which was setuid, may not look at
     # them.
     note "$(grep '^umount.loopd: ' <<<"$said" | tail -n 1)"
