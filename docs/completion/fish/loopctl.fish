@@ -128,7 +128,7 @@ complete -c loopctl -n "__fish_loopctl_using_subcommand unmount" -s h -l help -d
 complete -c loopctl -n "__fish_loopctl_using_subcommand resize" -l no-ask-password -d 'Never prompt for authorization'
 complete -c loopctl -n "__fish_loopctl_using_subcommand resize" -l no-color -d 'Disable colours and bold text'
 complete -c loopctl -n "__fish_loopctl_using_subcommand resize" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c loopctl -n "__fish_loopctl_using_subcommand set" -l direct-io -d 'Bypass the page cache of the backing file, or do not; `on` fails if the file does not support it' -r -f -a "on\t'On'
+complete -c loopctl -n "__fish_loopctl_using_subcommand set" -l direct-io -d 'Turn direct I/O on or off; on fails if the backing file does not support it' -r -f -a "on\t'On'
 off\t'Off'"
 complete -c loopctl -n "__fish_loopctl_using_subcommand set" -s b -l block-size -d 'The logical block size: a power of two from 512 to 64K' -r
 complete -c loopctl -n "__fish_loopctl_using_subcommand set" -l lifetime -d 'When the device is detached automatically' -r -f -a "persistent\t''

@@ -23,10 +23,11 @@ pub fn page() -> Page {
 }
 
 const DESCRIPTION: &str = "\
-umount(8) calls this program where a user who is not root unmounts what loopd has mounted, as the mount \
-option uhelper=loopd says. It is loopctl under another name, and does what `loopctl unmount` does: loopd \
-unmounts one's own without asking, and what is another's where polkit says yes. What was attached to be \
-mounted is detached with its last mount. It has no more rights than the user.
+umount(8) runs this program if a user other than root unmounts what loopd has mounted, because such mounts \
+have the option uhelper=loopd. It is loopctl under another name, and works like `loopctl unmount`: loopd \
+unmounts the user's own mounts without authorization, and those of others if polkit authorizes it. A device \
+that was attached for the mount is detached with its last mount. The program has no more privileges than the \
+user.
 
-Nobody need call it by hand. What holds a file system that is busy it cannot always see, since it comes out \
-of a setuid program: where the user's session has a capability, only `loopctl unmount` does.";
+It is not meant to be run by hand. It cannot always see the users of a file system that is busy, because it \
+is run by a setuid program: if the user's session has a capability, only `loopctl unmount` can.";
