@@ -12,6 +12,8 @@ use zbus::{Fd, Message};
 
 use zbus::export::async_trait::async_trait;
 
+use loopd_common::Pace;
+
 use super::*;
 
 const CALLER: &str = ":1.7";
