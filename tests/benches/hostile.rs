@@ -1,14 +1,14 @@
 //! What one user at their worst costs another: the latency of a quiet user's attach and detach, alone and
 //! beside each attack, interleaved in one run. `make bench-hostile` runs it in release as root.
 //!
-//! Floors are attacks that loopd has no part in: what they cost is the bus's, udev's or the kernel's.
+//! The floor is an attack that loopd has no part in: what it costs is the bus's.
 #![allow(clippy::unwrap_used)]
 
 use std::fs::File;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use loopd_tests::bus::Bus;
@@ -17,8 +17,7 @@ use loopd_tests::hanging::Hanging;
 use loopd_tests::image::{Image, MIB};
 use loopd_tests::polkit::{Answer, Polkit, Setup};
 use loopd_tests::process::Process;
-use loopd_tests::{GAMES, User, WWW_DATA, host, loop_ioctl, sysfs, udev};
-use nix::errno::Errno;
+use loopd_tests::{GAMES, User, WWW_DATA, host, sysfs, udev};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
@@ -30,8 +29,6 @@ const ATTACHES: usize = 20;
 const PARTITIONS: usize = 255;
 /// Of the victim's file system.
 const UUID: &str = "11111111-2222-3333-4444-000000000011";
-/// `LO_FLAGS_PARTSCAN`.
-const PARTSCAN: u32 = 8;
 /// Uids that the user database does not know.
 const SUBORDINATE: std::ops::Range<u32> = 2_999_000_000..2_999_000_040;
 
@@ -61,8 +58,6 @@ fn main() -> ExitCode {
 enum Attack {
     /// Attaches and detaches an image with as many partitions as there can be.
     Partitions,
-    /// The same without loopd on either side: ioctls alone, and udev.
-    PartitionsFloor,
     /// As many `SetupLoop` of a file that hangs as there may be.
     HungFiles,
     /// The same of a file that loopd's closing of it hangs on.
@@ -78,7 +73,7 @@ enum Attack {
 }
 
 impl Attack {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 11] = [
         Self::Partitions,
         Self::HungFiles,
         Self::HeldFlush,
@@ -90,14 +85,11 @@ impl Attack {
         Self::Flood("setup"),
         Self::Prompts,
         Self::SubordinateUids,
-        // The last: udev has a lot to catch up with.
-        Self::PartitionsFloor,
     ];
 
     fn name(self) -> String {
         match self {
             Self::Partitions => format!("{PARTITIONS} partitions"),
-            Self::PartitionsFloor => "floor, without loopd".to_owned(),
             Self::HungFiles => "hung files".to_owned(),
             Self::HeldFlush => "FLUSH held".to_owned(),
             Self::FloodFloor => "floor: flood of the bus".to_owned(),
@@ -118,12 +110,6 @@ impl Attack {
                 let file = scene.hanging.open()?;
                 scene.hanging.hang();
                 Ok(vec![scene.probe(GAMES, &["flood", "hang"], file)?])
-            }
-            Self::PartitionsFloor => {
-                let script = r#"while :; do
-                    device=$(losetup -fP --show "$0") && { partx -a "$device"; losetup -d "$device"; }
-                done"#;
-                (0..4).map(|_| shell(script, &scene.partitioned)).collect()
             }
             Self::HeldFlush => {
                 scene.hanging.withhold_flush(scene.daemon);
@@ -146,22 +132,6 @@ impl Attack {
                 .collect(),
         }
     }
-}
-
-fn shell(script: &str, image: &Image) -> Result<Process> {
-    let mut command = Command::new("sh");
-    command.args(["-c", script]).arg(&image.path).stdin(Stdio::null());
-    Process::spawn("sh", command.stdout(Stdio::null()).stderr(Stdio::null()))
-}
-
-/// Looks often: an inotify would be one more thing that is measured.
-fn poll(what: &str, done: impl Fn() -> bool) -> Result<()> {
-    let start = Instant::now();
-    while !done() {
-        anyhow::ensure!(start.elapsed() < Duration::from_secs(20), "{what}: not within 20 s");
-        std::thread::sleep(Duration::from_micros(200));
-    }
-    Ok(())
 }
 
 /// What the attacks need.
@@ -197,53 +167,11 @@ impl Scene<'_> {
         Ok(times.iter().map(|pair| [time(&pair[0]), time(&pair[1])]).collect())
     }
 
-    /// The same with ioctls alone: until udev has made the link, and until the device is free.
-    fn bare_victim(&self, attaches: usize) -> Result<Vec<[Duration; 2]>> {
-        let link = Path::new("/dev/disk/by-uuid").join(UUID);
-        let control = loop_ioctl::control()?;
-        let mut times = Vec::new();
-        for _ in 0..attaches {
-            poll("udev removes the link", || !link.exists())?;
-            let backing = self.plain.open()?;
-            let start = Instant::now();
-            let device = loop {
-                let free = loop_ioctl::get_free(&control)?;
-                let device = File::options().read(true).write(true).open(free.node())?;
-                match loop_ioctl::configure(&device, &backing, PARTSCAN) {
-                    Ok(()) => break device,
-                    Err(Errno::EBUSY) => {}
-                    Err(error) => return Err(error.into()),
-                }
-            };
-            poll("udev makes the link", || link.exists())?;
-            let attached = start.elapsed();
-            let start = Instant::now();
-            loop_ioctl::clear(&device)?;
-            drop(device);
-            times.push([attached, start.elapsed()]);
-        }
-        Ok(times)
-    }
-
-    async fn measure(&self, attack: Attack, attaches: usize) -> Result<Vec<[Duration; 2]>> {
-        match attack {
-            Attack::PartitionsFloor => self.bare_victim(attaches),
-            _ => self.victim(attaches).await,
-        }
-    }
-
     async fn stop(&self, attackers: Vec<Process>, folder: &Path) -> Result<()> {
         self.hanging.go_on();
         for mut attacker in attackers {
             let _ended_by_itself = attacker.signal(Signal::SIGKILL);
             attacker.end().await?;
-        }
-        // What the shells of the floor have left, and what a last command of theirs is about to.
-        for _ in 0..10 {
-            for device in sysfs::bound_by_tests(folder) {
-                let _loopd_or_nobody = Command::new("losetup").args(["-d", &device.node()]).output()?;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
         }
         // On a busy machine udev has a lot to catch up with.
         for attempt in 1.. {
@@ -274,7 +202,7 @@ async fn bench(rounds: usize, attaches: usize) -> Result<()> {
     let mut times = vec![[Vec::new(), Vec::new()]; Attack::ALL.len()];
     for _ in 0..rounds {
         for (attack, [quiet, attacked]) in Attack::ALL.into_iter().zip(&mut times) {
-            match scene.measure(attack, attaches).await {
+            match scene.victim(attaches).await {
                 Ok(seen) => quiet.extend(seen),
                 Err(why) => {
                     println!("{}, before the attack: {why:#}\n", attack.name());
@@ -283,7 +211,7 @@ async fn bench(rounds: usize, attaches: usize) -> Result<()> {
             }
             let attackers = attack.start(&scene)?;
             tokio::time::sleep(Duration::from_millis(500)).await;
-            let seen = scene.measure(attack, attaches).await;
+            let seen = scene.victim(attaches).await;
             scene.stop(attackers, folder).await?;
             match seen {
                 Ok(seen) => attacked.extend(seen),
