@@ -18,10 +18,10 @@ pub fn print(text: &str) -> anyhow::Result<()> {
     print_bytes(text.as_bytes())
 }
 
-/// Like [`print`], for output that may not be UTF-8.
+/// Like [`print()`], for output that may not be UTF-8.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn print_bytes(bytes: &[u8]) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
@@ -34,7 +34,7 @@ pub fn print_bytes(bytes: &[u8]) -> anyhow::Result<()> {
 /// Writes a value as indented JSON and a newline.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     print(&(plain_json(&serde_json::to_string_pretty(value)?) + "\n"))
 }

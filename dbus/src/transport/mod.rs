@@ -5,8 +5,8 @@
 //! before it is received: its length is bounded, its descriptors are taken only where the member has a use
 //! for them, and what cannot be parsed is answered with an error, or fails the call that it answers.
 //!
-//! Calls of a user other than root that come faster than [`Pace`] allows wait in a queue, so that a flood
-//! of theirs is no delay for the calls of others: these, and answers to our own calls, pass by.
+//! Calls of a user other than root that come faster than [`loopd_common::Pace`] allows wait in a queue, so
+//! that a flood of theirs is no delay for the calls of others: these, and answers to our own calls, pass by.
 
 mod calls;
 mod descriptors;
