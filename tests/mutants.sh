@@ -24,7 +24,7 @@ readonly -A package=([authority]=loopd) files=(
 )
 readonly first=(authority quota lifetime overlap detach restore)
 # The long random runs are left out: what they find, the others should find too.
-readonly skipped=(--skip random --skip storms --skip every_pair)
+readonly skipped=(--skip random --skip every_pair)
 
 # A development tool alone (MIT): it is not needed to build or test.
 tool=$(command -v cargo-mutants || true)

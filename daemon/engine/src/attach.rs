@@ -290,7 +290,7 @@ fn detached_meanwhile(id: DiskSequence) -> Error {
 
 pub(super) fn microseconds_now() -> u64 {
     #[cfg(test)]
-    if let Some(simulated) = super::simulation::clock::microseconds() {
+    if let Some(simulated) = crate::tests::clock::microseconds() {
         return simulated;
     }
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

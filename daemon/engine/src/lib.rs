@@ -15,8 +15,6 @@ use tokio::sync::{mpsc, oneshot, watch};
 mod attach;
 mod attachment;
 mod change;
-#[cfg(test)]
-mod crash;
 mod detach;
 mod ext_journal;
 pub mod kernel;
@@ -27,23 +25,19 @@ mod mount;
 mod mount_name;
 mod mount_place;
 mod mount_plan;
-#[cfg(test)]
-mod mount_simulation;
 pub mod mount_table;
 mod observe;
 mod overlap;
 mod ownership;
 mod pacing;
 mod partition;
-#[cfg(test)]
-mod races;
 mod request;
 mod restore;
 #[cfg(any(test, feature = "sim"))]
 pub mod simulated;
-#[cfg(test)]
-mod simulation;
 mod superblock;
+#[cfg(test)]
+mod tests;
 mod turns;
 
 pub use attach::{Caller, Order};

@@ -1,6 +1,6 @@
-//! Random acts of random clients, with daemons that die: a million of them by default.
+//! Random actions of random clients, with daemons that die: a million of them by default.
 //!
-//! `LOOPD_SEED` and `LOOPD_STEPS` play one run of so many acts, the same one each time; with `LOOPD_TRACE`
+//! `LOOPD_SEED` and `LOOPD_STEPS` play one run of so many actions, the same one each time; with `LOOPD_TRACE`
 //! it says everything that happens.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -12,11 +12,12 @@ use std::time::Duration;
 
 use loopd_common::{Lifetime, Overlap, State};
 
-use super::act::{Act, Answer, Reply, Target, perform};
-use super::scene::World;
-use super::{Client, House, promises};
+use super::action::{Action, Answer, Reply, Target, perform};
+use super::guarantees;
+use super::world::World;
 use crate::kernel::DiskSequence;
 use crate::simulated::Simulated;
+use crate::tests::harness::{Client, Harness};
 
 /// By default, over all runs.
 const STEPS: usize = 1_000_000;
@@ -26,7 +27,7 @@ const STEPS_OF_A_RUN: usize = 2_000;
 const STEPS_OF_A_LIFE: usize = 400;
 /// After so many of them everything comes to rest, and is compared.
 const STEPS_OF_A_ROUND: usize = 50;
-/// Acts that a failure shows.
+/// Actions that a failure shows.
 const SHOWN: usize = 14;
 /// Devices that are acted on.
 const DEVICES: u32 = 5;
@@ -35,41 +36,41 @@ const MOST_DEVICES: u32 = 200;
 const MOST_CLIENTS: usize = 5;
 
 /// Each with how often it comes.
-const WEIGHTS: [(u32, Act); 31] = [
-    (6, Act::Attach(Lifetime::Client, Overlap::Allow)),
-    (3, Act::Attach(Lifetime::Mount, Overlap::Allow)),
-    (6, Act::Attach(Lifetime::Persistent, Overlap::Allow)),
-    (2, Act::Attach(Lifetime::Mount, Overlap::Reuse)),
-    (2, Act::Attach(Lifetime::Persistent, Overlap::Reuse)),
-    (2, Act::Attach(Lifetime::Client, Overlap::Refuse)),
-    (8, Act::Detach),
-    (3, Act::DetachLazily),
-    (3, Act::SetLifetime(Lifetime::Client)),
-    (3, Act::SetLifetime(Lifetime::Mount)),
-    (4, Act::SetLifetime(Lifetime::Persistent)),
-    (6, Act::Mount),
-    (6, Act::Unmount),
-    (2, Act::UnmountLazily),
-    (3, Act::Replace),
-    (1, Act::SetCapacity),
-    (1, Act::DirectIo),
-    (1, Act::NoDirectIo),
-    (1, Act::SetBlockSize),
-    (2, Act::Rescan),
-    (8, Act::Vanish),
-    (1, Act::DelayEvents),
-    (2, Act::LoseEvents),
-    (2, Act::ForeignAttach),
-    (2, Act::ForeignDetach),
-    (2, Act::ForeignMount),
-    (4, Act::ForeignUnmount),
-    (2, Act::Open),
-    (4, Act::Close),
-    (1, Act::Reread),
-    (1, Act::GiveUp),
+const WEIGHTS: [(u32, Action); 31] = [
+    (6, Action::Attach(Lifetime::Client, Overlap::Allow)),
+    (3, Action::Attach(Lifetime::Mount, Overlap::Allow)),
+    (6, Action::Attach(Lifetime::Persistent, Overlap::Allow)),
+    (2, Action::Attach(Lifetime::Mount, Overlap::Reuse)),
+    (2, Action::Attach(Lifetime::Persistent, Overlap::Reuse)),
+    (2, Action::Attach(Lifetime::Client, Overlap::Refuse)),
+    (8, Action::Detach),
+    (3, Action::DetachLazily),
+    (3, Action::SetLifetime(Lifetime::Client)),
+    (3, Action::SetLifetime(Lifetime::Mount)),
+    (4, Action::SetLifetime(Lifetime::Persistent)),
+    (6, Action::Mount),
+    (6, Action::Unmount),
+    (2, Action::UnmountLazily),
+    (3, Action::Replace),
+    (1, Action::SetCapacity),
+    (1, Action::DirectIo),
+    (1, Action::NoDirectIo),
+    (1, Action::SetBlockSize),
+    (2, Action::Rescan),
+    (8, Action::Vanish),
+    (1, Action::DelayEvents),
+    (2, Action::LoseEvents),
+    (2, Action::ForeignAttach),
+    (2, Action::ForeignDetach),
+    (2, Action::ForeignMount),
+    (4, Action::ForeignUnmount),
+    (2, Action::Open),
+    (4, Action::Close),
+    (1, Action::Reread),
+    (1, Action::GiveUp),
 ];
 
-fn choose(random: &mut fastrand::Rng) -> Act {
+fn choose(random: &mut fastrand::Rng) -> Action {
     let all: u32 = WEIGHTS.iter().map(|(weight, _)| weight).sum();
     let mut left = random.u32(..all);
     let chosen = WEIGHTS.iter().find(|(weight, _)| {
@@ -77,7 +78,7 @@ fn choose(random: &mut fastrand::Rng) -> Act {
         left = left.saturating_sub(*weight);
         is_it
     });
-    chosen.map_or(Act::LoseEvents, |(_, act)| *act)
+    chosen.map_or(Action::LoseEvents, |(_, action)| *action)
 }
 
 /// What an answer has promised, and nothing has broken since.
@@ -91,15 +92,15 @@ enum Promise {
     Mounted(Target, std::path::PathBuf),
 }
 
-/// What was promised, and which acts may break it.
+/// What was promised, and which actions may break it.
 #[derive(Default)]
 struct Ledger {
     promises: Vec<Promise>,
-    /// How many acts that end attachments have begun on each device, and are under way.
+    /// How many actions that end attachments have begun on each device, and are under way.
     ends: BTreeMap<u32, (u64, u32)>,
     /// The same of those that unmount.
     unmounts: BTreeMap<u32, (u64, u32)>,
-    /// Acts that are under way.
+    /// Actions that are under way.
     under_way: usize,
     trace: Trace,
     broken: Vec<String>,
@@ -126,39 +127,39 @@ impl Trace {
     }
 }
 
-/// How the acts on a device stood when one of them began.
+/// How the actions on a device stood when one of them began.
 struct Begun {
     ends: BTreeMap<u32, (u64, u32)>,
     unmounts: BTreeMap<u32, (u64, u32)>,
 }
 
-/// Whether nothing that could break it has been under way since the act began.
+/// Whether nothing that could break it has been under way since the action began.
 fn is_alone(now: &BTreeMap<u32, (u64, u32)>, begun: &BTreeMap<u32, (u64, u32)>, number: u32) -> bool {
-    let of = |acts: &BTreeMap<u32, (u64, u32)>| acts.get(&number).copied().unwrap_or_default();
+    let of = |actions: &BTreeMap<u32, (u64, u32)>| actions.get(&number).copied().unwrap_or_default();
     of(now).0 == of(begun).0 && of(now).1 == 0
 }
 
-/// What an act may break: on its device, or on each.
-fn devices(act: Act, target: Target) -> Vec<u32> {
-    match act {
-        Act::Attach(_, Overlap::Reuse) => (0..MOST_DEVICES).collect(),
+/// What an action may break: on its device, or on each.
+fn devices(action: Action, target: Target) -> Vec<u32> {
+    match action {
+        Action::Attach(_, Overlap::Reuse) => (0..MOST_DEVICES).collect(),
         _ => vec![target.number],
     }
 }
 
-fn is_end(act: Act) -> bool {
-    promises::ends(act) && !matches!(act, Act::Attach(_, Overlap::Allow | Overlap::Refuse))
+fn is_end(action: Action) -> bool {
+    guarantees::ends(action) && !matches!(action, Action::Attach(_, Overlap::Allow | Overlap::Refuse))
 }
 
 impl Ledger {
-    fn begin(&mut self, act: Act, target: Target) -> Begun {
-        for number in devices(act, target) {
-            if is_end(act) {
+    fn begin(&mut self, action: Action, target: Target) -> Begun {
+        for number in devices(action, target) {
+            if is_end(action) {
                 let (begun, under_way) = self.ends.entry(number).or_default();
                 (*begun, *under_way) = (*begun + 1, *under_way + 1);
                 self.promises.retain(|promise| promise.target().number != number || promise.is_mount());
             }
-            if promises::unmounts(act) {
+            if guarantees::unmounts(action) {
                 let (begun, under_way) = self.unmounts.entry(number).or_default();
                 (*begun, *under_way) = (*begun + 1, *under_way + 1);
                 self.promises.retain(|promise| promise.target().number != number || !promise.is_mount());
@@ -167,29 +168,29 @@ impl Ledger {
         Begun { ends: self.ends.clone(), unmounts: self.unmounts.clone() }
     }
 
-    fn end(&mut self, act: Act, target: Target) {
-        for number in devices(act, target) {
-            if is_end(act) {
+    fn end(&mut self, action: Action, target: Target) {
+        for number in devices(action, target) {
+            if is_end(action) {
                 self.ends.entry(number).or_default().1 -= 1;
             }
-            if promises::unmounts(act) {
+            if guarantees::unmounts(action) {
                 self.unmounts.entry(number).or_default().1 -= 1;
             }
         }
     }
 
-    /// Takes an answer; to be called once the act has ended.
-    fn take(&mut self, act: Act, client: &Client, target: Target, begun: &Begun, answer: &Answer) {
+    /// Takes an answer; to be called once the action has ended.
+    fn take(&mut self, action: Action, client: &Client, target: Target, begun: &Begun, answer: &Answer) {
         let Ok(reply) = answer else { return };
         let undisturbed = is_alone(&self.ends, &begun.ends, target.number);
-        match (act, reply) {
-            (Act::SetLifetime(Lifetime::Persistent), _) if undisturbed => {
+        match (action, reply) {
+            (Action::SetLifetime(Lifetime::Persistent), _) if undisturbed => {
                 self.promises.push(Promise::Stays(target));
             }
-            (Act::SetLifetime(Lifetime::Client), _) if undisturbed && !client.is_gone() => {
+            (Action::SetLifetime(Lifetime::Client), _) if undisturbed && !client.is_gone() => {
                 self.promises.push(Promise::StaysWith(target, client.id.0.clone()));
             }
-            (Act::Attach(lifetime, Overlap::Allow | Overlap::Refuse), Reply::Attached(attached)) => {
+            (Action::Attach(lifetime, Overlap::Allow | Overlap::Refuse), Reply::Attached(attached)) => {
                 match lifetime {
                     _ if !is_alone(&self.ends, &begun.ends, attached.number) => {}
                     Lifetime::Persistent => self.promises.push(Promise::Stays(*attached)),
@@ -199,7 +200,7 @@ impl Ledger {
                     _ => {}
                 }
             }
-            (Act::Mount, Reply::Mounted(place))
+            (Action::Mount, Reply::Mounted(place))
                 if is_alone(&self.unmounts, &begun.unmounts, target.number) =>
             {
                 self.promises.push(Promise::Mounted(target, place.clone()));
@@ -209,11 +210,11 @@ impl Ledger {
     }
 
     /// Whether everything holds that was promised.
-    fn check(&self, house: &House) -> Result<(), String> {
+    fn check(&self, harness: &Harness) -> Result<(), String> {
         self.promises.iter().try_for_each(|promise| match promise {
-            Promise::Stays(target) => promises::stays(house, *target),
-            Promise::StaysWith(target, client) => stays_with(house, *target, client),
-            Promise::Mounted(target, place) => promises::is_mounted(house, *target, place),
+            Promise::Stays(target) => guarantees::stays(harness, *target),
+            Promise::StaysWith(target, client) => stays_with(harness, *target, client),
+            Promise::Mounted(target, place) => guarantees::is_mounted(harness, *target, place),
         })
     }
 }
@@ -230,9 +231,9 @@ impl Promise {
     }
 }
 
-fn stays_with(house: &House, target: Target, client: &str) -> Result<(), String> {
+fn stays_with(harness: &Harness, target: Target, client: &str) -> Result<(), String> {
     let found =
-        house.engine.find(target.id).ok_or_else(|| format!("{} is gone before its client", target.id))?;
+        harness.engine.find(target.id).ok_or_else(|| format!("{} is gone before its client", target.id))?;
     let bound = found.ownership.and_then(|ownership| ownership.client);
     if found.state != State::Attached || bound.as_ref().map(|bound| bound.0.as_str()) != Some(client) {
         return Err(format!(
@@ -243,7 +244,7 @@ fn stays_with(house: &House, target: Target, client: &str) -> Result<(), String>
     Ok(())
 }
 
-/// A run of so many acts.
+/// A run of so many actions.
 struct Run {
     random: fastrand::Rng,
     world: World,
@@ -272,9 +273,9 @@ impl Run {
             self.live()?;
         }
         let files = self.world.files.clone();
-        let done = self.world.live(async |house, clients| {
-            house.calm_down().await;
-            house.clear_out(&files, clients).await;
+        let done = self.world.live(async |harness, clients| {
+            harness.quiesce().await;
+            harness.clear_out(&files, clients).await;
         });
         done.ok_or("the last daemon has died")?;
         Ok(self.ledger.lock().unwrap().trace.hasher.finish())
@@ -296,10 +297,10 @@ impl Run {
             }
         }
         let dies = random.u8(..3) > 0;
-        let lived: Option<Result<(), String>> = self.world.live(async |house, clients| {
-            house.calm_down().await;
-            house.agree_on_everything(&files, vault);
-            ledger.lock().unwrap().check(house).map_err(|text| format!("after a restart, {text}"))?;
+        let lived: Option<Result<(), String>> = self.world.live(async |harness, clients| {
+            harness.quiesce().await;
+            harness.agree_on_everything(&files, vault);
+            ledger.lock().unwrap().check(harness).map_err(|text| format!("after a restart, {text}"))?;
             for step in 0..steps {
                 while clients.len() < MOST_CLIENTS {
                     *names += 1;
@@ -309,38 +310,38 @@ impl Run {
                 let chosen = choose(random);
                 let client = random.usize(..clients.len());
                 let client = match chosen {
-                    Act::Vanish => clients.swap_remove(client),
+                    Action::Vanish => clients.swap_remove(client),
                     _ => clients[client].clone(),
                 };
-                begin(house, &ledger, chosen, client, random.u32(..DEVICES));
+                begin(harness, &ledger, chosen, client, random.u32(..DEVICES));
                 let pause = Duration::from_micros(random.u64(..4000));
                 tokio::time::sleep(pause).await;
                 let broken = ledger.lock().unwrap().broken.pop();
                 broken.map_or(Ok(()), Err)?;
                 if step % STEPS_OF_A_ROUND == STEPS_OF_A_ROUND - 1 {
-                    house.rest(&ledger).await?;
-                    house.agree_on_everything(&files, vault);
-                    ledger.lock().unwrap().check(house)?;
+                    harness.rest(&ledger).await?;
+                    harness.agree_on_everything(&files, vault);
+                    ledger.lock().unwrap().check(harness)?;
                 }
             }
             if dies {
                 tokio::time::sleep(Duration::from_micros(random.u64(..20_000))).await;
-                house.machine.die();
+                harness.machine.die();
                 std::future::pending::<()>().await;
             }
-            house.rest(&ledger).await?;
-            house.agree_on_everything(&files, vault);
-            ledger.lock().unwrap().check(house)
+            harness.rest(&ledger).await?;
+            harness.agree_on_everything(&files, vault);
+            ledger.lock().unwrap().check(harness)
         });
         lived.unwrap_or(Ok(()))
     }
 }
 
-impl House {
+impl Harness {
     /// Waits until nothing is under way: what others have open and mounted stays so.
     async fn rest(&self, ledger: &Mutex<Ledger>) -> Result<(), String> {
         for _ in 0..20 {
-            self.calm_down().await;
+            self.quiesce().await;
             if self.machine.is_idle() && ledger.lock().unwrap().under_way == 0 {
                 return Ok(());
             }
@@ -349,42 +350,43 @@ impl House {
     }
 }
 
-/// Has an act begin on what the number stands for now.
-fn begin(house: &Arc<House>, ledger: &Arc<Mutex<Ledger>>, act: Act, client: Client, number: u32) {
-    let id = house.engine.state().by_number.get(&number).copied();
+/// Has an action begin on what the number stands for now.
+fn begin(harness: &Arc<Harness>, ledger: &Arc<Mutex<Ledger>>, action: Action, client: Client, number: u32) {
+    let id = harness.engine.state().by_number.get(&number).copied();
     let target = Target { id: id.unwrap_or(DiskSequence(0)), number };
     let (step, begun) = {
         let mut ledger = ledger.lock().unwrap();
         ledger.trace.steps += 1;
         let step = ledger.trace.steps;
-        ledger
-            .trace
-            .note(format!("{step}: {act:?} by {} of {} on {} ({number})", client.id, client.uid, target.id));
-        if act == Act::Vanish {
+        ledger.trace.note(format!(
+            "{step}: {action:?} by {} of {} on {} ({number})",
+            client.id, client.uid, target.id
+        ));
+        if action == Action::Vanish {
             ledger
                 .promises
                 .retain(|promise| !matches!(promise, Promise::StaysWith(_, bound) if *bound == client.id.0));
         }
         ledger.under_way += 1;
-        (step, ledger.begin(act, target))
+        (step, ledger.begin(action, target))
     };
-    let (house, ledger) = (Arc::clone(house), Arc::clone(ledger));
+    let (harness, ledger) = (Arc::clone(harness), Arc::clone(ledger));
     tokio::spawn(async move {
-        let answer = perform(Arc::clone(&house), act, client.clone(), target).await;
+        let answer = perform(Arc::clone(&harness), action, client.clone(), target).await;
         // The dead give no answers.
-        if house.machine.is_dead() {
+        if harness.machine.is_dead() {
             return;
         }
         let mut ledger = ledger.lock().unwrap();
         ledger.trace.note(format!("{step} gave {answer:?}"));
         ledger.under_way -= 1;
-        ledger.end(act, target);
-        ledger.take(act, &client, target, &begun, &answer);
-        let held = match (act, &answer) {
-            (Act::Detach, Ok(_)) => promises::is_gone(&house, target),
+        ledger.end(action, target);
+        ledger.take(action, &client, target, &begun, &answer);
+        let held = match (action, &answer) {
+            (Action::Detach, Ok(_)) => guarantees::is_gone(&harness, target),
             _ => Ok(()),
         };
-        if let Err(text) = held.and_then(|()| ledger.check(&house)) {
+        if let Err(text) = held.and_then(|()| ledger.check(&harness)) {
             ledger.broken.push(text);
         }
     });
@@ -403,8 +405,8 @@ fn play(seed: u64, steps: usize) -> u64 {
     let ledger = ledger.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let (step, last) = (ledger.trace.steps, Vec::from(ledger.trace.last.clone()));
     panic!(
-        "seed {seed}, step {step}: {text}\nthe last acts:\n  {}\nplay it again: \
-         LOOPD_SEED={seed} LOOPD_STEPS={steps} cargo test -p loopd-engine random_acts",
+        "seed {seed}, step {step}: {text}\nthe last actions:\n  {}\nplay it again: \
+         LOOPD_SEED={seed} LOOPD_STEPS={steps} cargo test -p loopd-engine random_actions",
         last.join("\n  ")
     );
 }
@@ -414,7 +416,7 @@ fn given(name: &str) -> Option<u64> {
 }
 
 #[test]
-fn random_acts_break_no_promise() {
+fn random_actions_break_no_promise() {
     let steps = given("LOOPD_STEPS").map(|steps| usize::try_from(steps).unwrap());
     if let Some(seed) = given("LOOPD_SEED") {
         let hash = play(seed, steps.unwrap_or(STEPS_OF_A_RUN));

@@ -1,28 +1,25 @@
-//! A kernel made of maps, for the engine's tests: it can be slow, busy, racy and full, fails where
-//! a test wants it to, and keeps the loop driver's rules.
+//! The machine behind the simulated kernel, and what other programs do on it.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
-use std::ops::Range;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use loopd_common::{Error, ErrorKind, Lifetime};
+use loopd_common::{Error, ErrorKind};
 use tokio::sync::Notify;
 
-use super::mount_table::MountTable;
+use crate::Uevent;
 use crate::kernel::{
-    Attached, Change, Device, DiskSequence, FileFacts, FileIdentity, FileKind, FileSystem, Found, Glance,
-    Kernel, Occasion, Partition, PartitionNode, Partitioning, Users,
+    Device, DiskSequence, FileSystem, Found, Occasion, Partition, PartitionNode, Partitioning,
 };
-use crate::{AttachRequest, Uevent};
+use crate::mount_table::MountTable;
 
 /// The simulated machine; clones are the same machine.
 #[derive(Clone, Default)]
 pub struct Simulated {
     machine: Arc<Mutex<Machine>>,
     /// Woken when there may be an event or another mount table.
-    news: Arc<Notify>,
+    pub(super) news: Arc<Notify>,
     /// Woken when the daemon dies.
     death: Arc<Notify>,
 }
@@ -43,50 +40,50 @@ pub enum Interference {
 
 /// Everything that the machine remembers.
 #[derive(Default)]
-struct Machine {
-    bound: BTreeMap<u32, Bound>,
-    claimed: Vec<u32>,
+pub(super) struct Machine {
+    pub(super) bound: BTreeMap<u32, Bound>,
+    pub(super) claimed: Vec<u32>,
     /// Devices that nobody can mount.
-    exclusive: Vec<u32>,
-    last_sequence: u64,
-    uevents: Uevents,
+    pub(super) exclusive: Vec<u32>,
+    pub(super) last_sequence: u64,
+    pub(super) uevents: Uevents,
     /// Partitions in every image.
-    partitions: u32,
+    pub(super) partitions: u32,
     /// How often a partition's node was looked at.
-    partitions_read: usize,
+    pub(super) partitions_read: usize,
     /// How often a device was looked at.
-    looks: usize,
-    steps: usize,
-    hook: Option<Hook>,
-    random: Option<fastrand::Rng>,
+    pub(super) looks: usize,
+    pub(super) steps: usize,
+    pub(super) hook: Option<Hook>,
+    pub(super) random: Option<fastrand::Rng>,
     /// How often a mount came or went.
-    mount_changes: u64,
+    pub(super) mount_changes: u64,
     /// Whether each call takes time before and after its effect.
-    unhurried: bool,
+    pub(super) unhurried: bool,
     /// How many calls are suspended.
-    pausing: usize,
+    pub(super) pausing: usize,
     /// Called at each moment of an unhurried machine at which something else may happen.
-    watcher: Option<Watcher>,
-    udev_runs: bool,
-    scans_itself: bool,
-    removed_nodes: Vec<u32>,
+    pub(super) watcher: Option<Watcher>,
+    pub(super) udev_runs: bool,
+    pub(super) scans_itself: bool,
+    pub(super) removed_nodes: Vec<u32>,
     /// Whom another daemon has set a number up for.
-    set_up_for: BTreeMap<u32, u32>,
-    untrusted: BTreeSet<DiskSequence>,
+    pub(super) set_up_for: BTreeMap<u32, u32>,
+    pub(super) untrusted: BTreeSet<DiskSequence>,
     /// Whether a service manager keeps copies of holds.
-    vault: bool,
+    pub(super) vault: bool,
     /// Whether the daemon is dead: what it still tries has no effect.
-    dead: bool,
+    pub(super) dead: bool,
 }
 
 #[derive(Default)]
-struct Uevents {
-    untold: VecDeque<Happened>,
-    last: u64,
+pub(super) struct Uevents {
+    pub(super) untold: VecDeque<Happened>,
+    pub(super) last: u64,
 }
 
 impl Uevents {
-    fn push(&mut self, happened: Happened) -> u64 {
+    pub(super) fn push(&mut self, happened: Happened) -> u64 {
         self.last += 1;
         self.untold.push_back(Happened { uevent: self.last, ..happened });
         self.last
@@ -94,60 +91,60 @@ impl Uevents {
 }
 
 #[derive(Default)]
-struct Happened {
-    uevent: u64,
-    number: u32,
-    partition: Option<u32>,
-    sequence: DiskSequence,
-    removed: bool,
+pub(super) struct Happened {
+    pub(super) uevent: u64,
+    pub(super) number: u32,
+    pub(super) partition: Option<u32>,
+    pub(super) sequence: DiskSequence,
+    pub(super) removed: bool,
 }
 
-fn found(sequence: DiskSequence) -> Found {
+pub(super) fn found(sequence: DiskSequence) -> Found {
     let file_system = FileSystem { kind: format!("fs{sequence}"), ..FileSystem::default() };
     Found { file_system, has_table: true, ..Found::default() }
 }
 
-fn nodes(bound: &Bound) -> Vec<PartitionNode> {
+pub(super) fn nodes(bound: &Bound) -> Vec<PartitionNode> {
     (1..=bound.partitions).map(|number| partition_node(bound, number)).collect()
 }
 
-fn partition_node(bound: &Bound, number: u32) -> PartitionNode {
+pub(super) fn partition_node(bound: &Bound, number: u32) -> PartitionNode {
     PartitionNode { number, device_number: (259, bound.number * 256 + number), start: 0, size: 512 }
 }
 
 #[derive(Debug)]
-struct Bound {
-    number: u32,
-    partition_scan: bool,
-    offset: u64,
-    read_only: bool,
-    direct_io: bool,
-    block_size: u32,
+pub(super) struct Bound {
+    pub(super) number: u32,
+    pub(super) partition_scan: bool,
+    pub(super) offset: u64,
+    pub(super) read_only: bool,
+    pub(super) direct_io: bool,
+    pub(super) block_size: u32,
     /// Partitions that have nodes.
-    partitions: u32,
+    pub(super) partitions: u32,
     /// The event before they were made.
-    instance: u64,
-    sequence: DiskSequence,
+    pub(super) instance: u64,
+    pub(super) sequence: DiskSequence,
     /// The sequence that the attach gave it.
-    attach: DiskSequence,
-    file: u64,
-    mark: u64,
-    autoclear: bool,
+    pub(super) attach: DiskSequence,
+    pub(super) file: u64,
+    pub(super) mark: u64,
+    pub(super) autoclear: bool,
     /// Descriptors of the daemon.
-    holds: usize,
+    pub(super) holds: usize,
     /// Copies of them in the service manager's store.
-    deposits: usize,
+    pub(super) deposits: usize,
     /// Descriptors of other programs.
-    openers: usize,
+    pub(super) openers: usize,
     /// Each with the partition that is mounted.
-    mounts: Vec<(Option<u32>, PathBuf)>,
+    pub(super) mounts: Vec<(Option<u32>, PathBuf)>,
 }
 
 /// A kept descriptor.
 pub struct Hold {
-    machine: Simulated,
-    number: u32,
-    attach: DiskSequence,
+    pub(super) machine: Simulated,
+    pub(super) number: u32,
+    pub(super) attach: DiskSequence,
 }
 
 impl Drop for Hold {
@@ -174,8 +171,8 @@ impl Drop for Pausing {
 
 /// A number in use by an attach.
 pub struct Claim {
-    machine: Simulated,
-    number: u32,
+    pub(super) machine: Simulated,
+    pub(super) number: u32,
 }
 
 impl Drop for Claim {
@@ -186,8 +183,8 @@ impl Drop for Claim {
 
 /// Devices that nobody can mount while it lives.
 pub struct Claims {
-    machine: Simulated,
-    numbers: Vec<u32>,
+    pub(super) machine: Simulated,
+    pub(super) numbers: Vec<u32>,
 }
 
 impl Drop for Claims {
@@ -235,7 +232,7 @@ impl Simulated {
         simulated
     }
 
-    fn lock(&self) -> MutexGuard<'_, Machine> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Machine> {
         self.machine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -530,7 +527,7 @@ impl Simulated {
     }
 
     /// Changes a device, and takes it down where that was its last close.
-    fn alter(&self, number: u32, meant: impl Fn(&Bound) -> bool, change: impl FnOnce(&mut Bound)) {
+    pub(super) fn alter(&self, number: u32, meant: impl Fn(&Bound) -> bool, change: impl FnOnce(&mut Bound)) {
         self.news.notify_one();
         let mut guard = self.lock();
         let machine = &mut *guard;
@@ -550,7 +547,12 @@ impl Simulated {
         }
     }
 
-    fn make_partitions(&self, number: u32, sequence: DiskSequence, occasion: Occasion) -> Partitioning {
+    pub(super) fn make_partitions(
+        &self,
+        number: u32,
+        sequence: DiskSequence,
+        occasion: Occasion,
+    ) -> Partitioning {
         self.news.notify_one();
         let mut machine = self.lock();
         let machine = &mut *machine;
@@ -631,7 +633,7 @@ impl Simulated {
     }
 
     /// The effect is there, and the daemon was not told of it yet.
-    async fn answer(&self) {
+    pub(super) async fn answer(&self) {
         if self.lock().unhurried {
             self.pause().await;
             if self.is_dead() {
@@ -658,13 +660,13 @@ impl Machine {
         }
     }
 
-    fn free_number(&self) -> u32 {
+    pub(super) fn free_number(&self) -> u32 {
         (0..)
             .find(|number| !self.bound.contains_key(number) && !self.claimed.contains(number))
             .expect("there are numbers left")
     }
 
-    fn bind(&mut self, number: u32, file: u64, autoclear: bool) -> DiskSequence {
+    pub(super) fn bind(&mut self, number: u32, file: u64, autoclear: bool) -> DiskSequence {
         self.last_sequence += 1;
         let sequence = DiskSequence(self.last_sequence);
         self.bound.insert(
@@ -693,7 +695,7 @@ impl Machine {
         sequence
     }
 
-    fn device(&self, number: u32) -> Option<Device> {
+    pub(super) fn device(&self, number: u32) -> Option<Device> {
         let bound = self.bound.get(&number)?;
         Some(Device {
             number,
@@ -709,309 +711,5 @@ impl Machine {
             mark: bound.mark,
             ..Device::default()
         })
-    }
-}
-
-impl Kernel for Simulated {
-    type File = u64;
-    type Hold = Hold;
-    type Claim = Claim;
-    type Claims = Claims;
-
-    async fn examine(&self, file: &u64) -> Result<FileFacts, Error> {
-        self.step().await?;
-        Ok(FileFacts {
-            kind: FileKind::Regular,
-            path: Vec::new(),
-            identity: FileIdentity { device: 0, inode: *file },
-            writable: true,
-            appends: false,
-            only_root_writes: true,
-        })
-    }
-
-    async fn attach(&self, file: u64, request: &AttachRequest) -> Result<Attached<Self>, Error> {
-        let number = {
-            let mut machine = self.lock();
-            let number = request.number.unwrap_or_else(|| machine.free_number());
-            machine.claimed.push(number);
-            number
-        };
-        let claim = Claim { machine: self.clone(), number };
-        self.step().await?;
-        let held = request.lifetime != Lifetime::Persistent;
-        let (device, sequence) = {
-            self.news.notify_one();
-            let mut machine = self.lock();
-            if machine.bound.contains_key(&number) {
-                return Err(Error::new(ErrorKind::Busy, "taken"));
-            }
-            let sequence = machine.bind(number, file, held);
-            if request.untrusted {
-                machine.untrusted.insert(sequence);
-            }
-            let vault = machine.vault;
-            if let Some(bound) = machine.bound.get_mut(&number) {
-                bound.holds = usize::from(held);
-                bound.deposits = usize::from(held && vault);
-                bound.partition_scan = request.partition_scan;
-                bound.offset = request.offset;
-                bound.read_only = request.read_only;
-                bound.mark = request.mark;
-            }
-            (machine.device(number).expect("it was just attached"), sequence)
-        };
-        let hold = held.then(|| Hold { machine: self.clone(), number, attach: sequence });
-        self.answer().await;
-        let missing = request.partition_scan && self.lock().partitions > 0;
-        let partitioning = Partitioning { missing, ..Partitioning::default() };
-        Ok(Attached { device, hold, partitioning, claim, node_made: request.number.is_some() })
-    }
-
-    async fn release(&self, hold: Hold) {
-        // A close cannot fail, but what happens meanwhile may.
-        let _interfered = self.step().await;
-        self.alter(hold.number, |bound| bound.attach == hold.attach, |bound| bound.deposits = 0);
-        drop(hold);
-        self.answer().await;
-    }
-
-    fn has_left(&self, disk_sequence: DiskSequence) -> bool {
-        self.lock().bound.values().any(|bound| bound.sequence == disk_sequence && bound.deposits > 0)
-    }
-
-    async fn release_unclaimed(&self, except: &HashSet<DiskSequence>) {
-        let _interfered = self.step().await;
-        for number in self.bound_numbers() {
-            let is_unclaimed = |bound: &Bound| bound.holds == 0 && !except.contains(&bound.sequence);
-            self.alter(number, is_unclaimed, |bound| bound.deposits = 0);
-        }
-    }
-
-    async fn hold(&self, number: u32, sequence: DiskSequence) -> Result<Option<Hold>, Error> {
-        self.step().await?;
-        let hold = {
-            let mut machine = self.lock();
-            let vault = machine.vault;
-            let bound = machine.bound.get_mut(&number).filter(|bound| bound.sequence == sequence);
-            bound.map(|bound| {
-                bound.holds += 1;
-                bound.deposits = usize::from(vault);
-                Hold { machine: self.clone(), number, attach: bound.attach }
-            })
-        };
-        self.answer().await;
-        Ok(hold)
-    }
-
-    async fn clear(&self, number: u32, sequence: DiskSequence) -> Result<(), Error> {
-        self.step().await?;
-        let clear = |bound: &mut Bound| (bound.autoclear, bound.deposits) = (true, 0);
-        self.alter(number, |bound| bound.sequence == sequence, clear);
-        self.answer().await;
-        Ok(())
-    }
-
-    async fn change(
-        &self,
-        number: u32,
-        sequence: DiskSequence,
-        change: Change,
-    ) -> Result<Option<Device>, Error> {
-        self.step().await?;
-        self.alter(
-            number,
-            |bound| bound.sequence == sequence,
-            |bound| match change {
-                Change::Autoclear(autoclear) => bound.autoclear = autoclear,
-                Change::DirectIo(on) => bound.direct_io = on,
-                Change::BlockSize(bytes) => bound.block_size = bytes,
-                Change::Capacity => {}
-            },
-        );
-        let device = self.lock().device(number).filter(|device| device.disk_sequence == sequence);
-        self.answer().await;
-        Ok(device)
-    }
-
-    fn distrust(&self, sequence: DiskSequence) -> Result<(), Error> {
-        self.lock().untrusted.insert(sequence);
-        Ok(())
-    }
-
-    async fn replace(
-        &self,
-        number: u32,
-        sequence: DiskSequence,
-        file: u64,
-        untrusted: bool,
-    ) -> Result<Option<Device>, Error> {
-        self.step().await?;
-        self.news.notify_one();
-        let replaced = {
-            let mut guard = self.lock();
-            let machine = &mut *guard;
-            let next = DiskSequence(machine.last_sequence + 1);
-            let bound = machine.bound.get_mut(&number).filter(|bound| bound.sequence == sequence);
-            bound.map(|bound| {
-                (bound.sequence, bound.file) = (next, file);
-                machine.last_sequence += 1;
-                if untrusted {
-                    machine.untrusted.insert(next);
-                }
-                machine.uevents.push(Happened { number, sequence: next, ..Happened::default() });
-                next
-            })
-        };
-        // The world may see the new sequence before the engine does.
-        self.step().await.ok();
-        // Its descriptor is open: what it tells of is no other attach.
-        let device = self.lock().device(number);
-        Ok(device.filter(|device| Some(device.disk_sequence) == replaced))
-    }
-
-    async fn free_number(&self) -> Result<u32, Error> {
-        self.step().await?;
-        Ok(self.lock().free_number())
-    }
-
-    async fn remove_device(&self, number: u32) -> Result<(), Error> {
-        self.step().await?;
-        let mut machine = self.lock();
-        if machine.bound.contains_key(&number) {
-            return Err(Error::new(ErrorKind::Busy, "attached"));
-        }
-        machine.removed_nodes.push(number);
-        Ok(())
-    }
-
-    async fn status(&self, number: u32) -> Result<Option<Device>, Error> {
-        self.step().await?;
-        Ok(self.lock().device(number))
-    }
-
-    fn stored(&self, number: u32, partition: Option<u32>) -> Option<Found> {
-        let machine = self.lock();
-        let bound = machine.bound.get(&number)?;
-        partition.is_none_or(|partition| partition <= bound.partitions).then(|| found(bound.sequence))
-    }
-
-    async fn partition(
-        &self,
-        number: u32,
-        sequence: DiskSequence,
-        occasion: Occasion,
-    ) -> Result<Partitioning, Error> {
-        self.step().await?;
-        let seen = self.make_partitions(number, sequence, occasion);
-        self.answer().await;
-        Ok(seen)
-    }
-
-    fn partition_nodes(&self, number: u32) -> Vec<PartitionNode> {
-        let mut machine = self.lock();
-        let nodes = machine.bound.get(&number).map(nodes).unwrap_or_default();
-        machine.partitions_read += nodes.len();
-        nodes
-    }
-
-    fn partition_node(&self, number: u32, partition: u32) -> Option<PartitionNode> {
-        let mut machine = self.lock();
-        machine.partitions_read += 1;
-        let bound = machine.bound.get(&number).filter(|bound| (1..=bound.partitions).contains(&partition))?;
-        Some(partition_node(bound, partition))
-    }
-
-    fn scans_itself(&self) -> bool {
-        self.lock().scans_itself
-    }
-
-    async fn stored_of(&self, number: u32, partitions: Vec<Option<u32>>) -> Vec<(Option<u32>, Found)> {
-        // A look cannot fail, but what happens in the meantime may.
-        let _interfered = self.step().await;
-        let stored = |partition| Some((partition, self.stored(number, partition)?));
-        partitions.into_iter().filter_map(stored).collect()
-    }
-
-    async fn users(&self, number: u32) -> Result<Users, Error> {
-        self.step().await?;
-        let machine = self.lock();
-        let mounts = machine.bound.get(&number).map(|bound| &bound.mounts[..]).unwrap_or_default();
-        let mount_points = mounts.iter().map(|(_, path)| path.clone()).collect();
-        Ok(Users { mount_points, holders: Vec::new() })
-    }
-
-    async fn read(&self, _: u32, _: DiskSequence, _: u64, length: usize) -> Result<Vec<u8>, Error> {
-        self.step().await?;
-        Ok(vec![0; length])
-    }
-
-    fn set_up_for(&self, number: u32) -> Result<Option<u32>, Error> {
-        Ok(self.lock().set_up_for.get(&number).copied())
-    }
-
-    async fn btrfs(&self, _: &str) -> Result<crate::kernel::BtrfsDevices, Error> {
-        Ok(crate::kernel::BtrfsDevices::default())
-    }
-
-    async fn claim_overlapping(
-        &self,
-        device: &Device,
-        _: Range<u64>,
-        others: Vec<(u32, Option<Device>)>,
-        asked: String,
-    ) -> Result<Claims, Error> {
-        self.step().await?;
-        let mut machine = self.lock();
-        let mut numbers = Vec::new();
-        for (number, known) in others {
-            let Some(bound) = machine.bound.get(&number) else { continue };
-            let may_be_the_same = known.is_none() || bound.file == device.backing_inode;
-            if !may_be_the_same || (device.read_only && bound.read_only) {
-                continue;
-            }
-            if let Some((_, path)) = bound.mounts.first() {
-                let message = format!("{asked}: /dev/loop{number} is mounted on {}", path.display());
-                return Err(Error::new(
-                    if known.is_some() { ErrorKind::Busy } else { ErrorKind::Timeout },
-                    message,
-                ));
-            }
-            numbers.push(number);
-        }
-        machine.exclusive.extend(&numbers);
-        Ok(Claims { machine: self.clone(), numbers })
-    }
-
-    fn mounts(&self) -> Option<MountTable> {
-        Some(self.mount_table())
-    }
-
-    async fn await_rundown(&self, _: u32) {}
-
-    async fn remove(&self, number: u32) {
-        let mut machine = self.lock();
-        if !machine.bound.contains_key(&number) {
-            machine.removed_nodes.push(number);
-        }
-    }
-
-    fn bound_numbers(&self) -> Vec<u32> {
-        self.lock().bound.keys().copied().collect()
-    }
-
-    fn glance(&self, number: u32) -> Glance {
-        let mut machine = self.lock();
-        machine.looks += 1;
-        let bound = machine.bound.get(&number).map(|bound| bound.sequence);
-        Glance { bound, claimed: machine.claimed.contains(&number) }
-    }
-
-    fn udev_runs(&self) -> bool {
-        self.lock().udev_runs
-    }
-
-    fn udev_is_idle(&self) -> bool {
-        self.lock().uevents.untold.is_empty()
     }
 }

@@ -1,4 +1,4 @@
-//! Every pair of acts on one device, the second one begun at every moment of the first.
+//! Every pair of actions on one device, the second one begun at every moment of the first.
 //!
 //! What comes of two calls at once must be what comes of one after the other, in either order, where a
 //! call that failed has changed nothing. A call that a dead daemon has not answered may have been made or
@@ -12,18 +12,18 @@ use std::time::Duration;
 
 use loopd_common::{ErrorKind, Lifetime, Overlap};
 
-use super::act::{ALL, Act, Answer, Reply, Target, perform};
-use super::promises::{self, check_answer};
-use super::scene::{Watched, World};
-use super::{Client, House};
+use super::action::{ALL, Action, Answer, Reply, Target, perform};
+use super::guarantees::{self, check_answer};
+use super::world::{Watched, World};
 use crate::Snapshot;
 use crate::simulated::Simulated;
+use crate::tests::harness::{Client, Harness};
 
-/// Between acts that follow each other: at once; after what a call leaves to be done; after the time for a
+/// Between actions that follow each other: at once; after what a call leaves to be done; after the time for a
 /// first mount.
 const PAUSES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(1500), Duration::from_secs(5)];
 
-/// Who acts.
+/// Who actions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Who {
     /// The client that the device was attached by.
@@ -43,7 +43,7 @@ impl Who {
     }
 }
 
-/// What there is before the first act.
+/// What there is before the first action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Setup {
     Attached(Lifetime),
@@ -71,9 +71,9 @@ const SETUPS: [Setup; 9] = [
 /// One in so many of the circumstances of each pair is played by default.
 const SHARE: usize = 13;
 
-type Step = (Who, Act);
+type Step = (Who, Action);
 
-/// Acts, each with the moment at which it begins.
+/// Actions, each with the moment at which it begins.
 #[derive(Clone, Debug)]
 struct Scene {
     setup: Setup,
@@ -94,7 +94,7 @@ enum Begins {
 #[derive(Clone, Debug)]
 struct Outcome {
     answers: Vec<Option<Answer>>,
-    /// From and to which moment each act was under way.
+    /// From and to which moment each action was under way.
     spans: Vec<Option<(usize, usize)>>,
     seen: Vec<Seen>,
     died: bool,
@@ -153,7 +153,7 @@ struct Play {
     scene: Scene,
     target: Target,
     clients: Vec<Client>,
-    house: Weak<House>,
+    harness: Weak<Harness>,
     machine: Simulated,
     moments: AtomicUsize,
     answers: Mutex<Vec<Option<Answer>>>,
@@ -172,19 +172,19 @@ impl Play {
     }
 
     fn begin(self: &Arc<Self>, index: usize) {
-        let Some(house) = self.house.upgrade() else { return };
+        let Some(harness) = self.harness.upgrade() else { return };
         if self.machine.is_dead() {
             return;
         }
         let now = self.moments.load(Ordering::Relaxed);
         self.spans.lock().unwrap()[index] = Some((now, usize::MAX));
-        let (who, act) = self.scene.steps[index];
-        if act == Act::Die {
+        let (who, action) = self.scene.steps[index];
+        if action == Action::Die {
             return self.machine.die();
         }
         let client = self.clients[who as usize].clone();
         let (play, target) = (Arc::clone(self), self.target);
-        let performed = Watched::new(&self.machine, perform(house, act, client, target));
+        let performed = Watched::new(&self.machine, perform(harness, action, client, target));
         tokio::spawn(async move {
             let answer = performed.await;
             play.note(index, answer);
@@ -196,11 +196,11 @@ impl Play {
         if self.machine.is_dead() {
             return;
         }
-        if let Some(house) = self.house.upgrade() {
+        if let Some(harness) = self.harness.upgrade() {
             let others = self.scene.steps.iter().enumerate().filter(|(other, _)| *other != index);
-            let others: Vec<Act> = others.map(|(_, (_, act))| *act).collect();
-            let act = self.scene.steps[index].1;
-            if let Err(text) = check_answer(&house, act, &answer, self.target, &others) {
+            let others: Vec<Action> = others.map(|(_, (_, action))| *action).collect();
+            let action = self.scene.steps[index].1;
+            if let Err(text) = check_answer(&harness, action, &answer, self.target, &others) {
                 self.broken.lock().unwrap().push(text);
             }
         }
@@ -232,14 +232,14 @@ impl Scene {
         world.clients = Who::all();
         let noted: Arc<Mutex<Option<Arc<Play>>>> = Arc::default();
         let files = world.files.clone();
-        let seen = world.live(async |house, clients| {
-            let target = self.set_up(house, &clients[0]).await;
+        let seen = world.live(async |harness, clients| {
+            let target = self.set_up(harness, &clients[0]).await;
             let play = Arc::new(Play {
                 scene: self.clone(),
                 target,
                 clients: clients.clone(),
-                house: Arc::downgrade(house),
-                machine: house.machine.clone(),
+                harness: Arc::downgrade(harness),
+                machine: harness.machine.clone(),
                 moments: AtomicUsize::new(0),
                 answers: Mutex::new(vec![None; self.steps.len()]),
                 spans: Mutex::new(vec![None; self.steps.len()]),
@@ -247,7 +247,7 @@ impl Scene {
             });
             *noted.lock().unwrap() = Some(Arc::clone(&play));
             let watching = Arc::downgrade(&play);
-            house.machine.watch(Arc::new(move || {
+            harness.machine.watch(Arc::new(move || {
                 if let Some(play) = watching.upgrade() {
                     play.moment();
                 }
@@ -263,20 +263,20 @@ impl Scene {
                 }
             }
             // What is left under way by what was begun is a moment as well.
-            house.calm_down().await;
+            harness.quiesce().await;
             for index in 0..self.steps.len() {
                 play.await_end(index).await;
             }
-            house.calm_down().await;
-            house.machine.unwatch();
-            self.look(house, clients, &files, target).await
+            harness.quiesce().await;
+            harness.machine.unwatch();
+            self.look(harness, clients, &files, target).await
         });
         let play = noted.lock().unwrap().take().expect("the first daemon got so far");
         let died = seen.is_none();
         let seen = seen.unwrap_or_else(|| {
-            let next = world.live(async |house, clients| {
-                house.calm_down().await;
-                self.look(house, clients, &files, play.target).await
+            let next = world.live(async |harness, clients| {
+                harness.quiesce().await;
+                self.look(harness, clients, &files, play.target).await
             });
             next.expect("the second daemon lives")
         });
@@ -286,55 +286,55 @@ impl Scene {
         Outcome { answers, spans, seen, died, broken }
     }
 
-    async fn set_up(&self, house: &House, owner: &Client) -> Target {
-        let attach = async |lifetime| Target::of(&house.attach(owner, lifetime).await.unwrap());
+    async fn set_up(&self, harness: &Harness, owner: &Client) -> Target {
+        let attach = async |lifetime| Target::of(&harness.attach(owner, lifetime).await.unwrap());
         let target = match self.setup {
             Setup::Attached(lifetime) => attach(lifetime).await,
             Setup::Mounted(lifetime) => {
                 let target = attach(lifetime).await;
                 let volume = crate::VolumeId { attachment: target.id, partition: None };
-                let wanted = crate::mount_simulation::wanted();
-                house.engine.mount(volume, &wanted, owner).await.unwrap();
+                let wanted = crate::tests::mount::wanted();
+                harness.engine.mount(volume, &wanted, owner).await.unwrap();
                 target
             }
             Setup::Open(lifetime) => {
                 let target = attach(lifetime).await;
-                house.machine.open_elsewhere(target.number);
+                harness.machine.open_elsewhere(target.number);
                 target
             }
             Setup::Detaching => {
                 let target = attach(Lifetime::Persistent).await;
-                house.machine.open_elsewhere(target.number);
-                house.engine.detach(target.id, true).await.unwrap();
+                harness.machine.open_elsewhere(target.number);
+                harness.engine.detach(target.id, true).await.unwrap();
                 target
             }
             Setup::Foreign => {
-                house.machine.attach_elsewhere(1);
-                house.engine.resync().await;
-                Target::of(&house.engine.list()[0])
+                harness.machine.attach_elsewhere(1);
+                harness.engine.resync().await;
+                Target::of(&harness.engine.list()[0])
             }
         };
-        house.calm_down().await;
+        harness.quiesce().await;
         target
     }
 
     /// What is there at the end; then everything must go.
     async fn look(
         &self,
-        house: &House,
+        harness: &Harness,
         clients: &[Client],
-        files: &crate::crash::Files,
+        files: &crate::simulated::Files,
         target: Target,
     ) -> Vec<Seen> {
-        house.agree_on_everything(files, self.vault);
-        let mut seen: Vec<Seen> = house.engine.list().iter().map(|found| Seen::of(found, target)).collect();
+        harness.agree_on_everything(files, self.vault);
+        let mut seen: Vec<Seen> = harness.engine.list().iter().map(|found| Seen::of(found, target)).collect();
         seen.sort_unstable();
-        house.clear_out(files, clients).await;
+        harness.clear_out(files, clients).await;
         seen
     }
 }
 
-/// What comes of acts one after the other.
+/// What comes of actions one after the other.
 #[derive(Default)]
 struct InTurn(HashMap<(Vec<Step>, Duration), Outcome>);
 
@@ -347,7 +347,7 @@ impl InTurn {
     }
 }
 
-/// Whether some order of the acts that were made explains what came of them.
+/// Whether some order of the actions that were made explains what came of them.
 fn is_explained(scene: &Scene, outcome: &Outcome, in_turn: &mut InTurn) -> bool {
     let explains = |expected: &Outcome, steps: &[(Step, Option<usize>)]| {
         let answered = steps.iter().zip(&expected.answers).all(|((_, index), expected)| {
@@ -357,53 +357,53 @@ fn is_explained(scene: &Scene, outcome: &Outcome, in_turn: &mut InTurn) -> bool 
         answered && expected.seen == outcome.seen && expected.died == outcome.died
     };
     let is_so = explanations(scene, outcome).iter().any(|steps| {
-        let acts: Vec<Step> = steps.iter().map(|(step, _)| *step).collect();
-        PAUSES.iter().any(|pause| explains(in_turn.of(scene, &acts, *pause), steps))
+        let actions: Vec<Step> = steps.iter().map(|(step, _)| *step).collect();
+        PAUSES.iter().any(|pause| explains(in_turn.of(scene, &actions, *pause), steps))
     });
     has_halves(scene, outcome)
         || is_so && (0..scene.steps.len()).all(|index| is_justified(scene, outcome, index, in_turn))
 }
 
-/// What is not as one act after the other, and may be so.
+/// What is not as one action after the other, and may be so.
 fn has_halves(scene: &Scene, outcome: &Outcome) -> bool {
-    use Act::*;
-    let any = |wanted: &dyn Fn(usize, Act) -> bool| {
-        scene.steps.iter().enumerate().any(|(index, (_, act))| wanted(index, *act))
+    use Action::*;
+    let any = |wanted: &dyn Fn(usize, Action) -> bool| {
+        scene.steps.iter().enumerate().any(|(index, (_, action))| wanted(index, *action))
     };
     let has_failed = |index: usize, kind| outcome.answers[index] == Some(Err(kind));
-    // The end that follows the last mount is an act of its own, and others may come before it.
-    let ends_by_itself =
-        matches!(scene.setup, Setup::Mounted(Lifetime::Mount)) && any(&|_, act| promises::unmounts(act));
+    // The end that follows the last mount is an action of its own, and others may come before it.
+    let ends_by_itself = matches!(scene.setup, Setup::Mounted(Lifetime::Mount))
+        && any(&|_, action| guarantees::unmounts(action));
     // So is the end of the time for the first mount: others may begin to use it at that moment.
     let ends_in_time = matches!(scene.setup, Setup::Attached(Lifetime::Mount))
-        && any(&|_, act| act == Vanish)
-        && any(&|_, act| matches!(act, ForeignMount | Open));
+        && any(&|_, action| action == Vanish)
+        && any(&|_, action| matches!(action, ForeignMount | Open));
     // Nobody was told yet which lifetime it has, and without its descriptor it may go with the daemon.
-    let dies_over_lifetime =
-        outcome.died && any(&|index, act| matches!(act, SetLifetime(_)) && outcome.answers[index].is_none());
+    let dies_during_lifetime = outcome.died
+        && any(&|index, action| matches!(action, SetLifetime(_)) && outcome.answers[index].is_none());
     // A detach that waits for passing users has the device, and a lazy one does not wait for it.
-    let detaches_twice = any(&|_, act| act == Detach)
-        && any(&|index, act| act == DetachLazily && has_failed(index, ErrorKind::Busy));
+    let detaches_twice = any(&|_, action| action == Detach)
+        && any(&|index, action| action == DetachLazily && has_failed(index, ErrorKind::Busy));
     // What was to be given back was detached at that moment.
-    let reuses_what_goes =
-        any(&|index, act| matches!(act, Attach(_, Overlap::Reuse)) && has_failed(index, ErrorKind::NotFound))
-            && any(&|_, act| promises::ends(act) || act == Vanish);
-    ends_by_itself || ends_in_time || dies_over_lifetime || detaches_twice || reuses_what_goes
+    let reuses_what_goes = any(&|index, action| {
+        matches!(action, Attach(_, Overlap::Reuse)) && has_failed(index, ErrorKind::NotFound)
+    }) && any(&|_, action| guarantees::ends(action) || action == Vanish);
+    ends_by_itself || ends_in_time || dies_during_lifetime || detaches_twice || reuses_what_goes
 }
 
-/// The orders that may explain what came of the acts, each with the indices of those whose answers are
+/// The orders that may explain what came of the actions, each with the indices of those whose answers are
 /// known. A mount that has no good answer may have been made and undone.
 fn explanations(scene: &Scene, outcome: &Outcome) -> Vec<Vec<(Step, Option<usize>)>> {
     let mut all = Vec::new();
     for order in orders(scene.steps.len()).into_iter().filter(|order| is_possible(scene, outcome, order)) {
         let (mut plain, mut undone) = (Vec::new(), Vec::new());
         for index in order {
-            let (who, act) = scene.steps[index];
-            plain.push(((who, act), Some(index)));
-            if act == Act::Mount && !outcome.is_done(index) {
-                undone.extend([((who, act), None), ((who, Act::Unmount), None)]);
+            let (who, action) = scene.steps[index];
+            plain.push(((who, action), Some(index)));
+            if action == Action::Mount && !outcome.is_done(index) {
+                undone.extend([((who, action), None), ((who, Action::Unmount), None)]);
             } else {
-                undone.push(((who, act), Some(index)));
+                undone.push(((who, action), Some(index)));
             }
         }
         if plain != undone {
@@ -419,7 +419,7 @@ fn is_justified(scene: &Scene, outcome: &Outcome, index: usize, in_turn: &mut In
     if !outcome.has_failed(index) {
         return true;
     }
-    scene.steps.iter().any(|(_, act)| !act.is_call())
+    scene.steps.iter().any(|(_, action)| !action.is_call())
         || orders(scene.steps.len()).iter().filter(|order| order.contains(&index)).any(|order| {
             let steps: Vec<Step> = order.iter().map(|index| scene.steps[*index]).collect();
             let position = order.iter().position(|other| *other == index);
@@ -435,18 +435,19 @@ fn kind(answer: Option<&Answer>) -> Option<Result<(), ErrorKind>> {
     answer.map(|answer| answer.as_ref().map(|_: &Reply| ()).map_err(|kind| *kind))
 }
 
-/// Whether the acts may have been made in this order, and those that are not in it not at all.
+/// Whether the actions may have been made in this order, and those that are not in it not at all.
 fn is_possible(scene: &Scene, outcome: &Outcome, order: &[usize]) -> bool {
-    let acts: Vec<Act> = scene.steps.iter().map(|(_, act)| *act).collect();
-    let left_out = (0..acts.len()).filter(|index| !order.contains(index));
-    let may_be_left_out =
-        |index: usize| outcome.spans[index].is_none() || (acts[index].is_call() && !outcome.is_done(index));
+    let actions: Vec<Action> = scene.steps.iter().map(|(_, action)| *action).collect();
+    let left_out = (0..actions.len()).filter(|index| !order.contains(index));
+    let may_be_left_out = |index: usize| {
+        outcome.spans[index].is_none() || (actions[index].is_call() && !outcome.is_done(index))
+    };
     let has_begun = |index: &usize| outcome.spans[*index].is_some();
     // One that failed has changed nothing, but for a mount that is undone.
-    let has_effect = |index: &usize| acts[*index] == Act::Mount || !outcome.has_failed(*index);
-    let ends_last = |index: &usize| !acts[*index].ends_daemon() || order.last() == Some(index);
+    let has_effect = |index: &usize| actions[*index] == Action::Mount || !outcome.has_failed(*index);
+    let ends_last = |index: &usize| !actions[*index].ends_daemon() || order.last() == Some(index);
     let keeps_time = order.iter().enumerate().all(|(position, later)| {
-        order[..position].iter().all(|earlier| !ended_before(outcome, &acts, *later, *earlier))
+        order[..position].iter().all(|earlier| !ended_before(outcome, &actions, *later, *earlier))
     });
     left_out.into_iter().all(may_be_left_out)
         && order.iter().all(has_begun)
@@ -455,15 +456,15 @@ fn is_possible(scene: &Scene, outcome: &Outcome, order: &[usize]) -> bool {
         && keeps_time
 }
 
-/// Whether one act was over before another began; what a vanished client leaves takes longer.
-fn ended_before(outcome: &Outcome, acts: &[Act], one: usize, other: usize) -> bool {
+/// Whether one action was over before another began; what a vanished client leaves takes longer.
+fn ended_before(outcome: &Outcome, actions: &[Action], one: usize, other: usize) -> bool {
     match (outcome.spans[one], outcome.spans[other]) {
-        (Some((_, end)), Some((start, _))) => acts[one].is_call() && end < start,
+        (Some((_, end)), Some((start, _))) => actions[one].is_call() && end < start,
         _ => false,
     }
 }
 
-/// Every order of every choice of so many acts.
+/// Every order of every choice of so many actions.
 fn orders(count: usize) -> Vec<Vec<usize>> {
     let (mut all, mut last) = (vec![Vec::new()], vec![Vec::new()]);
     for _ in 0..count {
@@ -477,7 +478,7 @@ fn orders(count: usize) -> Vec<Vec<usize>> {
     all
 }
 
-/// Plays the scene; false where not every act was reached.
+/// Plays the scene; false where not every action was reached.
 fn try_scene(scene: &Scene, in_turn: &mut InTurn) -> Result<bool, String> {
     let tried = std::panic::catch_unwind(AssertUnwindSafe(|| explain(scene, in_turn)));
     tried.unwrap_or_else(|panic| {
@@ -527,8 +528,8 @@ fn on_every_processor<T: Sync>(all: &[T], work: impl Fn(&T) -> usize + Sync) -> 
 #[derive(Clone, Copy, Debug)]
 struct Pair {
     setup: Setup,
-    first: Act,
-    second: Act,
+    first: Action,
+    second: Action,
     who: Who,
     vault: bool,
 }
@@ -538,7 +539,7 @@ struct Pair {
 fn pairs() -> Vec<Pair> {
     let of_everything = std::env::var("LOOPD_PAIRS").is_ok_and(|wanted| wanted == "all");
     let mut all = Vec::new();
-    for first in ALL.into_iter().filter(|act| !act.ends_daemon()) {
+    for first in ALL.into_iter().filter(|action| !action.ends_daemon()) {
         for second in ALL {
             for setup in SETUPS {
                 for who in [Who::Owner, Who::Same, Who::Other, Who::Root] {
@@ -547,13 +548,13 @@ fn pairs() -> Vec<Pair> {
             }
         }
     }
-    let is_always = |pair: &Pair| pair.second == Act::Vanish && pair.who == Who::Owner;
+    let is_always = |pair: &Pair| pair.second == Action::Vanish && pair.who == Who::Owner;
     let chosen = all.into_iter().enumerate();
     let chosen = chosen.filter(|(index, pair)| of_everything || index % SHARE == 0 || is_always(pair));
     chosen.map(|(_, pair)| pair).collect()
 }
 
-/// Plays a pair with the second act at every moment; says how many scenes that were.
+/// Plays a pair with the second action at every moment; says how many scenes that were.
 fn try_pair(pair: &Pair) -> Result<usize, String> {
     let mut in_turn = InTurn::default();
     let steps = vec![(Who::Owner, pair.first), (pair.who, pair.second)];
@@ -568,7 +569,7 @@ fn try_pair(pair: &Pair) -> Result<usize, String> {
 }
 
 #[test]
-fn every_pair_of_acts_is_as_one_after_the_other() {
+fn every_pair_of_actions_is_as_one_after_the_other() {
     let failures = Mutex::new(Vec::new());
     let scenes = on_every_processor(&pairs(), |pair| {
         try_pair(pair).unwrap_or_else(|text| {

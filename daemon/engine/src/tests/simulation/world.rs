@@ -10,11 +10,13 @@ use std::time::Duration;
 
 use loopd_common::State;
 
-use super::{Client, House, SimulatedEngine, clock};
 use crate::Phase;
-use crate::crash::{Files, living};
 use crate::kernel::{DiskSequence, Kernel as _};
+use crate::simulated::Files;
 use crate::simulated::Simulated;
+use crate::tests::clock;
+use crate::tests::harness::{Client, Harness, SimulatedEngine};
+use crate::tests::restart::connected;
 
 /// udev takes this long for an event.
 const PROCESSING: Duration = Duration::from_millis(1);
@@ -53,7 +55,7 @@ async fn brisk_udev(machine: Simulated, engine: SimulatedEngine, late: Arc<Atomi
     }
 }
 
-impl House {
+impl Harness {
     /// The next event comes late.
     pub fn delay_events(&self) {
         self.late.store(true, Ordering::Relaxed);
@@ -65,7 +67,7 @@ impl House {
     }
 
     /// Waits until nothing is under way, not even a time that something has left.
-    pub async fn calm_down(&self) {
+    pub async fn quiesce(&self) {
         let settings = self.engine.settings();
         tokio::time::sleep(settings.mount_grace + 2 * settings.wait_for_users).await;
         self.engine.told().await;
@@ -145,7 +147,7 @@ impl House {
         for (number, ..) in self.machine.bound() {
             self.machine.leave_alone(number);
         }
-        self.calm_down().await;
+        self.quiesce().await;
         self.engine.resync().await;
         for found in self.engine.list() {
             let client = found.ownership.as_ref().and_then(|ownership| ownership.client.clone());
@@ -154,7 +156,7 @@ impl House {
                 panic!("{} cannot be detached: {error}", found.device.node());
             }
         }
-        self.calm_down().await;
+        self.quiesce().await;
         self.agree_on_everything(files, false);
         assert_eq!(self.machine.bound(), [], "devices are left");
         assert_eq!(self.mounts.folders(), Vec::<std::path::PathBuf>::new(), "folders are left");
@@ -173,7 +175,7 @@ impl World {
 
     /// A daemon lives on the machine until the body ends or it dies; it takes up first what an earlier
     /// one has left. `None` where it died.
-    pub fn live<T>(&mut self, body: impl AsyncFnOnce(&Arc<House>, &mut Vec<Client>) -> T) -> Option<T> {
+    pub fn live<T>(&mut self, body: impl AsyncFnOnce(&Arc<Harness>, &mut Vec<Client>) -> T) -> Option<T> {
         self.machine.revive();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
         let runtime = runtime.unwrap();
@@ -181,17 +183,17 @@ impl World {
         let start = self.time;
         let (done, time) = runtime.block_on(async {
             clock::start(start);
-            let house = Arc::new(House::with_files(machine.clone(), files));
-            let living = living(clients.clone());
+            let harness = Arc::new(Harness::with_files(machine.clone(), files));
+            let connected = connected(clients.clone());
             let done = tokio::select! {
                 biased;
                 () = machine.death() => None,
                 done = async {
-                    house.engine.restore(living).await;
-                    house.engine.resync().await;
-                    house.engine.told().await;
-                    house.start_brisk_udev();
-                    body(&house, clients).await
+                    harness.engine.restore(connected).await;
+                    harness.engine.resync().await;
+                    harness.engine.told().await;
+                    harness.start_brisk_udev();
+                    body(&harness, clients).await
                 } => Some(done),
             };
             (done, clock::microseconds().unwrap_or(start))

@@ -1,19 +1,19 @@
-//! The daemon dies, at every step and in the middle of storms, and another one takes up what it has
+//! The daemon dies, at every step and in the middle of runs, and another one takes up what it has
 //! left.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use loopd_common::{Lifetime, State};
 
-use super::mount_simulation::{SimulatedMounts, wanted, whole};
-use super::restore::{Kept, Store};
-use super::simulation::{Client, House, calm};
-use super::*;
-use crate::simulated::{Interference, Simulated};
+use super::harness::{Client, Harness};
+use super::mount::{wanted, whole};
+use super::random_calls::end_everything;
+use crate::kernel::DiskSequence;
+use crate::simulated::{Files, Interference, Simulated};
+use crate::{AttachRequest, Caller as _, ClientId, Kept, Order, Phase, Snapshot, Store as _};
 
 /// A file that only other programs attach.
 const ELSEWHERE: u64 = 99;
@@ -22,126 +22,14 @@ const ANOTHER: u64 = 2;
 /// The file of what is mounted: the same bytes are not mounted twice.
 const MOUNTED: u64 = 5;
 
-/// Files on a simulated machine: they outlive the daemon, and it may die as it writes one.
-#[derive(Clone)]
-pub struct Files {
-    machine: Simulated,
-    files: Arc<Mutex<BTreeMap<DiskSequence, Kept>>>,
-    announced: Arc<Mutex<Vec<u64>>>,
-    places: Arc<Mutex<BTreeMap<PathBuf, Place>>>,
-    /// What the service manager has mounted, and the folders for that.
-    pub mounts: SimulatedMounts,
-    /// How many writes from now on the daemon dies, and whether that one is done before.
-    death: Arc<Mutex<Option<(usize, bool)>>>,
-}
-
-impl Files {
-    pub fn on(machine: &Simulated) -> Self {
-        Self {
-            machine: machine.clone(),
-            files: Arc::default(),
-            announced: Arc::default(),
-            places: Arc::default(),
-            mounts: SimulatedMounts::on(machine),
-            death: Arc::default(),
-        }
-    }
-
-    /// What is written of attachments.
-    pub fn kept(&self) -> Vec<Kept> {
-        self.read()
-    }
-
-    /// The marks that are announced.
-    pub fn marks(&self) -> Vec<u64> {
-        self.announced()
-    }
-
-    /// What is written of folders.
-    pub fn folders(&self) -> Vec<Place> {
-        self.read_places()
-    }
-
-    fn die_at(&self, write: usize, done: bool) {
-        *self.death.lock().unwrap() = Some((write, done));
-    }
-
-    /// Does this, unless the daemon is dead.
-    fn change(&self, change: impl FnOnce(&Self)) {
-        self.machine.moment();
-        self.change_unless_dead(change);
-        self.machine.moment();
-    }
-
-    fn change_unless_dead(&self, change: impl FnOnce(&Self)) {
-        let mut death = self.death.lock().unwrap();
-        let dies = match &mut *death {
-            Some((0, done)) => Some(*done),
-            Some((left, _)) => {
-                *left -= 1;
-                None
-            }
-            None => None,
-        };
-        if !self.machine.is_dead() && dies != Some(false) {
-            change(self);
-        }
-        if dies.is_some() {
-            *death = None;
-            self.machine.die();
-        }
-    }
-}
-
-impl Store for Files {
-    fn write(&self, kept: &Kept) -> Result<(), Error> {
-        self.change(|all| drop(all.files.lock().unwrap().insert(kept.id, kept.clone())));
-        Ok(())
-    }
-
-    fn erase(&self, id: DiskSequence) {
-        self.change(|all| assert!(all.files.lock().unwrap().remove(&id).is_some(), "{id} was never written"));
-    }
-
-    fn read(&self) -> Vec<Kept> {
-        self.files.lock().unwrap().values().cloned().collect()
-    }
-
-    fn announce(&self, mark: u64) -> Result<(), Error> {
-        self.change(|all| all.announced.lock().unwrap().push(mark));
-        Ok(())
-    }
-
-    fn retract(&self, mark: u64) {
-        self.change(|all| all.announced.lock().unwrap().retain(|announced| *announced != mark));
-    }
-
-    fn announced(&self) -> Vec<u64> {
-        self.announced.lock().unwrap().clone()
-    }
-
-    fn write_place(&self, place: &Place) -> Result<(), Error> {
-        self.change(|all| drop(all.places.lock().unwrap().insert(place.path.clone(), place.clone())));
-        Ok(())
-    }
-
-    fn erase_place(&self, path: &Path) {
-        self.change(|all| drop(all.places.lock().unwrap().remove(path)));
-    }
-
-    fn read_places(&self) -> Vec<Place> {
-        self.places.lock().unwrap().values().cloned().collect()
-    }
-}
-
 /// What a daemon does from its start until it dies; `None` where it died before it was done.
-pub(super) fn life<T>(machine: &Simulated, files: &Files, body: impl AsyncFnOnce(&House) -> T) -> Option<T> {
+pub fn run_daemon<T>(machine: &Simulated, files: &Files, body: impl AsyncFnOnce(&Harness) -> T) -> Option<T> {
     machine.revive();
-    *files.death.lock().unwrap() = None;
+    files.stay_alive();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     let runtime = runtime.unwrap();
     runtime.block_on(async {
-        let house = House::with_files(machine.clone(), files.clone());
+        let harness = Harness::with_files(machine.clone(), files.clone());
         let death = async {
             while !machine.is_dead() {
                 tokio::time::sleep(Duration::from_micros(50)).await;
@@ -150,7 +38,7 @@ pub(super) fn life<T>(machine: &Simulated, files: &Files, body: impl AsyncFnOnce
         tokio::select! {
             biased;
             () = death => None,
-            done = body(&house) => Some(done),
+            done = body(&harness) => Some(done),
         }
     })
     // Everything that the daemon has begun ends here.
@@ -180,7 +68,7 @@ impl Death {
 
 /// What is asked of a daemon that dies over it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Deed {
+enum Operation {
     Attach(Lifetime),
     Detach,
     DetachPersistent,
@@ -196,25 +84,25 @@ enum Deed {
     ReplaceBound,
 }
 
-const DEEDS: [Deed; 15] = [
-    Deed::Replace,
-    Deed::ReplaceBound,
-    Deed::Mount,
-    Deed::Unmount,
-    Deed::Attach(Lifetime::Mount),
-    Deed::Attach(Lifetime::Client),
-    Deed::Attach(Lifetime::Persistent),
-    Deed::Detach,
-    Deed::DetachPersistent,
-    Deed::DetachLazily,
-    Deed::DetachMountedLazily,
-    Deed::DetachBusy,
-    Deed::LetStay,
-    Deed::BindToClient,
-    Deed::Vanish,
+const OPERATIONS: [Operation; 15] = [
+    Operation::Replace,
+    Operation::ReplaceBound,
+    Operation::Mount,
+    Operation::Unmount,
+    Operation::Attach(Lifetime::Mount),
+    Operation::Attach(Lifetime::Client),
+    Operation::Attach(Lifetime::Persistent),
+    Operation::Detach,
+    Operation::DetachPersistent,
+    Operation::DetachLazily,
+    Operation::DetachMountedLazily,
+    Operation::DetachBusy,
+    Operation::LetStay,
+    Operation::BindToClient,
+    Operation::Vanish,
 ];
 
-/// What there was before the deed, and what the deed has made.
+/// What there was before the operation, and what the operation has made.
 #[derive(Clone)]
 struct Before {
     bound: Snapshot,
@@ -227,32 +115,32 @@ struct Before {
 }
 
 #[test]
-fn whatever_the_daemon_dies_over_the_next_one_has_it_right() {
+fn a_daemon_that_dies_at_any_step_loses_nothing() {
     for vault in [true, false] {
-        for deed in DEEDS {
+        for operation in OPERATIONS {
             let mut last = (0, 0);
             for step in 1.. {
                 last.0 = step;
-                if dies_over(deed, Death::Step(step), vault) {
+                if dies_during(operation, Death::Step(step), vault) {
                     break;
                 }
             }
             for write in 0.. {
                 last.1 = write;
-                let done = [false, true].map(|done| dies_over(deed, Death::Write(write, done), vault));
+                let done = [false, true].map(|done| dies_during(operation, Death::Write(write, done), vault));
                 if done == [true, true] {
                     break;
                 }
             }
             let nothing_to_die_over = last.0 <= 1 && last.1 < 1;
-            assert!(!nothing_to_die_over, "{deed:?} has neither steps nor writes");
+            assert!(!nothing_to_die_over, "{operation:?} has neither steps nor writes");
         }
     }
 }
 
-/// Says whether the deed was done before the daemon died.
-fn dies_over(deed: Deed, death: Death, vault: bool) -> bool {
-    println!("{deed:?}, {death:?}, vault {vault}");
+/// Says whether the operation was done before the daemon died.
+fn dies_during(operation: Operation, death: Death, vault: bool) -> bool {
+    println!("{operation:?}, {death:?}, vault {vault}");
     let machine = Simulated::new();
     if vault {
         machine.keep_holds();
@@ -261,41 +149,41 @@ fn dies_over(deed: Deed, death: Death, vault: bool) -> bool {
     let (client, other) = (Client::new(":1.1", 7), Client::new(":1.2", 8));
     let before = Arc::new(Mutex::new(None));
     let noted = Arc::clone(&before);
-    let done = life(&machine, &files, async |house| {
-        house.start_udev(0);
-        let bound = house.attach(&client, Lifetime::Client).await.unwrap();
-        let persistent = house.attach(&client, Lifetime::Persistent).await.unwrap();
+    let done = run_daemon(&machine, &files, async |harness| {
+        harness.start_udev(0);
+        let bound = harness.attach(&client, Lifetime::Client).await.unwrap();
+        let persistent = harness.attach(&client, Lifetime::Persistent).await.unwrap();
         let request = AttachRequest::default();
-        let mounted = house.engine.attach(Order { file: MOUNTED, request }, &client).await.unwrap();
+        let mounted = harness.engine.attach(Order { file: MOUNTED, request }, &client).await.unwrap();
         machine.mount(mounted.device.number);
-        house.settle().await;
-        if deed == Deed::Unmount {
-            house.engine.mount(whole(&persistent), &wanted(), &client).await.unwrap();
+        harness.settle().await;
+        if operation == Operation::Unmount {
+            harness.engine.mount(whole(&persistent), &wanted(), &client).await.unwrap();
         }
         let there = Before { bound, persistent, mounted, attached: None, done: false, written: Vec::new() };
         *noted.lock().unwrap() = Some(there.clone());
         death.arm(&machine, &files);
-        let attached = commit(deed, house, &client, &other, &there).await;
+        let attached = commit(operation, harness, &client, &other, &there).await;
         // The dead give no answer.
         if let Some(before) = noted.lock().unwrap().as_mut().filter(|_| !machine.is_dead()) {
             before.attached = attached;
             before.done = true;
         }
-        house.settle().await;
+        harness.settle().await;
     });
     let mut before = before.lock().unwrap().take().unwrap();
     before.written = files.read();
     machine.die();
-    life(&machine, &files, async |house| {
-        house.engine.restore(living([client.clone(), other.clone()])).await;
-        house.engine.resync().await;
+    run_daemon(&machine, &files, async |harness| {
+        harness.engine.restore(connected([client.clone(), other.clone()])).await;
+        harness.engine.resync().await;
         // Its events wait until the daemon listens.
-        house.start_udev(0);
-        house.settle().await;
-        check(deed, house, &files, &before, vault);
+        harness.start_udev(0);
+        harness.settle().await;
+        check(operation, harness, &files, &before, vault);
         machine.unmount(before.mounted.device.number);
         machine.unmount(before.persistent.device.number);
-        calm(house, &[client.clone(), other.clone()]).await;
+        end_everything(harness, &[client.clone(), other.clone()]).await;
         assert!(files.read().is_empty(), "files are left: {:?}", files.read());
         assert!(files.announced().is_empty());
     })
@@ -304,7 +192,7 @@ fn dies_over(deed: Deed, death: Death, vault: bool) -> bool {
 }
 
 /// What the bus says of these.
-pub(super) fn living(
+pub fn connected(
     clients: impl Into<Vec<Client>>,
 ) -> impl Fn(ClientId) -> std::future::Ready<bool> + Clone + Send + Sync + 'static {
     let clients = clients.into();
@@ -312,37 +200,41 @@ pub(super) fn living(
 }
 
 async fn commit(
-    deed: Deed,
-    house: &House,
+    operation: Operation,
+    harness: &Harness,
     client: &Client,
     other: &Client,
     before: &Before,
 ) -> Option<Snapshot> {
-    let engine = &house.engine;
-    match deed {
-        Deed::Attach(lifetime) => return Some(house.attach(other, lifetime).await.unwrap()),
-        Deed::Detach => engine.detach(before.bound.id, false).await.unwrap(),
-        Deed::DetachPersistent => engine.detach(before.persistent.id, false).await.unwrap(),
-        Deed::DetachLazily => engine.detach(before.persistent.id, true).await.unwrap(),
-        Deed::DetachMountedLazily => engine.detach(before.mounted.id, true).await.unwrap(),
-        Deed::DetachBusy => drop(engine.detach(before.mounted.id, false).await.unwrap_err()),
-        Deed::LetStay => engine.set_lifetime(before.bound.id, Lifetime::Persistent, client).await.unwrap(),
-        Deed::BindToClient => {
+    let engine = &harness.engine;
+    match operation {
+        Operation::Attach(lifetime) => return Some(harness.attach(other, lifetime).await.unwrap()),
+        Operation::Detach => engine.detach(before.bound.id, false).await.unwrap(),
+        Operation::DetachPersistent => engine.detach(before.persistent.id, false).await.unwrap(),
+        Operation::DetachLazily => engine.detach(before.persistent.id, true).await.unwrap(),
+        Operation::DetachMountedLazily => engine.detach(before.mounted.id, true).await.unwrap(),
+        Operation::DetachBusy => drop(engine.detach(before.mounted.id, false).await.unwrap_err()),
+        Operation::LetStay => {
+            engine.set_lifetime(before.bound.id, Lifetime::Persistent, client).await.unwrap()
+        }
+        Operation::BindToClient => {
             engine.set_lifetime(before.persistent.id, Lifetime::Client, client).await.unwrap();
         }
-        Deed::Vanish => client.vanish(engine),
-        Deed::Mount => drop(engine.mount(whole(&before.persistent), &wanted(), client).await.unwrap()),
-        Deed::Unmount => engine.unmount(whole(&before.persistent), false, client.uid, false).await.unwrap(),
-        Deed::Replace => engine.replace_backing_file(before.persistent.id, ANOTHER, 0).await.unwrap(),
-        Deed::ReplaceBound => engine.replace_backing_file(before.bound.id, ANOTHER, 0).await.unwrap(),
+        Operation::Vanish => client.vanish(engine),
+        Operation::Mount => drop(engine.mount(whole(&before.persistent), &wanted(), client).await.unwrap()),
+        Operation::Unmount => {
+            engine.unmount(whole(&before.persistent), false, client.uid, false).await.unwrap()
+        }
+        Operation::Replace => engine.replace_backing_file(before.persistent.id, ANOTHER, 0).await.unwrap(),
+        Operation::ReplaceBound => engine.replace_backing_file(before.bound.id, ANOTHER, 0).await.unwrap(),
     }
     None
 }
 
 /// The second daemon has what the first one had promised, and nothing else.
-fn check(deed: Deed, house: &House, files: &Files, before: &Before, vault: bool) {
-    house.agree();
-    let list = house.engine.list();
+fn check(operation: Operation, harness: &Harness, files: &Files, before: &Before, vault: bool) {
+    harness.agree();
+    let list = harness.engine.list();
     let find = |snapshot: &Snapshot| list.iter().find(|found| found.id == snapshot.id);
     let unchanged = |snapshot: &Snapshot| {
         let found = find(snapshot).unwrap_or_else(|| panic!("{} is gone", snapshot.id));
@@ -356,46 +248,48 @@ fn check(deed: Deed, house: &House, files: &Files, before: &Before, vault: bool)
         assert!(now == Some(lifetime) || !before.done, "{found:?}");
         assert_eq!(found.state, State::Attached);
     };
-    match deed {
+    match operation {
         // It may have come so far or not.
-        Deed::Detach if before.done => gone(&before.bound),
-        Deed::Detach => {}
-        Deed::Vanish => gone(&before.bound),
-        Deed::LetStay if vault || before.done => rebound(&before.bound, Lifetime::Persistent),
+        Operation::Detach if before.done => gone(&before.bound),
+        Operation::Detach => {}
+        Operation::Vanish => gone(&before.bound),
+        Operation::LetStay if vault || before.done => rebound(&before.bound, Lifetime::Persistent),
         // The kernel may have been told already, and nothing was written.
-        Deed::LetStay => {}
+        Operation::LetStay => {}
         _ if vault => unchanged(&before.bound),
         _ => gone(&before.bound),
     }
-    match deed {
-        Deed::DetachPersistent | Deed::DetachLazily if before.done => gone(&before.persistent),
-        Deed::DetachPersistent | Deed::DetachLazily => {}
-        Deed::BindToClient if vault => rebound(&before.persistent, Lifetime::Client),
-        Deed::BindToClient if before.done => gone(&before.persistent),
-        Deed::BindToClient => {}
+    match operation {
+        Operation::DetachPersistent | Operation::DetachLazily if before.done => gone(&before.persistent),
+        Operation::DetachPersistent | Operation::DetachLazily => {}
+        Operation::BindToClient if vault => rebound(&before.persistent, Lifetime::Client),
+        Operation::BindToClient if before.done => gone(&before.persistent),
+        Operation::BindToClient => {}
         _ => unchanged(&before.persistent),
     }
-    match deed {
-        Deed::Vanish => assert_eq!(find(&before.mounted).map(|found| found.state), Some(State::Detaching)),
-        Deed::DetachMountedLazily if before.done => {
+    match operation {
+        Operation::Vanish => {
+            assert_eq!(find(&before.mounted).map(|found| found.state), Some(State::Detaching))
+        }
+        Operation::DetachMountedLazily if before.done => {
             assert_eq!(find(&before.mounted).map(|found| found.state), Some(State::Detaching));
         }
-        Deed::DetachMountedLazily => assert!(find(&before.mounted).is_some()),
+        Operation::DetachMountedLazily => assert!(find(&before.mounted).is_some()),
         _ => unchanged(&before.mounted),
     }
     let replaced = |snapshot: &Snapshot| {
         let file = find(snapshot).map(|found| found.device.backing_inode);
         assert!(file == Some(ANOTHER) || !before.done, "{file:?}");
     };
-    match deed {
-        Deed::Replace => replaced(&before.persistent),
-        Deed::ReplaceBound if vault => replaced(&before.bound),
+    match operation {
+        Operation::Replace => replaced(&before.persistent),
+        Operation::ReplaceBound if vault => replaced(&before.bound),
         _ => {}
     }
     let known = [&before.bound, &before.persistent, &before.mounted];
     let new: Vec<_> = list.iter().filter(|found| known.iter().all(|known| known.id != found.id)).collect();
     match &before.attached {
-        Some(attached) if vault || deed == Deed::Attach(Lifetime::Persistent) => {
+        Some(attached) if vault || operation == Operation::Attach(Lifetime::Persistent) => {
             unchanged(attached);
             assert_eq!(new.len(), 1);
         }
@@ -407,7 +301,7 @@ fn check(deed: Deed, house: &House, files: &Files, before: &Before, vault: bool)
             assert!(new.iter().all(|found| about_to_tell(found.id)), "left behind: {new:?}");
         }
     }
-    check_places(deed, house, files, before);
+    check_places(operation, harness, files, before);
     let written: Vec<_> = files.read().iter().map(|kept| kept.id).collect();
     let ours = list.iter().filter(|found| found.ownership.is_some());
     let mut listed: Vec<_> = ours.map(|found| found.id).collect();
@@ -415,39 +309,39 @@ fn check(deed: Deed, house: &House, files: &Files, before: &Before, vault: bool)
     assert_eq!(written, listed);
     for found in &list {
         let number = found.device.number;
-        let holds = house.machine.holds(number);
-        assert_eq!(house.machine.deposits(number), if vault { holds } else { 0 }, "/dev/loop{number}");
+        let holds = harness.machine.holds(number);
+        assert_eq!(harness.machine.deposits(number), if vault { holds } else { 0 }, "/dev/loop{number}");
     }
 }
 
 /// The folders are those that something is mounted on, and all of them are known.
-fn check_places(deed: Deed, house: &House, files: &Files, before: &Before) {
+fn check_places(operation: Operation, harness: &Harness, files: &Files, before: &Before) {
     let folders = files.mounts.folders();
     let known: Vec<_> = files.read_places().into_iter().map(|place| place.path).collect();
     assert_eq!(folders, known);
-    let table = house.machine.mount_table();
+    let table = harness.machine.mount_table();
     assert!(folders.iter().all(|folder| table.has(folder)), "{folders:?}");
-    match deed {
-        Deed::Mount if before.done => assert_eq!(folders.len(), 1),
-        Deed::Unmount if before.done => assert!(folders.is_empty(), "{folders:?}"),
+    match operation {
+        Operation::Mount if before.done => assert_eq!(folders.len(), 1),
+        Operation::Unmount if before.done => assert!(folders.is_empty(), "{folders:?}"),
         // It may have come so far or not.
-        Deed::Mount | Deed::Unmount => {}
+        Operation::Mount | Operation::Unmount => {}
         _ => assert!(folders.is_empty(), "{folders:?}"),
     }
 }
 
-/// `LOOPD_STORMS` sets how many storms there are; each names its seed where it fails.
+/// `LOOPD_RANDOM_RUNS` sets how many runs there are; each names its seed where it fails.
 #[test]
-fn storms_with_deaths_lose_nothing() {
-    let storms = std::env::var("LOOPD_STORMS").ok().and_then(|text| text.parse().ok()).unwrap_or(40);
-    for seed in 1..=storms {
-        println!("storm {seed}");
-        Storm::new(seed).blow();
+fn random_calls_with_deaths_lose_nothing() {
+    let runs = std::env::var("LOOPD_RANDOM_RUNS").ok().and_then(|text| text.parse().ok()).unwrap_or(40);
+    for seed in 1..=runs {
+        println!("run {seed}");
+        RandomRun::new(seed).run();
     }
 }
 
-/// What the clients of a storm were told, and may rely on.
-struct Storm {
+/// What the clients of a run were told, and may rely on.
+struct RandomRun {
     random: fastrand::Rng,
     machine: Simulated,
     files: Files,
@@ -457,7 +351,7 @@ struct Storm {
     names: usize,
 }
 
-impl Storm {
+impl RandomRun {
     fn new(seed: u64) -> Self {
         let machine = Simulated::random(seed);
         let vault = !seed.is_multiple_of(3);
@@ -490,11 +384,11 @@ impl Storm {
         Some(client)
     }
 
-    fn blow(mut self) {
+    fn run(mut self) {
         let (machine, files) = (self.machine.clone(), self.files.clone());
         for _ in 0..6 {
-            life(&machine, &files, async |house| {
-                self.take_up(house).await;
+            run_daemon(&machine, &files, async |harness| {
+                self.take_up(harness).await;
                 match self.random.u8(..3) {
                     0 => Death::Step(self.random.usize(1..60)).arm(&machine, &files),
                     1 => {
@@ -503,7 +397,7 @@ impl Storm {
                     }
                     _ => {}
                 }
-                self.rage(house).await;
+                self.make_calls(harness).await;
             });
             machine.die();
             if !self.vault {
@@ -516,9 +410,9 @@ impl Storm {
                 self.client_leaves();
             }
         }
-        life(&machine, &files, async |house| {
-            self.take_up(house).await;
-            calm(house, &self.clients).await;
+        run_daemon(&machine, &files, async |harness| {
+            self.take_up(harness).await;
+            end_everything(harness, &self.clients).await;
         })
         .expect("the last one lives");
         assert!(files.read().is_empty(), "files are left: {:?}", files.read());
@@ -526,13 +420,13 @@ impl Storm {
     }
 
     /// Another daemon starts: everything that was promised is there, and nothing that nobody knows.
-    async fn take_up(&self, house: &House) {
-        house.engine.restore(living(self.clients.clone())).await;
-        house.engine.resync().await;
-        house.start_udev(0);
-        house.settle().await;
-        house.agree();
-        let list = house.engine.list();
+    async fn take_up(&self, harness: &Harness) {
+        harness.engine.restore(connected(self.clients.clone())).await;
+        harness.engine.resync().await;
+        harness.start_udev(0);
+        harness.settle().await;
+        harness.agree();
+        let list = harness.engine.list();
         for (id, promised) in &*self.promised.lock().unwrap() {
             let found = list.iter().find(|found| found.id == *id).unwrap_or_else(|| panic!("{id} is gone"));
             assert_eq!((&found.ownership, found.state), (&promised.ownership, State::Attached), "{id}");
@@ -549,7 +443,7 @@ impl Storm {
         }
     }
 
-    async fn rage(&mut self, house: &House) {
+    async fn make_calls(&mut self, harness: &Harness) {
         let mut tasks = tokio::task::JoinSet::new();
         for _ in 0..150 {
             while self.clients.len() < 4 {
@@ -561,7 +455,7 @@ impl Storm {
             let of_number = |snapshot: &Snapshot| snapshot.device.number == number;
             match self.random.u8(..15) {
                 14 => {
-                    let engine = Arc::clone(&house.engine);
+                    let engine = Arc::clone(&harness.engine);
                     tasks.spawn(async move {
                         if let Ok(attachment) = engine.locate(number).await
                             && attachment.ownership.is_some()
@@ -571,7 +465,7 @@ impl Storm {
                     });
                 }
                 12 => {
-                    let engine = Arc::clone(&house.engine);
+                    let engine = Arc::clone(&harness.engine);
                     tasks.spawn(async move {
                         if let Ok(attachment) = engine.locate(number).await {
                             let _busy_or_gone = engine.mount(whole(&attachment), &wanted(), &client).await;
@@ -579,7 +473,7 @@ impl Storm {
                     });
                 }
                 13 => {
-                    let engine = Arc::clone(&house.engine);
+                    let engine = Arc::clone(&harness.engine);
                     tasks.spawn(async move {
                         if let Ok(attachment) = engine.locate(number).await {
                             let _not_mounted =
@@ -592,7 +486,7 @@ impl Storm {
                     let wait = self.random.bool();
                     let request = AttachRequest { lifetime, wait, ..AttachRequest::default() };
                     let order = Order { file: 1, request };
-                    let (engine, promised) = (Arc::clone(&house.engine), Arc::clone(&self.promised));
+                    let (engine, promised) = (Arc::clone(&harness.engine), Arc::clone(&self.promised));
                     let machine = self.machine.clone();
                     tasks.spawn(async move {
                         if let Ok(snapshot) = engine.attach(order, &client).await
@@ -607,7 +501,7 @@ impl Storm {
                 }
                 5..=6 => {
                     self.break_promise(of_number);
-                    let (engine, lazy) = (Arc::clone(&house.engine), self.random.bool());
+                    let (engine, lazy) = (Arc::clone(&harness.engine), self.random.bool());
                     let promised = Arc::clone(&self.promised);
                     tasks.spawn(async move {
                         if let Ok(attachment) = engine.locate(number).await {
@@ -620,7 +514,7 @@ impl Storm {
                 8 => self.machine.unmount(number),
                 9 => {
                     if let Some(client) = self.client_leaves() {
-                        client.vanish(&house.engine);
+                        client.vanish(&harness.engine);
                     }
                 }
                 10 => drop(self.machine.attach_elsewhere(ELSEWHERE)),

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use loopd_common::{ErrorKind, Lifetime, Overlap};
 
-use super::{Client, House};
 use crate::kernel::{Change, DiskSequence};
-use crate::mount_simulation::{wanted, whole};
 use crate::simulated::Simulated;
+use crate::tests::harness::{Client, Harness};
+use crate::tests::mount::{wanted, whole};
 use crate::{AttachRequest, Engine, Snapshot};
 
 /// A file that is shown in the place of another.
@@ -18,7 +18,7 @@ const UNDO: Duration = Duration::from_millis(500);
 
 /// One thing that happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Act {
+pub enum Action {
     /// `SetupLoop` with the file that the target has.
     Attach(Lifetime, Overlap),
     /// `Detach`.
@@ -72,42 +72,42 @@ pub enum Act {
 }
 
 /// Everything that may happen.
-pub const ALL: [Act; 29] = [
-    Act::Attach(Lifetime::Client, Overlap::Allow),
-    Act::Attach(Lifetime::Mount, Overlap::Reuse),
-    Act::Attach(Lifetime::Persistent, Overlap::Allow),
-    Act::Attach(Lifetime::Persistent, Overlap::Reuse),
-    Act::Attach(Lifetime::Client, Overlap::Refuse),
-    Act::Detach,
-    Act::DetachLazily,
-    Act::SetLifetime(Lifetime::Client),
-    Act::SetLifetime(Lifetime::Mount),
-    Act::SetLifetime(Lifetime::Persistent),
-    Act::Mount,
-    Act::Unmount,
-    Act::UnmountLazily,
-    Act::Replace,
-    Act::SetCapacity,
-    Act::DirectIo,
-    Act::SetBlockSize,
-    Act::Rescan,
-    Act::Vanish,
-    Act::GiveUp,
-    Act::Die,
-    Act::DelayEvents,
-    Act::LoseEvents,
-    Act::ForeignAttach,
-    Act::ForeignDetach,
-    Act::ForeignMount,
-    Act::ForeignUnmount,
-    Act::Open,
-    Act::Reread,
+pub const ALL: [Action; 29] = [
+    Action::Attach(Lifetime::Client, Overlap::Allow),
+    Action::Attach(Lifetime::Mount, Overlap::Reuse),
+    Action::Attach(Lifetime::Persistent, Overlap::Allow),
+    Action::Attach(Lifetime::Persistent, Overlap::Reuse),
+    Action::Attach(Lifetime::Client, Overlap::Refuse),
+    Action::Detach,
+    Action::DetachLazily,
+    Action::SetLifetime(Lifetime::Client),
+    Action::SetLifetime(Lifetime::Mount),
+    Action::SetLifetime(Lifetime::Persistent),
+    Action::Mount,
+    Action::Unmount,
+    Action::UnmountLazily,
+    Action::Replace,
+    Action::SetCapacity,
+    Action::DirectIo,
+    Action::SetBlockSize,
+    Action::Rescan,
+    Action::Vanish,
+    Action::GiveUp,
+    Action::Die,
+    Action::DelayEvents,
+    Action::LoseEvents,
+    Action::ForeignAttach,
+    Action::ForeignDetach,
+    Action::ForeignMount,
+    Action::ForeignUnmount,
+    Action::Open,
+    Action::Reread,
 ];
 
-impl Act {
+impl Action {
     /// Whether a client asks for it, and gets an answer.
     pub fn is_call(self) -> bool {
-        use Act::*;
+        use Action::*;
         matches!(
             self,
             Attach(..)
@@ -167,77 +167,79 @@ fn known(engine: &Engine<Simulated>, target: Target) -> Result<Snapshot, ErrorKi
 }
 
 /// Has this happen, as the bus and `main.rs` do it.
-pub async fn perform(house: Arc<House>, act: Act, client: Client, target: Target) -> Answer {
-    if act.is_call() && client.is_gone() {
+pub async fn perform(harness: Arc<Harness>, action: Action, client: Client, target: Target) -> Answer {
+    if action.is_call() && client.is_gone() {
         return Err(ErrorKind::AccessDenied);
     }
-    let answer = match act.is_call() {
-        true => call(&house, act, &client, target).await,
-        false => happen(&house, act, &client, target).await,
+    let answer = match action.is_call() {
+        true => call(&harness, action, &client, target).await,
+        false => happen(&harness, action, &client, target).await,
     };
-    if !act.ends_daemon() {
-        house.engine.told().await;
+    if !action.ends_daemon() {
+        harness.engine.told().await;
     }
     answer
 }
 
-async fn call(house: &House, act: Act, client: &Client, target: Target) -> Answer {
-    let engine = &house.engine;
-    let done = match act {
-        Act::Attach(lifetime, overlap) => {
+async fn call(harness: &Harness, action: Action, client: &Client, target: Target) -> Answer {
+    let engine = &harness.engine;
+    let done = match action {
+        Action::Attach(lifetime, overlap) => {
             let request = AttachRequest { lifetime, overlap, ..AttachRequest::default() };
-            let attached = house.attach_with(client, request).await.map_err(|error| error.kind)?;
+            let attached = harness.attach_with(client, request).await.map_err(|error| error.kind)?;
             return Ok(Reply::Attached(Target::of(&attached)));
         }
-        Act::Mount => {
+        Action::Mount => {
             let volume = whole(&known(engine, target)?);
             let mounted = engine.mount(volume, &wanted(), client).await;
             return mounted.map(Reply::Mounted).map_err(|error| error.kind);
         }
-        Act::Unmount | Act::UnmountLazily => {
+        Action::Unmount | Action::UnmountLazily => {
             let volume = whole(&known(engine, target)?);
             let own_only = engine.is_mounted_for(volume, client.uid);
-            engine.unmount(volume, act == Act::UnmountLazily, client.uid, own_only).await
+            engine.unmount(volume, action == Action::UnmountLazily, client.uid, own_only).await
         }
-        Act::Detach | Act::DetachLazily => {
-            engine.detach(known(engine, target)?.id, act == Act::DetachLazily).await
+        Action::Detach | Action::DetachLazily => {
+            engine.detach(known(engine, target)?.id, action == Action::DetachLazily).await
         }
-        Act::SetLifetime(lifetime) => engine.set_lifetime(known(engine, target)?.id, lifetime, client).await,
-        Act::Replace => engine.replace_backing_file(known(engine, target)?.id, ANOTHER, client.uid).await,
-        Act::Rescan => engine.rescan(known(engine, target)?.id).await,
-        Act::SetCapacity => engine.change(known(engine, target)?.id, Change::Capacity).await,
-        Act::DirectIo => engine.change(known(engine, target)?.id, Change::DirectIo(true)).await,
-        Act::NoDirectIo => engine.change(known(engine, target)?.id, Change::DirectIo(false)).await,
-        Act::SetBlockSize => engine.change(known(engine, target)?.id, Change::BlockSize(4096)).await,
-        _ => unreachable!("{act:?} is no call"),
+        Action::SetLifetime(lifetime) => {
+            engine.set_lifetime(known(engine, target)?.id, lifetime, client).await
+        }
+        Action::Replace => engine.replace_backing_file(known(engine, target)?.id, ANOTHER, client.uid).await,
+        Action::Rescan => engine.rescan(known(engine, target)?.id).await,
+        Action::SetCapacity => engine.change(known(engine, target)?.id, Change::Capacity).await,
+        Action::DirectIo => engine.change(known(engine, target)?.id, Change::DirectIo(true)).await,
+        Action::NoDirectIo => engine.change(known(engine, target)?.id, Change::DirectIo(false)).await,
+        Action::SetBlockSize => engine.change(known(engine, target)?.id, Change::BlockSize(4096)).await,
+        _ => unreachable!("{action:?} is no call"),
     };
     done.map(|()| Reply::Done).map_err(|error| error.kind)
 }
 
-async fn happen(house: &House, act: Act, client: &Client, target: Target) -> Answer {
-    let (machine, number) = (&house.machine, target.number);
-    match act {
-        Act::Vanish => client.vanish(&house.engine),
-        Act::GiveUp => {
-            house.engine.give_up();
+async fn happen(harness: &Harness, action: Action, client: &Client, target: Target) -> Answer {
+    let (machine, number) = (&harness.machine, target.number);
+    match action {
+        Action::Vanish => client.vanish(&harness.engine),
+        Action::GiveUp => {
+            harness.engine.give_up();
             tokio::time::sleep(UNDO).await;
             machine.die();
         }
-        Act::Die => machine.die(),
-        Act::DelayEvents => house.delay_events(),
-        Act::LoseEvents => {
+        Action::Die => machine.die(),
+        Action::DelayEvents => harness.delay_events(),
+        Action::LoseEvents => {
             if machine.lose_uevents() {
-                house.engine.resync().await;
+                harness.engine.resync().await;
             }
         }
-        Act::ForeignAttach => drop(machine.attach_elsewhere(1)),
-        Act::ForeignDetach => machine.detach_elsewhere(number),
-        Act::ForeignMount => machine.mount(number),
-        Act::ForeignUnmount => machine.unmount(number),
-        Act::Open => machine.open_elsewhere(number),
-        Act::Close => machine.close_elsewhere(number),
-        Act::Reread => machine.reread_partitions(number),
-        _ => unreachable!("{act:?} is a call"),
+        Action::ForeignAttach => drop(machine.attach_elsewhere(1)),
+        Action::ForeignDetach => machine.detach_elsewhere(number),
+        Action::ForeignMount => machine.mount(number),
+        Action::ForeignUnmount => machine.unmount(number),
+        Action::Open => machine.open_elsewhere(number),
+        Action::Close => machine.close_elsewhere(number),
+        Action::Reread => machine.reread_partitions(number),
+        _ => unreachable!("{action:?} is a call"),
     }
     Ok(Reply::Done)
 }

@@ -1,0 +1,150 @@
+//! State files on a simulated machine.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use loopd_common::Error;
+
+use super::machine::Simulated;
+use super::mounts::SimulatedMounts;
+use crate::kernel::DiskSequence;
+use crate::{Kept, Place, Store};
+
+/// Files on a simulated machine: they outlive the daemon, and it may die as it writes one.
+#[derive(Clone)]
+pub struct Files {
+    machine: Simulated,
+    files: Arc<Mutex<BTreeMap<DiskSequence, Kept>>>,
+    announced: Arc<Mutex<Vec<u64>>>,
+    places: Arc<Mutex<BTreeMap<PathBuf, Place>>>,
+    /// What the service manager has mounted, and the folders for that.
+    pub mounts: SimulatedMounts,
+    /// How many writes from now on the daemon dies, and whether that one is done before.
+    death: Arc<Mutex<Option<(usize, bool)>>>,
+}
+
+impl Files {
+    /// Files on this machine.
+    pub fn on(machine: &Simulated) -> Self {
+        Self {
+            machine: machine.clone(),
+            files: Arc::default(),
+            announced: Arc::default(),
+            places: Arc::default(),
+            mounts: SimulatedMounts::on(machine),
+            death: Arc::default(),
+        }
+    }
+
+    /// What is written of attachments.
+    pub fn kept(&self) -> Vec<Kept> {
+        self.read()
+    }
+
+    /// The marks that are announced.
+    pub fn marks(&self) -> Vec<u64> {
+        self.announced()
+    }
+
+    /// What is written of folders.
+    pub fn folders(&self) -> Vec<Place> {
+        self.read_places()
+    }
+
+    /// The daemon dies in no write any more.
+    pub fn stay_alive(&self) {
+        *self.death.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// The daemon dies in this write, counted from now on from 0, before or after it is `done`.
+    pub fn die_at(&self, write: usize, done: bool) {
+        *self.death.lock().unwrap_or_else(PoisonError::into_inner) = Some((write, done));
+    }
+
+    /// Does this, unless the daemon is dead.
+    fn change(&self, change: impl FnOnce(&Self)) {
+        self.machine.moment();
+        self.change_unless_dead(change);
+        self.machine.moment();
+    }
+
+    fn change_unless_dead(&self, change: impl FnOnce(&Self)) {
+        let mut death = self.death.lock().unwrap_or_else(PoisonError::into_inner);
+        let dies = match &mut *death {
+            Some((0, done)) => Some(*done),
+            Some((left, _)) => {
+                *left -= 1;
+                None
+            }
+            None => None,
+        };
+        if !self.machine.is_dead() && dies != Some(false) {
+            change(self);
+        }
+        if dies.is_some() {
+            *death = None;
+            self.machine.die();
+        }
+    }
+}
+
+impl Store for Files {
+    fn write(&self, kept: &Kept) -> Result<(), Error> {
+        self.change(|all| {
+            drop(all.files.lock().unwrap_or_else(PoisonError::into_inner).insert(kept.id, kept.clone()))
+        });
+        Ok(())
+    }
+
+    fn erase(&self, id: DiskSequence) {
+        self.change(|all| {
+            assert!(
+                all.files.lock().unwrap_or_else(PoisonError::into_inner).remove(&id).is_some(),
+                "{id} was never written"
+            )
+        });
+    }
+
+    fn read(&self) -> Vec<Kept> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    fn announce(&self, mark: u64) -> Result<(), Error> {
+        self.change(|all| all.announced.lock().unwrap_or_else(PoisonError::into_inner).push(mark));
+        Ok(())
+    }
+
+    fn retract(&self, mark: u64) {
+        self.change(|all| {
+            all.announced
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .retain(|announced| *announced != mark)
+        });
+    }
+
+    fn announced(&self) -> Vec<u64> {
+        self.announced.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn write_place(&self, place: &Place) -> Result<(), Error> {
+        self.change(|all| {
+            drop(
+                all.places
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .insert(place.path.clone(), place.clone()),
+            )
+        });
+        Ok(())
+    }
+
+    fn erase_place(&self, path: &Path) {
+        self.change(|all| drop(all.places.lock().unwrap_or_else(PoisonError::into_inner).remove(path)));
+    }
+
+    fn read_places(&self) -> Vec<Place> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+}

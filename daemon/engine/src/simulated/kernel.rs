@@ -1,0 +1,318 @@
+//! The kernel on a simulated machine.
+
+use std::collections::HashSet;
+use std::ops::Range;
+
+use loopd_common::{Error, ErrorKind, Lifetime};
+
+use super::machine::{Bound, Claim, Claims, Happened, Hold, Simulated, found, nodes, partition_node};
+use crate::AttachRequest;
+use crate::kernel::{
+    Attached, Change, Device, DiskSequence, FileFacts, FileIdentity, FileKind, Found, Glance, Kernel,
+    Occasion, PartitionNode, Partitioning, Users,
+};
+use crate::mount_table::MountTable;
+
+impl Kernel for Simulated {
+    type File = u64;
+    type Hold = Hold;
+    type Claim = Claim;
+    type Claims = Claims;
+
+    async fn examine(&self, file: &u64) -> Result<FileFacts, Error> {
+        self.step().await?;
+        Ok(FileFacts {
+            kind: FileKind::Regular,
+            path: Vec::new(),
+            identity: FileIdentity { device: 0, inode: *file },
+            writable: true,
+            appends: false,
+            only_root_writes: true,
+        })
+    }
+
+    async fn attach(&self, file: u64, request: &AttachRequest) -> Result<Attached<Self>, Error> {
+        let number = {
+            let mut machine = self.lock();
+            let number = request.number.unwrap_or_else(|| machine.free_number());
+            machine.claimed.push(number);
+            number
+        };
+        let claim = Claim { machine: self.clone(), number };
+        self.step().await?;
+        let held = request.lifetime != Lifetime::Persistent;
+        let (device, sequence) = {
+            self.news.notify_one();
+            let mut machine = self.lock();
+            if machine.bound.contains_key(&number) {
+                return Err(Error::new(ErrorKind::Busy, "taken"));
+            }
+            let sequence = machine.bind(number, file, held);
+            if request.untrusted {
+                machine.untrusted.insert(sequence);
+            }
+            let vault = machine.vault;
+            if let Some(bound) = machine.bound.get_mut(&number) {
+                bound.holds = usize::from(held);
+                bound.deposits = usize::from(held && vault);
+                bound.partition_scan = request.partition_scan;
+                bound.offset = request.offset;
+                bound.read_only = request.read_only;
+                bound.mark = request.mark;
+            }
+            (machine.device(number).expect("it was just attached"), sequence)
+        };
+        let hold = held.then(|| Hold { machine: self.clone(), number, attach: sequence });
+        self.answer().await;
+        let missing = request.partition_scan && self.lock().partitions > 0;
+        let partitioning = Partitioning { missing, ..Partitioning::default() };
+        Ok(Attached { device, hold, partitioning, claim, node_made: request.number.is_some() })
+    }
+
+    async fn release(&self, hold: Hold) {
+        // A close cannot fail, but what happens meanwhile may.
+        let _interfered = self.step().await;
+        self.alter(hold.number, |bound| bound.attach == hold.attach, |bound| bound.deposits = 0);
+        drop(hold);
+        self.answer().await;
+    }
+
+    fn has_left(&self, disk_sequence: DiskSequence) -> bool {
+        self.lock().bound.values().any(|bound| bound.sequence == disk_sequence && bound.deposits > 0)
+    }
+
+    async fn release_unclaimed(&self, except: &HashSet<DiskSequence>) {
+        let _interfered = self.step().await;
+        for number in self.bound_numbers() {
+            let is_unclaimed = |bound: &Bound| bound.holds == 0 && !except.contains(&bound.sequence);
+            self.alter(number, is_unclaimed, |bound| bound.deposits = 0);
+        }
+    }
+
+    async fn hold(&self, number: u32, sequence: DiskSequence) -> Result<Option<Hold>, Error> {
+        self.step().await?;
+        let hold = {
+            let mut machine = self.lock();
+            let vault = machine.vault;
+            let bound = machine.bound.get_mut(&number).filter(|bound| bound.sequence == sequence);
+            bound.map(|bound| {
+                bound.holds += 1;
+                bound.deposits = usize::from(vault);
+                Hold { machine: self.clone(), number, attach: bound.attach }
+            })
+        };
+        self.answer().await;
+        Ok(hold)
+    }
+
+    async fn clear(&self, number: u32, sequence: DiskSequence) -> Result<(), Error> {
+        self.step().await?;
+        let clear = |bound: &mut Bound| (bound.autoclear, bound.deposits) = (true, 0);
+        self.alter(number, |bound| bound.sequence == sequence, clear);
+        self.answer().await;
+        Ok(())
+    }
+
+    async fn change(
+        &self,
+        number: u32,
+        sequence: DiskSequence,
+        change: Change,
+    ) -> Result<Option<Device>, Error> {
+        self.step().await?;
+        self.alter(
+            number,
+            |bound| bound.sequence == sequence,
+            |bound| match change {
+                Change::Autoclear(autoclear) => bound.autoclear = autoclear,
+                Change::DirectIo(on) => bound.direct_io = on,
+                Change::BlockSize(bytes) => bound.block_size = bytes,
+                Change::Capacity => {}
+            },
+        );
+        let device = self.lock().device(number).filter(|device| device.disk_sequence == sequence);
+        self.answer().await;
+        Ok(device)
+    }
+
+    fn distrust(&self, sequence: DiskSequence) -> Result<(), Error> {
+        self.lock().untrusted.insert(sequence);
+        Ok(())
+    }
+
+    async fn replace(
+        &self,
+        number: u32,
+        sequence: DiskSequence,
+        file: u64,
+        untrusted: bool,
+    ) -> Result<Option<Device>, Error> {
+        self.step().await?;
+        self.news.notify_one();
+        let replaced = {
+            let mut guard = self.lock();
+            let machine = &mut *guard;
+            let next = DiskSequence(machine.last_sequence + 1);
+            let bound = machine.bound.get_mut(&number).filter(|bound| bound.sequence == sequence);
+            bound.map(|bound| {
+                (bound.sequence, bound.file) = (next, file);
+                machine.last_sequence += 1;
+                if untrusted {
+                    machine.untrusted.insert(next);
+                }
+                machine.uevents.push(Happened { number, sequence: next, ..Happened::default() });
+                next
+            })
+        };
+        // The world may see the new sequence before the engine does.
+        self.step().await.ok();
+        // Its descriptor is open: what it tells of is no other attach.
+        let device = self.lock().device(number);
+        Ok(device.filter(|device| Some(device.disk_sequence) == replaced))
+    }
+
+    async fn free_number(&self) -> Result<u32, Error> {
+        self.step().await?;
+        Ok(self.lock().free_number())
+    }
+
+    async fn remove_device(&self, number: u32) -> Result<(), Error> {
+        self.step().await?;
+        let mut machine = self.lock();
+        if machine.bound.contains_key(&number) {
+            return Err(Error::new(ErrorKind::Busy, "attached"));
+        }
+        machine.removed_nodes.push(number);
+        Ok(())
+    }
+
+    async fn status(&self, number: u32) -> Result<Option<Device>, Error> {
+        self.step().await?;
+        Ok(self.lock().device(number))
+    }
+
+    fn stored(&self, number: u32, partition: Option<u32>) -> Option<Found> {
+        let machine = self.lock();
+        let bound = machine.bound.get(&number)?;
+        partition.is_none_or(|partition| partition <= bound.partitions).then(|| found(bound.sequence))
+    }
+
+    async fn partition(
+        &self,
+        number: u32,
+        sequence: DiskSequence,
+        occasion: Occasion,
+    ) -> Result<Partitioning, Error> {
+        self.step().await?;
+        let seen = self.make_partitions(number, sequence, occasion);
+        self.answer().await;
+        Ok(seen)
+    }
+
+    fn partition_nodes(&self, number: u32) -> Vec<PartitionNode> {
+        let mut machine = self.lock();
+        let nodes = machine.bound.get(&number).map(nodes).unwrap_or_default();
+        machine.partitions_read += nodes.len();
+        nodes
+    }
+
+    fn partition_node(&self, number: u32, partition: u32) -> Option<PartitionNode> {
+        let mut machine = self.lock();
+        machine.partitions_read += 1;
+        let bound = machine.bound.get(&number).filter(|bound| (1..=bound.partitions).contains(&partition))?;
+        Some(partition_node(bound, partition))
+    }
+
+    fn scans_itself(&self) -> bool {
+        self.lock().scans_itself
+    }
+
+    async fn stored_of(&self, number: u32, partitions: Vec<Option<u32>>) -> Vec<(Option<u32>, Found)> {
+        // A look cannot fail, but what happens in the meantime may.
+        let _interfered = self.step().await;
+        let stored = |partition| Some((partition, self.stored(number, partition)?));
+        partitions.into_iter().filter_map(stored).collect()
+    }
+
+    async fn users(&self, number: u32) -> Result<Users, Error> {
+        self.step().await?;
+        let machine = self.lock();
+        let mounts = machine.bound.get(&number).map(|bound| &bound.mounts[..]).unwrap_or_default();
+        let mount_points = mounts.iter().map(|(_, path)| path.clone()).collect();
+        Ok(Users { mount_points, holders: Vec::new() })
+    }
+
+    async fn read(&self, _: u32, _: DiskSequence, _: u64, length: usize) -> Result<Vec<u8>, Error> {
+        self.step().await?;
+        Ok(vec![0; length])
+    }
+
+    fn set_up_for(&self, number: u32) -> Result<Option<u32>, Error> {
+        Ok(self.lock().set_up_for.get(&number).copied())
+    }
+
+    async fn btrfs(&self, _: &str) -> Result<crate::kernel::BtrfsDevices, Error> {
+        Ok(crate::kernel::BtrfsDevices::default())
+    }
+
+    async fn claim_overlapping(
+        &self,
+        device: &Device,
+        _: Range<u64>,
+        others: Vec<(u32, Option<Device>)>,
+        asked: String,
+    ) -> Result<Claims, Error> {
+        self.step().await?;
+        let mut machine = self.lock();
+        let mut numbers = Vec::new();
+        for (number, known) in others {
+            let Some(bound) = machine.bound.get(&number) else { continue };
+            let may_be_the_same = known.is_none() || bound.file == device.backing_inode;
+            if !may_be_the_same || (device.read_only && bound.read_only) {
+                continue;
+            }
+            if let Some((_, path)) = bound.mounts.first() {
+                let message = format!("{asked}: /dev/loop{number} is mounted on {}", path.display());
+                return Err(Error::new(
+                    if known.is_some() { ErrorKind::Busy } else { ErrorKind::Timeout },
+                    message,
+                ));
+            }
+            numbers.push(number);
+        }
+        machine.exclusive.extend(&numbers);
+        Ok(Claims { machine: self.clone(), numbers })
+    }
+
+    fn mounts(&self) -> Option<MountTable> {
+        Some(self.mount_table())
+    }
+
+    async fn await_rundown(&self, _: u32) {}
+
+    async fn remove(&self, number: u32) {
+        let mut machine = self.lock();
+        if !machine.bound.contains_key(&number) {
+            machine.removed_nodes.push(number);
+        }
+    }
+
+    fn bound_numbers(&self) -> Vec<u32> {
+        self.lock().bound.keys().copied().collect()
+    }
+
+    fn glance(&self, number: u32) -> Glance {
+        let mut machine = self.lock();
+        machine.looks += 1;
+        let bound = machine.bound.get(&number).map(|bound| bound.sequence);
+        Glance { bound, claimed: machine.claimed.contains(&number) }
+    }
+
+    fn udev_runs(&self) -> bool {
+        self.lock().udev_runs
+    }
+
+    fn udev_is_idle(&self) -> bool {
+        self.lock().uevents.untold.is_empty()
+    }
+}

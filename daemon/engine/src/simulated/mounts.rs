@@ -1,0 +1,131 @@
+//! The service manager's mounts on a simulated machine.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use loopd_common::{Error, ErrorKind};
+
+use super::machine::Simulated;
+use crate::{Account, Doing, MountOrder, Mounter};
+
+/// Who mounts on a simulated machine: what it has made outlives the daemon.
+#[derive(Clone)]
+pub struct SimulatedMounts {
+    machine: Simulated,
+    host: Arc<Mutex<Host>>,
+}
+
+#[derive(Default)]
+struct Host {
+    folders: BTreeSet<PathBuf>,
+    /// Somebody sits in them.
+    used: BTreeSet<PathBuf>,
+    /// Mounts come to no end.
+    hangs: bool,
+}
+
+impl SimulatedMounts {
+    /// Mounts on this machine.
+    pub fn on(machine: &Simulated) -> Self {
+        Self { machine: machine.clone(), host: Arc::default() }
+    }
+
+    fn host(&self) -> MutexGuard<'_, Host> {
+        self.host.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The folders that there are.
+    pub fn folders(&self) -> Vec<PathBuf> {
+        self.host().folders.iter().cloned().collect()
+    }
+
+    /// From now on mounts do not end.
+    pub fn set_hangs(&self, hangs: bool) {
+        self.host().hangs = hangs;
+    }
+
+    /// A process uses a mount point, or leaves it.
+    pub fn set_used(&self, path: &Path, is_used: bool) {
+        if is_used {
+            self.host().used.insert(path.to_owned());
+        } else {
+            self.host().used.remove(path);
+        }
+    }
+
+    async fn start(&self, order: MountOrder) -> Result<(), Error> {
+        self.machine.step().await?;
+        let hangs = self.host().hangs;
+        if hangs {
+            tokio::time::sleep(order.patience).await;
+            return Err(Error::new(ErrorKind::Timeout, "it hangs"));
+        }
+        assert!(self.host().folders.contains(&order.place), "{:?} was not made", order.place);
+        let (number, partition) = parse(&order.device);
+        if !self.machine.mount_on(number, partition, order.place) {
+            return Err(Error::new(ErrorKind::Kernel, "the device is gone"));
+        }
+        // It is mounted, and nobody was told yet.
+        self.machine.step().await
+    }
+}
+
+fn parse(node: &str) -> (u32, Option<u32>) {
+    let words = node.strip_prefix("/dev/loop").unwrap();
+    let (number, partition) = words.split_once('p').map_or((words, None), |(one, other)| (one, Some(other)));
+    (number.parse().unwrap(), partition.map(|partition| partition.parse().unwrap()))
+}
+
+impl Mounter for SimulatedMounts {
+    fn account(&self, uid: u32) -> Doing<'_, Account> {
+        Box::pin(async move { Account { uid, gid: Some(uid), name: format!("user{uid}") } })
+    }
+
+    fn path(&self, account: &Account, name: &str) -> PathBuf {
+        Path::new("/run/media").join(&account.name).join(name)
+    }
+
+    fn is_there(&self, path: PathBuf) -> Doing<'_, bool> {
+        Box::pin(async move { self.host().folders.contains(&path) })
+    }
+
+    fn make(&self, path: PathBuf, _: u32) -> Doing<'_, Result<bool, Error>> {
+        Box::pin(async move {
+            self.machine.step().await?;
+            Ok(self.host().folders.insert(path))
+        })
+    }
+
+    fn mount(&self, order: MountOrder) -> Doing<'_, Result<(), Error>> {
+        Box::pin(self.start(order))
+    }
+
+    fn unmount(&self, path: PathBuf, lazy: bool, _: Duration) -> Doing<'_, Result<(), Error>> {
+        Box::pin(async move {
+            self.machine.step().await?;
+            if self.host().used.contains(&path) && !lazy {
+                return Err(Error::new(ErrorKind::Busy, "in use"));
+            }
+            self.machine.unmount_from(&path);
+            self.machine.step().await
+        })
+    }
+
+    fn undo(&self, path: PathBuf, _: Duration) -> Doing<'_, ()> {
+        Box::pin(async move {
+            let _nothing_stops_it = self.machine.step().await;
+            while self.machine.unmount_from(&path) {}
+        })
+    }
+
+    fn remove(&self, path: PathBuf) -> Doing<'_, Result<(), Error>> {
+        Box::pin(async move {
+            let _nothing_stops_it = self.machine.step().await;
+            assert!(!self.machine.mount_table().has(&path), "something is mounted on {path:?}");
+            self.host().folders.remove(&path);
+            Ok(())
+        })
+    }
+}

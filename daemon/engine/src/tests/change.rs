@@ -1,0 +1,80 @@
+//! Changes of an attached device.
+
+use std::sync::atomic::Ordering;
+
+use loopd_common::Lifetime;
+
+use super::harness::{Client, Harness};
+use crate::simulated::Simulated;
+
+#[tokio::test(start_paused = true)]
+async fn a_change_that_fails_at_any_step_changes_nothing() {
+    for lifetime in [Lifetime::Client, Lifetime::Persistent] {
+        let other = if lifetime == Lifetime::Client { Lifetime::Persistent } else { Lifetime::Client };
+        for failing in 1.. {
+            let harness = Harness::with_udev();
+            let client = Client::new(":1.1", 7);
+            let attached = harness.attach(&client, lifetime).await.unwrap();
+            let before = harness.machine.bound();
+            let reached = harness.fail_at(failing);
+            let changed = harness.engine.set_lifetime(attached.id, other, &client).await;
+            if !reached.load(Ordering::Relaxed) {
+                assert!(failing > 1 && changed.is_ok(), "no step failed");
+                break;
+            }
+            harness.settle().await;
+            harness.agree();
+            if changed.is_err() {
+                assert_eq!(harness.engine.find(attached.id).unwrap().ownership, attached.ownership);
+                assert_eq!(harness.machine.bound(), before);
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn udev_is_told_of_what_users_other_than_root_have_chosen() {
+    let harness = Harness::with_udev();
+    let (user, root) = (Client::new(":1.1", 7), Client::new(":1.2", 0));
+    let is_untrusted = |id| {
+        let sequence = harness.engine.find(id).unwrap().device.disk_sequence;
+        harness.machine.is_untrusted(sequence)
+    };
+    let of_user = harness.attach(&user, Lifetime::Client).await.unwrap().id;
+    let of_root = harness.attach(&root, Lifetime::Client).await.unwrap().id;
+    assert!(is_untrusted(of_user) && !is_untrusted(of_root));
+    harness.engine.replace_backing_file(of_user, 2, 0).await.unwrap();
+    harness.engine.replace_backing_file(of_root, 2, 0).await.unwrap();
+    assert!(is_untrusted(of_user) && !is_untrusted(of_root), "replaced by root");
+    harness.engine.replace_backing_file(of_root, 3, 7).await.unwrap();
+    assert!(is_untrusted(of_root), "replaced by a user");
+    for (client, expected) in [(&root, false), (&user, true)] {
+        let number = harness.machine.attach_elsewhere(9);
+        harness.settle().await;
+        let foreign = harness.engine.list().into_iter().find(|shown| shown.device.number == number).unwrap();
+        harness.engine.set_lifetime(foreign.id, Lifetime::Client, client).await.unwrap();
+        assert_eq!(is_untrusted(foreign.id), expected, "adopted");
+    }
+    user.vanish(&harness.engine);
+    root.vanish(&harness.engine);
+    harness.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replaced_file_keeps_its_object() {
+    for moment in 0..60 {
+        let harness = Harness::new(Simulated::random(moment));
+        harness.start_udev(0);
+        let client = Client::new(":1.1", 7);
+        let attached = harness.attach(&client, Lifetime::Client).await.unwrap();
+        harness.engine.replace_backing_file(attached.id, 2, 0).await.unwrap();
+        harness.settle().await;
+        let replaced = harness.engine.find(attached.id).unwrap();
+        assert_eq!(replaced.device.backing_inode, 2);
+        assert!(replaced.device.disk_sequence.0 > attached.device.disk_sequence.0);
+        assert_eq!(replaced.file_system.kind, format!("fs{}", replaced.device.disk_sequence));
+        harness.agree();
+        client.vanish(&harness.engine);
+        harness.assert_empty().await;
+    }
+}

@@ -1,0 +1,67 @@
+//! Detaching, at once and lazily.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use loopd_common::{ErrorKind, Lifetime, State};
+
+use super::harness::{Client, Harness};
+
+#[tokio::test(start_paused = true)]
+async fn what_is_mounted_outlives_its_client_until_it_is_unmounted() {
+    let harness = Harness::with_udev();
+    let client = Client::new(":1.1", 7);
+    let attached = harness.attach(&client, Lifetime::Client).await.unwrap();
+    harness.machine.mount(attached.device.number);
+    client.vanish(&harness.engine);
+    harness.settle().await;
+    assert_eq!(harness.engine.find(attached.id).unwrap().state, State::Detaching);
+    harness.agree();
+    harness.machine.unmount(attached.device.number);
+    harness.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_device_stays_as_it_was() {
+    for lifetime in [Lifetime::Client, Lifetime::Persistent] {
+        let harness = Harness::with_udev();
+        let client = Client::new(":1.1", 7);
+        let attached = harness.attach(&client, lifetime).await.unwrap();
+        let before = harness.machine.bound();
+        let number = attached.device.number;
+
+        harness.machine.mount(number);
+        let error = harness.engine.detach(attached.id, false).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Busy);
+        assert!(error.message.contains("mounted on /mnt"), "{error}");
+        harness.machine.unmount(number);
+
+        harness.machine.open_elsewhere(number);
+        let error = harness.engine.detach(attached.id, false).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Busy);
+        assert!(error.message.contains("opened by a process"), "{error}");
+        harness.engine.told().await;
+        harness.agree();
+        assert_eq!(harness.machine.bound(), before);
+
+        let (machine, engine) = (harness.machine.clone(), Arc::clone(&harness.engine));
+        let passing = tokio::spawn(async move { engine.detach(attached.id, false).await });
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        machine.close_elsewhere(number);
+        passing.await.unwrap().unwrap();
+        harness.assert_empty().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lazy_detach_ends_at_the_last_close() {
+    for lifetime in [Lifetime::Client, Lifetime::Persistent] {
+        let harness = Harness::with_udev();
+        let attached = harness.attach(&Client::new(":1.1", 7), lifetime).await.unwrap();
+        harness.machine.open_elsewhere(attached.device.number);
+        harness.engine.detach(attached.id, true).await.unwrap();
+        assert_eq!(harness.engine.find(attached.id).unwrap().state, State::Detaching);
+        harness.machine.close_elsewhere(attached.device.number);
+        harness.assert_empty().await;
+    }
+}

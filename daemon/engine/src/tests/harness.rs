@@ -1,0 +1,236 @@
+//! A machine with clients for the tests of the engine: kernel, udev, mounts and files are simulated, time is too.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use loopd_common::{Error, Lifetime, State};
+use tokio::sync::Notify;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use crate::kernel::DiskSequence;
+use crate::simulated::{Files, Interference, Simulated, SimulatedMounts};
+use crate::{AttachRequest, Caller, ClientId, Engine, Event, Order, Settings, Snapshot};
+
+pub type SimulatedEngine = Arc<Engine<Simulated>>;
+
+/// A client on a simulated bus.
+#[derive(Clone)]
+pub struct Client {
+    pub id: ClientId,
+    pub uid: u32,
+    pub gone: Arc<AtomicBool>,
+    woken: Arc<Notify>,
+}
+
+impl Client {
+    pub fn new(name: &str, uid: u32) -> Self {
+        Self { id: ClientId(name.to_owned()), uid, gone: Arc::default(), woken: Arc::default() }
+    }
+
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+
+    pub fn vanish(&self, engine: &SimulatedEngine) {
+        self.gone.store(true, Ordering::Relaxed);
+        self.woken.notify_waiters();
+        engine.client_vanished(&self.id);
+    }
+}
+
+impl Caller for Client {
+    fn client(&self) -> &ClientId {
+        &self.id
+    }
+
+    fn uid(&self) -> u32 {
+        self.uid
+    }
+
+    fn vanished(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+
+    async fn gone(&self) {
+        let woken = self.woken.notified();
+        if !self.vanished() {
+            woken.await;
+        }
+    }
+}
+
+impl Client {
+    pub fn again(&self) -> Self {
+        Self::new(":1.9", self.uid)
+    }
+}
+
+/// What the bus would show.
+type Shown = Arc<Mutex<BTreeMap<DiskSequence, Snapshot>>>;
+
+/// Follows the engine's events as the bus room does, and checks that they make sense.
+async fn follow(mut events: UnboundedReceiver<Event>, shown: Shown, count: Arc<AtomicUsize>) {
+    while let Some(event) = events.recv().await {
+        let mut shown = shown.lock().unwrap();
+        count.fetch_add(usize::from(!matches!(event, Event::Checkpoint(_))), Ordering::Relaxed);
+        match event {
+            Event::Added(snapshot) => {
+                assert!(shown.insert(snapshot.id, *snapshot).is_none(), "added twice");
+            }
+            Event::Changed(changes) => {
+                let id = changes.id;
+                let known = shown.get_mut(&id);
+                known.unwrap_or_else(|| panic!("changed before it was added: {id}")).apply(*changes);
+            }
+            Event::Removed(id) => assert!(shown.remove(&id).is_some(), "removed and not there: {id}"),
+            Event::Checkpoint(done) => done.send(()).unwrap(),
+        }
+    }
+}
+
+/// udev and the mount table: hands every event of the machine to the engine, some time later.
+async fn udev(machine: Simulated, engine: SimulatedEngine, seed: u64) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    loop {
+        tokio::time::sleep(Duration::from_micros(random.u64(500..5000))).await;
+        // What came and went since the last look was seen by the engine, if it looked in between.
+        let mounts = machine.mount_table();
+        if mounts != engine.state().mounts {
+            engine.mounts_changed(mounts);
+        }
+        let mut lost = false;
+        while let Some(event) = machine.take_uevent() {
+            // One in fifty is lost; the monitor notices and asks for a look at everything.
+            if seed != 0 && random.u8(..50) == 0 {
+                lost = true;
+                continue;
+            }
+            engine.observe(event);
+            if random.bool() {
+                tokio::time::sleep(Duration::from_micros(random.u64(..2000))).await;
+            }
+        }
+        if lost {
+            engine.events_lost();
+        }
+    }
+}
+
+pub struct Harness {
+    pub tasks: Mutex<tokio::task::JoinSet<()>>,
+    pub machine: Simulated,
+    pub engine: SimulatedEngine,
+    pub mounts: SimulatedMounts,
+    shown: Shown,
+    /// How many events were emitted.
+    pub events: Arc<AtomicUsize>,
+    /// Whether udev's next event comes late.
+    pub late: Arc<AtomicBool>,
+}
+
+impl Harness {
+    pub fn new(machine: Simulated) -> Self {
+        let files = Files::on(&machine);
+        Self::with_files(machine, files)
+    }
+
+    pub fn with_files(machine: Simulated, files: Files) -> Self {
+        let mounts = files.mounts.clone();
+        // Shorter than by default: the simulated udev looks around all the time.
+        let settings = Settings { mount_grace: Duration::from_secs(3), ..Settings::default() };
+        let mounter = Box::new(mounts.clone());
+        let (engine, events) = Engine::new(machine.clone(), settings, Box::new(files), mounter);
+        let (shown, mut tasks) = (Shown::default(), tokio::task::JoinSet::new());
+        let count = Arc::<AtomicUsize>::default();
+        tasks.spawn(follow(events, Arc::clone(&shown), Arc::clone(&count)));
+        Self { tasks: Mutex::new(tasks), machine, engine, mounts, shown, events: count, late: Arc::default() }
+    }
+
+    pub fn with_udev() -> Self {
+        let harness = Self::new(Simulated::new());
+        harness.start_udev(0);
+        harness
+    }
+
+    pub fn with_random_udev(seed: u64) -> Self {
+        let harness = Self::new(Simulated::random(seed));
+        harness.start_udev(0);
+        harness
+    }
+
+    /// udev runs for as long as the harness stands.
+    pub fn start_udev(&self, seed: u64) {
+        let udev = udev(self.machine.clone(), Arc::clone(&self.engine), seed);
+        self.tasks.lock().unwrap().spawn(udev);
+    }
+
+    pub async fn attach(&self, client: &Client, lifetime: Lifetime) -> Result<Snapshot, Error> {
+        self.attach_with(client, AttachRequest { lifetime, ..AttachRequest::default() }).await
+    }
+
+    pub async fn attach_with(&self, client: &Client, request: AttachRequest) -> Result<Snapshot, Error> {
+        let order = Order { file: 1, request };
+        self.engine.attach(order, client).await
+    }
+
+    /// Has this step fail, counted from the machine's start on; tells whether it was reached.
+    pub fn fail_at(&self, failing: usize) -> Arc<AtomicBool> {
+        let reached = Arc::new(AtomicBool::new(false));
+        let (seen, before) = (Arc::clone(&reached), self.machine.steps());
+        self.machine.interfere(move |step| {
+            if step != before + failing {
+                return Interference::None;
+            }
+            seen.store(true, Ordering::Relaxed);
+            Interference::Fail
+        });
+        reached
+    }
+
+    /// Lets everything that is under way come to its end.
+    pub async fn settle(&self) {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        self.engine.told().await;
+    }
+
+    /// The engine, the machine and the bus agree.
+    pub fn agree(&self) {
+        let bound: Vec<_> =
+            self.machine.bound().into_iter().map(|(number, sequence, _)| (number, sequence)).collect();
+        let list = self.engine.list();
+        let listed: Vec<_> = list.iter().map(|a| (a.device.number, a.device.disk_sequence)).collect();
+        assert_eq!(listed, bound, "the engine and the kernel");
+        let mut shown: Vec<_> = self.shown.lock().unwrap().values().cloned().collect();
+        shown.sort_unstable_by_key(|attachment| attachment.device.number);
+        assert_eq!(shown, list, "the bus and the engine");
+        for attachment in list {
+            let number = attachment.device.number;
+            let held = attachment.state == State::Attached
+                && attachment
+                    .ownership
+                    .as_ref()
+                    .is_some_and(|ownership| ownership.lifetime != Lifetime::Persistent);
+            assert_eq!(self.machine.holds(number), usize::from(held), "descriptors of /dev/loop{number}");
+        }
+    }
+
+    pub async fn assert_empty(&self) {
+        self.settle().await;
+        assert_eq!(self.machine.bound(), []);
+        self.agree();
+        assert!(self.engine.state().records.is_empty());
+        assert_eq!(self.mounts.folders(), Vec::<PathBuf>::new());
+        assert!(self.engine.mounts_of_a_uid.is_empty());
+        self.engine.attachments_of_a_uid.empty().await;
+    }
+}
+
+impl Harness {
+    pub async fn agree_after_telling(&self) {
+        self.engine.told().await;
+        self.agree();
+    }
+}

@@ -1,0 +1,82 @@
+//! What ends with a client, and what does not.
+
+use std::sync::Arc;
+
+use loopd_common::{Lifetime, State};
+
+use super::harness::{Client, Harness};
+use crate::simulated::Interference;
+
+#[tokio::test(start_paused = true)]
+async fn only_what_is_bound_to_the_client_ends_with_it() {
+    let harness = Harness::with_udev();
+    let (first, second) = (Client::new(":1.1", 7), Client::new(":1.2", 7));
+    let _ends = harness.attach(&first, Lifetime::Client).await.unwrap();
+    let _ends_too = harness.attach(&first, Lifetime::Client).await.unwrap();
+    let persistent = harness.attach(&first, Lifetime::Persistent).await.unwrap();
+    let others = harness.attach(&second, Lifetime::Client).await.unwrap();
+    first.vanish(&harness.engine);
+    harness.settle().await;
+    let left: Vec<_> = harness.engine.list().iter().map(|attachment| attachment.id).collect();
+    assert_eq!(left, [persistent.id, others.id]);
+    harness.agree();
+    second.vanish(&harness.engine);
+    harness.engine.detach(persistent.id, false).await.unwrap();
+    harness.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lifetime_can_be_changed_and_a_lazy_detach_taken_back() {
+    let harness = Harness::with_udev();
+    let (owner, other) = (Client::new(":1.1", 7), Client::new(":1.2", 0));
+    let attached = harness.attach(&owner, Lifetime::Client).await.unwrap();
+    let (id, number) = (attached.id, attached.device.number);
+    harness.engine.set_lifetime(id, Lifetime::Persistent, &other).await.unwrap();
+    owner.vanish(&harness.engine);
+    harness.settle().await;
+    let persistent = harness.engine.find(id).unwrap();
+    assert!(!persistent.device.autoclear);
+    assert_eq!(
+        persistent.ownership.as_ref().map(|ownership| (ownership.uid, ownership.client.clone())),
+        Some((7, None))
+    );
+    harness.agree();
+
+    harness.machine.open_elsewhere(number);
+    harness.engine.detach(id, true).await.unwrap();
+    harness.engine.set_lifetime(id, Lifetime::Client, &other).await.unwrap();
+    harness.machine.close_elsewhere(number);
+    harness.settle().await;
+    assert_eq!(harness.engine.find(id).unwrap().state, State::Attached);
+    harness.agree();
+    other.vanish(&harness.engine);
+    harness.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_who_vanished_before_the_lifetime_was_bound_takes_it_along() {
+    let harness = Harness::with_udev();
+    let owner = Client::new(":1.1", 7);
+    let attached = harness.attach(&owner, Lifetime::Persistent).await.unwrap();
+    let (leaving, engine) = (owner.clone(), Arc::clone(&harness.engine));
+    harness.machine.interfere(move |_| {
+        leaving.vanish(&engine);
+        Interference::None
+    });
+    harness.engine.set_lifetime(attached.id, Lifetime::Client, &owner).await.unwrap();
+    harness.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_attached_can_be_adopted() {
+    let harness = Harness::with_udev();
+    let client = Client::new(":1.1", 0);
+    harness.machine.attach_elsewhere(1);
+    harness.settle().await;
+    let foreign = harness.engine.list().remove(0);
+    harness.engine.set_lifetime(foreign.id, Lifetime::Client, &client).await.unwrap();
+    harness.settle().await;
+    harness.agree();
+    client.vanish(&harness.engine);
+    harness.assert_empty().await;
+}

@@ -1,0 +1,18 @@
+//! The engine on a simulated machine.
+
+mod attach;
+mod change;
+pub mod clock;
+mod cost;
+mod detach;
+mod harness;
+mod lifetime;
+mod mount;
+mod observe;
+mod overlap;
+mod partitions;
+mod quotas;
+mod races;
+mod random_calls;
+mod restart;
+mod simulation;

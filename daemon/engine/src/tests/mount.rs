@@ -1,0 +1,451 @@
+//! Mounting on a simulated machine: it fails at every step, callers vanish and the daemon is asked to end
+//! at every moment, others unmount and detach meanwhile.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use loopd_common::{Error, ErrorKind, Lifetime, State};
+
+use super::harness::{Client, Harness};
+use crate::simulated::Interference;
+use crate::{AttachRequest, Caller as _, MountRequest, Order, Snapshot, VolumeId};
+
+/// Where the first mount of uid 7 comes to lie: the simulated images have neither labels nor names.
+const PLACE: &str = "/run/media/user7/image";
+
+pub fn wanted() -> MountRequest {
+    MountRequest { filesystem: "ext2".to_owned(), ..MountRequest::default() }
+}
+
+pub fn whole(attachment: &Snapshot) -> VolumeId {
+    VolumeId { attachment: attachment.id, partition: None }
+}
+
+fn part(attachment: &Snapshot, number: u32) -> VolumeId {
+    VolumeId { attachment: attachment.id, partition: Some(number) }
+}
+
+async fn attached(harness: &Harness, client: &Client, lifetime: Lifetime) -> Snapshot {
+    harness.attach(client, lifetime).await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mount_is_seen_and_everything_goes_with_it() {
+    let harness = Harness::with_udev();
+    let client = Client::new(":1.1", 7);
+    let attachment = attached(&harness, &client, Lifetime::Mount).await;
+    let place = harness.engine.mount(whole(&attachment), &wanted(), &client).await.unwrap();
+    assert!(place.starts_with("/run/media/user7"), "{place:?}");
+    let shown = harness.engine.find(attachment.id).unwrap();
+    assert_eq!(shown.mount_points, std::slice::from_ref(&place));
+    assert_eq!(shown.ownership.unwrap().client, None, "it ends with its mount now");
+    client.vanish(&harness.engine);
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!(harness.engine.find(attachment.id).unwrap().state, State::Attached);
+    assert!(harness.engine.is_mounted_for(whole(&attachment), 7));
+    assert!(!harness.engine.is_mounted_for(whole(&attachment), 8));
+    harness.engine.unmount(whole(&attachment), false, 7, true).await.unwrap();
+    assert_eq!(harness.engine.find(attachment.id), None, "the reply comes after the end");
+    assert_eq!(harness.mounts.folders(), Vec::<PathBuf>::new());
+    harness.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_mount_ends_it_whoever_unmounts() {
+    let harness = Harness::with_udev();
+    harness.machine.set_partitions(2);
+    let client = Client::new(":1.1", 7);
+    let attachment = attached(&harness, &client, Lifetime::Mount).await;
+    let number = attachment.device.number;
+    let first = harness.engine.mount(part(&attachment, 1), &wanted(), &client).await.unwrap();
+    let second = harness.engine.mount(part(&attachment, 2), &wanted(), &client).await.unwrap();
+    assert_ne!(first, second);
+    // Root mounts it by hand as well.
+    harness.machine.mount_on(number, Some(1), PathBuf::from("/mnt"));
+    for path in [&first, &second] {
+        harness.machine.unmount_from(path);
+        harness.settle().await;
+        assert_eq!(harness.engine.find(attachment.id).unwrap().state, State::Attached);
+        assert!(!harness.mounts.folders().contains(path));
+    }
+    harness.machine.unmount_from(Path::new("/mnt"));
+    harness.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_mount_it_outlives_its_client_for_a_while() {
+    let harness = Harness::with_udev();
+    let client = Client::new(":1.1", 7);
+    let attachment = attached(&harness, &client, Lifetime::Mount).await;
+    client.vanish(&harness.engine);
+    let grace = harness.engine.settings().mount_grace;
+    tokio::time::sleep(grace - Duration::from_secs(1)).await;
+    assert_eq!(harness.engine.find(attachment.id).unwrap().ownership.unwrap().client, None);
+    harness.agree();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    harness.assert_empty().await;
+
+    // Mounted in time, it stays.
+    let attachment = attached(&harness, &client.again(), Lifetime::Mount).await;
+    client.again().vanish(&harness.engine);
+    tokio::time::sleep(grace - Duration::from_secs(1)).await;
+    harness.machine.mount(attachment.device.number);
+    tokio::time::sleep(2 * grace).await;
+    assert_eq!(harness.engine.find(attachment.id).unwrap().state, State::Attached);
+    harness.machine.unmount(attachment.device.number);
+    harness.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lifetime_becomes_mount_and_back() {
+    let harness = Harness::with_udev();
+    let client = Client::new(":1.1", 7);
+    let attachment = attached(&harness, &client, Lifetime::Persistent).await;
+    harness.machine.mount(attachment.device.number);
+    harness.engine.set_lifetime(attachment.id, Lifetime::Mount, &client).await.unwrap();
+    client.vanish(&harness.engine);
+    harness.settle().await;
+    harness.agree();
+    assert_eq!(harness.engine.find(attachment.id).unwrap().state, State::Attached);
+    harness.engine.set_lifetime(attachment.id, Lifetime::Persistent, &client).await.unwrap();
+    harness.machine.unmount(attachment.device.number);
+    harness.settle().await;
+    assert_eq!(harness.engine.find(attachment.id).unwrap().state, State::Attached);
+    // With a client that is gone: it has the time that a client's end gives.
+    harness.engine.set_lifetime(attachment.id, Lifetime::Mount, &client).await.unwrap();
+    tokio::time::sleep(harness.engine.settings().mount_grace + Duration::from_secs(1)).await;
+    harness.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mount_that_fails_at_any_step_leaves_nothing() {
+    for lifetime in [Lifetime::Client, Lifetime::Mount, Lifetime::Persistent] {
+        for failing in 1.. {
+            let harness = Harness::with_udev();
+            let client = Client::new(":1.1", 7);
+            let attachment = attached(&harness, &client, lifetime).await;
+            let reached = harness.fail_at(failing);
+            let mounted = harness.engine.mount(whole(&attachment), &wanted(), &client).await;
+            if !reached.load(Ordering::Relaxed) {
+                assert!(failing > 2 && mounted.is_ok(), "no step failed");
+                break;
+            }
+            mounted.unwrap_err();
+            harness.settle().await;
+            assert_eq!(harness.mounts.folders(), Vec::<PathBuf>::new());
+            let now = harness.engine.find(attachment.id);
+            // Where it was mounted for a moment, it has ended with that.
+            assert!(now.is_none_or(|now| now.mount_points.is_empty()));
+            let _ended = harness.engine.detach(attachment.id, false).await;
+            harness.assert_empty().await;
+        }
+    }
+}
+
+/// Whether it was mounted in time or not: whoever is gone, or is told to wait no longer, has left nothing.
+#[tokio::test(start_paused = true)]
+async fn who_vanishes_at_any_moment_of_a_mount_leaves_nothing() {
+    for moment in 0..80 {
+        for lifetime in [Lifetime::Client, Lifetime::Mount] {
+            let harness = Harness::with_random_udev(moment);
+            let client = Client::new(":1.1", 7);
+            let attachment = attached(&harness, &client, lifetime).await;
+            let (leaving, engine) = (client.clone(), Arc::clone(&harness.engine));
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_micros(moment * 250)).await;
+                leaving.vanish(&engine);
+            });
+            let mounted = harness.engine.mount(whole(&attachment), &wanted(), &client).await;
+            harness.settle().await;
+            match mounted {
+                // It was told of it before it went.
+                Ok(place) => assert!(harness.machine.unmount_from(&place)),
+                Err(_) => assert!(!harness.machine.unmount_from(Path::new(PLACE))),
+            }
+            tokio::time::sleep(harness.engine.settings().mount_grace).await;
+            harness.assert_empty().await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_daemon_that_is_to_end_gives_its_mounts_up() {
+    for moment in 0..60 {
+        let harness = Harness::with_random_udev(moment);
+        let client = Client::new(":1.1", 7);
+        let attachment = attached(&harness, &client, Lifetime::Persistent).await;
+        let engine = Arc::clone(&harness.engine);
+        harness.mounts.set_hangs(moment % 2 == 0);
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_micros(moment * 300)).await;
+            engine.give_up();
+        });
+        let mounted = harness.engine.mount(whole(&attachment), &wanted(), &client).await;
+        harness.settle().await;
+        match mounted {
+            Ok(place) => assert!(harness.machine.unmount_from(&place)),
+            Err(error) => assert_eq!(error.kind, ErrorKind::AccessDenied, "{error}"),
+        }
+        harness.engine.detach(attachment.id, false).await.unwrap();
+        harness.assert_empty().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_do_during_a_mount_leaves_nothing() {
+    for moment in 0..80 {
+        let harness = Harness::with_random_udev(moment);
+        let client = Client::new(":1.1", 7);
+        let attachment = attached(&harness, &client, Lifetime::Mount).await;
+        let (machine, number) = (harness.machine.clone(), attachment.device.number);
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_micros(moment * 250)).await;
+            if moment % 2 == 0 {
+                machine.detach_elsewhere(number);
+            }
+            machine.unmount_from(Path::new(PLACE));
+        });
+        let mounted = harness.engine.mount(whole(&attachment), &wanted(), &client).await;
+        harness.settle().await;
+        if let Ok(place) = mounted {
+            harness.machine.unmount_from(&place);
+        }
+        client.vanish(&harness.engine);
+        tokio::time::sleep(harness.engine.settings().mount_grace).await;
+        harness.assert_empty().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_and_its_partitions_are_not_mounted_at_once() {
+    let harness = Harness::with_udev();
+    harness.machine.set_partitions(2);
+    let client = Client::new(":1.1", 7);
+    let attachment = attached(&harness, &client, Lifetime::Persistent).await;
+    let first = harness.engine.mount(part(&attachment, 1), &wanted(), &client).await.unwrap();
+    for volume in [part(&attachment, 1), whole(&attachment)] {
+        let error = harness.engine.mount(volume, &wanted(), &client).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Busy);
+        assert!(error.message.contains(first.to_str().unwrap()), "{error}");
+    }
+    let error = harness.engine.mount(part(&attachment, 3), &wanted(), &client).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NotFound);
+    harness.engine.unmount(part(&attachment, 1), false, 7, true).await.unwrap();
+    let error = harness.engine.unmount(part(&attachment, 1), false, 7, true).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NotFound);
+    harness.engine.mount(whole(&attachment), &wanted(), &client).await.unwrap();
+    let error = harness.engine.mount(part(&attachment, 1), &wanted(), &client).await.unwrap_err();
+    assert!(error.message.contains("the whole device /dev/loop0 is mounted on"), "{error}");
+    harness.engine.unmount(whole(&attachment), false, 7, true).await.unwrap();
+    harness.engine.detach(attachment.id, false).await.unwrap();
+    harness.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_used_stays_mounted_unless_lazily() {
+    let harness = Harness::with_udev();
+    let client = Client::new(":1.1", 7);
+    let attachment = attached(&harness, &client, Lifetime::Mount).await;
+    let place = harness.engine.mount(whole(&attachment), &wanted(), &client).await.unwrap();
+    harness.mounts.set_used(&place, true);
+    let error = harness.engine.unmount(whole(&attachment), false, 7, true).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Busy);
+    assert!(error.message.contains("/run/media/user7/"), "{error}");
+    let before = harness.engine.find(attachment.id).unwrap();
+    assert_eq!((before.state, before.mount_points), (State::Attached, vec![place.clone()]));
+    let error = harness.engine.detach(attachment.id, false).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Busy);
+    harness.engine.unmount(whole(&attachment), true, 7, true).await.unwrap();
+    harness.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unmount_that_fails_at_any_step_can_be_repeated() {
+    for failing in 1.. {
+        let harness = Harness::with_udev();
+        let client = Client::new(":1.1", 7);
+        let attachment = attached(&harness, &client, Lifetime::Mount).await;
+        harness.engine.mount(whole(&attachment), &wanted(), &client).await.unwrap();
+        let reached = harness.fail_at(failing);
+        let unmounted = harness.engine.unmount(whole(&attachment), false, 7, true).await;
+        if !reached.load(Ordering::Relaxed) {
+            assert!(failing > 1 && unmounted.is_ok());
+            harness.assert_empty().await;
+            break;
+        }
+        if unmounted.is_err() {
+            harness.engine.unmount(whole(&attachment), false, 7, true).await.unwrap();
+        }
+        harness.assert_empty().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_mount_is_not_taken_from_them() {
+    let harness = Harness::with_udev();
+    let client = Client::new(":1.1", 7);
+    let attachment = attached(&harness, &client, Lifetime::Mount).await;
+    let place = harness.engine.mount(whole(&attachment), &wanted(), &client).await.unwrap();
+    harness.machine.mount(attachment.device.number);
+    let error = harness.engine.unmount(whole(&attachment), false, 7, true).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::AccessDenied);
+    assert_eq!(harness.engine.find(attachment.id).unwrap().mount_points.len(), 2);
+    harness.engine.unmount(whole(&attachment), false, 7, false).await.unwrap();
+    assert!(!harness.mounts.folders().contains(&place));
+    harness.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_has_not_waited_for_udev_waits_to_be_mounted() {
+    let harness = Harness::with_udev();
+    let client = Client::new(":1.1", 7);
+    let request = AttachRequest { wait: false, lifetime: Lifetime::Mount, ..AttachRequest::default() };
+    let attachment = harness.attach_with(&client, request).await.unwrap();
+    let error =
+        harness.engine.mount(whole(&attachment), &MountRequest::default(), &client).await.unwrap_err();
+    // udev's word has come by then, and names a file system that nobody allows.
+    assert!(error.message.contains(&format!("the file system fs{}", attachment.id)), "{error}");
+    client.vanish(&harness.engine);
+    tokio::time::sleep(harness.engine.settings().mount_grace).await;
+    harness.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn names_that_are_taken_get_numbers_and_one_uid_cannot_take_all() {
+    let harness = Harness::with_udev();
+    let client = Client::new(":1.1", 7);
+    let limit = harness.engine.settings().mounts.each;
+    let attach = async |file: usize| {
+        let request = AttachRequest { wait: false, ..AttachRequest::default() };
+        let order = Order { file: file as u64, request };
+        harness.engine.attach(order, &client).await.unwrap()
+    };
+    for number in 0..limit {
+        let attachment = attach(number).await;
+        let place = harness.engine.mount(whole(&attachment), &wanted(), &client).await.unwrap();
+        let expected = if number == 0 { "image".to_owned() } else { format!("image{number}") };
+        assert_eq!(place.file_name().unwrap().to_str(), Some(&*expected));
+    }
+    let more = attach(limit).await;
+    let error = harness.engine.mount(whole(&more), &wanted(), &client).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::LimitExceeded);
+    let other = Client::new(":1.2", 8);
+    let place = harness.engine.mount(whole(&more), &wanted(), &other).await.unwrap();
+    assert_eq!(place, Path::new("/run/media/user8/image"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_of_a_hanging_service_manager_is_a_timeout_and_undone() {
+    let harness = Harness::with_udev();
+    let client = Client::new(":1.1", 7);
+    let attachment = attached(&harness, &client, Lifetime::Client).await;
+    harness.mounts.set_hangs(true);
+    let error = harness.engine.mount(whole(&attachment), &wanted(), &client).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Timeout);
+    assert_eq!(harness.mounts.folders(), Vec::<PathBuf>::new());
+    harness.machine.interfere(|_| Interference::None);
+    assert!(!client.vanished());
+    client.vanish(&harness.engine);
+    harness.assert_empty().await;
+}
+
+/// An attachment of the same file as `attached` gives, which is file 1.
+async fn read_only(harness: &Harness, client: &Client) -> Snapshot {
+    let request =
+        AttachRequest { read_only: true, lifetime: Lifetime::Persistent, ..AttachRequest::default() };
+    harness.attach_with(client, request).await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_bytes_are_not_mounted_twice() {
+    let harness = Harness::with_udev();
+    let client = Client::new(":1.1", 7);
+    let ours = attached(&harness, &client, Lifetime::Persistent).await;
+    let foreign = harness.machine.attach_elsewhere(1);
+    harness.machine.mount_on(foreign, None, PathBuf::from("/mnt/other"));
+    let error = harness.engine.mount(whole(&ours), &wanted(), &client).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Busy);
+    assert!(error.message.contains("/dev/loop1 is mounted on /mnt/other"), "{error}");
+    assert_eq!(harness.mounts.folders(), Vec::<PathBuf>::new());
+    harness.machine.unmount(foreign);
+    harness.engine.mount(whole(&ours), &wanted(), &client).await.unwrap();
+    let other_file = harness.machine.attach_elsewhere(2);
+    harness.machine.mount_on(other_file, None, PathBuf::from("/mnt/another"));
+    harness.engine.unmount(whole(&ours), false, 7, true).await.unwrap();
+    harness.engine.mount(whole(&ours), &wanted(), &client).await.unwrap();
+    harness.engine.unmount(whole(&ours), false, 7, true).await.unwrap();
+    harness.machine.unmount(other_file);
+    for number in [foreign, other_file] {
+        harness.machine.detach_elsewhere(number);
+    }
+    harness.engine.detach(ours.id, false).await.unwrap();
+    harness.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_devices_that_cannot_be_written_to_are_both_mounted() {
+    let harness = Harness::with_udev();
+    let client = Client::new(":1.1", 7);
+    let writable = attached(&harness, &client, Lifetime::Persistent).await;
+    let (one, other) = (read_only(&harness, &client).await, read_only(&harness, &client).await);
+    harness.engine.mount(whole(&one), &wanted(), &client).await.unwrap();
+    harness.engine.mount(whole(&other), &wanted(), &client).await.unwrap();
+    let read_only = MountRequest { read_only: true, ..wanted() };
+    let error = harness.engine.mount(whole(&writable), &read_only, &client).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Busy, "even read-only, a journal may be replayed");
+    for volume in [&one, &other] {
+        harness.engine.unmount(whole(volume), false, 7, true).await.unwrap();
+    }
+    for volume in [&writable, &one, &other] {
+        harness.engine.detach(volume.id, false).await.unwrap();
+    }
+    harness.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_mounts_of_a_file_at_once_one_is_made() {
+    for seed in 0..40 {
+        let harness = Harness::with_random_udev(seed);
+        let client = Client::new(":1.1", 7);
+        let one = attached(&harness, &client, Lifetime::Persistent).await;
+        let other = attached(&harness, &client, Lifetime::Persistent).await;
+        let wanted = wanted();
+        let (first, second) = tokio::join!(
+            harness.engine.mount(whole(&one), &wanted, &client),
+            harness.engine.mount(whole(&other), &wanted, &client),
+        );
+        assert!(first.is_ok() != second.is_ok(), "{first:?} {second:?}");
+        let (mounted, error) = match (first, second) {
+            (Ok(_), Err(error)) => (&one, error),
+            (_, second) => (&other, second.err().unwrap_or_else(|| Error::new(ErrorKind::Busy, ""))),
+        };
+        assert_eq!(error.kind, ErrorKind::Busy, "{error}");
+        harness.engine.unmount(whole(mounted), false, 7, true).await.unwrap();
+        for volume in [&one, &other] {
+            harness.engine.detach(volume.id, false).await.unwrap();
+        }
+        harness.assert_empty().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_one_is_mounted_nobody_mounts_the_other() {
+    let harness = Harness::with_udev();
+    let client = Client::new(":1.1", 7);
+    let ours = attached(&harness, &client, Lifetime::Persistent).await;
+    let foreign = harness.machine.attach_elsewhere(1);
+    harness.mounts.set_hangs(true);
+    let engine = Arc::clone(&harness.engine);
+    let (volume, caller) = (whole(&ours), client.clone());
+    let mounting = tokio::spawn(async move { engine.mount(volume, &wanted(), &caller).await });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!harness.machine.mount_on(foreign, None, PathBuf::from("/mnt")));
+    mounting.await.unwrap().unwrap_err();
+    assert!(harness.machine.mount_on(foreign, None, PathBuf::from("/mnt")), "the claim ends with the call");
+    harness.machine.unmount(foreign);
+    harness.machine.detach_elsewhere(foreign);
+    harness.engine.detach(ours.id, false).await.unwrap();
+    harness.assert_empty().await;
+}
