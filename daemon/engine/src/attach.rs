@@ -11,7 +11,7 @@ use tracing::info;
 use super::attachment::{Record, Stage};
 use super::restore::{Announcement, Phase};
 use super::{AttachRequest, ClientId, Engine, Event, Ownership, Snapshot};
-use crate::kernel::{Attached, DiskSequence, Kernel, Occasion, Partitioning};
+use crate::kernel::{Attached, DiskSequence, Kernel, Partitioning, ScanReason};
 use loopd_common::text::printable;
 
 /// The most partitions of one device: its minor numbers have eight bits for them.
@@ -24,9 +24,9 @@ pub trait Caller: Send + Sync {
     /// Its uid.
     fn uid(&self) -> u32;
     /// Whether it has vanished. Whoever calls is watched from before until after the call.
-    fn vanished(&self) -> bool;
+    fn is_disconnected(&self) -> bool;
     /// Resolves when it vanishes.
-    fn gone(&self) -> impl Future<Output = ()> + Send;
+    fn disconnected(&self) -> impl Future<Output = ()> + Send;
 }
 
 /// A file and what to make of it.
@@ -64,8 +64,8 @@ impl<K: Kernel> Engine<K> {
         order: Order<K::File>,
         caller: &impl Caller,
     ) -> Result<Snapshot, Error> {
-        let slot = self.attachments_of_a_uid.enter(caller.uid())?;
-        if caller.vanished() {
+        let permit = self.attachments_of_a_uid.acquire(caller.uid())?;
+        if caller.is_disconnected() {
             return Err(abandoned());
         }
         // Until it is written down whose it is, a mark tells that it is nobody else's. One that goes with
@@ -76,7 +76,7 @@ impl<K: Kernel> Engine<K> {
         };
         let mark = announced.as_ref().map_or(0, Announcement::mark);
         let request = AttachRequest { mark, untrusted: caller.uid() != 0, ..order.request };
-        let attached = self.attach_marked(order.file, &request, caller, slot).await;
+        let attached = self.attach_marked(order.file, &request, caller, permit).await;
         // Not if this future is dropped: the kernel may still be making the device.
         if let Some(announced) = announced {
             self.keeper.retract(announced);
@@ -89,7 +89,7 @@ impl<K: Kernel> Engine<K> {
         file: K::File,
         request: &AttachRequest,
         caller: &impl Caller,
-        slot: super::Slot,
+        permit: super::Permit,
     ) -> Result<Snapshot, Error> {
         let attach = self.kernel.attach(file, request);
         let devices = |attached: Option<&Attached<K>>| {
@@ -97,7 +97,7 @@ impl<K: Kernel> Engine<K> {
         };
         let attached = self.pacing.make(caller.uid(), attach, devices).await?;
         let partitioning = attached.partitioning.clone();
-        let id = self.record(attached, request, caller, slot);
+        let id = self.record(attached, request, caller, permit);
         let settled = match self.take_partitions(id, &partitioning) {
             Ok(()) => self.settle(id, request, partitioning.missing, caller.uid()).await,
             Err(error) => Err(error),
@@ -117,7 +117,7 @@ impl<K: Kernel> Engine<K> {
         attached: Attached<K>,
         request: &AttachRequest,
         caller: &impl Caller,
-        slot: super::Slot,
+        permit: super::Permit,
     ) -> DiskSequence {
         let Attached { device, hold, claim, node_made, partitioning } = attached;
         let client = (request.lifetime != Lifetime::Persistent).then(|| caller.client().clone());
@@ -137,15 +137,15 @@ impl<K: Kernel> Engine<K> {
             partitioned: !partitioning.missing,
             partitioning: Arc::default(),
             hold,
-            // Who vanishes from now on is found by `client_vanished`.
-            stage: Stage::Pending { client: caller.client().clone(), abandoned: caller.vanished() },
+            // Who vanishes from now on is found by `client_disconnected`.
+            stage: Stage::Pending { client: caller.client().clone(), abandoned: caller.is_disconnected() },
             processed,
             node_made,
             changed: Arc::default(),
             operation: Arc::default(),
             replacing: false,
-            slot: Some(slot),
-            partition_slot: None,
+            permit: Some(permit),
+            partition_permit: None,
         });
         drop(claim);
         id
@@ -174,7 +174,7 @@ impl<K: Kernel> Engine<K> {
                 // partitions that we add: that is over once it has processed the device.
                 self.await_udev(id, deadline, |record| record.processed).await?;
             }
-            let made = self.look_at_partitions(id, Occasion::Changed);
+            let made = self.look_at_partitions(id, ScanReason::Changed);
             // It fails for too many as well, which were made then.
             let count =
                 |made: Option<&Partitioning>| made.map_or(MOST_PARTITIONS, |made| made.partitions.len());

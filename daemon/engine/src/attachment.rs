@@ -8,8 +8,8 @@ use loopd_common::{Lifetime, State};
 use tokio::sync::Notify;
 
 use super::attach::microseconds_now;
-use super::ledger::Slot;
-use crate::kernel::{Device, DiskSequence, FileSystem, Found, Kernel, Partition};
+use super::quota::Permit;
+use crate::kernel::{Device, DiskSequence, FileSystem, Kernel, Partition, ProbeResult};
 use crate::mount_table::MountTable;
 
 /// A client: the unique name of its bus connection.
@@ -177,7 +177,7 @@ pub(super) struct PartitionRecord {
 
 impl PartitionRecord {
     /// A partition that was not there before, and what udev has said of it meanwhile.
-    pub fn new(partition: &Partition, found: Option<Found>) -> Self {
+    pub fn new(partition: &Partition, found: Option<ProbeResult>) -> Self {
         let mut record =
             Self { partition: partition.clone(), file_system: FileSystem::default(), processed: false };
         if let Some(found) = found {
@@ -195,7 +195,7 @@ impl PartitionRecord {
 
     /// Takes what udev found; what it does not tell stays as it was read from the table. What it
     /// said of an earlier partition with this number is passed over.
-    pub fn take(&mut self, found: &Found) {
+    pub fn take(&mut self, found: &ProbeResult) {
         if found.start.is_some_and(|start| start != self.partition.node.start) {
             return;
         }
@@ -250,9 +250,9 @@ pub(super) struct Record<K: Kernel> {
     /// Whether its backing file is being replaced, and its disk sequence with it.
     pub replacing: bool,
     /// Counts against its owner's limit.
-    pub slot: Option<Slot>,
+    pub permit: Option<Permit>,
     /// So do its partitions.
-    pub partition_slot: Option<Slot>,
+    pub partition_permit: Option<Permit>,
 }
 
 impl<K: Kernel> Record<K> {
@@ -273,8 +273,8 @@ impl<K: Kernel> Record<K> {
             changed: Arc::default(),
             operation: Arc::default(),
             replacing: false,
-            slot: None,
-            partition_slot: None,
+            permit: None,
+            partition_permit: None,
         }
     }
 
@@ -363,12 +363,12 @@ impl<K: Kernel> Record<K> {
     /// Notes that this client vanished, where it waits for the attach.
     pub fn abandon(&mut self, vanished: &ClientId) {
         if matches!(&self.stage, Stage::Pending { client, .. } if client == vanished) {
-            self.give_up();
+            self.abort_calls();
         }
     }
 
     /// Has its attach fail, where it is under way.
-    pub fn give_up(&mut self) {
+    pub fn abort_calls(&mut self) {
         if let Stage::Pending { abandoned, .. } = &mut self.stage {
             *abandoned = true;
             self.changed.notify_waiters();

@@ -74,13 +74,13 @@ impl<K: Kernel> Engine<K> {
         if !is_wanted(&attachment) {
             return Ok(());
         }
-        let slot = match attachment.ownership {
+        let permit = match attachment.ownership {
             Some(_) => None,
-            None => Some(self.attachments_of_a_uid.enter(caller.uid())?),
+            None => Some(self.attachments_of_a_uid.acquire(caller.uid())?),
         };
-        if slot.is_some() && caller.uid() != 0 {
+        if permit.is_some() && caller.uid() != 0 {
             // From now on it shows what its new owner likes.
-            self.kernel.distrust(attachment.device.disk_sequence)?;
+            self.kernel.mark_untrusted(attachment.device.disk_sequence)?;
         }
         match lifetime {
             Lifetime::Persistent => self.let_stay(&attachment).await?,
@@ -96,15 +96,15 @@ impl<K: Kernel> Engine<K> {
             }
             record.ownership = Some(new);
             record.state = State::Attached;
-            record.slot = record.slot.take().or(slot);
+            record.permit = record.permit.take().or(permit);
             record.note_mounts(&mounts);
         });
         if let Some(changed) = self.find(id) {
             audit("lifetime changed", &changed);
         }
-        // One that vanished before it was bound ends now; later ones are found by `client_vanished`.
-        if caller.vanished() {
-            self.client_vanished(caller.client());
+        // One that vanished before it was bound ends now; later ones are found by `client_disconnected`.
+        if caller.is_disconnected() {
+            self.client_disconnected(caller.client());
         }
         Ok(())
     }

@@ -67,7 +67,7 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Ends what ends with this client, in whatever stage it is.
-    pub fn client_vanished(self: &Arc<Self>, client: &ClientId) {
+    pub fn client_disconnected(self: &Arc<Self>, client: &ClientId) {
         self.note_waiting_vanished(client);
         let mut ended = Vec::new();
         let mut state = self.state();
@@ -91,9 +91,9 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Has every attach and mount that waits fail, and undo what it did: the daemon ends.
-    pub fn give_up(&self) {
+    pub fn abort_calls(&self) {
         self.ending.send_replace(true);
-        self.state().records.values_mut().for_each(Record::give_up);
+        self.state().records.values_mut().for_each(Record::abort_calls);
     }
 
     /// Ends an attachment whose client is gone, unless it has another lifetime or client by the time
@@ -235,7 +235,7 @@ impl<K: Kernel> Engine<K> {
         let Some(number) = self.state().records.get(&id).map(|record| record.device.number) else {
             return true;
         };
-        if self.is_current(id, self.kernel.glance(number).bound) {
+        if self.is_current(id, self.kernel.peek(number).bound) {
             return false;
         }
         self.finish(id);

@@ -148,7 +148,7 @@ pub struct FileSystem {
 
 /// What udev found on a device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Found {
+pub struct ProbeResult {
     /// The file system.
     pub file_system: FileSystem,
     /// The entry of a partition in its table.
@@ -159,7 +159,7 @@ pub struct Found {
     pub has_table: bool,
 }
 
-impl Found {
+impl ProbeResult {
     /// Whether udev found nothing at all, not even a partition's entry in its table: so it says of
     /// one that went while it was probed.
     #[must_use]
@@ -220,7 +220,7 @@ pub struct Partitioning {
 
 /// Why a device's partitions are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Occasion {
+pub enum ScanReason {
     /// Nodes may have to be made or deleted.
     Changed,
     /// Someone wants the table to be read again.
@@ -239,7 +239,7 @@ pub struct Attached<K: Kernel + ?Sized> {
     /// Its partitions, where the request wants them: those that the kernel made, and whether more
     /// are to be made.
     pub partitioning: Partitioning,
-    /// While it lives, [`Kernel::glance`] says so.
+    /// While it lives, [`Kernel::peek`] says so.
     pub claim: K::Claim,
     /// Whether the device node was made for this attach.
     pub node_made: bool,
@@ -287,7 +287,7 @@ pub struct BtrfsDevices {
 
 /// A number at this moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Glance {
+pub struct Binding {
     /// The disk sequence of what is attached.
     pub bound: Option<DiskSequence>,
     /// Whether an attach of ours is under way on it.
@@ -296,7 +296,7 @@ pub struct Glance {
 
 /// The kernel: loop devices, sysfs, mounts.
 ///
-/// Every method but [`Kernel::glance`] may block for as long as the backing file's file system
+/// Every method but [`Kernel::peek`] may block for as long as the backing file's file system
 /// does, and so is a future. Dropping the future does not undo what it began: the engine sees each
 /// to its end.
 pub trait Kernel: Send + Sync + 'static {
@@ -333,12 +333,12 @@ pub trait Kernel: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Option<Self::Hold>, Error>> + Send;
 
     /// Whether an earlier daemon has left a hold of this device, to be taken up.
-    fn has_left(&self, disk_sequence: DiskSequence) -> bool;
+    fn has_stored_hold(&self, disk_sequence: DiskSequence) -> bool;
 
     /// Closes what an earlier daemon has left and nobody has taken up, except the holds of these devices.
-    fn release_unclaimed(&self, except: &HashSet<DiskSequence>) -> impl Future<Output = ()> + Send;
+    fn release_unadopted(&self, except: &HashSet<DiskSequence>) -> impl Future<Output = ()> + Send;
 
-    /// `LOOP_CLR_FD`. Its success means nothing ([`Kernel::glance`] tells); where the device is in
+    /// `LOOP_CLR_FD`. Its success means nothing ([`Kernel::peek`] tells); where the device is in
     /// use it is autoclear from then on. Does nothing where this attach is over.
     fn clear(
         &self,
@@ -374,7 +374,7 @@ pub trait Kernel: Send + Sync + 'static {
     ///
     /// # Errors
     /// The mark for udev's rules cannot be written.
-    fn distrust(&self, disk_sequence: DiskSequence) -> Result<(), Error>;
+    fn mark_untrusted(&self, disk_sequence: DiskSequence) -> Result<(), Error>;
 
     /// The number of a device that nothing is attached to; made where there is none.
     fn free_number(&self) -> impl Future<Output = Result<u32, Error>> + Send;
@@ -393,14 +393,14 @@ pub trait Kernel: Send + Sync + 'static {
     fn set_up_for(&self, number: u32) -> Result<Option<u32>, Error>;
 
     /// What udev's database has of a device or of a partition; `None` where udev has not seen it.
-    fn stored(&self, number: u32, partition: Option<u32>) -> Option<Found>;
+    fn stored(&self, number: u32, partition: Option<u32>) -> Option<ProbeResult>;
 
     /// The same of some of them: what udev has not seen is left out.
     fn stored_of(
         &self,
         number: u32,
         partitions: Vec<Option<u32>>,
-    ) -> impl Future<Output = Vec<(Option<u32>, Found)>> + Send;
+    ) -> impl Future<Output = Vec<(Option<u32>, ProbeResult)>> + Send;
 
     /// Who uses the device.
     fn users(&self, number: u32) -> impl Future<Output = Result<Users, Error>> + Send;
@@ -440,7 +440,7 @@ pub trait Kernel: Send + Sync + 'static {
         &self,
         number: u32,
         disk_sequence: DiskSequence,
-        occasion: Occasion,
+        reason: ScanReason,
     ) -> impl Future<Output = Result<Partitioning, Error>> + Send;
 
     /// The partitions' nodes: reads sysfs and never blocks.
@@ -456,7 +456,7 @@ pub trait Kernel: Send + Sync + 'static {
     fn bound_numbers(&self) -> Vec<u32>;
 
     /// What the number is bound to: reads two files of sysfs and never blocks.
-    fn glance(&self, number: u32) -> Glance;
+    fn peek(&self, number: u32) -> Binding;
 
     /// Whether udev is there to process events.
     fn udev_runs(&self) -> bool;

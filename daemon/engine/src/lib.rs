@@ -18,7 +18,6 @@ mod change;
 mod detach;
 mod ext_journal;
 pub mod kernel;
-mod ledger;
 mod lifetime;
 mod looks;
 mod mount;
@@ -31,6 +30,7 @@ mod overlap;
 mod ownership;
 mod pacing;
 mod partition;
+mod quota;
 mod request;
 mod restore;
 #[cfg(any(test, feature = "sim"))]
@@ -42,21 +42,21 @@ mod turns;
 
 pub use attach::{Caller, Order};
 pub use attachment::{Changes, ClientId, Ownership, PartitionSnapshot, Snapshot};
-pub use ledger::{Ledger, Limits, Slot};
-pub use mount::{Account, Doing, MountOrder, Mounter, VolumeId};
+pub use mount::{Account, BoxFuture, MountCommand, Mounter, VolumeId};
 pub use mount_name::{LONGEST_ESCAPED_NAME, safe_name};
-pub use mount_place::Place;
+pub use mount_place::MountDirectory;
 pub use mount_plan::Policy;
 pub use observe::Uevent;
 pub use ownership::is_root;
+pub use quota::{Limits, Permit, Quota};
 pub use request::{AttachRequest, MountRequest, is_block_size};
-pub use restore::{Kept, Phase, Store};
+pub use restore::{Phase, SavedAttachment, Store};
 
-use crate::kernel::{DiskSequence, FileIdentity, Found, Kernel, node};
+use crate::kernel::{DiskSequence, FileIdentity, Kernel, ProbeResult, node};
 use crate::mount_table::MountTable;
 use attachment::Record;
 use turns::Background;
-pub use turns::Locks;
+pub use turns::KeyedMutex;
 
 /// Times and bounds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,19 +123,19 @@ pub struct Engine<K: Kernel> {
     settings: Mutex<Settings>,
     state: Mutex<Attachments<K>>,
     events: mpsc::UnboundedSender<Event>,
-    attachments_of_a_uid: Ledger,
-    partitions_of_a_uid: Ledger,
-    mounts_of_a_uid: Ledger,
+    attachments_of_a_uid: Quota,
+    partitions_of_a_uid: Quota,
+    mounts_of_a_uid: Quota,
     mounter: Box<dyn Mounter>,
-    places: mount_place::Places,
+    places: mount_place::MountDirectories,
     /// Whether calls are given up.
     ending: watch::Sender<bool>,
     /// One attach of a file at a time, among those that mind the others.
-    file_locks: Locks<FileIdentity>,
+    file_locks: KeyedMutex<FileIdentity>,
     /// One mount of a file at a time: see [`Kernel::claim_overlapping`].
-    mount_locks: Locks<FileIdentity>,
+    mount_locks: KeyedMutex<FileIdentity>,
     /// One look at a number at a time: it may hang.
-    looks: Locks<u32>,
+    looks: KeyedMutex<u32>,
     looks_asked_for: looks::Looks,
     background: Background,
     pacing: pacing::Pacing,
@@ -152,7 +152,7 @@ struct Attachments<K: Kernel> {
     by_number: HashMap<u32, DiskSequence>,
     /// What udev last processed of each device and partition: its event may come before the record
     /// is made.
-    processed: HashMap<(u32, Option<u32>), (DiskSequence, Found)>,
+    processed: HashMap<(u32, Option<u32>), (DiskSequence, ProbeResult)>,
     mounts: MountTable,
     /// The clients that something may end with: each end of any other is over with one look.
     clients: HashSet<ClientId>,
@@ -169,24 +169,24 @@ impl<K: Kernel> Engine<K> {
         let (events, receiver) = mpsc::unbounded_channel();
         let engine = Self {
             kernel: Arc::new(kernel),
-            attachments_of_a_uid: Ledger::new(
+            attachments_of_a_uid: Quota::new(
                 "attachments",
                 "detach one that is not needed",
                 settings.attachments,
             ),
-            partitions_of_a_uid: Ledger::new(
+            partitions_of_a_uid: Quota::new(
                 "partitions",
                 "detach an image that is not needed, or attach without partitions (partition-scan=false)",
                 settings.partitions,
             ),
-            mounts_of_a_uid: Ledger::new("file systems mounted", "unmount one", settings.mounts),
+            mounts_of_a_uid: Quota::new("file systems mounted", "unmount one", settings.mounts),
             mounter,
-            places: mount_place::Places::default(),
+            places: mount_place::MountDirectories::default(),
             ending: watch::Sender::new(false),
             settings: Mutex::new(settings),
-            file_locks: Locks::default(),
-            mount_locks: Locks::default(),
-            looks: Locks::default(),
+            file_locks: KeyedMutex::default(),
+            mount_locks: KeyedMutex::default(),
+            looks: KeyedMutex::default(),
             looks_asked_for: looks::Looks::default(),
             background: Background::default(),
             pacing: pacing::Pacing::default(),
@@ -239,7 +239,7 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Resolves when every event so far was handled by whoever receives them.
-    pub async fn told(&self) {
+    pub async fn flush_events(&self) {
         let (done, handled) = oneshot::channel();
         self.tell(Event::Checkpoint(done));
         let _daemon_stops = handled.await;
@@ -317,7 +317,7 @@ impl<K: Kernel> Engine<K> {
     /// yet; `Kernel` where its state cannot be read.
     pub async fn locate(self: &Arc<Self>, number: u32) -> Result<Snapshot, Error> {
         let known = self.state().by_number.get(&number).copied();
-        if !known.is_some_and(|id| self.is_current(id, self.kernel.glance(number).bound)) {
+        if !known.is_some_and(|id| self.is_current(id, self.kernel.peek(number).bound)) {
             self.refresh_in_time(number).await?;
         }
         let id = self.state().by_number.get(&number).copied();
@@ -337,7 +337,7 @@ impl<K: Kernel> Attachments<K> {
     }
 
     /// What udev said of a device or partition of this attach.
-    fn seen(&self, number: u32, partition: Option<u32>, sequence: DiskSequence) -> Option<&Found> {
+    fn seen(&self, number: u32, partition: Option<u32>, sequence: DiskSequence) -> Option<&ProbeResult> {
         let seen = self.processed.get(&(number, partition));
         seen.filter(|(seen, _)| *seen == sequence).map(|(_, found)| found)
     }

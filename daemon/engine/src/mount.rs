@@ -23,7 +23,7 @@ use crate::kernel::{Device, DiskSequence, FileSystem, Kernel};
 use loopd_common::text::printable;
 
 /// What is done meanwhile, and what comes of it.
-pub type Doing<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Whom something is mounted for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub struct Account {
 
 /// A mount to be made.
 #[derive(Clone, Debug)]
-pub struct MountOrder {
+pub struct MountCommand {
     /// The device node.
     pub device: String,
     /// The same with the file that is attached, for people.
@@ -62,28 +62,28 @@ pub struct MountOrder {
 /// Dropping a future does not undo what it began: [`Mounter::undo`] does.
 pub trait Mounter: Send + Sync + 'static {
     /// What the user database has of a uid.
-    fn account(&self, uid: u32) -> Doing<'_, Account>;
+    fn account(&self, uid: u32) -> BoxFuture<'_, Account>;
 
     /// The folder for this name of this user.
     fn path(&self, account: &Account, name: &str) -> PathBuf;
 
     /// Whether there is something by that name.
-    fn is_there(&self, path: PathBuf) -> Doing<'_, bool>;
+    fn is_there(&self, path: PathBuf) -> BoxFuture<'_, bool>;
 
     /// Makes that folder, which only this user may get to; false where something by that name is there.
-    fn make(&self, path: PathBuf, uid: u32) -> Doing<'_, Result<bool, Error>>;
+    fn make(&self, path: PathBuf, uid: u32) -> BoxFuture<'_, Result<bool, Error>>;
 
     /// Mounts; fails with `NotSupported` where nobody is there to do it, or with `Timeout`.
-    fn mount(&self, order: MountOrder) -> Doing<'_, Result<(), Error>>;
+    fn mount(&self, order: MountCommand) -> BoxFuture<'_, Result<(), Error>>;
 
     /// Unmounts, whoever has mounted; fails with `Busy` where it is in use and that was not to be lazily.
-    fn unmount(&self, path: PathBuf, lazy: bool, patience: Duration) -> Doing<'_, Result<(), Error>>;
+    fn unmount(&self, path: PathBuf, lazy: bool, patience: Duration) -> BoxFuture<'_, Result<(), Error>>;
 
     /// Has nothing be mounted there, and nothing be about to.
-    fn undo(&self, path: PathBuf, patience: Duration) -> Doing<'_, ()>;
+    fn undo(&self, path: PathBuf, patience: Duration) -> BoxFuture<'_, ()>;
 
     /// Removes an empty folder that was made for a mount. One that is gone is no error.
-    fn remove(&self, path: PathBuf) -> Doing<'_, Result<(), Error>>;
+    fn remove(&self, path: PathBuf) -> BoxFuture<'_, Result<(), Error>>;
 }
 
 /// An attachment's whole device, or a partition of it.
@@ -165,7 +165,7 @@ impl<K: Kernel> Engine<K> {
         let members = self.obey_superblock(&attachment, &found, &plan).await?;
         let name = mount_name::of_volume(&found.file_system, &attachment);
         let place = self.make_place(&account, &name).await?;
-        let order = MountOrder {
+        let order = MountCommand {
             shown: found.shown(&attachment),
             device: found.node,
             place: place.clone(),
@@ -350,13 +350,13 @@ impl<K: Kernel> Engine<K> {
     /// Has it mounted, unless the caller vanishes or the daemon ends meanwhile.
     async fn carry_out(
         self: &Arc<Self>,
-        order: &MountOrder,
+        order: &MountCommand,
         volume: VolumeId,
         caller: &impl Caller,
     ) -> Result<(), Error> {
         tokio::select! {
             biased;
-            () = caller.gone() => return Err(abandoned(order)),
+            () = caller.disconnected() => return Err(abandoned(order)),
             () = self.given_up() => return Err(abandoned(order)),
             mounted = self.mounter.mount(order.clone()) => mounted?,
         }
@@ -372,7 +372,7 @@ impl<K: Kernel> Engine<K> {
                 format!("{} was unmounted again by another program before it was ready", order.shown);
             return Err(Error::new(ErrorKind::NotFound, message));
         }
-        if caller.vanished() {
+        if caller.is_disconnected() {
             return Err(abandoned(order));
         }
         self.settle_place(&order.place)
@@ -520,7 +520,7 @@ fn refuse_mounted(attachment: &Snapshot, found: &Found, partition: Option<u32>) 
     }
 }
 
-fn abandoned(order: &MountOrder) -> Error {
+fn abandoned(order: &MountCommand) -> Error {
     Error::new(
         ErrorKind::AccessDenied,
         format!(

@@ -10,7 +10,7 @@ use std::time::Duration;
 use loopd_common::{Error, ErrorKind};
 use tracing::{info, warn};
 
-use super::ledger::Slot;
+use super::quota::Permit;
 use super::{Account, Engine};
 use crate::kernel::Kernel;
 
@@ -21,7 +21,7 @@ const UNDO: Duration = Duration::from_secs(5);
 
 /// A folder of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct MountDirectory {
     /// Where it is.
     pub path: PathBuf,
     /// The user that it was made for.
@@ -32,29 +32,29 @@ pub struct Place {
 
 /// The folders that there are now.
 #[derive(Default)]
-pub(super) struct Places {
+pub(super) struct MountDirectories {
     places: Mutex<BTreeMap<PathBuf, Held>>,
     /// One task at a time removes what is abandoned: whoever waits for another sees its work done.
     clearing: tokio::sync::Mutex<()>,
 }
 
 struct Held {
-    place: Place,
+    place: MountDirectory,
     /// Counts against the user's limit.
-    slot: Option<Slot>,
+    permit: Option<Permit>,
 }
 
-impl Places {
+impl MountDirectories {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Held>> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Holds the path; false where it is held already.
-    fn hold(&self, place: Place, slot: Option<Slot>) -> bool {
+    fn hold(&self, place: MountDirectory, permit: Option<Permit>) -> bool {
         match self.lock().entry(place.path.clone()) {
             Entry::Occupied(_) => false,
             Entry::Vacant(free) => {
-                free.insert(Held { place, slot });
+                free.insert(Held { place, permit });
                 true
             }
         }
@@ -64,13 +64,13 @@ impl Places {
 impl<K: Kernel> Engine<K> {
     /// Makes a folder of this name, or of the first with a number behind it that is free.
     pub(super) async fn make_place(&self, account: &Account, name: &str) -> Result<PathBuf, Error> {
-        let slot = self.mounts_of_a_uid.enter(account.uid)?;
+        let permit = self.mounts_of_a_uid.acquire(account.uid)?;
         for number in 0..MOST_OF_A_NAME {
             let name = if number == 0 { name.to_owned() } else { format!("{name}{number}") };
             let path = self.mounter.path(account, &name);
-            if self.try_place(Place { path: path.clone(), uid: account.uid, told: false }).await? {
+            if self.try_place(MountDirectory { path: path.clone(), uid: account.uid, told: false }).await? {
                 if let Some(held) = self.places.lock().get_mut(&path) {
-                    held.slot = Some(slot);
+                    held.permit = Some(permit);
                 }
                 return Ok(path);
             }
@@ -79,7 +79,7 @@ impl<K: Kernel> Engine<K> {
         Err(Error::new(ErrorKind::LimitExceeded, message))
     }
 
-    async fn try_place(&self, place: Place) -> Result<bool, Error> {
+    async fn try_place(&self, place: MountDirectory) -> Result<bool, Error> {
         if !self.places.hold(place.clone(), None) {
             return Ok(false);
         }
@@ -89,7 +89,7 @@ impl<K: Kernel> Engine<K> {
             return Ok(false);
         }
         // Written before it is made: the daemon may die over it.
-        let made = match self.keeper.write_place(&place) {
+        let made = match self.keeper.write_mount_directory(&place) {
             Ok(()) => self.mounter.make(place.path.clone(), place.uid).await,
             Err(error) => Err(error),
         };
@@ -100,7 +100,7 @@ impl<K: Kernel> Engine<K> {
     }
 
     fn forget_place(&self, path: &Path) {
-        self.keeper.erase_place(path);
+        self.keeper.erase_mount_directory(path);
         self.places.lock().remove(path);
     }
 
@@ -110,7 +110,7 @@ impl<K: Kernel> Engine<K> {
             held.place.told = true;
             held.place.clone()
         });
-        place.map_or(Ok(()), |place| self.keeper.write_place(&place))
+        place.map_or(Ok(()), |place| self.keeper.write_mount_directory(&place))
     }
 
     /// Undoes what was done on and for a folder.
@@ -148,7 +148,7 @@ impl<K: Kernel> Engine<K> {
 
     fn abandoned_places(&self) -> Vec<PathBuf> {
         let state = self.state();
-        let is_over = |place: &Place| place.told && !state.mounts.has(&place.path);
+        let is_over = |place: &MountDirectory| place.told && !state.mounts.has(&place.path);
         let places = self.places.lock();
         places.values().filter(|held| is_over(&held.place)).map(|held| held.place.path.clone()).collect()
     }
@@ -156,12 +156,12 @@ impl<K: Kernel> Engine<K> {
     /// Takes up the folders that an earlier daemon has made; gives those that nobody was told of.
     pub(super) fn take_up_places(&self) -> Vec<PathBuf> {
         let mut unfinished = Vec::new();
-        for place in self.keeper.read_places() {
-            let slot = self.mounts_of_a_uid.take_over(place.uid);
+        for place in self.keeper.read_mount_directories() {
+            let permit = self.mounts_of_a_uid.adopt(place.uid);
             if !place.told {
                 unfinished.push(place.path.clone());
             }
-            self.places.hold(place, Some(slot));
+            self.places.hold(place, Some(permit));
         }
         unfinished
     }

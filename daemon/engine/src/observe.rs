@@ -10,9 +10,9 @@ use tracing::{debug, warn};
 use super::attach::audit;
 use super::attachment::{Changes, PartitionRecord, Record};
 use super::looks::Look;
-use super::turns::Turns;
+use super::turns::Limiter;
 use super::{Engine, Event, Snapshot};
-use crate::kernel::{Device, DiskSequence, Found, Kernel, Occasion, node};
+use crate::kernel::{Device, DiskSequence, Kernel, ProbeResult, ScanReason, node};
 use crate::mount_table::MountTable;
 
 /// What takes longer to look at hangs.
@@ -30,7 +30,7 @@ pub struct Uevent {
     /// The disk sequence that the event names.
     pub disk_sequence: Option<DiskSequence>,
     /// What udev found, where the event comes from udev; `None` where the kernel itself tells.
-    pub processed: Option<Found>,
+    pub processed: Option<ProbeResult>,
     /// Whether the size changed.
     pub resized: bool,
 }
@@ -42,16 +42,16 @@ impl<K: Kernel> Engine<K> {
             return self.ask_for_look(event.number, Look::Database);
         }
         self.remember(&event);
-        let glance = self.kernel.glance(event.number);
-        match self.current(event.number, glance.bound) {
+        let peek = self.kernel.peek(event.number);
+        match self.current(event.number, peek.bound) {
             Some(id) => {
                 self.note_processed(id, &event);
                 self.follow_partitions(id, &event);
             }
-            None if glance.bound.is_some() && !glance.claimed => {
+            None if peek.bound.is_some() && !peek.claimed => {
                 self.ask_for_look(event.number, Look::Device);
             }
-            None if glance.bound.is_none() => self.forget_waiting(event.number),
+            None if peek.bound.is_none() => self.forget_waiting(event.number),
             None => {}
         }
     }
@@ -168,22 +168,22 @@ impl<K: Kernel> Engine<K> {
     async fn try_refresh(self: &Arc<Self>, number: u32) -> Result<(), Error> {
         let alone = self.looks.lock(number).await;
         let status = self.kernel.status(number).await?;
-        let glance = self.kernel.glance(number);
-        let known = self.current(number, glance.bound);
+        let peek = self.kernel.peek(number);
+        let known = self.current(number, peek.bound);
         let Some(device) = status else { return Ok(()) };
-        if Some(device.disk_sequence) != glance.bound {
+        if Some(device.disk_sequence) != peek.bound {
             // Between two states: an event follows.
             debug!(number, "changed while it was looked at");
             return Ok(());
         }
         match known {
             Some(id) => self.update(id, |record| record.device = device),
-            None if glance.claimed => {}
+            None if peek.claimed => {}
             None if self.take_up_waiting(&device).await => {}
             None => {
                 let id = self.add_foreign(device);
                 drop(alone);
-                let _gone_meanwhile = self.look_at_partitions(id, Occasion::Foreign).await;
+                let _gone_meanwhile = self.look_at_partitions(id, ScanReason::Foreign).await;
             }
         }
         Ok(())
@@ -269,7 +269,7 @@ impl<K: Kernel> Engine<K> {
 
     /// Compares everything with the kernel: at the start.
     pub async fn resync(self: &Arc<Self>) {
-        let (mut tasks, turns) = (JoinSet::new(), Turns::new());
+        let (mut tasks, turns) = (JoinSet::new(), Limiter::new());
         for number in self.all_numbers() {
             let (engine, turns) = (Arc::clone(self), Arc::clone(&turns));
             let look = async move { engine.look(number, Look::Everything).await };
@@ -297,14 +297,14 @@ impl<K: Kernel> Engine<K> {
     /// and come back, and what udev says of the first ones is blank. Its word on the next ones
     /// follows.
     fn is_doubtful(&self, event: &Uevent) -> bool {
-        let blank = event.processed.as_ref().is_some_and(Found::is_blank);
+        let blank = event.processed.as_ref().is_some_and(ProbeResult::is_blank);
         blank && !event.removed && event.partition.is_some() && self.kernel.scans_itself()
     }
 
     /// A lost event may be the one that someone waits for: udev, now idle, has it in its database.
     pub(super) async fn recover_processed(self: &Arc<Self>, number: u32) {
         let Some((id, unprocessed)) = self.unprocessed(number) else { return };
-        if !self.is_current(id, self.kernel.glance(number).bound) {
+        if !self.is_current(id, self.kernel.peek(number).bound) {
             return;
         }
         let found = self.kernel.stored_of(number, unprocessed).await;

@@ -152,7 +152,7 @@ impl<K: Kernel> Engine<K> {
 
     /// What is on this number now, as far as it is known.
     fn device_on(&self, number: u32) -> Option<Device> {
-        let bound = self.kernel.glance(number).bound;
+        let bound = self.kernel.peek(number).bound;
         let state = self.state();
         let id = state.by_number.get(&number)?;
         let device = state.records.get(id).map(|record| record.device.clone());
@@ -163,7 +163,7 @@ impl<K: Kernel> Engine<K> {
     async fn discover(self: &Arc<Self>, file: &FileFacts) -> Result<(), Error> {
         let known = |number: &u32| {
             let id = self.state().by_number.get(number).copied();
-            id.is_some_and(|id| self.is_current(id, self.kernel.glance(*number).bound))
+            id.is_some_and(|id| self.is_current(id, self.kernel.peek(*number).bound))
         };
         let unknown: Vec<u32> =
             self.kernel.bound_numbers().into_iter().filter(|number| !known(number)).collect();

@@ -8,7 +8,7 @@ use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 
 use super::is_root;
-use super::turns::Locks;
+use super::turns::KeyedMutex;
 
 /// How many devices and partitions of a uid are made a second, and how many at once after a rest: an image
 /// with as many partitions as there can be.
@@ -25,12 +25,12 @@ pub(super) struct Pacing {
     pace: Pace,
     /// One at a time for each uid, from the wait until it is known how many partitions there are: else
     /// several images with many partitions would begin at once.
-    turns: Locks<u32>,
+    turns: KeyedMutex<u32>,
 }
 
 impl Default for Pacing {
     fn default() -> Self {
-        Self { pace: Pace::new(A_SECOND, AT_ONCE), turns: Locks::default() }
+        Self { pace: Pace::new(A_SECOND, AT_ONCE), turns: KeyedMutex::default() }
     }
 }
 

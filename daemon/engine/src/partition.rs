@@ -11,7 +11,7 @@ use super::attachment::{PartitionRecord, Record};
 use super::detach::{busy, gone};
 use super::looks::Look;
 use super::{Engine, Ownership, Uevent};
-use crate::kernel::{Device, DiskSequence, Found, Kernel, Occasion, Partition, Partitioning};
+use crate::kernel::{Device, DiskSequence, Kernel, Partition, Partitioning, ProbeResult, ScanReason};
 use loopd_common::text::printable;
 
 impl<K: Kernel> Engine<K> {
@@ -23,7 +23,7 @@ impl<K: Kernel> Engine<K> {
     pub async fn rescan(self: &Arc<Self>, id: DiskSequence) -> Result<(), Error> {
         let deadline = Instant::now() + self.settings().wait_for_udev;
         self.update_outline(id, |record| record.processed = false);
-        let seen = self.look_at_partitions(id, Occasion::Rescan).await;
+        let seen = self.look_at_partitions(id, ScanReason::Rescan).await;
         if !seen.as_ref().is_ok_and(|seen| seen.udev_rereads) {
             self.update_outline(id, |record| record.processed = true);
         }
@@ -44,7 +44,7 @@ impl<K: Kernel> Engine<K> {
             self.await_udev(id, deadline, Record::is_processed).await?;
         }
         // udev does not say whether the kernel did what it was asked for.
-        if seen.udev_rereads && self.look_at_partitions(id, Occasion::Foreign).await?.outdated {
+        if seen.udev_rereads && self.look_at_partitions(id, ScanReason::Foreign).await?.outdated {
             return Err(self.partition_in_use(id, gone(id)).await);
         }
         Ok(())
@@ -61,7 +61,7 @@ impl<K: Kernel> Engine<K> {
     pub(super) async fn look_at_partitions(
         self: &Arc<Self>,
         id: DiskSequence,
-        occasion: Occasion,
+        reason: ScanReason,
     ) -> Result<Partitioning, Error> {
         let known = self.state().records.get(&id).map(|record| {
             (record.device.number, record.device.disk_sequence, Arc::clone(&record.partitioning))
@@ -70,9 +70,9 @@ impl<K: Kernel> Engine<K> {
             return Ok(Partitioning::default());
         };
         let _alone = partitioning.lock().await;
-        let seen = self.kernel.partition(number, sequence, occasion).await?;
+        let seen = self.kernel.partition(number, sequence, reason).await?;
         let counted = self.take_partitions(id, &seen);
-        if occasion != Occasion::Foreign {
+        if reason != ScanReason::Foreign {
             self.update_outline(id, |record| record.partitioned = true);
         }
         counted.map(|()| seen)
@@ -83,7 +83,7 @@ impl<K: Kernel> Engine<K> {
     /// # Errors
     /// `LimitExceeded`: the record has no more of them than its owner may have.
     pub(super) fn take_partitions(&self, id: DiskSequence, seen: &Partitioning) -> Result<(), Error> {
-        let mut found: BTreeMap<u32, Found> = {
+        let mut found: BTreeMap<u32, ProbeResult> = {
             let state = self.state();
             let Some(Device { number, disk_sequence, .. }) =
                 state.records.get(&id).map(|record| &record.device)
@@ -128,10 +128,10 @@ impl<K: Kernel> Engine<K> {
     /// Counts the partitions against the owner's limit; gives how many there may be.
     fn count_partitions(&self, record: &mut Record<K>, there: usize) -> usize {
         let Some(Ownership { uid, .. }) = record.ownership else { return there };
-        let none = || self.partitions_of_a_uid.take_over_many(uid, 0);
-        let slot = record.partition_slot.get_or_insert_with(none);
-        slot.resize(there);
-        slot.count()
+        let none = || self.partitions_of_a_uid.adopt_many(uid, 0);
+        let permit = record.partition_permit.get_or_insert_with(none);
+        permit.resize(there);
+        permit.count()
     }
 
     fn too_many_partitions(&self, record: &Record<K>, there: usize) -> Error {
@@ -159,21 +159,21 @@ impl<K: Kernel> Engine<K> {
         // Where the kernel does not read tables, only reading one tells whether it has changed.
         let has_table = event.processed.as_ref().is_some_and(|found| found.has_table);
         let ours =
-            record.is_published() && occasion(record) == Occasion::Changed && !self.kernel.scans_itself();
+            record.is_published() && reason(record) == ScanReason::Changed && !self.kernel.scans_itself();
         ours && (has_table || !record.partitions.is_empty())
     }
 
-    async fn look_again(self: &Arc<Self>, id: DiskSequence, occasion: Occasion) {
-        if let Err(error) = self.look_at_partitions(id, occasion).await {
+    async fn look_again(self: &Arc<Self>, id: DiskSequence, reason: ScanReason) {
+        if let Err(error) = self.look_at_partitions(id, reason).await {
             warn!(disk_sequence = id.0, "its partitions cannot be looked at: {error}");
         }
     }
 
     /// Looks at the partitions after a change of ours.
     pub(super) async fn partitions_may_have_changed(self: &Arc<Self>, id: DiskSequence) -> Result<(), Error> {
-        let occasion = self.state().records.get(&id).map(occasion);
-        match occasion {
-            Some(occasion) => self.look_at_partitions(id, occasion).await.map(drop),
+        let reason = self.state().records.get(&id).map(reason);
+        match reason {
+            Some(reason) => self.look_at_partitions(id, reason).await.map(drop),
             None => Ok(()),
         }
     }
@@ -183,17 +183,17 @@ impl<K: Kernel> Engine<K> {
         let known = {
             let state = self.state();
             let id = state.by_number.get(&number).copied();
-            id.and_then(|id| Some((id, occasion(state.records.get(&id)?))))
+            id.and_then(|id| Some((id, reason(state.records.get(&id)?))))
         };
-        if let Some((id, occasion)) = known {
-            self.look_again(id, occasion).await;
+        if let Some((id, reason)) = known {
+            self.look_again(id, reason).await;
         }
     }
 }
 
 /// Nodes are made only for those who asked for it, on what is not being taken down.
-fn occasion<K: Kernel>(record: &Record<K>) -> Occasion {
+fn reason<K: Kernel>(record: &Record<K>) -> ScanReason {
     let ours = record.ownership.is_some() && record.device.partition_scan && record.is_attached();
     // Its attach sees to the partitions first.
-    if ours && record.partitioned { Occasion::Changed } else { Occasion::Foreign }
+    if ours && record.partitioned { ScanReason::Changed } else { ScanReason::Foreign }
 }

@@ -11,9 +11,9 @@ use tracing::{info, warn};
 
 use super::attach::{audit, microseconds_now};
 use super::attachment::{PartitionRecord, Record, Stage};
-use super::turns::Turns;
-use super::{ClientId, Engine, Event, Ownership, Place, Slot, Snapshot};
-use crate::kernel::{Change, Device, DiskSequence, FileIdentity, Kernel, Occasion, Partition, node};
+use super::turns::Limiter;
+use super::{ClientId, Engine, Event, MountDirectory, Ownership, Permit, Snapshot};
+use crate::kernel::{Change, Device, DiskSequence, FileIdentity, Kernel, Partition, ScanReason, node};
 
 /// How far an attachment has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +49,7 @@ impl FromStr for Phase {
 
 /// What a restart must know of an attachment, and the kernel does not tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Kept {
+pub struct SavedAttachment {
     /// The disk sequence of the attach.
     pub id: DiskSequence,
     /// N of `/dev/loopN`.
@@ -73,13 +73,13 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// # Errors
     /// The file cannot be written; the previous one is unchanged.
-    fn write(&self, kept: &Kept) -> Result<(), Error>;
+    fn write(&self, kept: &SavedAttachment) -> Result<(), Error>;
 
     /// Forgets an attachment.
     fn erase(&self, id: DiskSequence);
 
     /// All that was written and not erased. What cannot be understood is set aside.
-    fn read(&self) -> Vec<Kept>;
+    fn read(&self) -> Vec<SavedAttachment>;
 
     /// Notes that a device with this mark is about to be made.
     ///
@@ -97,20 +97,20 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// # Errors
     /// The file cannot be written; the previous one is unchanged.
-    fn write_place(&self, place: &Place) -> Result<(), Error>;
+    fn write_mount_directory(&self, place: &MountDirectory) -> Result<(), Error>;
 
     /// Forgets a folder.
-    fn erase_place(&self, path: &Path);
+    fn erase_mount_directory(&self, path: &Path);
 
     /// All folders that were written and not erased.
-    fn read_places(&self) -> Vec<Place>;
+    fn read_mount_directories(&self) -> Vec<MountDirectory>;
 }
 
 /// An attachment of an earlier daemon whose device could not be looked at.
 pub(super) struct Waiting {
-    kept: Kept,
+    kept: SavedAttachment,
     /// Counts against its owner's limit.
-    slot: Slot,
+    permit: Permit,
 }
 
 /// A device is about to be made. An attach that is never finished leaves it: the next daemon then finds
@@ -130,7 +130,7 @@ impl Announcement {
 /// Writes what has changed, and nothing else.
 pub(super) struct Keeper {
     store: Box<dyn Store>,
-    written: Mutex<HashMap<DiskSequence, Kept>>,
+    written: Mutex<HashMap<DiskSequence, SavedAttachment>>,
     last_mark: Mutex<u64>,
 }
 
@@ -156,17 +156,17 @@ impl Keeper {
         self.store.retract(announcement.mark);
     }
 
-    fn written(&self) -> MutexGuard<'_, HashMap<DiskSequence, Kept>> {
+    fn written(&self) -> MutexGuard<'_, HashMap<DiskSequence, SavedAttachment>> {
         self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn read(&self) -> Vec<Kept> {
+    fn read(&self) -> Vec<SavedAttachment> {
         let all = self.store.read();
         *self.written() = all.iter().map(|kept| (kept.id, kept.clone())).collect();
         all
     }
 
-    fn write(&self, kept: Kept) -> Result<(), Error> {
+    fn write(&self, kept: SavedAttachment) -> Result<(), Error> {
         self.rewrite(kept.id, |_| Some(kept))
     }
 
@@ -174,7 +174,7 @@ impl Keeper {
     fn rewrite(
         &self,
         id: DiskSequence,
-        change: impl FnOnce(Option<&Kept>) -> Option<Kept>,
+        change: impl FnOnce(Option<&SavedAttachment>) -> Option<SavedAttachment>,
     ) -> Result<(), Error> {
         let mut written = self.written();
         let before = written.get(&id);
@@ -195,29 +195,29 @@ impl Keeper {
             },
             Event::Removed(_) | Event::Checkpoint(_) => return,
         };
-        if let Err(error) = self.rewrite(snapshot.id, |before| Kept::of(snapshot, before)) {
+        if let Err(error) = self.rewrite(snapshot.id, |before| SavedAttachment::of(snapshot, before)) {
             warn!(device = snapshot.device.node(), disk_sequence = snapshot.id.0, "{error}");
         }
     }
 
     /// The attachment is about to show this file; `None` where it does, or never will.
     pub fn expect_file(&self, id: DiskSequence, file: Option<FileIdentity>) -> Result<(), Error> {
-        self.rewrite(id, |before| Some(Kept { next_file: file, ..before?.clone() }))
+        self.rewrite(id, |before| Some(SavedAttachment { next_file: file, ..before?.clone() }))
     }
 
     /// A folder is about to be made, or somebody is about to be told of it.
-    pub fn write_place(&self, place: &Place) -> Result<(), Error> {
-        self.store.write_place(place)
+    pub fn write_mount_directory(&self, place: &MountDirectory) -> Result<(), Error> {
+        self.store.write_mount_directory(place)
     }
 
     /// A folder is gone.
-    pub fn erase_place(&self, path: &Path) {
-        self.store.erase_place(path);
+    pub fn erase_mount_directory(&self, path: &Path) {
+        self.store.erase_mount_directory(path);
     }
 
     /// The folders that an earlier daemon has made.
-    pub fn read_places(&self) -> Vec<Place> {
-        self.store.read_places()
+    pub fn read_mount_directories(&self) -> Vec<MountDirectory> {
+        self.store.read_mount_directories()
     }
 
     /// The attachment is gone.
@@ -228,7 +228,7 @@ impl Keeper {
     }
 }
 
-impl Kept {
+impl SavedAttachment {
     /// An attachment that the world is told of; `None` where it belongs to nobody.
     fn of(snapshot: &Snapshot, before: Option<&Self>) -> Option<Self> {
         let disk_sequence = snapshot.device.disk_sequence;
@@ -260,7 +260,7 @@ impl<K: Kernel> Engine<K> {
     /// Writes down how far a new attachment has come, of which the world is not told yet.
     pub(super) fn keep(&self, id: DiskSequence, phase: Phase) -> Result<(), Error> {
         let kept = self.state().records.get(&id).and_then(|record| {
-            Some(Kept {
+            Some(SavedAttachment {
                 id,
                 number: record.device.number,
                 disk_sequence: record.device.disk_sequence,
@@ -282,7 +282,7 @@ impl<K: Kernel> Engine<K> {
         // Where a backing file hangs the rest comes when the daemon serves already, and must not take
         // what is being made then for left behind.
         let (unfinished, announced) = (self.take_up_places(), self.keeper.store.announced());
-        let (mut tasks, turns) = (JoinSet::new(), Turns::new());
+        let (mut tasks, turns) = (JoinSet::new(), Limiter::new());
         for kept in self.keeper.read() {
             let (engine, lives, turns) = (Arc::clone(self), lives.clone(), Arc::clone(&turns));
             tasks.spawn(async move { turns.take(engine.take_up_or_end(&kept, lives)).await });
@@ -291,16 +291,18 @@ impl<K: Kernel> Engine<K> {
         self.look_at_mounts();
         self.undo_places(unfinished).await;
         self.undo_announced(announced).await;
-        self.kernel.release_unclaimed(&self.waits_for_its_hold()).await;
+        self.kernel.release_unadopted(&self.waits_for_its_hold()).await;
     }
 
     /// The attachments that live by a copy in the descriptor store, since they could not be taken up, or
     /// not be opened: a transient error must not end them.
     fn waits_for_its_hold(&self) -> HashSet<DiskSequence> {
         let state = self.state();
-        let lives_by_it =
-            |kept: &&Kept| kept.phase == Phase::Attached && kept.ownership.lifetime != Lifetime::Persistent;
-        let has_hold = |kept: &&Kept| state.records.get(&kept.id).is_some_and(|record| record.hold.is_some());
+        let lives_by_it = |kept: &&SavedAttachment| {
+            kept.phase == Phase::Attached && kept.ownership.lifetime != Lifetime::Persistent
+        };
+        let has_hold =
+            |kept: &&SavedAttachment| state.records.get(&kept.id).is_some_and(|record| record.hold.is_some());
         let written = self.keeper.written();
         let waiting = written.values().filter(lives_by_it).filter(|kept| !has_hold(kept));
         waiting.map(|kept| kept.disk_sequence).collect()
@@ -308,7 +310,7 @@ impl<K: Kernel> Engine<K> {
 
     async fn take_up_or_end<F: Future<Output = bool>>(
         self: &Arc<Self>,
-        kept: &Kept,
+        kept: &SavedAttachment,
         lives: impl Fn(ClientId) -> F,
     ) {
         self.take_up(kept).await;
@@ -334,7 +336,7 @@ impl<K: Kernel> Engine<K> {
         if let Some(ends) = grace_ends {
             return self.resume_grace(kept.id, ends);
         }
-        // Asked for when it is noted: who vanishes later is found by `client_vanished`.
+        // Asked for when it is noted: who vanishes later is found by `client_disconnected`.
         let alive = match &client {
             Some(client) => lives(client.clone()).await,
             None => false,
@@ -365,15 +367,15 @@ impl<K: Kernel> Engine<K> {
         announced.into_iter().for_each(|mark| self.keeper.store.retract(mark));
     }
 
-    async fn take_up(self: &Arc<Self>, kept: &Kept) {
-        let Kept { id, number, .. } = *kept;
+    async fn take_up(self: &Arc<Self>, kept: &SavedAttachment) {
+        let SavedAttachment { id, number, .. } = *kept;
         let _leave = self.background.take(Some(kept.ownership.uid)).await;
         // Whoever else looks at it waits, and finds it taken up.
         let _alone = self.looks.lock(number).await;
-        let slot = self.attachments_of_a_uid.take_over(kept.ownership.uid);
+        let permit = self.attachments_of_a_uid.adopt(kept.ownership.uid);
         match self.kernel.status(number).await {
             Ok(Some(device)) if kept.is_of(&device) => {
-                self.take_up_device(kept, device, slot).await;
+                self.take_up_device(kept, device, permit).await;
             }
             Ok(_) => {
                 info!(number, disk_sequence = id.0, "it ended while loopd did not run");
@@ -384,7 +386,7 @@ impl<K: Kernel> Engine<K> {
             }
             Err(error) => {
                 warn!(number, disk_sequence = id.0, "not taken up yet: {error}");
-                self.waiting().insert(number, Waiting { kept: kept.clone(), slot });
+                self.waiting().insert(number, Waiting { kept: kept.clone(), permit });
             }
         }
     }
@@ -423,8 +425,8 @@ impl<K: Kernel> Engine<K> {
             self.forget_waiting(device.number);
             return false;
         }
-        let Some(Waiting { kept, slot }) = self.waiting().remove(&device.number) else { return false };
-        self.take_up_device(&kept, device.clone(), slot).await;
+        let Some(Waiting { kept, permit }) = self.waiting().remove(&device.number) else { return false };
+        self.take_up_device(&kept, device.clone(), permit).await;
         let (lifetime, has_client) = (kept.ownership.lifetime, kept.ownership.client.is_some());
         if kept.phase == Phase::Attached && !has_client {
             match lifetime {
@@ -437,11 +439,11 @@ impl<K: Kernel> Engine<K> {
         true
     }
 
-    async fn take_up_device(self: &Arc<Self>, kept: &Kept, device: Device, slot: Slot) {
+    async fn take_up_device(self: &Arc<Self>, kept: &SavedAttachment, device: Device, permit: Permit) {
         let id = kept.id;
         // A daemon that made no marks may have attached it.
         if kept.ownership.uid != 0
-            && let Err(error) = self.kernel.distrust(device.disk_sequence)
+            && let Err(error) = self.kernel.mark_untrusted(device.disk_sequence)
         {
             warn!(number = kept.number, disk_sequence = id.0, "{error}");
         }
@@ -449,7 +451,7 @@ impl<K: Kernel> Engine<K> {
         let left_half_way = !ends_by_itself
             && kept.phase != Phase::Detaching
             && device.autoclear
-            && self.kernel.has_left(device.disk_sequence);
+            && self.kernel.has_stored_hold(device.disk_sequence);
         let device = if left_half_way { self.let_stay_again(device).await } else { device };
         let is_held = ends_by_itself || (left_half_way && device.autoclear);
         // One that goes at its last close all the same is being detached, whoever did that.
@@ -460,10 +462,10 @@ impl<K: Kernel> Engine<K> {
             warn!(device = device.node(), disk_sequence = id.0, "{error}");
         }
         if is_detaching || !is_held {
-            self.insert_kept(kept, device, None, state, slot);
+            self.insert_kept(kept, device, None, state, permit);
         } else {
             let (device, hold) = self.hold_again(device, ends_by_itself).await;
-            self.insert_kept(kept, device, hold, state, slot);
+            self.insert_kept(kept, device, hold, state, permit);
         }
         if let Some(snapshot) = self.find(id) {
             audit("taken up again", &snapshot);
@@ -479,7 +481,7 @@ impl<K: Kernel> Engine<K> {
         let engine = Arc::clone(self);
         // Reads the device, which may hang.
         tokio::spawn(async move {
-            if let Err(error) = engine.look_at_partitions(id, Occasion::Changed).await {
+            if let Err(error) = engine.look_at_partitions(id, ScanReason::Changed).await {
                 warn!(disk_sequence = id.0, "its partitions cannot be looked at: {error}");
             }
         });
@@ -513,7 +515,14 @@ impl<K: Kernel> Engine<K> {
         (changed.unwrap_or(device), hold)
     }
 
-    fn insert_kept(&self, kept: &Kept, device: Device, hold: Option<K::Hold>, state: State, slot: Slot) {
+    fn insert_kept(
+        &self,
+        kept: &SavedAttachment,
+        device: Device,
+        hold: Option<K::Hold>,
+        state: State,
+        permit: Permit,
+    ) {
         let stage = match kept.phase {
             // Its client has got no answer, and gets none any more.
             Phase::Attaching => {
@@ -545,12 +554,12 @@ impl<K: Kernel> Engine<K> {
             changed: Arc::default(),
             operation: Arc::default(),
             replacing: false,
-            slot: Some(slot),
-            partition_slot: None,
+            permit: Some(permit),
+            partition_permit: None,
         };
         record.count_unprocessed();
         let (uid, partitions) = (kept.ownership.uid, record.partitions.len());
-        record.partition_slot = Some(self.partitions_of_a_uid.take_over_many(uid, partitions));
+        record.partition_permit = Some(self.partitions_of_a_uid.adopt_many(uid, partitions));
         let mut state = self.state();
         state.clients.extend(record.client().cloned());
         state.by_number.insert(number, kept.id);

@@ -24,17 +24,17 @@ type Lock = tokio::sync::Mutex<()>;
 
 /// One at a time for each key; a key that nobody has costs nothing.
 #[derive(Debug)]
-pub struct Locks<Key> {
+pub struct KeyedMutex<Key> {
     locks: Mutex<HashMap<Key, Weak<Lock>>>,
 }
 
-impl<Key> Default for Locks<Key> {
+impl<Key> Default for KeyedMutex<Key> {
     fn default() -> Self {
         Self { locks: Mutex::default() }
     }
 }
 
-impl<Key: Eq + Hash> Locks<Key> {
+impl<Key: Eq + Hash> KeyedMutex<Key> {
     /// Waits until nobody else has this key; dropping the guard gives it back.
     pub async fn lock(&self, key: Key) -> OwnedMutexGuard<()> {
         let lock = {
@@ -57,9 +57,9 @@ impl<Key: Eq + Hash> Locks<Key> {
 
 /// Bounds how much is done at once, so that a look at all devices is no storm.
 #[derive(Debug)]
-pub(super) struct Turns(Semaphore);
+pub(super) struct Limiter(Semaphore);
 
-impl Turns {
+impl Limiter {
     pub fn new() -> Arc<Self> {
         Arc::new(Self(Semaphore::new(AT_ONCE)))
     }
@@ -124,7 +124,7 @@ mod tests {
 
     #[tokio::test]
     async fn locks_go_with_their_users() {
-        let locks = Locks::default();
+        let locks = KeyedMutex::default();
         let first = locks.lock(1).await;
         let _other = locks.lock(2).await;
         assert!(tokio::time::timeout(Duration::from_millis(1), locks.lock(1)).await.is_err());
@@ -153,7 +153,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_hangs_gives_its_turn_to_others() {
-        let turns = Turns::new();
+        let turns = Limiter::new();
         let done = Arc::new(Semaphore::new(0));
         for _ in 0..3 * AT_ONCE {
             let turns = Arc::clone(&turns);

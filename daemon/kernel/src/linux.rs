@@ -29,8 +29,8 @@ use super::{change, inotify, ioctl, mounts, overlapping, partitions, sysfs, udev
 use loopd_common::text::printable;
 use loopd_engine::AttachRequest;
 use loopd_engine::kernel::{
-    Attached, BtrfsDevices, Change, Device, DiskSequence, FileFacts, Found, Glance, Kernel, Occasion,
-    PartitionNode, Partitioning, Users, node,
+    Attached, Binding, BtrfsDevices, Change, Device, DiskSequence, FileFacts, Kernel, PartitionNode,
+    Partitioning, ProbeResult, ScanReason, Users, node,
 };
 use loopd_engine::mount_table::MountTable;
 
@@ -221,11 +221,11 @@ impl Kernel for Linux {
         .await
     }
 
-    fn has_left(&self, disk_sequence: DiskSequence) -> bool {
-        self.shared.vault.has_left(disk_sequence)
+    fn has_stored_hold(&self, disk_sequence: DiskSequence) -> bool {
+        self.shared.vault.has_stored_hold(disk_sequence)
     }
 
-    async fn release_unclaimed(&self, except: &HashSet<DiskSequence>) {
+    async fn release_unadopted(&self, except: &HashSet<DiskSequence>) {
         let except = except.clone();
         let _done = self
             .blocking(move |shared| {
@@ -267,7 +267,7 @@ impl Kernel for Linux {
         self.blocking(move |shared| replace(shared, number, disk_sequence, &file, untrusted)).await
     }
 
-    fn distrust(&self, disk_sequence: DiskSequence) -> Result<(), Error> {
+    fn mark_untrusted(&self, disk_sequence: DiskSequence) -> Result<(), Error> {
         self.shared.untrusted.mark(disk_sequence).map_err(|error| unmarked(&error))
     }
 
@@ -283,11 +283,11 @@ impl Kernel for Linux {
         self.blocking(move |_| status(number)).await
     }
 
-    fn stored(&self, number: u32, partition: Option<u32>) -> Option<Found> {
+    fn stored(&self, number: u32, partition: Option<u32>) -> Option<ProbeResult> {
         udev::stored(number, partition)
     }
 
-    async fn stored_of(&self, number: u32, partitions: Vec<Option<u32>>) -> Vec<(Option<u32>, Found)> {
+    async fn stored_of(&self, number: u32, partitions: Vec<Option<u32>>) -> Vec<(Option<u32>, ProbeResult)> {
         let stored = move |partition| Some((partition, udev::stored(number, partition)?));
         let all = self.blocking(move |_| Ok(partitions.into_iter().filter_map(stored).collect())).await;
         all.unwrap_or_default()
@@ -360,9 +360,9 @@ impl Kernel for Linux {
         &self,
         number: u32,
         disk_sequence: DiskSequence,
-        occasion: Occasion,
+        reason: ScanReason,
     ) -> Result<Partitioning, Error> {
-        self.blocking(move |shared| partitions::settle(shared, number, disk_sequence, occasion)).await
+        self.blocking(move |shared| partitions::settle(shared, number, disk_sequence, reason)).await
     }
 
     fn partition_nodes(&self, number: u32) -> Vec<PartitionNode> {
@@ -381,10 +381,10 @@ impl Kernel for Linux {
         sysfs::bound_numbers()
     }
 
-    fn glance(&self, number: u32) -> Glance {
+    fn peek(&self, number: u32) -> Binding {
         let claimed = self.shared.claims().contains_key(&number);
         let bound = sysfs::disk_sequence(number).filter(|_| sysfs::is_bound(number));
-        Glance { bound, claimed }
+        Binding { bound, claimed }
     }
 
     fn udev_runs(&self) -> bool {

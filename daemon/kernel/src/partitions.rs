@@ -18,7 +18,7 @@ use super::bytes::Bytes;
 use super::linux::Shared;
 use super::{ioctl, linux, sysfs, udev};
 use loopd_engine::kernel::{
-    Device, DiskSequence, Occasion, Partition, PartitionNode, Partitioning, TableEntry, node,
+    Device, DiskSequence, Partition, PartitionNode, Partitioning, ScanReason, TableEntry, node,
 };
 use loopd_partition_table::{self as partition_table, Table};
 
@@ -28,10 +28,10 @@ pub fn settle(
     shared: &Arc<Shared>,
     number: u32,
     disk_sequence: DiskSequence,
-    occasion: Occasion,
+    reason: ScanReason,
 ) -> Result<Partitioning, Error> {
     let Some(disk) = linux::open_attached(number, disk_sequence)? else { return Ok(Partitioning::default()) };
-    let rescan = occasion == Occasion::Rescan;
+    let rescan = reason == ScanReason::Rescan;
     if rescan && !linux::wants_partitions(&disk) {
         return Err(not_read_again(
             number,
@@ -46,7 +46,7 @@ pub fn settle(
         .map_err(|errno| linux::failed("learn the block size", "BLKSSZGET", errno))?;
     let table = read_table(number, block_size, &mut Bytes::new(&disk, 0, size));
     let nodes = sysfs::partitions(number);
-    let for_us = occasion != Occasion::Foreign && concerns_us(shared, table.as_ref(), &nodes, false);
+    let for_us = reason != ScanReason::Foreign && concerns_us(shared, table.as_ref(), &nodes, false);
     if for_us && rescan {
         delete_all_or_none(number, &disk, table.as_ref(), &nodes)?;
     }

@@ -11,7 +11,7 @@ use tokio::io::Interest;
 use tracing::warn;
 
 use loopd_engine::Uevent;
-use loopd_engine::kernel::{DiskSequence, FileSystem, Found, TableEntry};
+use loopd_engine::kernel::{DiskSequence, FileSystem, ProbeResult, TableEntry};
 
 use crate::readiness::Readiness;
 
@@ -130,7 +130,7 @@ pub fn is_idle() -> bool {
 /// What udev's database has of a loop device or a partition of one; `None` where udev has not seen
 /// it.
 #[must_use]
-pub fn stored(number: u32, partition: Option<u32>) -> Option<Found> {
+pub fn stored(number: u32, partition: Option<u32>) -> Option<ProbeResult> {
     let name =
         partition.map_or_else(|| format!("loop{number}"), |partition| format!("loop{number}p{partition}"));
     let device = udev::Device::from_subsystem_sysname("block".to_owned(), name).ok()?;
@@ -171,9 +171,9 @@ fn numbers(name: &str) -> Option<(u32, Option<u32>)> {
     }
 }
 
-fn found(device: &udev::Device) -> Found {
+fn found(device: &udev::Device) -> ProbeResult {
     let property = |name: &str| text(device.property_value(name));
-    Found {
+    ProbeResult {
         file_system: file_system(device),
         entry: TableEntry {
             table: property("ID_PART_ENTRY_SCHEME"),

@@ -10,7 +10,7 @@ use loopd_dbus::{Error, ErrorKind};
 use nix::unistd::{Uid, User};
 use tokio::sync::Semaphore;
 
-use loopd_engine::Locks;
+use loopd_engine::KeyedMutex;
 
 /// How many uids are looked up at the same time: each takes a thread, and the database may hang.
 const AT_ONCE: usize = 16;
@@ -24,7 +24,7 @@ type Lookup = fn(u32) -> Result<bool, String>;
 pub struct Accounts {
     lookup: Lookup,
     /// One lookup of a uid at a time, for as long as it takes.
-    alone: Locks<u32>,
+    alone: KeyedMutex<u32>,
     threads: Arc<Semaphore>,
     patience: Duration,
 }
@@ -40,7 +40,7 @@ impl Default for Accounts {
 
 impl Accounts {
     fn with(lookup: Lookup, patience: Duration) -> Self {
-        Self { lookup, alone: Locks::default(), threads: Arc::new(Semaphore::new(AT_ONCE)), patience }
+        Self { lookup, alone: KeyedMutex::default(), threads: Arc::new(Semaphore::new(AT_ONCE)), patience }
     }
 
     /// Refuses a uid that is no user's. Root is one without a look.
@@ -79,7 +79,7 @@ impl Accounts {
         let thread = Arc::clone(&self.threads).acquire_owned().await;
         let lookup = self.lookup;
         let found = tokio::task::spawn_blocking(move || {
-            // Kept until the database has answered, whoever waits for that.
+            // SavedAttachment until the database has answered, whoever waits for that.
             let _kept = (alone, thread);
             lookup(uid)
         });

@@ -18,7 +18,7 @@ use zbus_polkit::policykit1::{AuthorityProxy, AuthorizationResult, CheckAuthoriz
 use crate::caller::Caller;
 use loopd_common::text::printable;
 use loopd_engine::kernel::{FileFacts, FileKind, node};
-use loopd_engine::{Caller as _, Ledger, Snapshot, is_root};
+use loopd_engine::{Caller as _, Quota, Snapshot, is_root};
 
 /// polkit answers at once where it need not ask anyone; below the 25 s of a D-Bus call.
 const LONGEST_SILENCE: Duration = Duration::from_secs(15);
@@ -46,7 +46,7 @@ pub enum Deed<'a> {
 /// Asks polkit.
 pub struct Authority {
     polkit: AuthorityProxy<'static>,
-    prompts_of_a_uid: Ledger,
+    prompts_of_a_uid: Quota,
     pace: Pace,
     questions: AtomicU64,
 }
@@ -56,7 +56,7 @@ impl Authority {
     ///
     /// # Errors
     /// The connection failed.
-    pub async fn new(connection: &Connection, prompts_of_a_uid: Ledger) -> zbus::Result<Self> {
+    pub async fn new(connection: &Connection, prompts_of_a_uid: Quota) -> zbus::Result<Self> {
         let polkit = AuthorityProxy::builder(connection)
             .cache_properties(zbus::proxy::CacheProperties::No)
             .build()
@@ -86,8 +86,11 @@ impl Authority {
     }
 
     async fn ask(&self, caller: &Caller, action: &'static str, deed: Deed<'_>) -> Result<(), Error> {
-        let prompt =
-            if caller.allows_interaction() { Some(self.prompts_of_a_uid.enter(caller.uid())?) } else { None };
+        let prompt = if caller.allows_interaction() {
+            Some(self.prompts_of_a_uid.acquire(caller.uid())?)
+        } else {
+            None
+        };
         self.wait_for_turn(caller).await?;
         let (device, file, owner) = deed.details(caller.uid());
         let details = HashMap::from([("device", device.as_str()), ("file", &file), ("owner", &owner)]);
@@ -99,7 +102,7 @@ impl Authority {
         let check = self.polkit.check_authorization(caller.subject(), action, &details, flags, &question);
         let result = tokio::select! {
             result = check => result.map_err(|error| unreachable_polkit(&error))?,
-            () = caller.gone() => {
+            () = caller.disconnected() => {
                 self.cancel(&question).await;
                 return Err(denied("the caller vanished while polkit was asked"));
             }
@@ -116,7 +119,7 @@ impl Authority {
     async fn wait_for_turn(&self, caller: &Caller) -> Result<(), Error> {
         tokio::select! {
             () = tokio::time::sleep_until(self.pace.book(Instant::now().into_std(), caller.uid(), 1).into()) => Ok(()),
-            () = caller.gone() => Err(denied("the caller vanished before polkit was asked")),
+            () = caller.disconnected() => Err(denied("the caller vanished before polkit was asked")),
         }
     }
 

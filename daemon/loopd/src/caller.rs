@@ -12,7 +12,7 @@ use zbus_polkit::policykit1::Subject;
 
 use crate::accounts::Accounts;
 use crate::clients::{Clients, Watch};
-use loopd_engine::{ClientId, Ledger, Slot};
+use loopd_engine::{ClientId, Permit, Quota};
 
 /// How long a call waits for its uid's earlier ones; below the 25 s of a D-Bus call.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
@@ -22,7 +22,7 @@ pub struct Callers {
     bus: DBusProxy<'static>,
     clients: Clients,
     accounts: Accounts,
-    calls_of_a_uid: Ledger,
+    calls_of_a_uid: Quota,
     backlog: Backlog,
 }
 
@@ -32,7 +32,7 @@ pub struct Caller {
     uid: u32,
     subject: Subject,
     interactive: bool,
-    _slot: Slot,
+    _permit: Permit,
 }
 
 impl Callers {
@@ -41,7 +41,7 @@ impl Callers {
     pub fn new(
         bus: DBusProxy<'static>,
         clients: Clients,
-        calls_of_a_uid: Ledger,
+        calls_of_a_uid: Quota,
         backlog: Backlog,
     ) -> Arc<Self> {
         Arc::new(Self { bus, clients, accounts: Accounts::default(), calls_of_a_uid, backlog })
@@ -99,19 +99,19 @@ impl Callers {
             known?;
             watch.learn_user(uid);
         }
-        let slot = self.wait_for_turn(uid, &watch).await?;
+        let permit = self.wait_for_turn(uid, &watch).await?;
         let subject = Subject::new_for_message_header(header).map_err(|_| unknown())?;
         let interactive = header.primary().flags().contains(Flags::ALLOW_INTERACTIVE_AUTH);
-        Ok(Caller { watch, uid, subject, interactive, _slot: slot })
+        Ok(Caller { watch, uid, subject, interactive, _permit: permit })
     }
 }
 
 impl Callers {
     /// Takes one of the uid's calls, where there are some left, or when one of them has ended.
-    async fn wait_for_turn(&self, uid: u32, watch: &Watch) -> Result<Slot, Error> {
+    async fn wait_for_turn(&self, uid: u32, watch: &Watch) -> Result<Permit, Error> {
         tokio::select! {
-            slot = self.calls_of_a_uid.enter_in_turn(uid) => slot,
-            () = watch.gone() => Err(unknown()),
+            permit = self.calls_of_a_uid.acquire_in_turn(uid) => permit,
+            () = watch.disconnected() => Err(unknown()),
             () = tokio::time::sleep(LONGEST_WAIT) => Err(self.calls_of_a_uid.refusal(uid)),
         }
     }
@@ -151,11 +151,11 @@ impl loopd_engine::Caller for Caller {
         self.uid
     }
 
-    fn vanished(&self) -> bool {
+    fn is_disconnected(&self) -> bool {
         self.watch.is_gone()
     }
 
-    async fn gone(&self) {
-        self.watch.gone().await;
+    async fn disconnected(&self) {
+        self.watch.disconnected().await;
     }
 }

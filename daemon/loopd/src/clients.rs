@@ -158,7 +158,7 @@ impl Watch {
     }
 
     /// Resolves when it vanishes.
-    pub async fn gone(&self) {
+    pub async fn disconnected(&self) {
         let mut gone = self.gone.clone();
         // The sender lives as long as this watch is counted.
         let _changed = gone.wait_for(|gone| *gone).await;
@@ -208,7 +208,7 @@ mod tests {
             (clients.watch(name(":1.1")), clients.watch(name(":1.1")), clients.watch(name(":1.2")));
         drop(first);
         clients.vanished(&name(":1.1"));
-        second.gone().await;
+        second.disconnected().await;
         assert!(second.is_gone());
         assert!(!other.is_gone());
         second.learn_uid(7);

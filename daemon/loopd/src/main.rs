@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_lite::StreamExt;
-use loopd_engine::{ClientId, Engine, Ledger, Settings};
+use loopd_engine::{ClientId, Engine, Quota, Settings};
 use loopd_kernel::{Linux, Untrusted, mounts, udev};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -232,7 +232,7 @@ async fn take_stock(engine: &Arc<Engine<Linux>>, callers: &Arc<Callers>) -> Resu
     .await;
     let looking = Arc::clone(engine);
     unless_it_hangs(async move { looking.resync().await }).await;
-    engine.told().await;
+    engine.flush_events().await;
     Ok(())
 }
 
@@ -245,15 +245,15 @@ async fn unless_it_hangs(work: impl Future<Output = ()> + Send + 'static) {
 
 /// What each uid may have at once, beside attachments.
 struct Bounds {
-    calls: Ledger,
-    prompts: Ledger,
+    calls: Quota,
+    prompts: Quota,
 }
 
 impl Bounds {
     fn new(settings: &Settings) -> Self {
         Self {
-            calls: Ledger::new("calls under way", "wait for them", settings.calls),
-            prompts: Ledger::new("prompts open", "answer them", settings.prompts),
+            calls: Quota::new("calls under way", "wait for them", settings.calls),
+            prompts: Quota::new("prompts open", "answer them", settings.prompts),
         }
     }
 }
@@ -324,7 +324,7 @@ async fn watch_clients(
                 let client = ClientId(name.to_owned());
                 // In this order: an attach that does not see the first is found by the second.
                 clients.vanished(&client);
-                engine.client_vanished(&client);
+                engine.client_disconnected(&client);
             }
         }
     });
@@ -380,7 +380,7 @@ async fn drained((mut terminate, mut interrupt): (Signal, Signal), connection: &
             Err(_) => warn!("calls under way did not end in time and are given up"),
         }
     }
-    room.engine.give_up();
+    room.engine.abort_calls();
     // What hangs in the kernel is left to the next daemon.
     let _hangs = tokio::time::timeout(UNDO, room.callers.answered()).await;
 }

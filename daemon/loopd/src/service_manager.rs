@@ -37,7 +37,7 @@ pub fn keep(name: &str, descriptor: BorrowedFd<'_>) -> bool {
 }
 
 /// Has it close its copies with this name.
-pub fn give_up(name: &str) {
+pub fn abort_calls(name: &str) {
     notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
 }
 

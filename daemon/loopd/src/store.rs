@@ -12,11 +12,11 @@ use serde::{Deserialize, Serialize};
 use tracing::{debug, warn};
 
 use loopd_engine::kernel::{DiskSequence, FileIdentity};
-use loopd_engine::{ClientId, Kept, Ownership, Place, Store};
+use loopd_engine::{ClientId, MountDirectory, Ownership, SavedAttachment, Store};
 
 mod places;
 
-use places::Places;
+use places::MountDirectories;
 
 /// Changes when an older daemon would misunderstand the files.
 const VERSION: u32 = 1;
@@ -42,7 +42,7 @@ pub fn runtime_folder() -> IoResult<PathBuf> {
 /// The files of the attachments, and of the folders to mount on.
 pub struct Files {
     folder: PathBuf,
-    places: Places,
+    places: MountDirectories,
     /// Which bus the clients' names are of: another one gives the same names anew.
     bus: String,
 }
@@ -78,15 +78,15 @@ impl Files {
     /// It cannot be made.
     pub fn open(runtime_folder: &Path, bus: String) -> IoResult<Self> {
         let folder = own_folder(runtime_folder.join("attachments"))?;
-        Ok(Self { folder, places: Places::open(runtime_folder)?, bus })
+        Ok(Self { folder, places: MountDirectories::open(runtime_folder)?, bus })
     }
 
     fn path(&self, id: DiskSequence) -> PathBuf {
         self.folder.join(format!("{id}{SUFFIX}"))
     }
 
-    fn contents(&self, kept: &Kept) -> Contents {
-        let Kept { number, disk_sequence, phase, node_made, next_file, ref ownership, .. } = *kept;
+    fn contents(&self, kept: &SavedAttachment) -> Contents {
+        let SavedAttachment { number, disk_sequence, phase, node_made, next_file, ref ownership, .. } = *kept;
         Contents {
             version: VERSION,
             number,
@@ -104,7 +104,7 @@ impl Files {
         }
     }
 
-    fn load(&self, path: &Path) -> Result<Kept, String> {
+    fn load(&self, path: &Path) -> Result<SavedAttachment, String> {
         let id = id_of(path).ok_or("it has not the name of a file of loopd")?;
         let text = read_own(path)?;
         let contents: Contents = toml::from_str(&text).map_err(|error| error.message().to_owned())?;
@@ -112,7 +112,7 @@ impl Files {
             return Err(format!("it has version {}, and this loopd knows {VERSION}", contents.version));
         }
         let client = contents.client.filter(|_| contents.bus == self.bus).map(ClientId);
-        Ok(Kept {
+        Ok(SavedAttachment {
             id,
             number: contents.number,
             disk_sequence: DiskSequence(contents.disk_sequence),
@@ -168,7 +168,7 @@ fn paths_in(folder: &Path) -> Vec<PathBuf> {
 }
 
 impl Store for Files {
-    fn write(&self, kept: &Kept) -> Result<(), Error> {
+    fn write(&self, kept: &SavedAttachment) -> Result<(), Error> {
         let path = self.path(kept.id);
         let text = toml::to_string(&self.contents(kept)).map_err(IoError::other);
         text.and_then(|text| replace(&path, &text)).map_err(|error| not_written(&path, &error))
@@ -192,7 +192,7 @@ impl Store for Files {
         self.paths().iter().filter_map(|path| mark_of(path)).collect()
     }
 
-    fn read(&self) -> Vec<Kept> {
+    fn read(&self) -> Vec<SavedAttachment> {
         let mut all = Vec::new();
         for path in self.paths() {
             match kind_of(&path) {
@@ -209,15 +209,15 @@ impl Store for Files {
         all
     }
 
-    fn write_place(&self, place: &Place) -> Result<(), Error> {
+    fn write_mount_directory(&self, place: &MountDirectory) -> Result<(), Error> {
         self.places.write(place).map_err(|error| not_written(&self.places.file(&place.path), &error))
     }
 
-    fn erase_place(&self, path: &Path) {
+    fn erase_mount_directory(&self, path: &Path) {
         remove(&self.places.file(path));
     }
 
-    fn read_places(&self) -> Vec<Place> {
+    fn read_mount_directories(&self) -> Vec<MountDirectory> {
         self.places.read()
     }
 }
@@ -305,8 +305,8 @@ mod tests {
     use super::*;
     use loopd_engine::Phase;
 
-    fn kept(id: u64) -> Kept {
-        Kept {
+    fn kept(id: u64) -> SavedAttachment {
+        SavedAttachment {
             id: DiskSequence(id),
             number: 3,
             disk_sequence: DiskSequence(id + 1),
@@ -344,9 +344,9 @@ mod tests {
     fn what_is_written_is_read_until_it_is_erased() {
         let (folder, files) = files();
         files.write(&kept(7)).unwrap();
-        files.write(&Kept { phase: Phase::Attached, ..kept(12) }).unwrap();
-        files.write(&Kept { phase: Phase::Attaching, ..kept(12) }).unwrap();
-        assert_eq!(files.read(), [kept(7), Kept { phase: Phase::Attaching, ..kept(12) }]);
+        files.write(&SavedAttachment { phase: Phase::Attached, ..kept(12) }).unwrap();
+        files.write(&SavedAttachment { phase: Phase::Attaching, ..kept(12) }).unwrap();
+        assert_eq!(files.read(), [kept(7), SavedAttachment { phase: Phase::Attaching, ..kept(12) }]);
         let again = Files::open(folder.path(), "bus".to_owned()).unwrap();
         again.erase(DiskSequence(12));
         assert_eq!(again.read(), [kept(7)]);

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tracing::{info, warn};
 
-use loopd_engine::Doing;
+use loopd_engine::BoxFuture;
 use loopd_engine::kernel::DiskSequence;
 use loopd_kernel::DescriptorStore;
 
@@ -53,7 +53,7 @@ impl Vault {
 }
 
 impl DescriptorStore for Vault {
-    fn has_left(&self, device: DiskSequence) -> bool {
+    fn has_stored_hold(&self, device: DiskSequence) -> bool {
         self.contents().unclaimed.contains(&name(device))
     }
 
@@ -66,7 +66,7 @@ impl DescriptorStore for Vault {
         }
     }
 
-    fn withdraw(&self, device: DiskSequence) -> Doing<'_, ()> {
+    fn withdraw(&self, device: DiskSequence) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             let name = name(device);
             let is_kept = {
@@ -75,7 +75,7 @@ impl DescriptorStore for Vault {
                 contents.kept.remove(&device) || was_left
             };
             if is_kept {
-                service_manager::give_up(&name);
+                service_manager::abort_calls(&name);
                 service_manager::caught_up().await;
             }
         })
@@ -93,7 +93,7 @@ impl DescriptorStore for Vault {
         };
         for name in unclaimed {
             info!("{name} was kept and belongs to no attachment: closed");
-            service_manager::give_up(&name);
+            service_manager::abort_calls(&name);
         }
         for descriptor in passed {
             let _was_open = nix::unistd::close(descriptor);

@@ -34,6 +34,6 @@ async fn round_trip(connection: &Connection, engine: &Engine<Linux>) -> zbus::Re
     let version = (MANAGER, "Version");
     let properties = Some("org.freedesktop.DBus.Properties");
     connection.call_method(own, ROOT_PATH, properties, "Get", &version).await?;
-    engine.told().await;
+    engine.flush_events().await;
     Ok(())
 }

@@ -9,15 +9,15 @@ use loopd_common::Error;
 use super::machine::Simulated;
 use super::mounts::SimulatedMounts;
 use crate::kernel::DiskSequence;
-use crate::{Kept, Place, Store};
+use crate::{MountDirectory, SavedAttachment, Store};
 
 /// Files on a simulated machine: they outlive the daemon, and it may die as it writes one.
 #[derive(Clone)]
 pub struct Files {
     machine: Simulated,
-    files: Arc<Mutex<BTreeMap<DiskSequence, Kept>>>,
+    files: Arc<Mutex<BTreeMap<DiskSequence, SavedAttachment>>>,
     announced: Arc<Mutex<Vec<u64>>>,
-    places: Arc<Mutex<BTreeMap<PathBuf, Place>>>,
+    places: Arc<Mutex<BTreeMap<PathBuf, MountDirectory>>>,
     /// What the service manager has mounted, and the folders for that.
     pub mounts: SimulatedMounts,
     /// How many writes from now on the daemon dies, and whether that one is done before.
@@ -38,7 +38,7 @@ impl Files {
     }
 
     /// What is written of attachments.
-    pub fn kept(&self) -> Vec<Kept> {
+    pub fn kept(&self) -> Vec<SavedAttachment> {
         self.read()
     }
 
@@ -48,8 +48,8 @@ impl Files {
     }
 
     /// What is written of folders.
-    pub fn folders(&self) -> Vec<Place> {
-        self.read_places()
+    pub fn folders(&self) -> Vec<MountDirectory> {
+        self.read_mount_directories()
     }
 
     /// The daemon dies in no write any more.
@@ -90,7 +90,7 @@ impl Files {
 }
 
 impl Store for Files {
-    fn write(&self, kept: &Kept) -> Result<(), Error> {
+    fn write(&self, kept: &SavedAttachment) -> Result<(), Error> {
         self.change(|all| {
             drop(all.files.lock().unwrap_or_else(PoisonError::into_inner).insert(kept.id, kept.clone()))
         });
@@ -106,7 +106,7 @@ impl Store for Files {
         });
     }
 
-    fn read(&self) -> Vec<Kept> {
+    fn read(&self) -> Vec<SavedAttachment> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
@@ -128,7 +128,7 @@ impl Store for Files {
         self.announced.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn write_place(&self, place: &Place) -> Result<(), Error> {
+    fn write_mount_directory(&self, place: &MountDirectory) -> Result<(), Error> {
         self.change(|all| {
             drop(
                 all.places
@@ -140,11 +140,11 @@ impl Store for Files {
         Ok(())
     }
 
-    fn erase_place(&self, path: &Path) {
+    fn erase_mount_directory(&self, path: &Path) {
         self.change(|all| drop(all.places.lock().unwrap_or_else(PoisonError::into_inner).remove(path)));
     }
 
-    fn read_places(&self) -> Vec<Place> {
+    fn read_mount_directories(&self) -> Vec<MountDirectory> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 }

@@ -8,8 +8,8 @@ use loopd_common::{Error, ErrorKind, Lifetime};
 use super::machine::{Bound, Claim, Claims, Happened, Hold, Simulated, found, nodes, partition_node};
 use crate::AttachRequest;
 use crate::kernel::{
-    Attached, Change, Device, DiskSequence, FileFacts, FileIdentity, FileKind, Found, Glance, Kernel,
-    Occasion, PartitionNode, Partitioning, Users,
+    Attached, Binding, Change, Device, DiskSequence, FileFacts, FileIdentity, FileKind, Kernel,
+    PartitionNode, Partitioning, ProbeResult, ScanReason, Users,
 };
 use crate::mount_table::MountTable;
 
@@ -77,11 +77,11 @@ impl Kernel for Simulated {
         self.answer().await;
     }
 
-    fn has_left(&self, disk_sequence: DiskSequence) -> bool {
+    fn has_stored_hold(&self, disk_sequence: DiskSequence) -> bool {
         self.lock().bound.values().any(|bound| bound.sequence == disk_sequence && bound.deposits > 0)
     }
 
-    async fn release_unclaimed(&self, except: &HashSet<DiskSequence>) {
+    async fn release_unadopted(&self, except: &HashSet<DiskSequence>) {
         let _interfered = self.step().await;
         for number in self.bound_numbers() {
             let is_unclaimed = |bound: &Bound| bound.holds == 0 && !except.contains(&bound.sequence);
@@ -135,7 +135,7 @@ impl Kernel for Simulated {
         Ok(device)
     }
 
-    fn distrust(&self, sequence: DiskSequence) -> Result<(), Error> {
+    fn mark_untrusted(&self, sequence: DiskSequence) -> Result<(), Error> {
         self.lock().untrusted.insert(sequence);
         Ok(())
     }
@@ -191,7 +191,7 @@ impl Kernel for Simulated {
         Ok(self.lock().device(number))
     }
 
-    fn stored(&self, number: u32, partition: Option<u32>) -> Option<Found> {
+    fn stored(&self, number: u32, partition: Option<u32>) -> Option<ProbeResult> {
         let machine = self.lock();
         let bound = machine.bound.get(&number)?;
         partition.is_none_or(|partition| partition <= bound.partitions).then(|| found(bound.sequence))
@@ -201,10 +201,10 @@ impl Kernel for Simulated {
         &self,
         number: u32,
         sequence: DiskSequence,
-        occasion: Occasion,
+        reason: ScanReason,
     ) -> Result<Partitioning, Error> {
         self.step().await?;
-        let seen = self.make_partitions(number, sequence, occasion);
+        let seen = self.make_partitions(number, sequence, reason);
         self.answer().await;
         Ok(seen)
     }
@@ -227,7 +227,7 @@ impl Kernel for Simulated {
         self.lock().scans_itself
     }
 
-    async fn stored_of(&self, number: u32, partitions: Vec<Option<u32>>) -> Vec<(Option<u32>, Found)> {
+    async fn stored_of(&self, number: u32, partitions: Vec<Option<u32>>) -> Vec<(Option<u32>, ProbeResult)> {
         // A look cannot fail, but what happens in the meantime may.
         let _interfered = self.step().await;
         let stored = |partition| Some((partition, self.stored(number, partition)?));
@@ -301,11 +301,11 @@ impl Kernel for Simulated {
         self.lock().bound.keys().copied().collect()
     }
 
-    fn glance(&self, number: u32) -> Glance {
+    fn peek(&self, number: u32) -> Binding {
         let mut machine = self.lock();
         machine.looks += 1;
         let bound = machine.bound.get(&number).map(|bound| bound.sequence);
-        Glance { bound, claimed: machine.claimed.contains(&number) }
+        Binding { bound, claimed: machine.claimed.contains(&number) }
     }
 
     fn udev_runs(&self) -> bool {

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 use crate::Uevent;
 use crate::kernel::{
-    Device, DiskSequence, FileSystem, Found, Occasion, Partition, PartitionNode, Partitioning,
+    Device, DiskSequence, FileSystem, Partition, PartitionNode, Partitioning, ProbeResult, ScanReason,
 };
 use crate::mount_table::MountTable;
 
@@ -99,9 +99,9 @@ pub(super) struct Happened {
     pub(super) removed: bool,
 }
 
-pub(super) fn found(sequence: DiskSequence) -> Found {
+pub(super) fn found(sequence: DiskSequence) -> ProbeResult {
     let file_system = FileSystem { kind: format!("fs{sequence}"), ..FileSystem::default() };
-    Found { file_system, has_table: true, ..Found::default() }
+    ProbeResult { file_system, has_table: true, ..ProbeResult::default() }
 }
 
 pub(super) fn nodes(bound: &Bound) -> Vec<PartitionNode> {
@@ -551,7 +551,7 @@ impl Simulated {
         &self,
         number: u32,
         sequence: DiskSequence,
-        occasion: Occasion,
+        reason: ScanReason,
     ) -> Partitioning {
         self.news.notify_one();
         let mut machine = self.lock();
@@ -559,7 +559,7 @@ impl Simulated {
         let Some(bound) = machine.bound.get_mut(&number).filter(|bound| bound.sequence == sequence) else {
             return Partitioning::default();
         };
-        if occasion != Occasion::Foreign {
+        if reason != ScanReason::Foreign {
             if bound.partitions == 0 {
                 bound.instance = machine.uevents.last;
             }
@@ -655,7 +655,7 @@ impl Machine {
             partition: happened.partition,
             removed: happened.removed,
             disk_sequence: Some(happened.sequence),
-            processed: Some(if stale { Found::default() } else { found }),
+            processed: Some(if stale { ProbeResult::default() } else { found }),
             resized: false,
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use loopd_common::{Error, ErrorKind};
 
 use super::machine::Simulated;
-use crate::{Account, Doing, MountOrder, Mounter};
+use crate::{Account, BoxFuture, MountCommand, Mounter};
 
 /// Who mounts on a simulated machine: what it has made outlives the daemon.
 #[derive(Clone)]
@@ -55,7 +55,7 @@ impl SimulatedMounts {
         }
     }
 
-    async fn start(&self, order: MountOrder) -> Result<(), Error> {
+    async fn start(&self, order: MountCommand) -> Result<(), Error> {
         self.machine.step().await?;
         let hangs = self.host().hangs;
         if hangs {
@@ -79,7 +79,7 @@ fn parse(node: &str) -> (u32, Option<u32>) {
 }
 
 impl Mounter for SimulatedMounts {
-    fn account(&self, uid: u32) -> Doing<'_, Account> {
+    fn account(&self, uid: u32) -> BoxFuture<'_, Account> {
         Box::pin(async move { Account { uid, gid: Some(uid), name: format!("user{uid}") } })
     }
 
@@ -87,22 +87,22 @@ impl Mounter for SimulatedMounts {
         Path::new("/run/media").join(&account.name).join(name)
     }
 
-    fn is_there(&self, path: PathBuf) -> Doing<'_, bool> {
+    fn is_there(&self, path: PathBuf) -> BoxFuture<'_, bool> {
         Box::pin(async move { self.host().folders.contains(&path) })
     }
 
-    fn make(&self, path: PathBuf, _: u32) -> Doing<'_, Result<bool, Error>> {
+    fn make(&self, path: PathBuf, _: u32) -> BoxFuture<'_, Result<bool, Error>> {
         Box::pin(async move {
             self.machine.step().await?;
             Ok(self.host().folders.insert(path))
         })
     }
 
-    fn mount(&self, order: MountOrder) -> Doing<'_, Result<(), Error>> {
+    fn mount(&self, order: MountCommand) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(self.start(order))
     }
 
-    fn unmount(&self, path: PathBuf, lazy: bool, _: Duration) -> Doing<'_, Result<(), Error>> {
+    fn unmount(&self, path: PathBuf, lazy: bool, _: Duration) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(async move {
             self.machine.step().await?;
             if self.host().used.contains(&path) && !lazy {
@@ -113,14 +113,14 @@ impl Mounter for SimulatedMounts {
         })
     }
 
-    fn undo(&self, path: PathBuf, _: Duration) -> Doing<'_, ()> {
+    fn undo(&self, path: PathBuf, _: Duration) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             let _nothing_stops_it = self.machine.step().await;
             while self.machine.unmount_from(&path) {}
         })
     }
 
-    fn remove(&self, path: PathBuf) -> Doing<'_, Result<(), Error>> {
+    fn remove(&self, path: PathBuf) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(async move {
             let _nothing_stops_it = self.machine.step().await;
             assert!(!self.machine.mount_table().has(&path), "something is mounted on {path:?}");

@@ -16,7 +16,7 @@ async fn an_attach_is_shown_and_ends_with_its_client() {
     let client = Client::new(":1.1", 7);
     let attached = harness.attach(&client, Lifetime::Client).await.unwrap();
     assert_eq!(attached.file_system.kind, format!("fs{}", attached.id), "it waited for udev");
-    harness.engine.told().await;
+    harness.engine.flush_events().await;
     harness.agree();
     client.vanish(&harness.engine);
     harness.assert_empty().await;

@@ -40,7 +40,7 @@ async fn a_busy_device_stays_as_it_was() {
         let error = harness.engine.detach(attached.id, false).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Busy);
         assert!(error.message.contains("opened by a process"), "{error}");
-        harness.engine.told().await;
+        harness.engine.flush_events().await;
         harness.agree();
         assert_eq!(harness.machine.bound(), before);
 

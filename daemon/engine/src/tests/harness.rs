@@ -37,7 +37,7 @@ impl Client {
     pub fn vanish(&self, engine: &SimulatedEngine) {
         self.gone.store(true, Ordering::Relaxed);
         self.woken.notify_waiters();
-        engine.client_vanished(&self.id);
+        engine.client_disconnected(&self.id);
     }
 }
 
@@ -50,13 +50,13 @@ impl Caller for Client {
         self.uid
     }
 
-    fn vanished(&self) -> bool {
+    fn is_disconnected(&self) -> bool {
         self.gone.load(Ordering::Relaxed)
     }
 
-    async fn gone(&self) {
+    async fn disconnected(&self) {
         let woken = self.woken.notified();
-        if !self.vanished() {
+        if !self.is_disconnected() {
             woken.await;
         }
     }
@@ -193,7 +193,7 @@ impl Harness {
     /// Lets everything that is under way come to its end.
     pub async fn settle(&self) {
         tokio::time::sleep(Duration::from_secs(2)).await;
-        self.engine.told().await;
+        self.engine.flush_events().await;
     }
 
     /// The engine, the machine and the bus agree.
@@ -230,7 +230,7 @@ impl Harness {
 
 impl Harness {
     pub async fn agree_after_telling(&self) {
-        self.engine.told().await;
+        self.engine.flush_events().await;
         self.agree();
     }
 }

@@ -180,7 +180,7 @@ async fn a_daemon_that_is_to_end_gives_its_mounts_up() {
         harness.mounts.set_hangs(moment % 2 == 0);
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_micros(moment * 300)).await;
-            engine.give_up();
+            engine.abort_calls();
         });
         let mounted = harness.engine.mount(whole(&attachment), &wanted(), &client).await;
         harness.settle().await;
@@ -346,7 +346,7 @@ async fn a_step_of_a_hanging_service_manager_is_a_timeout_and_undone() {
     assert_eq!(error.kind, ErrorKind::Timeout);
     assert_eq!(harness.mounts.folders(), Vec::<PathBuf>::new());
     harness.machine.interfere(|_| Interference::None);
-    assert!(!client.vanished());
+    assert!(!client.is_disconnected());
     client.vanish(&harness.engine);
     harness.assert_empty().await;
 }

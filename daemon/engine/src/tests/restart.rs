@@ -13,7 +13,7 @@ use super::mount::{wanted, whole};
 use super::random_calls::end_everything;
 use crate::kernel::DiskSequence;
 use crate::simulated::{Files, Interference, Simulated};
-use crate::{AttachRequest, Caller as _, ClientId, Kept, Order, Phase, Snapshot, Store as _};
+use crate::{AttachRequest, Caller as _, ClientId, Order, Phase, SavedAttachment, Snapshot, Store as _};
 
 /// A file that only other programs attach.
 const ELSEWHERE: u64 = 99;
@@ -111,7 +111,7 @@ struct Before {
     attached: Option<Snapshot>,
     done: bool,
     /// As the first daemon left it.
-    written: Vec<Kept>,
+    written: Vec<SavedAttachment>,
 }
 
 #[test]
@@ -196,7 +196,7 @@ pub fn connected(
     clients: impl Into<Vec<Client>>,
 ) -> impl Fn(ClientId) -> std::future::Ready<bool> + Clone + Send + Sync + 'static {
     let clients = clients.into();
-    move |id| std::future::ready(clients.iter().any(|client| client.id == id && !client.vanished()))
+    move |id| std::future::ready(clients.iter().any(|client| client.id == id && !client.is_disconnected()))
 }
 
 async fn commit(
@@ -317,7 +317,7 @@ fn check(operation: Operation, harness: &Harness, files: &Files, before: &Before
 /// The folders are those that something is mounted on, and all of them are known.
 fn check_places(operation: Operation, harness: &Harness, files: &Files, before: &Before) {
     let folders = files.mounts.folders();
-    let known: Vec<_> = files.read_places().into_iter().map(|place| place.path).collect();
+    let known: Vec<_> = files.read_mount_directories().into_iter().map(|place| place.path).collect();
     assert_eq!(folders, known);
     let table = harness.machine.mount_table();
     assert!(folders.iter().all(|folder| table.has(folder)), "{folders:?}");
@@ -490,7 +490,7 @@ impl RandomRun {
                     let machine = self.machine.clone();
                     tasks.spawn(async move {
                         if let Ok(snapshot) = engine.attach(order, &client).await
-                            && !(client.vanished() && lifetime == Lifetime::Client)
+                            && !(client.is_disconnected() && lifetime == Lifetime::Client)
                             && !machine.is_dead()
                             // Another program may have detached it before the answer came.
                             && !(lifetime == Lifetime::Persistent && machine.goes_at_last_close(&snapshot.device))

@@ -124,7 +124,7 @@ impl Manager {
             self.room.authority.allow(caller, Deed::Attach(&facts, request.number)).await?;
         }
         let attached = engine.attach(Order { file, request }, caller).await;
-        engine.told().await;
+        engine.flush_events().await;
         attached.inspect_err(|error| {
             info!(uid = caller.uid(), client = %caller.client(), "not attached: {error}");
         })

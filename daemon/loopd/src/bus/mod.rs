@@ -69,7 +69,7 @@ impl Room {
     async fn detach(&self, caller: &Caller, attachment: &Snapshot, lazy: bool) -> Result<(), Error> {
         self.authority.allow(caller, Deed::Change(attachment)).await?;
         self.engine.detach(attachment.id, lazy).await?;
-        self.engine.told().await;
+        self.engine.flush_events().await;
         Ok(())
     }
 
@@ -83,7 +83,7 @@ impl Room {
 
     /// What a change came to, once the bus was told of it.
     async fn changed(&self, caller: &Caller, result: Result<(), Error>) -> Result<(), Error> {
-        self.engine.told().await;
+        self.engine.flush_events().await;
         result.inspect_err(|error| {
             info!(uid = caller.uid(), client = %caller.client(), "not changed: {error}");
         })

@@ -43,7 +43,7 @@ impl Volume {
         let attachment = self.room.find(self.id.attachment)?;
         self.room.authority.allow(&caller, Deed::Mount(&attachment, self.id.partition)).await?;
         let mounted = self.room.engine.mount(self.id, &wanted, &caller).await;
-        self.room.engine.told().await;
+        self.room.engine.flush_events().await;
         let place = mounted.inspect_err(|error| {
             info!(uid = caller.uid(), client = %caller.client(), "not mounted: {error}");
         })?;

@@ -9,7 +9,7 @@ use nix::unistd::{Uid, User};
 use tracing::warn;
 use zbus::{Connection, Variant};
 
-use loopd_engine::{Account, Doing, MountOrder, Mounter, safe_name};
+use loopd_engine::{Account, BoxFuture, MountCommand, Mounter, safe_name};
 
 mod folders;
 pub mod unit_name;
@@ -40,7 +40,7 @@ impl HostMounts {
         Ok(Self { units, folders: Folders::given(), services: AtomicU64::new(0) })
     }
 
-    async fn start(&self, order: &MountOrder) -> Result<(), Error> {
+    async fn start(&self, order: &MountCommand) -> Result<(), Error> {
         let place = text(&order.place)?;
         let settings: Settings<'_> = vec![
             ("Description", format!("{} for {}", order.shown, order.account.name).into()),
@@ -113,7 +113,7 @@ impl HostMounts {
 }
 
 impl Mounter for HostMounts {
-    fn account(&self, uid: u32) -> Doing<'_, Account> {
+    fn account(&self, uid: u32) -> BoxFuture<'_, Account> {
         Box::pin(async move {
             // The user database may lie on the network.
             tokio::task::spawn_blocking(move || account(uid)).await.unwrap_or_else(|_| nameless(uid))
@@ -124,22 +124,22 @@ impl Mounter for HostMounts {
         self.folders.path(&account.name, name)
     }
 
-    fn is_there(&self, path: PathBuf) -> Doing<'_, bool> {
+    fn is_there(&self, path: PathBuf) -> BoxFuture<'_, bool> {
         // What cannot be looked at is somebody's.
         let look =
             move |_: &Folders| Ok(!matches!(path.symlink_metadata(), Err(error) if is_missing(&error)));
         Box::pin(async move { self.blocking(look).await.unwrap_or(true) })
     }
 
-    fn make(&self, path: PathBuf, uid: u32) -> Doing<'_, Result<bool, Error>> {
+    fn make(&self, path: PathBuf, uid: u32) -> BoxFuture<'_, Result<bool, Error>> {
         Box::pin(self.blocking(move |folders| folders.make(&path, uid)))
     }
 
-    fn mount(&self, order: MountOrder) -> Doing<'_, Result<(), Error>> {
+    fn mount(&self, order: MountCommand) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(async move { self.start(&order).await })
     }
 
-    fn unmount(&self, path: PathBuf, lazy: bool, patience: Duration) -> Doing<'_, Result<(), Error>> {
+    fn unmount(&self, path: PathBuf, lazy: bool, patience: Duration) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(async move {
             if lazy {
                 self.take_from_the_tree(&path, patience).await
@@ -149,11 +149,11 @@ impl Mounter for HostMounts {
         })
     }
 
-    fn undo(&self, path: PathBuf, patience: Duration) -> Doing<'_, ()> {
+    fn undo(&self, path: PathBuf, patience: Duration) -> BoxFuture<'_, ()> {
         Box::pin(async move { self.undo(&path, patience).await })
     }
 
-    fn remove(&self, path: PathBuf) -> Doing<'_, Result<(), Error>> {
+    fn remove(&self, path: PathBuf) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(self.blocking(move |folders| folders.remove(&path)))
     }
 }

@@ -8,10 +8,10 @@ use tracing::debug;
 
 use super::{Kind, SUFFIX, VERSION, kind_of, own_folder, paths_in, read_own, replace, set_aside};
 use crate::mount::unit_name;
-use loopd_engine::Place;
+use loopd_engine::MountDirectory;
 
 /// The files of the folders.
-pub struct Places {
+pub struct MountDirectories {
     folder: PathBuf,
 }
 
@@ -25,7 +25,7 @@ struct Contents {
     told: bool,
 }
 
-impl Places {
+impl MountDirectories {
     pub fn open(runtime_folder: &Path) -> IoResult<Self> {
         Ok(Self { folder: own_folder(runtime_folder.join("mounts"))? })
     }
@@ -34,14 +34,14 @@ impl Places {
         self.folder.join(format!("{}{SUFFIX}", unit_name::of_path(path)))
     }
 
-    pub fn write(&self, place: &Place) -> IoResult<()> {
-        let Place { path, uid, told } = place.clone();
+    pub fn write(&self, place: &MountDirectory) -> IoResult<()> {
+        let MountDirectory { path, uid, told } = place.clone();
         let file = self.file(&path);
         let contents = Contents { version: VERSION, path, user: uid, told };
         replace(&file, &toml::to_string(&contents).map_err(IoError::other)?)
     }
 
-    pub fn read(&self) -> Vec<Place> {
+    pub fn read(&self) -> Vec<MountDirectory> {
         let mut all = Vec::new();
         for file in paths_in(&self.folder) {
             match kind_of(&file) {
@@ -56,7 +56,7 @@ impl Places {
         all
     }
 
-    fn load(&self, file: &Path) -> Result<Place, String> {
+    fn load(&self, file: &Path) -> Result<MountDirectory, String> {
         let contents: Contents =
             toml::from_str(&read_own(file)?).map_err(|error| error.message().to_owned())?;
         if contents.version != VERSION {
@@ -65,7 +65,7 @@ impl Places {
         if self.file(&contents.path) != file {
             return Err("it is about another folder than its name says".to_owned());
         }
-        Ok(Place { path: contents.path, uid: contents.user, told: contents.told })
+        Ok(MountDirectory { path: contents.path, uid: contents.user, told: contents.told })
     }
 }
 
@@ -73,20 +73,20 @@ impl Places {
 mod tests {
     use super::*;
 
-    fn place(path: &str) -> Place {
-        Place { path: PathBuf::from(path), uid: 1000, told: true }
+    fn place(path: &str) -> MountDirectory {
+        MountDirectory { path: PathBuf::from(path), uid: 1000, told: true }
     }
 
     #[test]
     fn what_is_written_is_read_and_what_is_damaged_set_aside() {
         let folder = tempfile::tempdir().unwrap();
-        let places = Places::open(folder.path()).unwrap();
+        let places = MountDirectories::open(folder.path()).unwrap();
         let all = [place("/run/media/a/My Disk"), place("/run/media/a/ä-1")];
         for place in &all {
-            places.write(&Place { told: false, ..place.clone() }).unwrap();
+            places.write(&MountDirectory { told: false, ..place.clone() }).unwrap();
             places.write(place).unwrap();
         }
-        let sorted = |mut read: Vec<Place>| {
+        let sorted = |mut read: Vec<MountDirectory>| {
             read.sort_unstable_by(|one, other| one.path.cmp(&other.path));
             read
         };

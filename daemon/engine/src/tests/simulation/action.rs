@@ -176,7 +176,7 @@ pub async fn perform(harness: Arc<Harness>, action: Action, client: Client, targ
         false => happen(&harness, action, &client, target).await,
     };
     if !action.ends_daemon() {
-        harness.engine.told().await;
+        harness.engine.flush_events().await;
     }
     answer
 }
@@ -221,7 +221,7 @@ async fn happen(harness: &Harness, action: Action, client: &Client, target: Targ
     match action {
         Action::Vanish => client.vanish(&harness.engine),
         Action::GiveUp => {
-            harness.engine.give_up();
+            harness.engine.abort_calls();
             tokio::time::sleep(UNDO).await;
             machine.die();
         }

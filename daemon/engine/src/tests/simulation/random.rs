@@ -94,7 +94,7 @@ enum Promise {
 
 /// What was promised, and which actions may break it.
 #[derive(Default)]
-struct Ledger {
+struct Quota {
     promises: Vec<Promise>,
     /// How many actions that end attachments have begun on each device, and are under way.
     ends: BTreeMap<u32, (u64, u32)>,
@@ -151,7 +151,7 @@ fn is_end(action: Action) -> bool {
     guarantees::ends(action) && !matches!(action, Action::Attach(_, Overlap::Allow | Overlap::Refuse))
 }
 
-impl Ledger {
+impl Quota {
     fn begin(&mut self, action: Action, target: Target) -> Begun {
         for number in devices(action, target) {
             if is_end(action) {
@@ -249,7 +249,7 @@ struct Run {
     random: fastrand::Rng,
     world: World,
     vault: bool,
-    ledger: Arc<Mutex<Ledger>>,
+    quota: Arc<Mutex<Quota>>,
     names: usize,
     left: usize,
 }
@@ -261,7 +261,7 @@ impl Run {
             random: fastrand::Rng::with_seed(seed),
             world: World::new(Simulated::unhurried_random(seed), vault),
             vault,
-            ledger: Arc::default(),
+            quota: Arc::default(),
             names: 0,
             left: steps,
         }
@@ -278,29 +278,29 @@ impl Run {
             harness.clear_out(&files, clients).await;
         });
         done.ok_or("the last daemon has died")?;
-        Ok(self.ledger.lock().unwrap().trace.hasher.finish())
+        Ok(self.quota.lock().unwrap().trace.hasher.finish())
     }
 
     fn live(&mut self) -> Result<(), String> {
         let steps = self.random.usize(1..=STEPS_OF_A_LIFE).min(self.left);
         self.left -= steps;
-        let (files, vault, ledger) = (self.world.files.clone(), self.vault, Arc::clone(&self.ledger));
+        let (files, vault, quota) = (self.world.files.clone(), self.vault, Arc::clone(&self.quota));
         let (random, names) = (&mut self.random, &mut self.names);
         // None of the last daemon's calls is under way any more.
         {
-            let mut ledger = ledger.lock().unwrap();
-            ledger.under_way = 0;
-            ledger.ends.values_mut().for_each(|(_, under_way)| *under_way = 0);
-            ledger.unmounts.values_mut().for_each(|(_, under_way)| *under_way = 0);
+            let mut quota = quota.lock().unwrap();
+            quota.under_way = 0;
+            quota.ends.values_mut().for_each(|(_, under_way)| *under_way = 0);
+            quota.unmounts.values_mut().for_each(|(_, under_way)| *under_way = 0);
             if !vault {
-                ledger.promises.retain(|promise| matches!(promise, Promise::Stays(_)));
+                quota.promises.retain(|promise| matches!(promise, Promise::Stays(_)));
             }
         }
         let dies = random.u8(..3) > 0;
         let lived: Option<Result<(), String>> = self.world.live(async |harness, clients| {
             harness.quiesce().await;
             harness.agree_on_everything(&files, vault);
-            ledger.lock().unwrap().check(harness).map_err(|text| format!("after a restart, {text}"))?;
+            quota.lock().unwrap().check(harness).map_err(|text| format!("after a restart, {text}"))?;
             for step in 0..steps {
                 while clients.len() < MOST_CLIENTS {
                     *names += 1;
@@ -313,15 +313,15 @@ impl Run {
                     Action::Vanish => clients.swap_remove(client),
                     _ => clients[client].clone(),
                 };
-                begin(harness, &ledger, chosen, client, random.u32(..DEVICES));
+                begin(harness, &quota, chosen, client, random.u32(..DEVICES));
                 let pause = Duration::from_micros(random.u64(..4000));
                 tokio::time::sleep(pause).await;
-                let broken = ledger.lock().unwrap().broken.pop();
+                let broken = quota.lock().unwrap().broken.pop();
                 broken.map_or(Ok(()), Err)?;
                 if step % STEPS_OF_A_ROUND == STEPS_OF_A_ROUND - 1 {
-                    harness.rest(&ledger).await?;
+                    harness.rest(&quota).await?;
                     harness.agree_on_everything(&files, vault);
-                    ledger.lock().unwrap().check(harness)?;
+                    quota.lock().unwrap().check(harness)?;
                 }
             }
             if dies {
@@ -329,9 +329,9 @@ impl Run {
                 harness.machine.die();
                 std::future::pending::<()>().await;
             }
-            harness.rest(&ledger).await?;
+            harness.rest(&quota).await?;
             harness.agree_on_everything(&files, vault);
-            ledger.lock().unwrap().check(harness)
+            quota.lock().unwrap().check(harness)
         });
         lived.unwrap_or(Ok(()))
     }
@@ -339,10 +339,10 @@ impl Run {
 
 impl Harness {
     /// Waits until nothing is under way: what others have open and mounted stays so.
-    async fn rest(&self, ledger: &Mutex<Ledger>) -> Result<(), String> {
+    async fn rest(&self, quota: &Mutex<Quota>) -> Result<(), String> {
         for _ in 0..20 {
             self.quiesce().await;
-            if self.machine.is_idle() && ledger.lock().unwrap().under_way == 0 {
+            if self.machine.is_idle() && quota.lock().unwrap().under_way == 0 {
                 return Ok(());
             }
         }
@@ -351,43 +351,43 @@ impl Harness {
 }
 
 /// Has an action begin on what the number stands for now.
-fn begin(harness: &Arc<Harness>, ledger: &Arc<Mutex<Ledger>>, action: Action, client: Client, number: u32) {
+fn begin(harness: &Arc<Harness>, quota: &Arc<Mutex<Quota>>, action: Action, client: Client, number: u32) {
     let id = harness.engine.state().by_number.get(&number).copied();
     let target = Target { id: id.unwrap_or(DiskSequence(0)), number };
     let (step, begun) = {
-        let mut ledger = ledger.lock().unwrap();
-        ledger.trace.steps += 1;
-        let step = ledger.trace.steps;
-        ledger.trace.note(format!(
+        let mut quota = quota.lock().unwrap();
+        quota.trace.steps += 1;
+        let step = quota.trace.steps;
+        quota.trace.note(format!(
             "{step}: {action:?} by {} of {} on {} ({number})",
             client.id, client.uid, target.id
         ));
         if action == Action::Vanish {
-            ledger
+            quota
                 .promises
                 .retain(|promise| !matches!(promise, Promise::StaysWith(_, bound) if *bound == client.id.0));
         }
-        ledger.under_way += 1;
-        (step, ledger.begin(action, target))
+        quota.under_way += 1;
+        (step, quota.begin(action, target))
     };
-    let (harness, ledger) = (Arc::clone(harness), Arc::clone(ledger));
+    let (harness, quota) = (Arc::clone(harness), Arc::clone(quota));
     tokio::spawn(async move {
         let answer = perform(Arc::clone(&harness), action, client.clone(), target).await;
         // The dead give no answers.
         if harness.machine.is_dead() {
             return;
         }
-        let mut ledger = ledger.lock().unwrap();
-        ledger.trace.note(format!("{step} gave {answer:?}"));
-        ledger.under_way -= 1;
-        ledger.end(action, target);
-        ledger.take(action, &client, target, &begun, &answer);
+        let mut quota = quota.lock().unwrap();
+        quota.trace.note(format!("{step} gave {answer:?}"));
+        quota.under_way -= 1;
+        quota.end(action, target);
+        quota.take(action, &client, target, &begun, &answer);
         let held = match (action, &answer) {
             (Action::Detach, Ok(_)) => guarantees::is_gone(&harness, target),
             _ => Ok(()),
         };
-        if let Err(text) = held.and_then(|()| ledger.check(&harness)) {
-            ledger.broken.push(text);
+        if let Err(text) = held.and_then(|()| quota.check(&harness)) {
+            quota.broken.push(text);
         }
     });
 }
@@ -395,15 +395,15 @@ fn begin(harness: &Arc<Harness>, ledger: &Arc<Mutex<Ledger>>, action: Action, cl
 /// Plays one run, and says how to play it again where it fails.
 fn play(seed: u64, steps: usize) -> u64 {
     let mut run = Run::new(seed, steps);
-    let ledger = Arc::clone(&run.ledger);
+    let quota = Arc::clone(&run.quota);
     let played = std::panic::catch_unwind(AssertUnwindSafe(|| run.play()));
     let text = match played {
         Ok(Ok(hash)) => return hash,
         Ok(Err(text)) => text,
         Err(panic) => panic.downcast_ref::<String>().cloned().unwrap_or_else(|| "it panicked".to_owned()),
     };
-    let ledger = ledger.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let (step, last) = (ledger.trace.steps, Vec::from(ledger.trace.last.clone()));
+    let quota = quota.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let (step, last) = (quota.trace.steps, Vec::from(quota.trace.last.clone()));
     panic!(
         "seed {seed}, step {step}: {text}\nthe last actions:\n  {}\nplay it again: \
          LOOPD_SEED={seed} LOOPD_STEPS={steps} cargo test -p loopd-engine random_actions",

@@ -70,7 +70,7 @@ impl Harness {
     pub async fn quiesce(&self) {
         let settings = self.engine.settings();
         tokio::time::sleep(settings.mount_grace + 2 * settings.wait_for_users).await;
-        self.engine.told().await;
+        self.engine.flush_events().await;
     }
 
     /// Engine, kernel, bus, files, folders, mounts and quotas agree.
@@ -191,7 +191,7 @@ impl World {
                 done = async {
                     harness.engine.restore(connected).await;
                     harness.engine.resync().await;
-                    harness.engine.told().await;
+                    harness.engine.flush_events().await;
                     harness.start_brisk_udev();
                     body(&harness, clients).await
                 } => Some(done),

@@ -32,41 +32,41 @@ impl Limits {
 
 /// Counts something for each uid, up to a limit.
 #[derive(Clone, Debug)]
-pub struct Ledger {
+pub struct Quota {
     what: &'static str,
     advice: &'static str,
-    book: Arc<Book>,
+    shared: Arc<Shared>,
 }
 
 #[derive(Debug)]
-struct Book {
-    pages: Mutex<Pages>,
+struct Shared {
+    counts: Mutex<Counts>,
     emptied: Notify,
 }
 
 #[derive(Debug)]
-struct Pages {
+struct Counts {
     limits: Limits,
     counts: HashMap<u32, usize>,
     /// Of all users other than root.
     of_users: usize,
-    waiting: HashMap<u32, VecDeque<oneshot::Sender<Slot>>>,
+    waiting: HashMap<u32, VecDeque<oneshot::Sender<Permit>>>,
     waiting_of_all: usize,
 }
 
 /// Why there cannot be more.
-enum Full {
+enum Exceeded {
     OfUid(usize),
     OfAll(usize),
 }
 
-impl Pages {
+impl Counts {
     fn count(&self, uid: u32) -> usize {
         self.counts.get(&uid).copied().unwrap_or_default()
     }
 
     /// How many more this uid may have.
-    fn room(&self, uid: u32) -> usize {
+    fn available(&self, uid: u32) -> usize {
         if is_root(uid) {
             return usize::MAX;
         }
@@ -91,18 +91,18 @@ impl Pages {
         self.of_users -= if is_root(uid) { 0 } else { less };
     }
 
-    fn full(&self, uid: u32, more: usize) -> Option<Full> {
-        if self.room(uid) >= more {
+    fn exceeded(&self, uid: u32, more: usize) -> Option<Exceeded> {
+        if self.available(uid) >= more {
             None
         } else if self.count(uid) + more > self.limits.each {
-            Some(Full::OfUid(self.count(uid)))
+            Some(Exceeded::OfUid(self.count(uid)))
         } else {
-            Some(Full::OfAll(self.of_users))
+            Some(Exceeded::OfAll(self.of_users))
         }
     }
 
     /// The next one of this uid that waits for its turn.
-    fn next(&mut self, uid: u32) -> Option<oneshot::Sender<Slot>> {
+    fn next(&mut self, uid: u32) -> Option<oneshot::Sender<Permit>> {
         let queue = self.waiting.get_mut(&uid)?;
         let next = queue.pop_front();
         if queue.is_empty() {
@@ -113,50 +113,55 @@ impl Pages {
     }
 }
 
-impl Book {
-    fn pages(&self) -> MutexGuard<'_, Pages> {
-        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+impl Shared {
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Some of what a [`Ledger`] counts; dropping it gives it back.
+/// Some of what a [`Quota`] counts; dropping it gives it back.
 #[derive(Debug)]
-pub struct Slot {
+pub struct Permit {
     uid: u32,
     count: usize,
-    book: Arc<Book>,
+    shared: Arc<Shared>,
 }
 
-impl Ledger {
-    /// A ledger with nothing in it. The words go into the message of a refusal.
+impl Quota {
+    /// A quota with nothing in it. The words go into the message of a refusal.
     #[must_use]
     pub fn new(what: &'static str, advice: &'static str, limits: Limits) -> Self {
-        let pages =
-            Pages { limits, counts: HashMap::new(), of_users: 0, waiting: HashMap::new(), waiting_of_all: 0 };
-        Self { what, advice, book: Arc::new(Book { pages: Mutex::new(pages), emptied: Notify::new() }) }
+        let counts = Counts {
+            limits,
+            counts: HashMap::new(),
+            of_users: 0,
+            waiting: HashMap::new(),
+            waiting_of_all: 0,
+        };
+        Self { what, advice, shared: Arc::new(Shared { counts: Mutex::new(counts), emptied: Notify::new() }) }
     }
 
     /// From now on there may be this many; nobody loses what it has.
     pub fn set_limits(&self, limits: Limits) {
-        self.book.pages().limits = limits;
+        self.shared.counts().limits = limits;
     }
 
-    fn slot(&self, uid: u32, count: usize) -> Slot {
-        Slot { uid, count, book: Arc::clone(&self.book) }
+    fn permit(&self, uid: u32, count: usize) -> Permit {
+        Permit { uid, count, shared: Arc::clone(&self.shared) }
     }
 
     /// Takes one more for this uid.
     ///
     /// # Errors
     /// `LimitExceeded`.
-    pub fn enter(&self, uid: u32) -> Result<Slot, Error> {
-        let mut pages = self.book.pages();
-        match pages.full(uid, 1) {
-            None => pages.add(uid, 1),
-            Some(full) => return Err(self.refused(uid, &full, pages.limits)),
+    pub fn acquire(&self, uid: u32) -> Result<Permit, Error> {
+        let mut counts = self.shared.counts();
+        match counts.exceeded(uid, 1) {
+            None => counts.add(uid, 1),
+            Some(exceeded) => return Err(self.refused(uid, &exceeded, counts.limits)),
         }
-        drop(pages);
-        Ok(self.slot(uid, 1))
+        drop(counts);
+        Ok(self.permit(uid, 1))
     }
 
     /// The same, but waits for the uid's own earlier ones where these are too many: in turn, and not
@@ -164,27 +169,29 @@ impl Ledger {
     ///
     /// # Errors
     /// `LimitExceeded`.
-    pub async fn enter_in_turn(&self, uid: u32) -> Result<Slot, Error> {
+    pub async fn acquire_in_turn(&self, uid: u32) -> Result<Permit, Error> {
         let (refusal, turn) = {
-            let mut pages = self.book.pages();
-            let full = pages.full(uid, 1);
-            let refusal = match &full {
-                None if !pages.waiting.contains_key(&uid) => {
-                    pages.add(uid, 1);
-                    drop(pages);
-                    return Ok(self.slot(uid, 1));
+            let mut counts = self.shared.counts();
+            let exceeded = counts.exceeded(uid, 1);
+            let refusal = match &exceeded {
+                None if !counts.waiting.contains_key(&uid) => {
+                    counts.add(uid, 1);
+                    drop(counts);
+                    return Ok(self.permit(uid, 1));
                 }
-                Some(full @ Full::OfAll(_)) => return Err(self.refused(uid, full, pages.limits)),
-                Some(full) => self.refused(uid, full, pages.limits),
-                None => self.refused(uid, &Full::OfUid(pages.count(uid)), pages.limits),
+                Some(exceeded @ Exceeded::OfAll(_)) => {
+                    return Err(self.refused(uid, exceeded, counts.limits));
+                }
+                Some(exceeded) => self.refused(uid, exceeded, counts.limits),
+                None => self.refused(uid, &Exceeded::OfUid(counts.count(uid)), counts.limits),
             };
-            let waiting = pages.waiting.get(&uid).map_or(0, VecDeque::len);
-            if waiting >= WAITING || pages.waiting_of_all >= WAITING_OF_ALL || pages.limits.each == 0 {
+            let waiting = counts.waiting.get(&uid).map_or(0, VecDeque::len);
+            if waiting >= WAITING || counts.waiting_of_all >= WAITING_OF_ALL || counts.limits.each == 0 {
                 return Err(refusal);
             }
             let (sender, turn) = oneshot::channel();
-            pages.waiting.entry(uid).or_default().push_back(sender);
-            pages.waiting_of_all += 1;
+            counts.waiting.entry(uid).or_default().push_back(sender);
+            counts.waiting_of_all += 1;
             (refusal, turn)
         };
         turn.await.map_err(|_| refusal)
@@ -193,18 +200,18 @@ impl Ledger {
     /// Why this uid may not have one more now.
     #[must_use]
     pub fn refusal(&self, uid: u32) -> Error {
-        let pages = self.book.pages();
-        let full = pages.full(uid, 1).unwrap_or(Full::OfUid(pages.count(uid)));
-        self.refused(uid, &full, pages.limits)
+        let counts = self.shared.counts();
+        let exceeded = counts.exceeded(uid, 1).unwrap_or(Exceeded::OfUid(counts.count(uid)));
+        self.refused(uid, &exceeded, counts.limits)
     }
 
-    fn refused(&self, uid: u32, full: &Full, limits: Limits) -> Error {
+    fn refused(&self, uid: u32, exceeded: &Exceeded, limits: Limits) -> Error {
         let Self { what, advice, .. } = self;
-        let message = match full {
-            Full::OfUid(count) => {
+        let message = match exceeded {
+            Exceeded::OfUid(count) => {
                 format!("uid {uid} has {count} {what} already, and may have {}; {advice}", limits.each)
             }
-            Full::OfAll(count) => format!(
+            Exceeded::OfAll(count) => format!(
                 "all users together have {count} {what} already, and may have {}; try again later, or have the \
                  administrator raise that (all-users in loopd.toml)",
                 limits.all
@@ -215,33 +222,33 @@ impl Ledger {
 
     /// Counts one that this uid has already, whatever the limit.
     #[must_use]
-    pub fn take_over(&self, uid: u32) -> Slot {
-        self.take_over_many(uid, 1)
+    pub fn adopt(&self, uid: u32) -> Permit {
+        self.adopt_many(uid, 1)
     }
 
     /// Counts this many that the uid has already, whatever the limit.
     #[must_use]
-    pub fn take_over_many(&self, uid: u32, count: usize) -> Slot {
-        self.book.pages().add(uid, count);
-        self.slot(uid, count)
+    pub fn adopt_many(&self, uid: u32, count: usize) -> Permit {
+        self.shared.counts().add(uid, count);
+        self.permit(uid, count)
     }
 
     /// Whether there is none, of any uid.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.book.pages().counts.is_empty()
+        self.shared.counts().counts.is_empty()
     }
 
     /// What each uid has.
     #[cfg(test)]
     pub fn counted(&self) -> std::collections::BTreeMap<u32, usize> {
-        self.book.pages().counts.iter().map(|(uid, count)| (*uid, *count)).collect()
+        self.shared.counts().counts.iter().map(|(uid, count)| (*uid, *count)).collect()
     }
 
     /// Resolves when there is none, of any uid.
     pub async fn empty(&self) {
         loop {
-            let emptied = self.book.emptied.notified();
+            let emptied = self.shared.emptied.notified();
             tokio::pin!(emptied);
             emptied.as_mut().enable();
             if self.is_empty() {
@@ -252,17 +259,17 @@ impl Ledger {
     }
 }
 
-impl Slot {
+impl Permit {
     /// Counts this many from now on, or as many as there may be; says whether that is enough.
     pub fn resize(&mut self, wanted: usize) -> bool {
-        let mut pages = self.book.pages();
+        let mut counts = self.shared.counts();
         if wanted <= self.count {
-            pages.take(self.uid, self.count - wanted);
+            counts.take(self.uid, self.count - wanted);
             self.count = wanted;
             return true;
         }
-        let more = (wanted - self.count).min(pages.room(self.uid));
-        pages.add(self.uid, more);
+        let more = (wanted - self.count).min(counts.available(self.uid));
+        counts.add(self.uid, more);
         self.count += more;
         self.count == wanted
     }
@@ -274,22 +281,22 @@ impl Slot {
     }
 }
 
-impl Drop for Slot {
+impl Drop for Permit {
     fn drop(&mut self) {
-        let mut pages = self.book.pages();
-        pages.take(self.uid, self.count);
-        if pages.counts.is_empty() {
-            self.book.emptied.notify_waiters();
+        let mut counts = self.shared.counts();
+        counts.take(self.uid, self.count);
+        if counts.counts.is_empty() {
+            self.shared.emptied.notify_waiters();
         }
         // What waits has been refused nothing but this.
-        if pages.full(self.uid, 1).is_some() {
+        if counts.exceeded(self.uid, 1).is_some() {
             return;
         }
-        let Some(next) = pages.next(self.uid) else { return };
-        pages.add(self.uid, 1);
-        drop(pages);
+        let Some(next) = counts.next(self.uid) else { return };
+        counts.add(self.uid, 1);
+        drop(counts);
         // One that does not wait any more gives it back, to the next one.
-        let _no_longer_waits = next.send(Self { uid: self.uid, count: 1, book: Arc::clone(&self.book) });
+        let _no_longer_waits = next.send(Self { uid: self.uid, count: 1, shared: Arc::clone(&self.shared) });
     }
 }
 
@@ -297,85 +304,85 @@ impl Drop for Slot {
 mod tests {
     use super::*;
 
-    fn ledger(each: usize, all: usize) -> Ledger {
-        Ledger::new("things", "drop one first", Limits { each, all })
+    fn quota(each: usize, all: usize) -> Quota {
+        Quota::new("things", "drop one first", Limits { each, all })
     }
 
     #[test]
     fn each_uid_has_its_own_bound_and_root_none() {
-        let ledger = ledger(2, 100);
-        let first = ledger.enter(7).unwrap();
-        let _second = ledger.enter(7).unwrap();
-        let refused = ledger.enter(7).unwrap_err();
+        let quota = quota(2, 100);
+        let first = quota.acquire(7).unwrap();
+        let _second = quota.acquire(7).unwrap();
+        let refused = quota.acquire(7).unwrap_err();
         assert_eq!(refused.kind, ErrorKind::LimitExceeded);
         assert_eq!(refused.message, "uid 7 has 2 things already, and may have 2; drop one first");
-        let _other = ledger.enter(8).unwrap();
-        let _root: Vec<_> = (0..9).map(|_| ledger.enter(0).unwrap()).collect();
+        let _other = quota.acquire(8).unwrap();
+        let _root: Vec<_> = (0..9).map(|_| quota.acquire(0).unwrap()).collect();
         drop(first);
-        let _third = ledger.enter(7).unwrap();
-        assert_eq!(ledger.book.pages().counts.values().sum::<usize>(), 12);
-        ledger.set_limits(Limits { each: 0, all: 100 });
-        assert!(ledger.enter(9).is_err());
-        assert!(!ledger.book.pages().counts.contains_key(&9), "a refusal is not counted");
+        let _third = quota.acquire(7).unwrap();
+        assert_eq!(quota.shared.counts().counts.values().sum::<usize>(), 12);
+        quota.set_limits(Limits { each: 0, all: 100 });
+        assert!(quota.acquire(9).is_err());
+        assert!(!quota.shared.counts().counts.contains_key(&9), "a refusal is not counted");
     }
 
     #[test]
     fn all_users_have_a_bound_with_some_left_for_those_who_have_none() {
-        let ledger = ledger(4, 8);
-        let mut taken: Vec<_> = [1, 1, 1, 2, 2, 2, 3, 3].map(|uid| ledger.enter(uid).unwrap()).into();
-        let refused = ledger.enter(3).unwrap_err();
+        let quota = quota(4, 8);
+        let mut taken: Vec<_> = [1, 1, 1, 2, 2, 2, 3, 3].map(|uid| quota.acquire(uid).unwrap()).into();
+        let refused = quota.acquire(3).unwrap_err();
         assert_eq!(refused.kind, ErrorKind::LimitExceeded);
         assert!(
             refused.message.starts_with("all users together have 8 things already, and may have 8;"),
             "{refused}"
         );
-        taken.extend([4, 5].map(|uid| ledger.enter(uid).unwrap()));
-        assert!(ledger.enter(4).is_err() && ledger.enter(6).is_err(), "what is left is over too");
-        taken.extend((0..9).map(|_| ledger.enter(0).unwrap()));
+        taken.extend([4, 5].map(|uid| quota.acquire(uid).unwrap()));
+        assert!(quota.acquire(4).is_err() && quota.acquire(6).is_err(), "what is left is over too");
+        taken.extend((0..9).map(|_| quota.acquire(0).unwrap()));
         taken.clear();
-        assert!(ledger.is_empty());
-        assert_eq!(ledger.book.pages().of_users, 0);
+        assert!(quota.is_empty());
+        assert_eq!(quota.shared.counts().of_users, 0);
     }
 
     #[test]
     fn a_slot_grows_up_to_the_limit() {
-        let ledger = ledger(10, 100);
-        let mut first = ledger.take_over_many(7, 0);
-        assert!(ledger.is_empty());
+        let quota = quota(10, 100);
+        let mut first = quota.adopt_many(7, 0);
+        assert!(quota.is_empty());
         assert!(first.resize(6));
-        let mut second = ledger.take_over_many(7, 0);
+        let mut second = quota.adopt_many(7, 0);
         assert!(!second.resize(6));
         assert_eq!(second.count(), 4);
         assert!(first.resize(1) && second.resize(6));
-        let mut roots = ledger.take_over_many(0, 0);
+        let mut roots = quota.adopt_many(0, 0);
         assert!(roots.resize(1000));
         drop((first, second, roots));
-        assert!(ledger.is_empty());
+        assert!(quota.is_empty());
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_over_the_limit_waits_for_its_turn() {
-        let ledger = ledger(1, 100);
-        let first = ledger.enter_in_turn(7).await.unwrap();
+        let quota = quota(1, 100);
+        let first = quota.acquire_in_turn(7).await.unwrap();
         let mut turns: Vec<_> = (0..WAITING)
             .map(|_| {
-                let ledger = ledger.clone();
-                tokio::spawn(async move { ledger.enter_in_turn(7).await })
+                let quota = quota.clone();
+                tokio::spawn(async move { quota.acquire_in_turn(7).await })
             })
             .collect();
-        while ledger.book.pages().waiting_of_all < WAITING {
+        while quota.shared.counts().waiting_of_all < WAITING {
             tokio::task::yield_now().await;
         }
-        let refused = ledger.enter_in_turn(7).await.unwrap_err();
+        let refused = quota.acquire_in_turn(7).await.unwrap_err();
         assert_eq!(refused.kind, ErrorKind::LimitExceeded, "no more than that may wait");
-        let _others = ledger.enter_in_turn(8).await.unwrap();
+        let _others = quota.acquire_in_turn(8).await.unwrap();
         turns.remove(0).abort();
         tokio::task::yield_now().await;
         drop(first);
         for turn in turns {
             drop(turn.await.unwrap().unwrap());
         }
-        assert_eq!(ledger.book.pages().counts.get(&7), None);
-        assert_eq!(ledger.book.pages().waiting_of_all, 0);
+        assert_eq!(quota.shared.counts().counts.get(&7), None);
+        assert_eq!(quota.shared.counts().waiting_of_all, 0);
     }
 }
