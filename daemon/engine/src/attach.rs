@@ -1,41 +1,25 @@
-//! From an order to an attachment. Whatever fails on the way undoes the steps before it.
+//! Attaching a file. Whatever fails on the way undoes the steps before it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use loopd_common::{Error, ErrorKind, Lifetime, Overlap, State};
 use tokio::time::Instant;
-use tracing::info;
 
-use super::attachment::{Record, Stage};
-use super::restore::{Announcement, Phase};
-use super::{AttachRequest, ClientId, Engine, Event, Ownership, Snapshot};
+use crate::client::Caller;
+use crate::engine::Engine;
+use crate::event::Event;
 use crate::kernel::{Attached, DiskSequence, Kernel, Partitioning, ScanReason};
-use loopd_common::text::printable;
+use crate::operation::{abandoned, audit, detached_meanwhile};
+use crate::ownership::{Ownership, is_root};
+use crate::record::{Record, Stage};
+use crate::request::AttachRequest;
+use crate::saved::Phase;
+use crate::snapshot::Snapshot;
+use crate::state_writer::Announcement;
 
 /// The most partitions of one device: its minor numbers have eight bits for them.
 const MOST_PARTITIONS: usize = 255;
-
-/// Whoever asked, as far as the engine has to know.
-pub trait Caller: Send + Sync {
-    /// Its connection.
-    fn client(&self) -> &ClientId;
-    /// Its uid.
-    fn uid(&self) -> u32;
-    /// Whether it has vanished. Whoever calls is watched from before until after the call.
-    fn is_disconnected(&self) -> bool;
-    /// Resolves when it vanishes.
-    fn disconnected(&self) -> impl Future<Output = ()> + Send;
-}
-
-/// A file and what to make of it.
-pub struct Order<F> {
-    /// The open file.
-    pub file: F,
-    /// The checked options.
-    pub request: AttachRequest,
-}
 
 impl<K: Kernel> Engine<K> {
     /// Attaches the file, or gives back what it is attached to where the request wants that; returns when
@@ -46,40 +30,42 @@ impl<K: Kernel> Engine<K> {
     /// goes with its last user.
     pub async fn attach(
         self: &Arc<Self>,
-        order: Order<K::File>,
+        file: K::File,
+        request: AttachRequest,
         caller: &impl Caller,
     ) -> Result<Snapshot, Error> {
-        if order.request.overlap == Overlap::Allow {
-            return self.attach_anew(order, caller).await;
+        if request.overlap == Overlap::Allow {
+            return self.attach_anew(file, request, caller).await;
         }
-        let (_alone, reused) = self.mind_overlap(&order.file, &order.request, caller).await?;
+        let (_alone, reused) = self.resolve_overlap(&file, &request, caller).await?;
         match reused {
             Some(reused) => Ok(reused),
-            None => self.attach_anew(order, caller).await,
+            None => self.attach_anew(file, request, caller).await,
         }
     }
 
     async fn attach_anew(
         self: &Arc<Self>,
-        order: Order<K::File>,
+        file: K::File,
+        request: AttachRequest,
         caller: &impl Caller,
     ) -> Result<Snapshot, Error> {
-        let permit = self.attachments_of_a_uid.acquire(caller.uid())?;
+        let permit = self.attachment_quota.acquire(caller.uid())?;
         if caller.is_disconnected() {
             return Err(abandoned());
         }
         // Until it is written down whose it is, a mark tells that it is nobody else's. One that goes with
         // us needs none.
-        let announced = match order.request.lifetime {
-            Lifetime::Persistent => Some(self.keeper.announce()?),
+        let announced = match request.lifetime {
+            Lifetime::Persistent => Some(self.state_writer.announce()?),
             _ => None,
         };
         let mark = announced.as_ref().map_or(0, Announcement::mark);
-        let request = AttachRequest { mark, untrusted: caller.uid() != 0, ..order.request };
-        let attached = self.attach_marked(order.file, &request, caller, permit).await;
+        let request = AttachRequest { mark, untrusted: !is_root(caller.uid()), ..request };
+        let attached = self.attach_marked(file, &request, caller, permit).await;
         // Not if this future is dropped: the kernel may still be making the device.
         if let Some(announced) = announced {
-            self.keeper.retract(announced);
+            self.state_writer.retract(announced);
         }
         attached
     }
@@ -102,7 +88,7 @@ impl<K: Kernel> Engine<K> {
             Ok(()) => self.settle(id, request, partitioning.missing, caller.uid()).await,
             Err(error) => Err(error),
         };
-        match settled.and_then(|()| self.keep(id, Phase::Attached)) {
+        match settled.and_then(|()| self.save(id, Phase::Attached)) {
             Ok(()) => self.publish(id).await,
             Err(error) => {
                 self.discard(id).await;
@@ -122,7 +108,7 @@ impl<K: Kernel> Engine<K> {
         let Attached { device, hold, claim, node_made, partitioning } = attached;
         let client = (request.lifetime != Lifetime::Persistent).then(|| caller.client().clone());
         let ownership = Ownership::new(caller.uid(), client, request.lifetime);
-        self.displace(device.number);
+        self.reap_previous(device.number);
         let mut state = self.state();
         let seen = state.seen(device.number, None, device.disk_sequence);
         let (processed, file_system) =
@@ -160,12 +146,12 @@ impl<K: Kernel> Engine<K> {
         uid: u32,
     ) -> Result<(), Error> {
         // Events of a claimed number were passed over: one of them may have been its end.
-        if self.look_whether_gone(id) {
+        if self.reap_if_gone(id) {
             return Err(detached_meanwhile(id));
         }
         let waits = request.wait && self.kernel.udev_runs();
         if waits || partitions_missing {
-            self.keep(id, Phase::Attaching)?;
+            self.save(id, Phase::Attaching)?;
         }
         let deadline = Instant::now() + self.settings().wait_for_udev;
         if partitions_missing {
@@ -174,7 +160,7 @@ impl<K: Kernel> Engine<K> {
                 // partitions that we add: that is over once it has processed the device.
                 self.await_udev(id, deadline, |record| record.processed).await?;
             }
-            let made = self.look_at_partitions(id, ScanReason::Changed);
+            let made = self.scan_partitions(id, ScanReason::Changed);
             // It fails for too many as well, which were made then.
             let count =
                 |made: Option<&Partitioning>| made.map_or(MOST_PARTITIONS, |made| made.partitions.len());
@@ -184,46 +170,6 @@ impl<K: Kernel> Engine<K> {
             self.await_udev(id, deadline, Record::is_processed).await?;
         }
         Ok(())
-    }
-
-    /// Waits until udev has done what `done` asks for.
-    pub(super) async fn await_udev(
-        &self,
-        id: DiskSequence,
-        deadline: Instant,
-        done: impl Fn(&Record<K>) -> bool,
-    ) -> Result<(), Error> {
-        loop {
-            let Some(changed) = self.state().records.get(&id).map(|record| Arc::clone(&record.changed))
-            else {
-                return Err(detached_meanwhile(id));
-            };
-            let woken = changed.notified();
-            tokio::pin!(woken);
-            woken.as_mut().enable();
-            match self.state().records.get(&id) {
-                None => return Err(detached_meanwhile(id)),
-                Some(record) if record.is_abandoned() => return Err(abandoned()),
-                Some(record) if done(record) => return Ok(()),
-                Some(_) => {}
-            }
-            if tokio::time::timeout_at(deadline, woken).await.is_err() {
-                return Err(self.udev_is_late(id));
-            }
-        }
-    }
-
-    fn udev_is_late(&self, id: DiskSequence) -> Error {
-        let state = self.state();
-        let record = state.records.get(&id);
-        let node = record.map(|record| record.device.node()).unwrap_or_default();
-        let waited = self.settings().wait_for_udev.as_secs_f32();
-        let remedy = if record.is_some_and(Record::is_published) {
-            "look at systemd-udevd"
-        } else {
-            "so it was detached again; look at systemd-udevd, or attach with wait=false"
-        };
-        Error::new(ErrorKind::Timeout, format!("udev did not process {node} within {waited} s; {remedy}"))
     }
 
     /// Shows the attachment to the world, unless it ended meanwhile.
@@ -239,7 +185,7 @@ impl<K: Kernel> Engine<K> {
                 record.note_mounts(&state.mounts);
                 let snapshot = state.records.get(&id).map(|record| record.snapshot(id, &state.mounts));
                 if let Some(snapshot) = &snapshot {
-                    self.tell(Event::Added(Box::new(snapshot.clone())));
+                    self.emit(Event::Added(Box::new(snapshot.clone())));
                 }
                 snapshot
             }
@@ -257,7 +203,7 @@ impl<K: Kernel> Engine<K> {
 
     /// Undoes an attach that the world was not told of.
     pub(super) async fn discard(self: &Arc<Self>, id: DiskSequence) {
-        self.let_go(id).await;
+        self.release(id).await;
         let still_used = {
             let mut state = self.state();
             let Some(record) = state.records.get_mut(&id) else { return };
@@ -267,45 +213,7 @@ impl<K: Kernel> Engine<K> {
             state.records.get(&id).map(|record| record.snapshot(id, &state.mounts))
         };
         if let Some(snapshot) = still_used {
-            self.tell(Event::Added(Box::new(snapshot)));
+            self.emit(Event::Added(Box::new(snapshot)));
         }
     }
-}
-
-fn abandoned() -> Error {
-    Error::new(
-        ErrorKind::AccessDenied,
-        "the client vanished, or loopd was asked to end, before the device was ready, so it was detached again",
-    )
-}
-
-fn detached_meanwhile(id: DiskSequence) -> Error {
-    Error::new(
-        ErrorKind::NotFound,
-        format!(
-            "the device with disk sequence {id} was detached by another program before it was ready; try again"
-        ),
-    )
-}
-
-pub(super) fn microseconds_now() -> u64 {
-    #[cfg(test)]
-    if let Some(simulated) = crate::tests::clock::microseconds() {
-        return simulated;
-    }
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
-}
-
-/// One line for the administrator.
-pub(super) fn audit(what: &str, attachment: &Snapshot) {
-    let ownership = attachment.ownership.as_ref();
-    info!(
-        device = attachment.device.node(),
-        disk_sequence = attachment.id.0,
-        uid = ownership.map(|ownership| ownership.uid),
-        file = printable(&attachment.device.backing_file),
-        lifetime = ownership.map(|ownership| ownership.lifetime.as_str()),
-        "{what}"
-    );
 }

@@ -310,7 +310,7 @@ pub trait Kernel: Send + Sync + 'static {
     /// Exclusive claims on block devices: while they live nobody can mount those.
     type Claims: Send + 'static;
 
-    /// Looks at a file. Fails with `InvalidBackingFile` where it can never be attached.
+    /// ScanQueue at a file. Fails with `InvalidBackingFile` where it can never be attached.
     fn examine(&self, file: &Self::File) -> impl Future<Output = Result<FileFacts, Error>> + Send;
 
     /// Attaches the file to a free device, or to the one that the request names. After an error

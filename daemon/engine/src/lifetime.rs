@@ -1,51 +1,151 @@
-//! The lifetime `mount`: an attachment ends with the last mount of its device or of a partition, by
-//! whomever it was unmounted. Until the first one it belongs to its client, whom it survives for a while.
+//! Lifetimes: an attachment ends with its client, with its last mount, or when it is detached.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use loopd_common::{Lifetime, State};
+use loopd_common::{Error, Lifetime, State};
 
-use super::attach::microseconds_now;
-use super::attachment::Record;
-use super::{ClientId, Engine};
-use crate::kernel::{DiskSequence, Kernel};
-use crate::mount_table::MountTable;
-
-impl<K: Kernel> Record<K> {
-    /// Takes notice of where it is mounted; says whether it has just ended with its last mount.
-    pub fn note_mounts(&mut self, mounts: &MountTable) -> bool {
-        let is_mounted = self.is_mounted(mounts);
-        let is_attached = self.state == State::Attached;
-        let Some(ownership) = self.ownership.as_mut().filter(|owner| owner.lifetime == Lifetime::Mount)
-        else {
-            return false;
-        };
-        if is_mounted {
-            ownership.mounted = true;
-            ownership.grace_ends = None;
-            ownership.client = None;
-        }
-        is_attached && ownership.mounted && !is_mounted
-    }
-
-    fn is_mounted(&self, mounts: &MountTable) -> bool {
-        let partitions = self.partitions.values().map(|record| record.partition.node.device_number);
-        std::iter::once(self.device.device_number)
-            .chain(partitions)
-            .any(|device| !mounts.of(device).is_empty())
-    }
-
-    /// Whether it waits for its first mount with this client.
-    fn awaits_mount_with(&self, client: &ClientId) -> bool {
-        let waits = self.ownership.as_ref().is_some_and(|owner| {
-            owner.lifetime == Lifetime::Mount && !owner.mounted && owner.client.as_ref() == Some(client)
-        });
-        waits && self.is_published() && self.state == State::Attached
-    }
-}
+use crate::client::{Caller, ClientId};
+use crate::clock::microseconds_now;
+use crate::engine::Engine;
+use crate::kernel::{Change, DiskSequence, Kernel};
+use crate::operation::{audit, gone};
+use crate::ownership::Ownership;
+use crate::record::Record;
+use crate::snapshot::Snapshot;
 
 impl<K: Kernel> Engine<K> {
+    /// Gives the attachment another lifetime: `Client` binds it to the caller's connection, and so does
+    /// `Mount` where it is not mounted yet. A lazy
+    /// detach is taken back, and what loopd did not attach is the caller's from then on.
+    ///
+    /// # Errors
+    /// `NotFound`, `NotSupported`, `LimitExceeded`, `Kernel`; it is as it was then.
+    pub async fn set_lifetime(
+        self: &Arc<Self>,
+        id: DiskSequence,
+        lifetime: Lifetime,
+        caller: &impl Caller,
+    ) -> Result<(), Error> {
+        self.set_lifetime_if(id, lifetime, caller, |_| true).await
+    }
+
+    /// The same where `is_wanted` says so of the attachment as it is once its device is locked.
+    pub(super) async fn set_lifetime_if(
+        self: &Arc<Self>,
+        id: DiskSequence,
+        lifetime: Lifetime,
+        caller: &impl Caller,
+        is_wanted: impl Fn(&Snapshot) -> bool,
+    ) -> Result<(), Error> {
+        let _alone = self.lock_device(id).await?;
+        let attachment = self.find(id).ok_or_else(|| gone(id))?;
+        if !is_wanted(&attachment) {
+            return Ok(());
+        }
+        let permit = match attachment.ownership {
+            Some(_) => None,
+            None => Some(self.attachment_quota.acquire(caller.uid())?),
+        };
+        if permit.is_some() && caller.uid() != 0 {
+            // From now on it shows what its new owner likes.
+            self.kernel.mark_untrusted(attachment.device.disk_sequence)?;
+        }
+        match lifetime {
+            Lifetime::Persistent => self.make_persistent(&attachment).await?,
+            Lifetime::Client | Lifetime::Mount => self.make_autoclear(&attachment).await?,
+        }
+        let client = (lifetime != Lifetime::Persistent).then(|| caller.client().clone());
+        self.refresh_mounts();
+        let mounts = self.state().mounts.clone();
+        self.update(id, |record| {
+            let mut new = Ownership::new(caller.uid(), client, lifetime);
+            if let Some(before) = record.ownership.take() {
+                (new.uid, new.since) = (before.uid, before.since);
+            }
+            record.ownership = Some(new);
+            record.state = State::Attached;
+            record.permit = record.permit.take().or(permit);
+            record.note_mounts(&mounts);
+        });
+        if let Some(changed) = self.find(id) {
+            audit("lifetime changed", &changed);
+        }
+        // One that vanished before it was bound ends now; later ones are found by `client_disconnected`.
+        if caller.is_disconnected() {
+            self.client_disconnected(caller.client());
+        }
+        Ok(())
+    }
+
+    /// Without autoclear and without a descriptor of ours it stays until it is detached.
+    async fn make_persistent(self: &Arc<Self>, attachment: &Snapshot) -> Result<(), Error> {
+        self.apply(attachment, Change::Autoclear(false)).await?;
+        let hold = self.state().records.get_mut(&attachment.id).and_then(|record| record.hold.take());
+        if let Some(hold) = hold {
+            self.kernel.release(hold).await;
+        }
+        Ok(())
+    }
+
+    /// With autoclear it stays for as long as our descriptor is open.
+    async fn make_autoclear(self: &Arc<Self>, attachment: &Snapshot) -> Result<(), Error> {
+        let id = attachment.id;
+        let held = self.state().records.get(&id).is_some_and(|record| record.hold.is_some());
+        if !held && !self.take_hold(attachment).await? {
+            self.reap_if_gone(id);
+            return Err(gone(id));
+        }
+        let bound = self.apply(attachment, Change::Autoclear(true)).await;
+        if bound.is_err() && !held {
+            let hold = self.state().records.get_mut(&id).and_then(|record| record.hold.take());
+            if let Some(hold) = hold {
+                self.kernel.release(hold).await;
+            }
+        }
+        bound
+    }
+
+    /// Ends what ends with this client, in whatever stage it is.
+    pub fn client_disconnected(self: &Arc<Self>, client: &ClientId) {
+        self.note_pending_disconnected(client);
+        let mut ended = Vec::new();
+        let mut state = self.state();
+        if !state.clients.remove(client) {
+            return;
+        }
+        for (id, record) in &mut state.records {
+            if record.ends_with(Some(client)) {
+                ended.push(*id);
+            } else {
+                // Its attach may still be under way, and will see this.
+                record.abandon(client);
+            }
+        }
+        drop(state);
+        for id in ended {
+            let (engine, client) = (Arc::clone(self), client.clone());
+            tokio::spawn(async move { engine.end_of_lifetime(id, Some(&client)).await });
+        }
+        self.begin_graces(client);
+    }
+
+    /// Has every attach and mount that waits fail, and undo what it did: the daemon ends.
+    pub fn abort_calls(&self) {
+        self.ending.send_replace(true);
+        self.state().records.values_mut().for_each(Record::abort_calls);
+    }
+
+    /// Ends an attachment whose client is gone, unless it has another lifetime or client by the time
+    /// that the device is locked.
+    pub(super) async fn end_of_lifetime(self: &Arc<Self>, id: DiskSequence, client: Option<&ClientId>) {
+        let Ok(alone) = self.lock_device(id).await else { return };
+        let is_over = self.state().records.get(&id).is_some_and(|record| record.ends_with(client));
+        if let Some(attachment) = self.find(id).filter(|_| is_over) {
+            self.detach_lazily(&attachment, "detached, since its client is gone", alone).await;
+        }
+    }
+
     /// Gives what waits for its first mount, and has lost its client, some time.
     pub(super) fn begin_graces(self: &Arc<Self>, vanished: &ClientId) {
         let waiting: Vec<DiskSequence> = {

@@ -39,7 +39,7 @@ impl Default for Policy {
 
 /// What is to be mounted, as far as the decision goes.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Volume {
+pub(super) struct PlannedVolume {
     /// `/dev/loop0 (/home/a/x.img)`.
     pub shown: String,
     pub file_system: FileSystem,
@@ -61,7 +61,7 @@ pub(super) struct Plan {
 
 impl Plan {
     pub fn new(
-        volume: &Volume,
+        volume: &PlannedVolume,
         wanted: &MountRequest,
         policy: &Policy,
         account: &Account,
@@ -106,7 +106,7 @@ fn without_replay(kind: &str) -> Option<&'static str> {
     }
 }
 
-fn choose(volume: &Volume, wanted: &str, policy: &Policy) -> Result<String, Error> {
+fn choose(volume: &PlannedVolume, wanted: &str, policy: &Policy) -> Result<String, Error> {
     let FileSystem { usage, kind, .. } = &volume.file_system;
     if let Some(why) = not_a_file_system(usage, kind) {
         return Err(not_supported(volume, why));
@@ -146,7 +146,7 @@ fn not_a_file_system(usage: &str, kind: &str) -> Option<&'static str> {
     })
 }
 
-fn nothing_there(volume: &Volume) -> String {
+fn nothing_there(volume: &PlannedVolume) -> String {
     if volume.partitions.is_empty() {
         "udev has found no file system in it; name one (option filesystem) if you know better".to_owned()
     } else {
@@ -154,17 +154,17 @@ fn nothing_there(volume: &Volume) -> String {
     }
 }
 
-fn not_supported(volume: &Volume, why: &str) -> Error {
+fn not_supported(volume: &PlannedVolume, why: &str) -> Error {
     Error::new(ErrorKind::NotSupported, format!("cannot mount {}: {why}", volume.shown))
 }
 
-fn refused(volume: &Volume, option: &str, why: &str) -> Error {
+fn refused(volume: &PlannedVolume, option: &str, why: &str) -> Error {
     let option = if option.is_empty() { String::new() } else { printable(option.as_bytes()) };
     let shown = &volume.shown;
     Error::new(ErrorKind::InvalidArgs, format!("cannot mount {shown}: the mount option \"{option}\" {why}"))
 }
 
-fn split<'a>(options: &'a str, volume: &Volume) -> Result<Vec<&'a str>, Error> {
+fn split<'a>(options: &'a str, volume: &PlannedVolume) -> Result<Vec<&'a str>, Error> {
     if options.len() > LONGEST_OPTIONS {
         let why = format!("the mount options have {} bytes; {LONGEST_OPTIONS} are allowed", options.len());
         return Err(Error::new(ErrorKind::InvalidArgs, format!("cannot mount {}: {why}", volume.shown)));
@@ -251,7 +251,7 @@ struct Traits {
 }
 
 impl Traits {
-    fn of(kind: &str) -> Self {
+    pub(super) fn of(kind: &str) -> Self {
         let is_read_only = matches!(kind, "iso9660" | "squashfs" | "erofs" | "cramfs" | "romfs");
         let with = |known, defaults| Self { known, defaults, takes_owner: true, is_read_only };
         let plain = |known| Self { known, defaults: &[], takes_owner: false, is_read_only };
@@ -353,12 +353,12 @@ impl Judge<'_> {
 mod tests {
     use super::*;
 
-    fn volume(usage: &str, kind: &str) -> Volume {
+    fn volume(usage: &str, kind: &str) -> PlannedVolume {
         let (usage, kind) = (usage.to_owned(), kind.to_owned());
-        Volume {
+        PlannedVolume {
             shown: "/dev/loop0 (/x.img)".to_owned(),
             file_system: FileSystem { usage, kind, ..FileSystem::default() },
-            ..Volume::default()
+            ..PlannedVolume::default()
         }
     }
 
@@ -493,7 +493,7 @@ mod tests {
 
     #[test]
     fn what_is_read_only_stays_so() {
-        let read_only = Volume { read_only: true, ..volume("filesystem", "ext4") };
+        let read_only = PlannedVolume { read_only: true, ..volume("filesystem", "ext4") };
         let with = |options: &str| {
             let wanted = MountRequest { options: options.to_owned(), ..MountRequest::default() };
             Plan::new(&read_only, &wanted, &Policy::default(), &alice())
@@ -523,7 +523,7 @@ mod tests {
     #[test]
     fn a_read_only_mount_of_a_writable_device_replays_no_journal() {
         let options = |kind: &str, on_read_only: bool, wanted: &str| {
-            let volume = Volume { read_only: on_read_only, ..volume("filesystem", kind) };
+            let volume = PlannedVolume { read_only: on_read_only, ..volume("filesystem", kind) };
             let wanted =
                 MountRequest { options: wanted.to_owned(), read_only: true, ..MountRequest::default() };
             Plan::new(&volume, &wanted, &Policy::default(), &alice()).unwrap().options
@@ -553,7 +553,7 @@ mod tests {
 
     #[test]
     fn what_is_no_file_system_is_named() {
-        let partitioned = Volume { partitions: vec!["/dev/loop0p1".to_owned()], ..volume("", "") };
+        let partitioned = PlannedVolume { partitions: vec!["/dev/loop0p1".to_owned()], ..volume("", "") };
         for (volume, wanted, expected) in [
             (volume("crypto", "crypto_LUKS"), "", "it is encrypted"),
             (volume("crypto", "crypto_LUKS"), "ext4", "it is encrypted"),

@@ -1,82 +1,43 @@
-//! What others do: udev's and the kernel's events, mounts, and loop devices that are not ours.
+//! Events of udev, of the kernel and of the mount table, and loop devices of other programs.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use loopd_common::{Error, ErrorKind, State};
+use loopd_common::{Error, ErrorKind};
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
-use super::attach::audit;
-use super::attachment::{Changes, PartitionRecord, Record};
-use super::looks::Look;
-use super::turns::Limiter;
-use super::{Engine, Event, Snapshot};
+use crate::engine::Engine;
+use crate::event::{Event, Uevent};
 use crate::kernel::{Device, DiskSequence, Kernel, ProbeResult, ScanReason, node};
+use crate::limiter::Limiter;
 use crate::mount_table::MountTable;
+use crate::record::Record;
+use crate::scan_queue::ScanKind;
+use crate::snapshot::{Changes, Snapshot};
 
 /// What takes longer to look at hangs.
-pub(super) const HANGS: Duration = Duration::from_secs(5);
-
-/// Something happened to a loop device.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Uevent {
-    /// N of `/dev/loopN`.
-    pub number: u32,
-    /// N of `/dev/loop0pN`, where it is about a partition.
-    pub partition: Option<u32>,
-    /// Whether the device or partition is gone.
-    pub removed: bool,
-    /// The disk sequence that the event names.
-    pub disk_sequence: Option<DiskSequence>,
-    /// What udev found, where the event comes from udev; `None` where the kernel itself tells.
-    pub processed: Option<ProbeResult>,
-    /// Whether the size changed.
-    pub resized: bool,
-}
+pub(super) const HUNG_AFTER: Duration = Duration::from_secs(5);
 
 impl<K: Kernel> Engine<K> {
     /// Takes notice of an event.
     pub fn observe(self: &Arc<Self>, event: Uevent) {
         if self.is_doubtful(&event) {
-            return self.ask_for_look(event.number, Look::Database);
+            return self.request_scan(event.number, ScanKind::Database);
         }
         self.remember(&event);
         let peek = self.kernel.peek(event.number);
-        match self.current(event.number, peek.bound) {
+        match self.reconcile(event.number, peek.bound) {
             Some(id) => {
                 self.note_processed(id, &event);
                 self.follow_partitions(id, &event);
             }
             None if peek.bound.is_some() && !peek.claimed => {
-                self.ask_for_look(event.number, Look::Device);
+                self.request_scan(event.number, ScanKind::Device);
             }
-            None if peek.bound.is_none() => self.forget_waiting(event.number),
+            None if peek.bound.is_none() => self.forget_pending(event.number),
             None => {}
         }
-    }
-
-    /// The attachment that the number stands for, where the kernel still has it; ends it where not.
-    fn current(self: &Arc<Self>, number: u32, bound: Option<DiskSequence>) -> Option<DiskSequence> {
-        let known = self.state().by_number.get(&number).copied()?;
-        if self.is_current(known, bound) {
-            return Some(known);
-        }
-        self.ended_elsewhere(known);
-        None
-    }
-
-    /// Whether an attachment is what the kernel has bound.
-    pub(super) fn is_current(&self, id: DiskSequence, bound: Option<DiskSequence>) -> bool {
-        self.state()
-            .records
-            .get(&id)
-            .is_some_and(|record| record.replacing || Some(record.device.disk_sequence) == bound)
-    }
-
-    /// Makes room for a new attach on this number: what stood there before has ended.
-    pub(super) fn displace(self: &Arc<Self>, number: u32) {
-        self.current(number, None);
     }
 
     fn remember(&self, event: &Uevent) {
@@ -90,7 +51,7 @@ impl<K: Kernel> Engine<K> {
 
     fn note_processed(self: &Arc<Self>, id: DiskSequence, event: &Uevent) {
         if event.resized {
-            self.ask_for_look(event.number, Look::Device);
+            self.request_scan(event.number, ScanKind::Device);
         }
         let Some(found) = event.processed.as_ref().filter(|_| !event.removed) else { return };
         let is_current = |record: &Record<K>| event.disk_sequence == Some(record.device.disk_sequence);
@@ -106,59 +67,7 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    /// Changes a record, wakes who waits for it, and tells the world where it looks different.
-    pub(super) fn update(&self, id: DiskSequence, change: impl FnOnce(&mut Record<K>)) {
-        self.update_seen_by(id, Record::snapshot, |record| {
-            change(record);
-            record.count_unprocessed();
-        });
-    }
-
-    /// The same for a change that leaves the partitions alone: costs the same however many there are.
-    pub(super) fn update_outline(&self, id: DiskSequence, change: impl FnOnce(&mut Record<K>)) {
-        self.update_seen_by(id, Record::outline, change);
-    }
-
-    fn update_seen_by(
-        &self,
-        id: DiskSequence,
-        show: impl Fn(&Record<K>, DiskSequence, &MountTable) -> Snapshot,
-        change: impl FnOnce(&mut Record<K>),
-    ) {
-        let mut guard = self.state();
-        let state = &mut *guard;
-        let Some(record) = state.records.get_mut(&id) else { return };
-        let before = show(record, id, &state.mounts);
-        change(record);
-        record.changed.notify_waiters();
-        state.clients.extend(record.client().cloned());
-        let after = show(record, id, &state.mounts);
-        if record.is_published()
-            && let Some(changes) = Changes::between(&before, after)
-        {
-            self.tell(Event::Changed(Box::new(changes)));
-        }
-    }
-
-    /// The same for one partition.
-    fn update_partition(&self, id: DiskSequence, number: u32, change: impl FnOnce(&mut PartitionRecord)) {
-        let mut guard = self.state();
-        let state = &mut *guard;
-        let Some(record) = state.records.get_mut(&id) else { return };
-        let Some((before, after)) = record.change_partition(number, &state.mounts, change) else { return };
-        record.changed.notify_waiters();
-        if record.is_published() && after != before {
-            self.tell(Event::Changed(Box::new(Changes {
-                id,
-                number: record.device.number,
-                attachment: None,
-                partitions: vec![after],
-                gone: Vec::new(),
-            })));
-        }
-    }
-
-    /// Looks at one number, and makes the records true.
+    /// ScanQueue at one number, and makes the records true.
     pub(super) async fn refresh(self: &Arc<Self>, number: u32) {
         if let Err(error) = self.try_refresh(number).await {
             warn!(number, "{error}");
@@ -166,10 +75,10 @@ impl<K: Kernel> Engine<K> {
     }
 
     async fn try_refresh(self: &Arc<Self>, number: u32) -> Result<(), Error> {
-        let alone = self.looks.lock(number).await;
+        let alone = self.status_locks.lock(number).await;
         let status = self.kernel.status(number).await?;
         let peek = self.kernel.peek(number);
-        let known = self.current(number, peek.bound);
+        let known = self.reconcile(number, peek.bound);
         let Some(device) = status else { return Ok(()) };
         if Some(device.disk_sequence) != peek.bound {
             // Between two states: an event follows.
@@ -179,11 +88,11 @@ impl<K: Kernel> Engine<K> {
         match known {
             Some(id) => self.update(id, |record| record.device = device),
             None if peek.claimed => {}
-            None if self.take_up_waiting(&device).await => {}
+            None if self.adopt_pending(&device).await => {}
             None => {
                 let id = self.add_foreign(device);
                 drop(alone);
-                let _gone_meanwhile = self.look_at_partitions(id, ScanReason::Foreign).await;
+                let _gone_meanwhile = self.scan_partitions(id, ScanReason::Foreign).await;
             }
         }
         Ok(())
@@ -199,13 +108,29 @@ impl<K: Kernel> Engine<K> {
             let _leave = engine.background.take(engine.owner_of(number)).await;
             engine.try_refresh(number).await
         });
-        match tokio::time::timeout(HANGS, look).await {
+        match tokio::time::timeout(HUNG_AFTER, look).await {
             Ok(looked) => looked.unwrap_or(Ok(())),
             Err(_) => Err(Error::new(
                 ErrorKind::Timeout,
                 format!("the backing file of {} does not answer; try again when it does", node(number)),
             )),
         }
+    }
+
+    /// What is attached to this number, without its partitions, after a look whether that is still so.
+    ///
+    /// # Errors
+    /// `NotFound` where nothing is; `Timeout` where its backing file hangs, and nothing is known of it
+    /// yet; `Kernel` where its state cannot be read.
+    pub async fn locate(self: &Arc<Self>, number: u32) -> Result<Snapshot, Error> {
+        let known = self.state().by_number.get(&number).copied();
+        if !known.is_some_and(|id| self.is_current(id, self.kernel.peek(number).bound)) {
+            self.refresh_in_time(number).await?;
+        }
+        let id = self.state().by_number.get(&number).copied();
+        id.and_then(|id| self.outline(id)).ok_or_else(|| {
+            Error::new(ErrorKind::NotFound, format!("nothing is attached to {}", node(number)))
+        })
     }
 
     fn add_foreign(&self, device: Device) -> DiskSequence {
@@ -216,22 +141,9 @@ impl<K: Kernel> Engine<K> {
         let id = state.insert(Record::foreign(device, found.file_system));
         if let Some(record) = state.records.get(&id) {
             let snapshot = record.snapshot(id, &state.mounts);
-            self.tell(Event::Added(Box::new(snapshot)));
+            self.emit(Event::Added(Box::new(snapshot)));
         }
         id
-    }
-
-    /// The kernel has taken it down.
-    fn ended_elsewhere(self: &Arc<Self>, id: DiskSequence) {
-        let ended = self.find(id);
-        // An operation on the device that is under way tells of the end itself.
-        let unexpected =
-            self.state().records.get(&id).is_some_and(|record| record.operation.try_lock().is_ok());
-        self.finish(id);
-        if let Some(ended) = ended.filter(|ended| unexpected && ended.ownership.is_some()) {
-            let detaching = ended.state == State::Detaching;
-            audit(if detaching { "gone with its last user" } else { "detached by another program" }, &ended);
-        }
     }
 
     /// Takes notice of a new mount table.
@@ -239,7 +151,7 @@ impl<K: Kernel> Engine<K> {
         for id in self.take_mounts(mounts) {
             self.spawn_end_with_last_mount(id);
         }
-        self.spawn_clearing();
+        self.spawn_directory_removal();
     }
 
     /// Gives what has lost its last mount, and is to end with it.
@@ -261,7 +173,7 @@ impl<K: Kernel> Engine<K> {
                 over.push(*id);
             }
             if let Some(changes) = Changes::between(&known, record.snapshot(*id, &state.mounts)) {
-                self.tell(Event::Changed(Box::new(changes)));
+                self.emit(Event::Changed(Box::new(changes)));
             }
         }
         over
@@ -272,7 +184,7 @@ impl<K: Kernel> Engine<K> {
         let (mut tasks, turns) = (JoinSet::new(), Limiter::new());
         for number in self.all_numbers() {
             let (engine, turns) = (Arc::clone(self), Arc::clone(&turns));
-            let look = async move { engine.look(number, Look::Everything).await };
+            let look = async move { engine.scan(number, ScanKind::Everything).await };
             tasks.spawn(async move { turns.take(look).await });
         }
         tasks.join_all().await;
@@ -281,7 +193,7 @@ impl<K: Kernel> Engine<K> {
     /// The same, when udev is idle after events were lost. Does not wait for it.
     pub fn events_lost(self: &Arc<Self>) {
         for number in self.all_numbers() {
-            self.ask_for_look(number, Look::Everything);
+            self.request_scan(number, ScanKind::Everything);
         }
     }
 

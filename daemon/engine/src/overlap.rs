@@ -1,19 +1,21 @@
-//! What to do with a file that is attached already.
+//! Requests for a file that is attached already.
 //!
-//! Only those who ask for it pay: every loop device is looked at, since the event of one that
-//! another program attached a moment ago may still be under way.
+//! Only requests that ask for it pay: every loop device is looked at, since the event of one that another
+//! program has just attached may still be on its way.
 
 use std::ops::Range;
 use std::sync::Arc;
 
+use loopd_common::text::printable;
 use loopd_common::{Error, ErrorKind, Lifetime, Overlap, State};
 use tokio::sync::OwnedMutexGuard;
-use tokio::task::JoinSet;
 
-use super::attach::Caller;
-use super::{AttachRequest, Engine, Snapshot, is_root};
+use crate::client::Caller;
+use crate::engine::Engine;
 use crate::kernel::{Device, FileFacts, Kernel, node};
-use loopd_common::text::printable;
+use crate::ownership::is_root;
+use crate::request::AttachRequest;
+use crate::snapshot::Snapshot;
 
 impl<K: Kernel> Engine<K> {
     /// Keeps others from attaching the file meanwhile, and gives back the device that serves the
@@ -22,7 +24,7 @@ impl<K: Kernel> Engine<K> {
     /// # Errors
     /// `Overlap` where the request does not want what is there; `InvalidBackingFile`; `Timeout` where
     /// another backing file hangs.
-    pub(super) async fn mind_overlap(
+    pub(super) async fn resolve_overlap(
         self: &Arc<Self>,
         file: &K::File,
         request: &AttachRequest,
@@ -35,20 +37,20 @@ impl<K: Kernel> Engine<K> {
             .list()
             .into_iter()
             .filter(|shown| shown.device.shows(facts.identity) && overlaps(&shown.device, request))
-            .filter(|shown| !self.look_whether_gone(shown.id))
+            .filter(|shown| !self.reap_if_gone(shown.id))
             .collect();
         let Some(first) = there.first() else { return Ok((alone, None)) };
         if request.overlap == Overlap::Refuse {
             return Err(refused(first, "detach it first, or attach with overlap=allow or reuse"));
         }
-        let reused = self.choose(&there, &facts, request, caller)?;
-        self.revive(&reused, request, caller).await?;
-        let reused = self.find(reused.id).ok_or_else(|| super::detach::gone(reused.id))?;
-        super::attach::audit("reused", &reused);
+        let reused = self.choose_reusable(&there, &facts, request, caller)?;
+        self.extend_lifetime(&reused, request, caller).await?;
+        let reused = self.find(reused.id).ok_or_else(|| crate::operation::gone(reused.id))?;
+        crate::operation::audit("reused", &reused);
         Ok((alone, Some(reused)))
     }
 
-    fn choose(
+    fn choose_reusable(
         &self,
         there: &[Snapshot],
         facts: &FileFacts,
@@ -68,7 +70,7 @@ impl<K: Kernel> Engine<K> {
                 why = "it is read-only; ask for a read-only one".to_owned();
             } else if request.block_size != 0 && request.block_size != device.block_size {
                 why = format!("its block size is {}; ask for that one", device.block_size);
-            } else if let Some(others) = self.may_change_under(shown, facts, caller.uid()) {
+            } else if let Some(others) = self.who_may_change(shown, facts, caller.uid()) {
                 why = others;
             } else if shown.state == State::Detaching && !shown.may_be_changed_by(caller.uid()) {
                 why = "its owner is detaching it; wait until it is gone".to_owned();
@@ -83,7 +85,7 @@ impl<K: Kernel> Engine<K> {
 
     /// Who else than root and the caller can show another file on the device, or detach it and set its
     /// number up again; `None` if nobody can. What is read of such a device is that user's choice.
-    fn may_change_under(&self, shown: &Snapshot, file: &FileFacts, caller: u32) -> Option<String> {
+    fn who_may_change(&self, shown: &Snapshot, file: &FileFacts, caller: u32) -> Option<String> {
         match self.kernel.set_up_for(shown.device.number) {
             Ok(Some(uid)) if !is_root(uid) => {
                 return Some(format!("UDisks2 has set it up for user {uid}, who can change it"));
@@ -106,7 +108,7 @@ impl<K: Kernel> Engine<K> {
 
     /// Takes back a detach that waits for the last close, and whatever else would end the device
     /// before the caller wants that.
-    async fn revive(
+    async fn extend_lifetime(
         self: &Arc<Self>,
         reused: &Snapshot,
         request: &AttachRequest,
@@ -127,36 +129,6 @@ impl<K: Kernel> Engine<K> {
             self.set_lifetime_if(reused.id, request.lifetime, caller, is_over).await?;
         }
         Ok(())
-    }
-
-    /// All loop devices with something attached, other than this one; `None` if what that is cannot be told
-    /// in time.
-    pub(super) async fn other_devices(self: &Arc<Self>, number: u32) -> Vec<(u32, Option<Device>)> {
-        let mut looks = JoinSet::new();
-        let mut others = self.kernel.bound_numbers();
-        others.retain(|other| *other != number);
-        for other in others {
-            let engine = Arc::clone(self);
-            looks.spawn(async move {
-                let known = engine.device_on(other);
-                if known.is_some() {
-                    return (other, known);
-                }
-                // One that cannot be looked at stays unknown.
-                let _result = engine.refresh_in_time(other).await;
-                (other, engine.device_on(other))
-            });
-        }
-        looks.join_all().await
-    }
-
-    /// What is on this number now, as far as it is known.
-    fn device_on(&self, number: u32) -> Option<Device> {
-        let bound = self.kernel.peek(number).bound;
-        let state = self.state();
-        let id = state.by_number.get(&number)?;
-        let device = state.records.get(id).map(|record| record.device.clone());
-        device.filter(|device| Some(device.disk_sequence) == bound)
     }
 
     /// Takes notice of devices whose events have not come yet.

@@ -1,7 +1,10 @@
-//! Whose an attachment is, and who may do as they like with it: the one answer for the authority, for what is
-//! given back to a caller, and for the limits.
+//! The owner of an attachment, and who may change it: one rule for the authority, for devices that are given
+//! to a second caller, and for limits.
 
-use super::Snapshot;
+use loopd_common::Lifetime;
+
+use crate::client::ClientId;
+use crate::clock::microseconds_now;
 
 /// Root may do everything, with no limits and no questions.
 #[must_use]
@@ -9,35 +12,27 @@ pub fn is_root(uid: u32) -> bool {
     uid == 0
 }
 
-impl Snapshot {
-    /// Whether this user attached it. What loopd did not attach belongs to nobody.
-    #[must_use]
-    pub fn is_owned_by(&self, uid: u32) -> bool {
-        self.ownership.as_ref().is_some_and(|ownership| ownership.uid == uid)
-    }
-
-    /// Whether this user may change it without being asked: its owner, or root.
-    #[must_use]
-    pub fn may_be_changed_by(&self, uid: u32) -> bool {
-        is_root(uid) || self.is_owned_by(uid)
-    }
+/// What makes an attachment ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ownership {
+    /// The uid that attached it.
+    pub uid: u32,
+    /// The connection that it is bound to.
+    pub client: Option<ClientId>,
+    /// When it ends.
+    pub lifetime: Lifetime,
+    /// When it was attached: microseconds of `CLOCK_REALTIME`.
+    pub since: u64,
+    /// Whether one that ends with its last mount has been mounted.
+    pub mounted: bool,
+    /// When it ends although it has not been mounted, its client being gone: as `since`.
+    pub grace_ends: Option<u64>,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::Ownership;
-    use crate::kernel::Device;
-    use loopd_common::Lifetime;
-
-    #[test]
-    fn an_attachment_is_its_owners_and_roots() {
-        let mut attachment = Snapshot::of_device(Device::default());
-        let changes = |attachment: &Snapshot| [0, 1000, 1001].map(|uid| attachment.may_be_changed_by(uid));
-        assert_eq!(changes(&attachment), [true, false, false], "a foreign device is root's to change");
-        assert!(!attachment.is_owned_by(0), "and nobody owns it");
-        attachment.ownership = Some(Ownership::new(1000, None, Lifetime::Persistent));
-        assert_eq!(changes(&attachment), [true, true, false]);
-        assert_eq!([0, 1000].map(|uid| attachment.is_owned_by(uid)), [false, true]);
+impl Ownership {
+    /// Of one that has just been attached by this uid.
+    #[must_use]
+    pub fn new(uid: u32, client: Option<ClientId>, lifetime: Lifetime) -> Self {
+        Self { uid, client, lifetime, since: microseconds_now(), mounted: false, grace_ends: None }
     }
 }

@@ -7,8 +7,8 @@ use loopd_common::{Error, ErrorKind, Pace};
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 
-use super::is_root;
-use super::turns::KeyedMutex;
+use crate::keyed_mutex::KeyedMutex;
+use crate::ownership::is_root;
 
 /// How many devices and partitions of a uid are made a second, and how many at once after a rest: an image
 /// with as many partitions as there can be.
@@ -17,7 +17,7 @@ const AT_ONCE: u32 = 256;
 /// How long to wait for earlier ones; below the 25 s of a D-Bus call.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// How long to wait for an attach whose partitions are not known yet. One that takes longer hangs.
-const HANGS: Duration = Duration::from_millis(200);
+const HUNG_AFTER: Duration = Duration::from_millis(200);
 
 /// Spaces out the devices and partitions of each uid other than root.
 #[derive(Debug)]
@@ -55,7 +55,7 @@ impl Pacing {
             tokio::select! {
                 biased;
                 made = &mut make => break made,
-                () = tokio::time::sleep(HANGS), if turn.is_some() => turn = None,
+                () = tokio::time::sleep(HUNG_AFTER), if turn.is_some() => turn = None,
             }
         };
         let count = u32::try_from(count(made.as_ref().ok())).unwrap_or(u32::MAX);
@@ -135,6 +135,6 @@ mod tests {
         make(&pacing, 1001, 2).await.unwrap();
         assert_eq!(start.elapsed(), Duration::ZERO);
         make(&pacing, 1000, 2).await.unwrap();
-        assert!(start.elapsed() <= 6 * HANGS, "{:?}", start.elapsed());
+        assert!(start.elapsed() <= 6 * HUNG_AFTER, "{:?}", start.elapsed());
     }
 }

@@ -3,16 +3,18 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use loopd_common::text::printable;
 use loopd_common::{Error, ErrorKind};
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::attachment::{PartitionRecord, Record};
-use super::detach::{busy, gone};
-use super::looks::Look;
-use super::{Engine, Ownership, Uevent};
+use crate::engine::Engine;
+use crate::event::Uevent;
 use crate::kernel::{Device, DiskSequence, Kernel, Partition, Partitioning, ProbeResult, ScanReason};
-use loopd_common::text::printable;
+use crate::operation::{busy, gone};
+use crate::ownership::Ownership;
+use crate::record::{PartitionRecord, Record};
+use crate::scan_queue::ScanKind;
 
 impl<K: Kernel> Engine<K> {
     /// Has the partition table read again, and makes the partitions what it says; returns when udev
@@ -23,7 +25,7 @@ impl<K: Kernel> Engine<K> {
     pub async fn rescan(self: &Arc<Self>, id: DiskSequence) -> Result<(), Error> {
         let deadline = Instant::now() + self.settings().wait_for_udev;
         self.update_outline(id, |record| record.processed = false);
-        let seen = self.look_at_partitions(id, ScanReason::Rescan).await;
+        let seen = self.scan_partitions(id, ScanReason::Rescan).await;
         if !seen.as_ref().is_ok_and(|seen| seen.udev_rereads) {
             self.update_outline(id, |record| record.processed = true);
         }
@@ -44,7 +46,7 @@ impl<K: Kernel> Engine<K> {
             self.await_udev(id, deadline, Record::is_processed).await?;
         }
         // udev does not say whether the kernel did what it was asked for.
-        if seen.udev_rereads && self.look_at_partitions(id, ScanReason::Foreign).await?.outdated {
+        if seen.udev_rereads && self.scan_partitions(id, ScanReason::Foreign).await?.outdated {
             return Err(self.partition_in_use(id, gone(id)).await);
         }
         Ok(())
@@ -58,7 +60,7 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Makes the partitions' nodes, where that is for us to do, and the record true.
-    pub(super) async fn look_at_partitions(
+    pub(super) async fn scan_partitions(
         self: &Arc<Self>,
         id: DiskSequence,
         reason: ScanReason,
@@ -128,7 +130,7 @@ impl<K: Kernel> Engine<K> {
     /// Counts the partitions against the owner's limit; gives how many there may be.
     fn count_partitions(&self, record: &mut Record<K>, there: usize) -> usize {
         let Some(Ownership { uid, .. }) = record.ownership else { return there };
-        let none = || self.partitions_of_a_uid.adopt_many(uid, 0);
+        let none = || self.partition_quota.adopt_many(uid, 0);
         let permit = record.partition_permit.get_or_insert_with(none);
         permit.resize(there);
         permit.count()
@@ -136,21 +138,21 @@ impl<K: Kernel> Engine<K> {
 
     fn too_many_partitions(&self, record: &Record<K>, there: usize) -> Error {
         let uid = record.ownership.as_ref().map(|ownership| ownership.uid).unwrap_or_default();
-        let Error { kind, message } = self.partitions_of_a_uid.refusal(uid);
+        let Error { kind, message } = self.partition_quota.refusal(uid);
         let file = printable(&record.device.backing_file);
         Error::new(kind, format!("{file} has {there} partitions, which are too many: {message}"))
     }
 
-    /// Looks at the partitions again where an event says that they may have changed.
+    /// ScanQueue at the partitions again where an event says that they may have changed.
     pub(super) fn follow_partitions(self: &Arc<Self>, id: DiskSequence, event: &Uevent) {
         let changed =
             self.state().records.get(&id).is_some_and(|record| self.may_have_changed(record, event));
         if changed {
-            self.ask_for_look(event.number, Look::Partitions);
+            self.request_scan(event.number, ScanKind::Partitions);
         }
     }
 
-    /// Looks at nothing but the partition that the event names: each of the others has events of its own.
+    /// ScanQueue at nothing but the partition that the event names: each of the others has events of its own.
     fn may_have_changed(&self, record: &Record<K>, event: &Uevent) -> bool {
         if let Some(partition) = event.partition {
             let known = record.partitions.get(&partition).map(|known| &known.partition.node);
@@ -163,17 +165,17 @@ impl<K: Kernel> Engine<K> {
         ours && (has_table || !record.partitions.is_empty())
     }
 
-    async fn look_again(self: &Arc<Self>, id: DiskSequence, reason: ScanReason) {
-        if let Err(error) = self.look_at_partitions(id, reason).await {
+    async fn rescan_partitions(self: &Arc<Self>, id: DiskSequence, reason: ScanReason) {
+        if let Err(error) = self.scan_partitions(id, reason).await {
             warn!(disk_sequence = id.0, "its partitions cannot be looked at: {error}");
         }
     }
 
-    /// Looks at the partitions after a change of ours.
+    /// ScanQueue at the partitions after a change of ours.
     pub(super) async fn partitions_may_have_changed(self: &Arc<Self>, id: DiskSequence) -> Result<(), Error> {
         let reason = self.state().records.get(&id).map(reason);
         match reason {
-            Some(reason) => self.look_at_partitions(id, reason).await.map(drop),
+            Some(reason) => self.scan_partitions(id, reason).await.map(drop),
             None => Ok(()),
         }
     }
@@ -186,7 +188,7 @@ impl<K: Kernel> Engine<K> {
             id.and_then(|id| Some((id, reason(state.records.get(&id)?))))
         };
         if let Some((id, reason)) = known {
-            self.look_again(id, reason).await;
+            self.rescan_partitions(id, reason).await;
         }
     }
 }

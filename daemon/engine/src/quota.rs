@@ -20,7 +20,7 @@ const WAITING_OF_ALL: usize = 512;
 pub struct Limits {
     /// Of one uid.
     pub each: usize,
-    /// Of all users other than root together. A quarter more is kept for those who have none.
+    /// Of all users other than root together. A quarter more is saved for those who have none.
     pub all: usize,
 }
 

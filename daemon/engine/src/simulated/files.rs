@@ -17,7 +17,7 @@ pub struct Files {
     machine: Simulated,
     files: Arc<Mutex<BTreeMap<DiskSequence, SavedAttachment>>>,
     announced: Arc<Mutex<Vec<u64>>>,
-    places: Arc<Mutex<BTreeMap<PathBuf, MountDirectory>>>,
+    mount_directories: Arc<Mutex<BTreeMap<PathBuf, MountDirectory>>>,
     /// What the service manager has mounted, and the folders for that.
     pub mounts: SimulatedMounts,
     /// How many writes from now on the daemon dies, and whether that one is done before.
@@ -31,14 +31,14 @@ impl Files {
             machine: machine.clone(),
             files: Arc::default(),
             announced: Arc::default(),
-            places: Arc::default(),
+            mount_directories: Arc::default(),
             mounts: SimulatedMounts::on(machine),
             death: Arc::default(),
         }
     }
 
     /// What is written of attachments.
-    pub fn kept(&self) -> Vec<SavedAttachment> {
+    pub fn saved(&self) -> Vec<SavedAttachment> {
         self.read()
     }
 
@@ -90,9 +90,9 @@ impl Files {
 }
 
 impl Store for Files {
-    fn write(&self, kept: &SavedAttachment) -> Result<(), Error> {
+    fn write(&self, saved: &SavedAttachment) -> Result<(), Error> {
         self.change(|all| {
-            drop(all.files.lock().unwrap_or_else(PoisonError::into_inner).insert(kept.id, kept.clone()))
+            drop(all.files.lock().unwrap_or_else(PoisonError::into_inner).insert(saved.id, saved.clone()))
         });
         Ok(())
     }
@@ -128,23 +128,25 @@ impl Store for Files {
         self.announced.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn write_mount_directory(&self, place: &MountDirectory) -> Result<(), Error> {
+    fn write_mount_directory(&self, directory: &MountDirectory) -> Result<(), Error> {
         self.change(|all| {
             drop(
-                all.places
+                all.mount_directories
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)
-                    .insert(place.path.clone(), place.clone()),
+                    .insert(directory.path.clone(), directory.clone()),
             )
         });
         Ok(())
     }
 
     fn erase_mount_directory(&self, path: &Path) {
-        self.change(|all| drop(all.places.lock().unwrap_or_else(PoisonError::into_inner).remove(path)));
+        self.change(|all| {
+            drop(all.mount_directories.lock().unwrap_or_else(PoisonError::into_inner).remove(path))
+        });
     }
 
     fn read_mount_directories(&self) -> Vec<MountDirectory> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.mount_directories.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 }

@@ -140,7 +140,7 @@ pub(super) struct Bound {
     pub(super) mounts: Vec<(Option<u32>, PathBuf)>,
 }
 
-/// A kept descriptor.
+/// A saved descriptor.
 pub struct Hold {
     pub(super) machine: Simulated,
     pub(super) number: u32,
@@ -327,7 +327,7 @@ impl Simulated {
     pub fn take_uevent(&self) -> Option<Uevent> {
         let mut machine = self.lock();
         let happened = machine.uevents.untold.pop_front()?;
-        Some(machine.tell(&happened))
+        Some(machine.emit(&happened))
     }
 
     /// Images have this many partitions from now on.
@@ -644,7 +644,7 @@ impl Simulated {
 }
 
 impl Machine {
-    fn tell(&self, happened: &Happened) -> Uevent {
+    fn emit(&self, happened: &Happened) -> Uevent {
         let found = found(happened.sequence);
         // udev cannot probe a partition that was made anew since.
         let bound = self.bound.get(&happened.number);

@@ -59,12 +59,14 @@ impl SimulatedMounts {
         self.machine.step().await?;
         let hangs = self.host().hangs;
         if hangs {
-            tokio::time::sleep(order.patience).await;
+            tokio::time::sleep(order.timeout).await;
             return Err(Error::new(ErrorKind::Timeout, "it hangs"));
         }
-        assert!(self.host().folders.contains(&order.place), "{:?} was not made", order.place);
-        let (number, partition) = parse(&order.device);
-        if !self.machine.mount_on(number, partition, order.place) {
+        assert!(self.host().folders.contains(&order.directory), "{:?} was not made", order.directory);
+        let device = parse(&order.device);
+        if !device
+            .is_some_and(|(number, partition)| self.machine.mount_on(number, partition, order.directory))
+        {
             return Err(Error::new(ErrorKind::Kernel, "the device is gone"));
         }
         // It is mounted, and nobody was told yet.
@@ -72,10 +74,13 @@ impl SimulatedMounts {
     }
 }
 
-fn parse(node: &str) -> (u32, Option<u32>) {
-    let words = node.strip_prefix("/dev/loop").unwrap();
-    let (number, partition) = words.split_once('p').map_or((words, None), |(one, other)| (one, Some(other)));
-    (number.parse().unwrap(), partition.map(|partition| partition.parse().unwrap()))
+/// The numbers in `/dev/loop0` or `/dev/loop0p1`.
+fn parse(node: &str) -> Option<(u32, Option<u32>)> {
+    let numbers = node.strip_prefix("/dev/loop")?;
+    let Some((number, partition)) = numbers.split_once('p') else {
+        return Some((numbers.parse().ok()?, None));
+    };
+    Some((number.parse().ok()?, Some(partition.parse().ok()?)))
 }
 
 impl Mounter for SimulatedMounts {

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use loopd_common::Lifetime;
 
 use super::harness::{Client, Harness};
-use crate::attachment::partitions_shown;
+use crate::record::partitions_shown;
 
 /// What the events of an image with as many partitions as there can be come to: each names one partition.
 #[tokio::test(start_paused = true)]

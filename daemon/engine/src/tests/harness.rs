@@ -12,7 +12,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::kernel::DiskSequence;
 use crate::simulated::{Files, Interference, Simulated, SimulatedMounts};
-use crate::{AttachRequest, Caller, ClientId, Engine, Event, Order, Settings, Snapshot};
+use crate::{AttachRequest, Caller, ClientId, Engine, Event, Settings, Snapshot};
 
 pub type SimulatedEngine = Arc<Engine<Simulated>>;
 
@@ -172,8 +172,7 @@ impl Harness {
     }
 
     pub async fn attach_with(&self, client: &Client, request: AttachRequest) -> Result<Snapshot, Error> {
-        let order = Order { file: 1, request };
-        self.engine.attach(order, client).await
+        self.engine.attach(1, request, client).await
     }
 
     /// Has this step fail, counted from the machine's start on; tells whether it was reached.
@@ -223,8 +222,8 @@ impl Harness {
         self.agree();
         assert!(self.engine.state().records.is_empty());
         assert_eq!(self.mounts.folders(), Vec::<PathBuf>::new());
-        assert!(self.engine.mounts_of_a_uid.is_empty());
-        self.engine.attachments_of_a_uid.empty().await;
+        assert!(self.engine.mount_quota.is_empty());
+        self.engine.attachment_quota.empty().await;
     }
 }
 

@@ -10,7 +10,7 @@ use loopd_common::{Error, ErrorKind, Lifetime, State};
 
 use super::harness::{Client, Harness};
 use crate::simulated::Interference;
-use crate::{AttachRequest, Caller as _, MountRequest, Order, Snapshot, VolumeId};
+use crate::{AttachRequest, Caller as _, MountRequest, Snapshot, VolumeId};
 
 /// Where the first mount of uid 7 comes to lie: the simulated images have neither labels nor names.
 const PLACE: &str = "/run/media/user7/image";
@@ -36,10 +36,10 @@ async fn a_mount_is_seen_and_everything_goes_with_it() {
     let harness = Harness::with_udev();
     let client = Client::new(":1.1", 7);
     let attachment = attached(&harness, &client, Lifetime::Mount).await;
-    let place = harness.engine.mount(whole(&attachment), &wanted(), &client).await.unwrap();
-    assert!(place.starts_with("/run/media/user7"), "{place:?}");
+    let directory = harness.engine.mount(whole(&attachment), &wanted(), &client).await.unwrap();
+    assert!(directory.starts_with("/run/media/user7"), "{directory:?}");
     let shown = harness.engine.find(attachment.id).unwrap();
-    assert_eq!(shown.mount_points, std::slice::from_ref(&place));
+    assert_eq!(shown.mount_points, std::slice::from_ref(&directory));
     assert_eq!(shown.ownership.unwrap().client, None, "it ends with its mount now");
     client.vanish(&harness.engine);
     tokio::time::sleep(Duration::from_secs(300)).await;
@@ -161,7 +161,7 @@ async fn who_vanishes_at_any_moment_of_a_mount_leaves_nothing() {
             harness.settle().await;
             match mounted {
                 // It was told of it before it went.
-                Ok(place) => assert!(harness.machine.unmount_from(&place)),
+                Ok(directory) => assert!(harness.machine.unmount_from(&directory)),
                 Err(_) => assert!(!harness.machine.unmount_from(Path::new(PLACE))),
             }
             tokio::time::sleep(harness.engine.settings().mount_grace).await;
@@ -185,7 +185,7 @@ async fn a_daemon_that_is_to_end_gives_its_mounts_up() {
         let mounted = harness.engine.mount(whole(&attachment), &wanted(), &client).await;
         harness.settle().await;
         match mounted {
-            Ok(place) => assert!(harness.machine.unmount_from(&place)),
+            Ok(directory) => assert!(harness.machine.unmount_from(&directory)),
             Err(error) => assert_eq!(error.kind, ErrorKind::AccessDenied, "{error}"),
         }
         harness.engine.detach(attachment.id, false).await.unwrap();
@@ -209,8 +209,8 @@ async fn what_others_do_during_a_mount_leaves_nothing() {
         });
         let mounted = harness.engine.mount(whole(&attachment), &wanted(), &client).await;
         harness.settle().await;
-        if let Ok(place) = mounted {
-            harness.machine.unmount_from(&place);
+        if let Ok(directory) = mounted {
+            harness.machine.unmount_from(&directory);
         }
         client.vanish(&harness.engine);
         tokio::time::sleep(harness.engine.settings().mount_grace).await;
@@ -248,13 +248,13 @@ async fn what_is_used_stays_mounted_unless_lazily() {
     let harness = Harness::with_udev();
     let client = Client::new(":1.1", 7);
     let attachment = attached(&harness, &client, Lifetime::Mount).await;
-    let place = harness.engine.mount(whole(&attachment), &wanted(), &client).await.unwrap();
-    harness.mounts.set_used(&place, true);
+    let directory = harness.engine.mount(whole(&attachment), &wanted(), &client).await.unwrap();
+    harness.mounts.set_used(&directory, true);
     let error = harness.engine.unmount(whole(&attachment), false, 7, true).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Busy);
     assert!(error.message.contains("/run/media/user7/"), "{error}");
     let before = harness.engine.find(attachment.id).unwrap();
-    assert_eq!((before.state, before.mount_points), (State::Attached, vec![place.clone()]));
+    assert_eq!((before.state, before.mount_points), (State::Attached, vec![directory.clone()]));
     let error = harness.engine.detach(attachment.id, false).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Busy);
     harness.engine.unmount(whole(&attachment), true, 7, true).await.unwrap();
@@ -287,13 +287,13 @@ async fn what_others_mount_is_not_taken_from_them() {
     let harness = Harness::with_udev();
     let client = Client::new(":1.1", 7);
     let attachment = attached(&harness, &client, Lifetime::Mount).await;
-    let place = harness.engine.mount(whole(&attachment), &wanted(), &client).await.unwrap();
+    let directory = harness.engine.mount(whole(&attachment), &wanted(), &client).await.unwrap();
     harness.machine.mount(attachment.device.number);
     let error = harness.engine.unmount(whole(&attachment), false, 7, true).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::AccessDenied);
     assert_eq!(harness.engine.find(attachment.id).unwrap().mount_points.len(), 2);
     harness.engine.unmount(whole(&attachment), false, 7, false).await.unwrap();
-    assert!(!harness.mounts.folders().contains(&place));
+    assert!(!harness.mounts.folders().contains(&directory));
     harness.assert_empty().await;
 }
 
@@ -319,21 +319,20 @@ async fn names_that_are_taken_get_numbers_and_one_uid_cannot_take_all() {
     let limit = harness.engine.settings().mounts.each;
     let attach = async |file: usize| {
         let request = AttachRequest { wait: false, ..AttachRequest::default() };
-        let order = Order { file: file as u64, request };
-        harness.engine.attach(order, &client).await.unwrap()
+        harness.engine.attach(file as u64, request, &client).await.unwrap()
     };
     for number in 0..limit {
         let attachment = attach(number).await;
-        let place = harness.engine.mount(whole(&attachment), &wanted(), &client).await.unwrap();
+        let directory = harness.engine.mount(whole(&attachment), &wanted(), &client).await.unwrap();
         let expected = if number == 0 { "image".to_owned() } else { format!("image{number}") };
-        assert_eq!(place.file_name().unwrap().to_str(), Some(&*expected));
+        assert_eq!(directory.file_name().unwrap().to_str(), Some(&*expected));
     }
     let more = attach(limit).await;
     let error = harness.engine.mount(whole(&more), &wanted(), &client).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::LimitExceeded);
     let other = Client::new(":1.2", 8);
-    let place = harness.engine.mount(whole(&more), &wanted(), &other).await.unwrap();
-    assert_eq!(place, Path::new("/run/media/user8/image"));
+    let directory = harness.engine.mount(whole(&more), &wanted(), &other).await.unwrap();
+    assert_eq!(directory, Path::new("/run/media/user8/image"));
 }
 
 #[tokio::test(start_paused = true)]

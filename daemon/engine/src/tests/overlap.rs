@@ -6,7 +6,7 @@ use std::sync::Arc;
 use loopd_common::{ErrorKind, Lifetime, Overlap, State};
 
 use super::harness::{Client, Harness};
-use crate::{AttachRequest, Order};
+use crate::AttachRequest;
 
 #[tokio::test(start_paused = true)]
 async fn a_file_is_not_attached_twice_where_that_is_not_wanted() {
@@ -23,7 +23,7 @@ async fn a_file_is_not_attached_twice_where_that_is_not_wanted() {
     for _ in 0..8 {
         let (engine, client) = (Arc::clone(&harness.engine), client.clone());
         let request = with(Overlap::Reuse, 0);
-        attaches.spawn(async move { engine.attach(Order { file: 1, request }, &client).await.unwrap().id });
+        attaches.spawn(async move { engine.attach(1, request, &client).await.unwrap().id });
     }
     let ids: HashSet<_> = attaches.join_all().await.into_iter().collect();
     assert_eq!(ids.len(), 1);

@@ -96,5 +96,5 @@ async fn partitions_count_against_their_owner() {
         client.vanish(&harness.engine);
     }
     harness.assert_empty().await;
-    assert!(harness.engine.partitions_of_a_uid.is_empty());
+    assert!(harness.engine.partition_quota.is_empty());
 }

@@ -132,7 +132,7 @@ fn restarts_with_an_error(lifetime: Lifetime, failing: usize, vanishes: bool) {
         harness.settle().await;
         assert_eq!(machine.bound(), [], "step {failing}");
         assert!(files.read().is_empty(), "step {failing}");
-        harness.engine.attachments_of_a_uid.empty().await;
+        harness.engine.attachment_quota.empty().await;
     })
     .unwrap();
 }
@@ -158,7 +158,7 @@ fn what_could_not_be_looked_at_and_is_gone_leaves_nothing() {
         harness.start_udev(0);
         harness.settle().await;
         assert!(files.read().is_empty());
-        harness.engine.attachments_of_a_uid.empty().await;
+        harness.engine.attachment_quota.empty().await;
     })
     .unwrap();
 }

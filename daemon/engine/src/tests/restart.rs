@@ -13,7 +13,7 @@ use super::mount::{wanted, whole};
 use super::random_calls::end_everything;
 use crate::kernel::DiskSequence;
 use crate::simulated::{Files, Interference, Simulated};
-use crate::{AttachRequest, Caller as _, ClientId, Order, Phase, SavedAttachment, Snapshot, Store as _};
+use crate::{AttachRequest, Caller as _, ClientId, Phase, SavedAttachment, Snapshot, Store as _};
 
 /// A file that only other programs attach.
 const ELSEWHERE: u64 = 99;
@@ -154,7 +154,7 @@ fn dies_during(operation: Operation, death: Death, vault: bool) -> bool {
         let bound = harness.attach(&client, Lifetime::Client).await.unwrap();
         let persistent = harness.attach(&client, Lifetime::Persistent).await.unwrap();
         let request = AttachRequest::default();
-        let mounted = harness.engine.attach(Order { file: MOUNTED, request }, &client).await.unwrap();
+        let mounted = harness.engine.attach(MOUNTED, request, &client).await.unwrap();
         machine.mount(mounted.device.number);
         harness.settle().await;
         if operation == Operation::Unmount {
@@ -297,12 +297,12 @@ fn check(operation: Operation, harness: &Harness, files: &Files, before: &Before
         // may have been about to tell.
         _ => {
             let about_to_tell =
-                |id| before.written.iter().any(|kept| kept.id == id && kept.phase == Phase::Attached);
+                |id| before.written.iter().any(|saved| saved.id == id && saved.phase == Phase::Attached);
             assert!(new.iter().all(|found| about_to_tell(found.id)), "left behind: {new:?}");
         }
     }
     check_places(operation, harness, files, before);
-    let written: Vec<_> = files.read().iter().map(|kept| kept.id).collect();
+    let written: Vec<_> = files.read().iter().map(|saved| saved.id).collect();
     let ours = list.iter().filter(|found| found.ownership.is_some());
     let mut listed: Vec<_> = ours.map(|found| found.id).collect();
     listed.sort_unstable();
@@ -317,7 +317,7 @@ fn check(operation: Operation, harness: &Harness, files: &Files, before: &Before
 /// The folders are those that something is mounted on, and all of them are known.
 fn check_places(operation: Operation, harness: &Harness, files: &Files, before: &Before) {
     let folders = files.mounts.folders();
-    let known: Vec<_> = files.read_mount_directories().into_iter().map(|place| place.path).collect();
+    let known: Vec<_> = files.read_mount_directories().into_iter().map(|directory| directory.path).collect();
     assert_eq!(folders, known);
     let table = harness.machine.mount_table();
     assert!(folders.iter().all(|folder| table.has(folder)), "{folders:?}");
@@ -388,7 +388,7 @@ impl RandomRun {
         let (machine, files) = (self.machine.clone(), self.files.clone());
         for _ in 0..6 {
             run_daemon(&machine, &files, async |harness| {
-                self.take_up(harness).await;
+                self.adopt_saved(harness).await;
                 match self.random.u8(..3) {
                     0 => Death::Step(self.random.usize(1..60)).arm(&machine, &files),
                     1 => {
@@ -411,7 +411,7 @@ impl RandomRun {
             }
         }
         run_daemon(&machine, &files, async |harness| {
-            self.take_up(harness).await;
+            self.adopt_saved(harness).await;
             end_everything(harness, &self.clients).await;
         })
         .expect("the last one lives");
@@ -420,7 +420,7 @@ impl RandomRun {
     }
 
     /// Another daemon starts: everything that was promised is there, and nothing that nobody knows.
-    async fn take_up(&self, harness: &Harness) {
+    async fn adopt_saved(&self, harness: &Harness) {
         harness.engine.restore(connected(self.clients.clone())).await;
         harness.engine.resync().await;
         harness.start_udev(0);
@@ -485,11 +485,10 @@ impl RandomRun {
                     let lifetime = if self.random.bool() { Lifetime::Client } else { Lifetime::Persistent };
                     let wait = self.random.bool();
                     let request = AttachRequest { lifetime, wait, ..AttachRequest::default() };
-                    let order = Order { file: 1, request };
                     let (engine, promised) = (Arc::clone(&harness.engine), Arc::clone(&self.promised));
                     let machine = self.machine.clone();
                     tasks.spawn(async move {
-                        if let Ok(snapshot) = engine.attach(order, &client).await
+                        if let Ok(snapshot) = engine.attach(1, request, &client).await
                             && !(client.is_disconnected() && lifetime == Lifetime::Client)
                             && !machine.is_dead()
                             // Another program may have detached it before the answer came.

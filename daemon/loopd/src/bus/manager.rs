@@ -16,7 +16,7 @@ use super::{Room, invalid, wire};
 use crate::authority::Deed;
 use crate::caller::Caller;
 use loopd_common::text::printable;
-use loopd_engine::{AttachRequest, Caller as _, Order, Snapshot};
+use loopd_engine::{AttachRequest, Caller as _, Snapshot};
 
 /// The root object.
 pub struct Manager {
@@ -123,7 +123,7 @@ impl Manager {
             let facts = engine.examine(&file).await?;
             self.room.authority.allow(caller, Deed::Attach(&facts, request.number)).await?;
         }
-        let attached = engine.attach(Order { file, request }, caller).await;
+        let attached = engine.attach(file, request, caller).await;
         engine.flush_events().await;
         attached.inspect_err(|error| {
             info!(uid = caller.uid(), client = %caller.client(), "not attached: {error}");

@@ -41,19 +41,19 @@ impl HostMounts {
     }
 
     async fn start(&self, order: &MountCommand) -> Result<(), Error> {
-        let place = text(&order.place)?;
+        let place = text(&order.directory)?;
         let settings: Settings<'_> = vec![
             ("Description", format!("{} for {}", order.shown, order.account.name).into()),
             ("What", order.device.as_str().into()),
             ("Where", place.into()),
             ("Type", order.kind.as_str().into()),
             ("Options", order.options.as_str().into()),
-            ("TimeoutUSec", microseconds(order.patience).into()),
+            ("TimeoutUSec", microseconds(order.timeout).into()),
             // Nobody is to have to clean up after a failure.
             ("CollectMode", "inactive-or-failed".into()),
         ];
-        let unit = unit_name::of_mount(&order.place);
-        self.units.start(&unit, &settings, order.patience).await.map_err(|failure| {
+        let unit = unit_name::of_mount(&order.directory);
+        self.units.start(&unit, &settings, order.timeout).await.map_err(|failure| {
             let journal = match order.read_only {
                 true => "Its journal may have to be replayed, which a read-only device does not allow. ",
                 false => "",

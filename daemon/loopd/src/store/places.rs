@@ -35,9 +35,9 @@ impl MountDirectories {
     }
 
     pub fn write(&self, place: &MountDirectory) -> IoResult<()> {
-        let MountDirectory { path, uid, told } = place.clone();
+        let MountDirectory { path, uid, announced } = place.clone();
         let file = self.file(&path);
-        let contents = Contents { version: VERSION, path, user: uid, told };
+        let contents = Contents { version: VERSION, path, user: uid, told: announced };
         replace(&file, &toml::to_string(&contents).map_err(IoError::other)?)
     }
 
@@ -65,7 +65,7 @@ impl MountDirectories {
         if self.file(&contents.path) != file {
             return Err("it is about another folder than its name says".to_owned());
         }
-        Ok(MountDirectory { path: contents.path, uid: contents.user, told: contents.told })
+        Ok(MountDirectory { path: contents.path, uid: contents.user, announced: contents.told })
     }
 }
 
@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     fn place(path: &str) -> MountDirectory {
-        MountDirectory { path: PathBuf::from(path), uid: 1000, told: true }
+        MountDirectory { path: PathBuf::from(path), uid: 1000, announced: true }
     }
 
     #[test]
@@ -83,7 +83,7 @@ mod tests {
         let places = MountDirectories::open(folder.path()).unwrap();
         let all = [place("/run/media/a/My Disk"), place("/run/media/a/ä-1")];
         for place in &all {
-            places.write(&MountDirectory { told: false, ..place.clone() }).unwrap();
+            places.write(&MountDirectory { announced: false, ..place.clone() }).unwrap();
             places.write(place).unwrap();
         }
         let sorted = |mut read: Vec<MountDirectory>| {

@@ -28,7 +28,9 @@ pub fn check_answer(
     let is_alone = |breaks: fn(Action) -> bool| !others.iter().any(|other| breaks(*other));
     match (action, reply) {
         (Action::Detach, _) => is_gone(harness, target),
-        (Action::Mount, Reply::Mounted(place)) if is_alone(unmounts) => is_mounted(harness, target, place),
+        (Action::Mount, Reply::Mounted(directory)) if is_alone(unmounts) => {
+            is_mounted(harness, target, directory)
+        }
         (Action::SetLifetime(Lifetime::Persistent), _) if is_alone(ends) => stays(harness, target),
         // What is given back to others stays as it is.
         (
@@ -51,12 +53,14 @@ pub fn is_gone(harness: &Harness, target: Target) -> Result<(), String> {
 }
 
 /// It is mounted there, and listed so.
-pub fn is_mounted(harness: &Harness, target: Target, place: &std::path::Path) -> Result<(), String> {
-    let is_there = harness.machine.mount_table().has(place);
-    holds(is_there, || format!("{} is mounted, and nothing is on {place:?}", target.id))?;
+pub fn is_mounted(harness: &Harness, target: Target, directory: &std::path::Path) -> Result<(), String> {
+    let is_there = harness.machine.mount_table().has(directory);
+    holds(is_there, || format!("{} is mounted, and nothing is on {directory:?}", target.id))?;
     // What loopd has not attached itself gets another object when the daemon starts anew.
     let listed: Vec<_> = harness.engine.list().into_iter().flat_map(|found| found.mount_points).collect();
-    holds(listed.iter().any(|listed| listed == place), || format!("{place:?} is not listed: {listed:?}"))
+    holds(listed.iter().any(|listed| listed == directory), || {
+        format!("{directory:?} is not listed: {listed:?}")
+    })
 }
 
 /// It is persistent, and nobody is taking it down.

@@ -128,11 +128,11 @@ struct Seen {
 
 impl Seen {
     fn of(found: &Snapshot, target: Target) -> Self {
-        let place = |path: &std::path::PathBuf| path.parent().map(|parent| parent.display().to_string());
+        let directory = |path: &std::path::PathBuf| path.parent().map(|parent| parent.display().to_string());
         let owner = found.ownership.as_ref().map(|owner| {
             (owner.uid, owner.lifetime.as_str(), owner.client.as_ref().map(ToString::to_string))
         });
-        let mut mounts: Vec<String> = found.mount_points.iter().filter_map(place).collect();
+        let mut mounts: Vec<String> = found.mount_points.iter().filter_map(directory).collect();
         mounts.sort_unstable();
         Self {
             is_target: found.id == target.id,
@@ -269,14 +269,14 @@ impl Scene {
             }
             harness.quiesce().await;
             harness.machine.unwatch();
-            self.look(harness, clients, &files, target).await
+            self.scan(harness, clients, &files, target).await
         });
         let play = noted.lock().unwrap().take().expect("the first daemon got so far");
         let died = seen.is_none();
         let seen = seen.unwrap_or_else(|| {
             let next = world.live(async |harness, clients| {
                 harness.quiesce().await;
-                self.look(harness, clients, &files, play.target).await
+                self.scan(harness, clients, &files, play.target).await
             });
             next.expect("the second daemon lives")
         });
@@ -319,7 +319,7 @@ impl Scene {
     }
 
     /// What is there at the end; then everything must go.
-    async fn look(
+    async fn scan(
         &self,
         harness: &Harness,
         clients: &[Client],

@@ -200,10 +200,10 @@ impl Quota {
                     _ => {}
                 }
             }
-            (Action::Mount, Reply::Mounted(place))
+            (Action::Mount, Reply::Mounted(directory))
                 if is_alone(&self.unmounts, &begun.unmounts, target.number) =>
             {
-                self.promises.push(Promise::Mounted(target, place.clone()));
+                self.promises.push(Promise::Mounted(target, directory.clone()));
             }
             _ => {}
         }
@@ -214,7 +214,7 @@ impl Quota {
         self.promises.iter().try_for_each(|promise| match promise {
             Promise::Stays(target) => guarantees::stays(harness, *target),
             Promise::StaysWith(target, client) => stays_with(harness, *target, client),
-            Promise::Mounted(target, place) => guarantees::is_mounted(harness, *target, place),
+            Promise::Mounted(target, directory) => guarantees::is_mounted(harness, *target, directory),
         })
     }
 }

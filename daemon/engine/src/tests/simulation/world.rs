@@ -80,17 +80,17 @@ impl Harness {
         let ours: BTreeMap<DiskSequence, _> =
             list.iter().filter_map(|found| Some((found.id, (found, found.ownership.as_ref()?)))).collect();
         let written: BTreeMap<DiskSequence, _> =
-            files.kept().into_iter().map(|kept| (kept.id, kept)).collect();
+            files.saved().into_iter().map(|saved| (saved.id, saved)).collect();
         assert_eq!(
             written.keys().collect::<Vec<_>>(),
             ours.keys().collect::<Vec<_>>(),
             "what is written and what is listed"
         );
         for (id, (found, ownership)) in &ours {
-            let kept = &written[id];
+            let saved = &written[id];
             let phase = if found.state == State::Attached { Phase::Attached } else { Phase::Detaching };
             assert_eq!(
-                (&kept.ownership, kept.phase, kept.disk_sequence, kept.next_file),
+                (&saved.ownership, saved.phase, saved.disk_sequence, saved.next_file),
                 (*ownership, phase, found.device.disk_sequence, None),
                 "what is written of {id}"
             );
@@ -130,13 +130,9 @@ impl Harness {
         for ownership in self.engine.list().iter().filter_map(|found| found.ownership.as_ref()) {
             *expected.entry(ownership.uid).or_insert(0) += 1;
         }
-        assert_eq!(self.engine.attachments_of_a_uid.counted(), expected, "attachments of each uid");
+        assert_eq!(self.engine.attachment_quota.counted(), expected, "attachments of each uid");
         let folders = self.mounts.folders().len();
-        assert_eq!(
-            self.engine.mounts_of_a_uid.counted().values().sum::<usize>(),
-            folders,
-            "mounts of each uid"
-        );
+        assert_eq!(self.engine.mount_quota.counted().values().sum::<usize>(), folders, "mounts of each uid");
     }
 
     /// Everyone goes and everything is closed, unmounted and detached: nothing is left.
@@ -160,7 +156,7 @@ impl Harness {
         self.agree_on_everything(files, false);
         assert_eq!(self.machine.bound(), [], "devices are left");
         assert_eq!(self.mounts.folders(), Vec::<std::path::PathBuf>::new(), "folders are left");
-        assert!(self.engine.file_locks.are_free() && self.engine.looks.are_free(), "locks are left");
+        assert!(self.engine.file_locks.are_free() && self.engine.status_locks.are_free(), "locks are left");
     }
 }
 

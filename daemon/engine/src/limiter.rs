@@ -1,59 +1,27 @@
-//! Who may do something now, and who waits: one at a time for the same thing, and not too many at once.
+//! Limits on how much runs at the same time.
 
 use std::collections::HashMap;
-use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::is_root;
+use crate::ownership::is_root;
 
 /// How many devices are looked at at the same time.
 const AT_ONCE: usize = 32;
+
 /// Things done at once in the background for one uid.
 const OF_A_UID: usize = 8;
+
 /// Those for all users other than root.
 const OF_ALL_USERS: usize = 128;
+
 /// Those for root, and for devices that nobody is known to own.
 const OF_NO_USER: usize = 64;
+
 /// What takes longer hangs, and keeps nobody else waiting.
 const TURN: Duration = Duration::from_secs(1);
-
-type Lock = tokio::sync::Mutex<()>;
-
-/// One at a time for each key; a key that nobody has costs nothing.
-#[derive(Debug)]
-pub struct KeyedMutex<Key> {
-    locks: Mutex<HashMap<Key, Weak<Lock>>>,
-}
-
-impl<Key> Default for KeyedMutex<Key> {
-    fn default() -> Self {
-        Self { locks: Mutex::default() }
-    }
-}
-
-impl<Key: Eq + Hash> KeyedMutex<Key> {
-    /// Waits until nobody else has this key; dropping the guard gives it back.
-    pub async fn lock(&self, key: Key) -> OwnedMutexGuard<()> {
-        let lock = {
-            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
-            locks.retain(|_, lock| lock.strong_count() > 0);
-            let lock = locks.get(&key).and_then(Weak::upgrade).unwrap_or_default();
-            locks.insert(key, Arc::downgrade(&lock));
-            lock
-        };
-        lock.lock_owned().await
-    }
-
-    /// Whether nobody has or waits for any key.
-    #[cfg(test)]
-    pub fn are_free(&self) -> bool {
-        let locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
-        locks.values().all(|lock| lock.strong_count() == 0)
-    }
-}
 
 /// Bounds how much is done at once, so that a look at all devices is no storm.
 #[derive(Debug)]
@@ -85,10 +53,10 @@ pub(super) struct Background {
     of_users: Arc<Semaphore>,
 }
 
-/// Leave to do one thing in the background. To be asked for before any lock that others in the background
+/// BackgroundPermit to do one thing in the background. To be asked for before any lock that others in the background
 /// wait for.
 #[derive(Debug)]
-pub(super) struct Leave {
+pub(super) struct BackgroundPermit {
     _of_all: Option<OwnedSemaphorePermit>,
     _own: Option<OwnedSemaphorePermit>,
     _of_each: Arc<Semaphore>,
@@ -102,7 +70,7 @@ impl Default for Background {
 
 impl Background {
     /// Waits until this uid may do one more thing.
-    pub async fn take(&self, uid: Option<u32>) -> Leave {
+    pub async fn take(&self, uid: Option<u32>) -> BackgroundPermit {
         let is_user = uid.is_some_and(|uid| !is_root(uid));
         let of_each = {
             let mut all = self.of_each.lock().unwrap_or_else(PoisonError::into_inner);
@@ -114,24 +82,13 @@ impl Background {
         };
         let own = Arc::clone(&of_each).acquire_owned().await.ok();
         let of_all = if is_user { Arc::clone(&self.of_users).acquire_owned().await.ok() } else { None };
-        Leave { _of_all: of_all, _own: own, _of_each: of_each }
+        BackgroundPermit { _of_all: of_all, _own: own, _of_each: of_each }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[tokio::test]
-    async fn locks_go_with_their_users() {
-        let locks = KeyedMutex::default();
-        let first = locks.lock(1).await;
-        let _other = locks.lock(2).await;
-        assert!(tokio::time::timeout(Duration::from_millis(1), locks.lock(1)).await.is_err());
-        drop(first);
-        let _again = locks.lock(1).await;
-        assert_eq!(locks.locks.lock().unwrap().len(), 2);
-    }
 
     #[tokio::test(start_paused = true)]
     async fn what_hangs_in_the_background_leaves_some_to_others() {

@@ -1,171 +1,17 @@
-//! One attachment: its device, whom it belongs to, and where it stands.
+//! An attachment as the engine keeps it.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::path::PathBuf;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use loopd_common::{Lifetime, State};
 use tokio::sync::Notify;
 
-use super::attach::microseconds_now;
-use super::quota::Permit;
+use crate::client::ClientId;
 use crate::kernel::{Device, DiskSequence, FileSystem, Kernel, Partition, ProbeResult};
 use crate::mount_table::MountTable;
-
-/// A client: the unique name of its bus connection.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct ClientId(pub String);
-
-impl std::fmt::Display for ClientId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// What makes an attachment ours.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ownership {
-    /// The uid that attached it.
-    pub uid: u32,
-    /// The connection that it is bound to.
-    pub client: Option<ClientId>,
-    /// When it ends.
-    pub lifetime: Lifetime,
-    /// When it was attached: microseconds of `CLOCK_REALTIME`.
-    pub since: u64,
-    /// Whether one that ends with its last mount has been mounted.
-    pub mounted: bool,
-    /// When it ends although it has not been mounted, its client being gone: as `since`.
-    pub grace_ends: Option<u64>,
-}
-
-impl Ownership {
-    /// Of one that has just been attached by this uid.
-    #[must_use]
-    pub fn new(uid: u32, client: Option<ClientId>, lifetime: Lifetime) -> Self {
-        Self { uid, client, lifetime, since: microseconds_now(), mounted: false, grace_ends: None }
-    }
-}
-
-/// What the world may know of a partition.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PartitionSnapshot {
-    /// Its node, and its entry in the table.
-    pub partition: Partition,
-    /// What udev found on it.
-    pub file_system: FileSystem,
-    /// Where it is mounted.
-    pub mount_points: Vec<PathBuf>,
-}
-
-/// What the world may know of an attachment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Snapshot {
-    /// The disk sequence of the attach: what its object is named by.
-    pub id: DiskSequence,
-    /// The device.
-    pub device: Device,
-    /// `None` where loopd did not attach it.
-    pub ownership: Option<Ownership>,
-    /// Where it stands.
-    pub state: State,
-    /// What udev found on the whole device.
-    pub file_system: FileSystem,
-    /// Where the whole device is mounted.
-    pub mount_points: Vec<PathBuf>,
-    /// Its partitions, by number.
-    pub partitions: Vec<PartitionSnapshot>,
-}
-
-/// What is different of an attachment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Changes {
-    /// What its object is named by.
-    pub id: DiskSequence,
-    /// N of `/dev/loopN`.
-    pub number: u32,
-    /// The attachment without its partitions, if it is different itself.
-    pub attachment: Option<Snapshot>,
-    /// The partitions that are new or different.
-    pub partitions: Vec<PartitionSnapshot>,
-    /// The numbers of the partitions that are gone.
-    pub gone: Vec<u32>,
-}
-
-impl Changes {
-    /// What became of an attachment; `None` if it looks the same.
-    pub(super) fn between(before: &Snapshot, mut after: Snapshot) -> Option<Self> {
-        let by_number = |snapshot: &PartitionSnapshot| snapshot.partition.node.number;
-        let (now, known) = (std::mem::take(&mut after.partitions), &before.partitions);
-        let numbers: BTreeSet<u32> = now.iter().map(by_number).collect();
-        let known_as: BTreeMap<u32, &PartitionSnapshot> =
-            known.iter().map(|snapshot| (by_number(snapshot), snapshot)).collect();
-        let changes = Self {
-            id: after.id,
-            number: after.device.number,
-            partitions: now
-                .into_iter()
-                .filter(|snapshot| known_as.get(&by_number(snapshot)).is_none_or(|known| *known != snapshot))
-                .collect(),
-            gone: known_as.into_keys().filter(|number| !numbers.contains(number)).collect(),
-            attachment: Some(after).filter(|after| !after.is_same_apart_from_partitions(before)),
-        };
-        (!changes.is_empty()).then_some(changes)
-    }
-
-    fn is_empty(&self) -> bool {
-        self.attachment.is_none() && self.partitions.is_empty() && self.gone.is_empty()
-    }
-}
-
-impl Snapshot {
-    /// The uid that it belongs to.
-    pub(super) fn owner(&self) -> Option<u32> {
-        self.ownership.as_ref().map(|ownership| ownership.uid)
-    }
-
-    fn is_same_apart_from_partitions(&self, other: &Self) -> bool {
-        let Self { id, device, ownership, state, file_system, mount_points, partitions: _ } = self;
-        (*id, device, ownership, *state) == (other.id, &other.device, &other.ownership, other.state)
-            && (file_system, mount_points) == (&other.file_system, &other.mount_points)
-    }
-}
-
-#[cfg(test)]
-thread_local! {
-    static SHOWN: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
-}
-
-/// How many snapshots of partitions were made, to be shown or compared, on this thread.
-#[cfg(test)]
-pub(super) fn partitions_shown() -> usize {
-    SHOWN.get()
-}
-
-#[cfg(test)]
-impl Snapshot {
-    /// Takes what is different.
-    pub(super) fn apply(&mut self, changes: Changes) {
-        if let Some(attachment) = changes.attachment {
-            let partitions = std::mem::take(&mut self.partitions);
-            *self = Self { partitions, ..attachment };
-        }
-        let number = |snapshot: &PartitionSnapshot| snapshot.partition.node.number;
-        let replaced = |known: &PartitionSnapshot| {
-            changes.gone.contains(&number(known))
-                || changes.partitions.iter().any(|new| number(new) == number(known))
-        };
-        self.partitions.retain(|known| !replaced(known));
-        self.partitions.extend(changes.partitions);
-        self.partitions.sort_unstable_by_key(number);
-    }
-
-    /// Of a device that nothing else is known of.
-    pub(super) fn of_device(device: Device) -> Self {
-        Record::<crate::simulated::Simulated>::foreign(device, FileSystem::default())
-            .snapshot(DiskSequence(1), &MountTable::default())
-    }
-}
+use crate::ownership::Ownership;
+use crate::quota::Permit;
+use crate::snapshot::{PartitionSnapshot, Snapshot};
 
 /// A partition as the engine keeps it.
 pub(super) struct PartitionRecord {
@@ -219,6 +65,17 @@ pub(super) enum Stage {
     },
     /// It is on the bus.
     Published,
+}
+
+#[cfg(test)]
+thread_local! {
+    static SHOWN: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// How many snapshots of partitions were made, to be shown or compared, on this thread.
+#[cfg(test)]
+pub(super) fn partitions_shown() -> usize {
+    SHOWN.get()
 }
 
 /// An attachment as the engine keeps it.
@@ -387,5 +244,36 @@ impl<K: Kernel> Record<K> {
             ownership.lifetime == Lifetime::Client && ownership.client.as_ref() == client
         };
         self.is_published() && self.state == State::Attached && self.ownership.as_ref().is_some_and(ended)
+    }
+
+    /// Takes notice of where it is mounted; says whether it has just ended with its last mount.
+    pub fn note_mounts(&mut self, mounts: &MountTable) -> bool {
+        let is_mounted = self.is_mounted(mounts);
+        let is_attached = self.state == State::Attached;
+        let Some(ownership) = self.ownership.as_mut().filter(|owner| owner.lifetime == Lifetime::Mount)
+        else {
+            return false;
+        };
+        if is_mounted {
+            ownership.mounted = true;
+            ownership.grace_ends = None;
+            ownership.client = None;
+        }
+        is_attached && ownership.mounted && !is_mounted
+    }
+
+    fn is_mounted(&self, mounts: &MountTable) -> bool {
+        let partitions = self.partitions.values().map(|record| record.partition.node.device_number);
+        std::iter::once(self.device.device_number)
+            .chain(partitions)
+            .any(|device| !mounts.of(device).is_empty())
+    }
+
+    /// Whether it waits for its first mount with this client.
+    pub(super) fn awaits_mount_with(&self, client: &ClientId) -> bool {
+        let waits = self.ownership.as_ref().is_some_and(|owner| {
+            owner.lifetime == Lifetime::Mount && !owner.mounted && owner.client.as_ref() == Some(client)
+        });
+        waits && self.is_published() && self.state == State::Attached
     }
 }

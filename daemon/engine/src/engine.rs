@@ -1,0 +1,255 @@
+//! The attachments of this machine: what is known of them, and how it is changed and published.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use loopd_common::Error;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::client::ClientId;
+use crate::event::Event;
+use crate::kernel::{DiskSequence, FileFacts, FileIdentity, Kernel, ProbeResult};
+use crate::keyed_mutex::KeyedMutex;
+use crate::limiter::Background;
+use crate::mount_directories::MountDirectories;
+use crate::mount_table::MountTable;
+use crate::mounter::Mounter;
+use crate::pacing::Pacing;
+use crate::quota::{Permit, Quota};
+use crate::record::Record;
+use crate::saved::{SavedAttachment, Store};
+use crate::scan_queue::ScanQueue;
+use crate::settings::Settings;
+use crate::snapshot::Snapshot;
+use crate::state_writer::StateWriter;
+
+/// The attachments of this machine.
+pub struct Engine<K: Kernel> {
+    pub(super) kernel: Arc<K>,
+    settings: Mutex<Settings>,
+    state: Mutex<Attachments<K>>,
+    events: mpsc::UnboundedSender<Event>,
+    pub(super) attachment_quota: Quota,
+    pub(super) partition_quota: Quota,
+    pub(super) mount_quota: Quota,
+    pub(super) mounter: Box<dyn Mounter>,
+    pub(super) mount_directories: MountDirectories,
+    /// Whether calls are given up.
+    pub(super) ending: watch::Sender<bool>,
+    /// One attach of a file at a time, among those that mind the others.
+    pub(super) file_locks: KeyedMutex<FileIdentity>,
+    /// One mount of a file at a time: see [`Kernel::claim_overlapping`].
+    pub(super) mount_locks: KeyedMutex<FileIdentity>,
+    /// One look at a number at a time: it may hang.
+    pub(super) status_locks: KeyedMutex<u32>,
+    pub(super) scans: ScanQueue,
+    pub(super) background: Background,
+    pub(super) pacing: Pacing,
+    pub(super) state_writer: StateWriter,
+    /// What could not be taken up at the start, by number.
+    pub(super) pending: Mutex<HashMap<u32, Pending>>,
+}
+
+/// The state behind the engine's lock.
+pub(super) struct Attachments<K: Kernel> {
+    /// In the order of the attaches, so that what happens to several of them has an order too.
+    pub(super) records: BTreeMap<DiskSequence, Record<K>>,
+    /// The attachment that a number stands for now.
+    pub(super) by_number: HashMap<u32, DiskSequence>,
+    /// What udev last processed of each device and partition: its event may come before the record
+    /// is made.
+    pub(super) processed: HashMap<(u32, Option<u32>), (DiskSequence, ProbeResult)>,
+    pub(super) mounts: MountTable,
+    /// The clients that something may end with: each end of any other is over with one look.
+    pub(super) clients: HashSet<ClientId>,
+}
+
+/// An attachment of an earlier daemon whose device could not be looked at.
+pub(super) struct Pending {
+    pub(super) saved: SavedAttachment,
+    /// Counts against its owner's limit.
+    pub(super) permit: Permit,
+}
+
+impl<K: Kernel> Engine<K> {
+    /// An engine that knows of no attachment yet, and the events that it will tell.
+    pub fn new(
+        kernel: K,
+        settings: Settings,
+        store: Box<dyn Store>,
+        mounter: Box<dyn Mounter>,
+    ) -> (Arc<Self>, mpsc::UnboundedReceiver<Event>) {
+        let (events, receiver) = mpsc::unbounded_channel();
+        let engine = Self {
+            kernel: Arc::new(kernel),
+            attachment_quota: Quota::new(
+                "attachments",
+                "detach one that is not needed",
+                settings.attachments,
+            ),
+            partition_quota: Quota::new(
+                "partitions",
+                "detach an image that is not needed, or attach without partitions (partition-scan=false)",
+                settings.partitions,
+            ),
+            mount_quota: Quota::new("file systems mounted", "unmount one", settings.mounts),
+            mounter,
+            mount_directories: MountDirectories::default(),
+            ending: watch::Sender::new(false),
+            settings: Mutex::new(settings),
+            file_locks: KeyedMutex::default(),
+            mount_locks: KeyedMutex::default(),
+            status_locks: KeyedMutex::default(),
+            scans: ScanQueue::default(),
+            background: Background::default(),
+            pacing: Pacing::default(),
+            state: Mutex::new(Attachments {
+                records: BTreeMap::new(),
+                by_number: HashMap::new(),
+                processed: HashMap::new(),
+                mounts: MountTable::default(),
+                clients: HashSet::new(),
+            }),
+            events,
+            state_writer: StateWriter::new(store),
+            pending: Mutex::default(),
+        };
+        (Arc::new(engine), receiver)
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, Attachments<K>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The times and bounds that hold now.
+    pub fn settings(&self) -> Settings {
+        self.settings.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Has other times and bounds hold for what is asked from now on.
+    pub fn configure(&self, settings: Settings) {
+        self.attachment_quota.set_limits(settings.attachments);
+        self.partition_quota.set_limits(settings.partitions);
+        self.mount_quota.set_limits(settings.mounts);
+        *self.settings.lock().unwrap_or_else(PoisonError::into_inner) = settings;
+    }
+
+    pub(super) fn emit(&self, event: Event) {
+        self.state_writer.follow(&event);
+        // There is nobody to tell once the daemon stops.
+        let _nobody_listens = self.events.send(event);
+    }
+
+    /// Resolves when no attachment is ours, not even one that is being detached, and no mount point.
+    pub async fn nothing_attached(&self) {
+        loop {
+            self.mount_quota.empty().await;
+            self.attachment_quota.empty().await;
+            if self.mount_quota.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// Resolves when every event so far was handled by whoever receives them.
+    pub async fn flush_events(&self) {
+        let (done, handled) = oneshot::channel();
+        self.emit(Event::Checkpoint(done));
+        let _daemon_stops = handled.await;
+    }
+
+    /// ScanQueue at a file. See [`Kernel::examine`].
+    ///
+    /// # Errors
+    /// `InvalidBackingFile`.
+    pub async fn examine(&self, file: &K::File) -> Result<FileFacts, Error> {
+        self.kernel.examine(file).await
+    }
+
+    /// A number that nothing is attached to. See [`Kernel::free_number`].
+    ///
+    /// # Errors
+    /// `NoFreeDevice`.
+    pub async fn free_number(&self) -> Result<u32, Error> {
+        self.kernel.free_number().await
+    }
+
+    /// Removes a device that nothing is attached to. See [`Kernel::remove_device`].
+    ///
+    /// # Errors
+    /// `NotFound`, `Busy`.
+    pub async fn remove_device(&self, number: u32) -> Result<(), Error> {
+        self.kernel.remove_device(number).await
+    }
+
+    /// Every attachment that the world was told of, by number.
+    #[must_use]
+    pub fn list(&self) -> Vec<Snapshot> {
+        self.listed(Record::snapshot)
+    }
+
+    /// The same, without their partitions.
+    #[must_use]
+    pub fn outlines(&self) -> Vec<Snapshot> {
+        self.listed(Record::outline)
+    }
+
+    fn listed(&self, show: impl Fn(&Record<K>, DiskSequence, &MountTable) -> Snapshot) -> Vec<Snapshot> {
+        let state = self.state();
+        let mut list: Vec<Snapshot> = state
+            .records
+            .iter()
+            .filter(|(_, record)| record.is_published())
+            .map(|(id, record)| show(record, *id, &state.mounts))
+            .collect();
+        drop(state);
+        list.sort_unstable_by_key(|snapshot| snapshot.device.number);
+        list
+    }
+
+    /// The attachment with this identity.
+    #[must_use]
+    pub fn find(&self, id: DiskSequence) -> Option<Snapshot> {
+        let state = self.state();
+        let record = state.records.get(&id).filter(|record| record.is_published())?;
+        Some(record.snapshot(id, &state.mounts))
+    }
+
+    /// The same, without its partitions.
+    #[must_use]
+    pub fn outline(&self, id: DiskSequence) -> Option<Snapshot> {
+        let state = self.state();
+        let record = state.records.get(&id).filter(|record| record.is_published())?;
+        Some(record.outline(id, &state.mounts))
+    }
+}
+
+impl<K: Kernel> Attachments<K> {
+    pub(super) fn insert(&mut self, record: Record<K>) -> DiskSequence {
+        let id = record.device.disk_sequence;
+        self.clients.extend(record.client().cloned());
+        self.by_number.insert(record.device.number, id);
+        self.records.insert(id, record);
+        id
+    }
+
+    /// What udev said of a device or partition of this attach.
+    pub(super) fn seen(
+        &self,
+        number: u32,
+        partition: Option<u32>,
+        sequence: DiskSequence,
+    ) -> Option<&ProbeResult> {
+        let seen = self.processed.get(&(number, partition));
+        seen.filter(|(seen, _)| *seen == sequence).map(|(_, found)| found)
+    }
+
+    pub(super) fn remove(&mut self, id: DiskSequence) -> Option<Record<K>> {
+        let record = self.records.remove(&id)?;
+        if self.by_number.get(&record.device.number) == Some(&id) {
+            self.by_number.remove(&record.device.number);
+        }
+        record.changed.notify_waiters();
+        Some(record)
+    }
+}

@@ -1,0 +1,60 @@
+//! One lock for each key.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use tokio::sync::OwnedMutexGuard;
+
+type Lock = tokio::sync::Mutex<()>;
+
+/// One at a time for each key; a key that nobody has costs nothing.
+#[derive(Debug)]
+pub struct KeyedMutex<Key> {
+    locks: Mutex<HashMap<Key, Weak<Lock>>>,
+}
+
+impl<Key> Default for KeyedMutex<Key> {
+    fn default() -> Self {
+        Self { locks: Mutex::default() }
+    }
+}
+
+impl<Key: Eq + Hash> KeyedMutex<Key> {
+    /// Waits until nobody else has this key; dropping the guard gives it back.
+    pub async fn lock(&self, key: Key) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+            locks.retain(|_, lock| lock.strong_count() > 0);
+            let lock = locks.get(&key).and_then(Weak::upgrade).unwrap_or_default();
+            locks.insert(key, Arc::downgrade(&lock));
+            lock
+        };
+        lock.lock_owned().await
+    }
+
+    /// Whether nobody has or waits for any key.
+    #[cfg(test)]
+    pub fn are_free(&self) -> bool {
+        let locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        locks.values().all(|lock| lock.strong_count() == 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn locks_go_with_their_users() {
+        let locks = KeyedMutex::default();
+        let first = locks.lock(1).await;
+        let _other = locks.lock(2).await;
+        assert!(tokio::time::timeout(Duration::from_millis(1), locks.lock(1)).await.is_err());
+        drop(first);
+        let _again = locks.lock(1).await;
+        assert_eq!(locks.locks.lock().unwrap().len(), 2);
+    }
+}

@@ -1,0 +1,146 @@
+//! Directories to mount on: made for a mount, and removed when nothing is mounted on them any more, whoever
+//! unmounted it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use loopd_common::{Error, ErrorKind};
+use tracing::{info, warn};
+
+use crate::engine::Engine;
+use crate::kernel::Kernel;
+use crate::mounter::Account;
+use crate::saved::MountDirectory;
+
+/// More than a user may have mounted of one name.
+const MOST_OF_A_NAME: u32 = 1000;
+
+/// How long each step of undoing a mount may take: whoever asked for it waits.
+const UNDO: Duration = Duration::from_secs(5);
+
+impl<K: Kernel> Engine<K> {
+    /// Makes a folder of this name, or of the first with a number behind it that is free.
+    pub(super) async fn create_mount_directory(
+        &self,
+        account: &Account,
+        name: &str,
+    ) -> Result<PathBuf, Error> {
+        let permit = self.mount_quota.acquire(account.uid)?;
+        for number in 0..MOST_OF_A_NAME {
+            let name = if number == 0 { name.to_owned() } else { format!("{name}{number}") };
+            let path = self.mounter.path(account, &name);
+            if self
+                .try_create(MountDirectory { path: path.clone(), uid: account.uid, announced: false })
+                .await?
+            {
+                if let Some(held) = self.mount_directories.lock().get_mut(&path) {
+                    held.permit = Some(permit);
+                }
+                return Ok(path);
+            }
+        }
+        let message = format!("{} has all folders for {name:?} in use; unmount one", account.name);
+        Err(Error::new(ErrorKind::LimitExceeded, message))
+    }
+
+    async fn try_create(&self, directory: MountDirectory) -> Result<bool, Error> {
+        if !self.mount_directories.hold(directory.clone(), None) {
+            return Ok(false);
+        }
+        // Whatever is written down as unfinished the next daemon undoes: nothing that others have made.
+        if self.mounter.is_there(directory.path.clone()).await {
+            self.mount_directories.lock().remove(&directory.path);
+            return Ok(false);
+        }
+        // Written before it is made: the daemon may die over it.
+        let made = match self.state_writer.write_mount_directory(&directory) {
+            Ok(()) => self.mounter.make(directory.path.clone(), directory.uid).await,
+            Err(error) => Err(error),
+        };
+        if !matches!(made, Ok(true)) {
+            self.forget_mount_directory(&directory.path);
+        }
+        made
+    }
+
+    fn forget_mount_directory(&self, path: &Path) {
+        self.state_writer.erase_mount_directory(path);
+        self.mount_directories.lock().remove(path);
+    }
+
+    /// Notes that the folder is what somebody is told of.
+    pub(super) fn announce_mount_directory(&self, path: &Path) -> Result<(), Error> {
+        let directory = self.mount_directories.lock().get_mut(path).map(|held| {
+            held.directory.announced = true;
+            held.directory.clone()
+        });
+        directory.map_or(Ok(()), |directory| self.state_writer.write_mount_directory(&directory))
+    }
+
+    /// Undoes what was done on and for a folder.
+    pub(super) async fn undo_mount(&self, path: &Path) {
+        self.mounter.undo(path.to_owned(), UNDO.min(self.settings().wait_for_mount)).await;
+        self.remove_mount_directory(path).await;
+    }
+
+    async fn remove_mount_directory(&self, path: &Path) {
+        if let Err(error) = self.mounter.remove(path.to_owned()).await {
+            warn!("a mount point stays behind: {error}");
+        }
+        self.forget_mount_directory(path);
+    }
+
+    /// Whether this folder was made for this user.
+    pub(super) fn was_mounted_for(&self, path: &Path, uid: u32) -> bool {
+        self.mount_directories.lock().get(path).is_some_and(|held| held.directory.uid == uid)
+    }
+
+    /// Removes the folders that nothing is mounted on any more.
+    pub(super) async fn remove_unused_directories(&self) {
+        let _alone = self.mount_directories.clearing.lock().await;
+        for path in self.unused_directories() {
+            self.remove_mount_directory(&path).await;
+        }
+    }
+
+    pub(super) fn spawn_directory_removal(self: &Arc<Self>) {
+        if !self.unused_directories().is_empty() {
+            let engine = Arc::clone(self);
+            tokio::spawn(async move { engine.remove_unused_directories().await });
+        }
+    }
+
+    fn unused_directories(&self) -> Vec<PathBuf> {
+        let state = self.state();
+        let is_over = |directory: &MountDirectory| directory.announced && !state.mounts.has(&directory.path);
+        let mount_directories = self.mount_directories.lock();
+        mount_directories
+            .values()
+            .filter(|held| is_over(&held.directory))
+            .map(|held| held.directory.path.clone())
+            .collect()
+    }
+
+    /// Takes up the folders that an earlier daemon has made; gives those that nobody was told of.
+    pub(super) fn adopt_mount_directories(&self) -> Vec<PathBuf> {
+        let mut unfinished = Vec::new();
+        for directory in self.state_writer.read_mount_directories() {
+            let permit = self.mount_quota.adopt(directory.uid);
+            if !directory.announced {
+                unfinished.push(directory.path.clone());
+            }
+            self.mount_directories.hold(directory, Some(permit));
+        }
+        unfinished
+    }
+
+    /// Undoes mounts that nobody was told of.
+    pub(super) async fn undo_unfinished_mounts(&self, unfinished: Vec<PathBuf>) {
+        for path in unfinished {
+            info!(mount_point = %path.display(), "its mount was not finished: undone");
+            self.undo_mount(&path).await;
+        }
+        self.remove_unused_directories().await;
+    }
+}

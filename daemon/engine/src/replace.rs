@@ -1,0 +1,78 @@
+//! Replacing the backing file of a read-only device.
+
+use std::sync::Arc;
+
+use loopd_common::Error;
+use tracing::warn;
+
+use crate::engine::Engine;
+use crate::kernel::{Device, DiskSequence, FileIdentity, Kernel};
+use crate::operation::{audit, gone};
+use crate::snapshot::Snapshot;
+
+impl<K: Kernel> Engine<K> {
+    /// Shows another file of the same size on a read-only device, for the user with this uid.
+    ///
+    /// # Errors
+    /// `NotFound`, `InvalidBackingFile`, `NotSupported`, `Kernel`; `Busy` if the new file is mounted through
+    /// another device that can be written to. The file is the one before then.
+    pub async fn replace_backing_file(
+        self: &Arc<Self>,
+        id: DiskSequence,
+        file: K::File,
+        uid: u32,
+    ) -> Result<(), Error> {
+        let _alone = self.lock_device(id).await?;
+        let attachment = self.find(id).ok_or_else(|| gone(id))?;
+        let (number, sequence) = (attachment.device.number, attachment.device.disk_sequence);
+        let shown_next = self.kernel.examine(&file).await?.identity;
+        let _alone_with_file = self.mount_locks.lock(shown_next).await;
+        let _claims = self.claim_users_of(shown_next, &attachment).await?;
+        // Where we die meanwhile the next daemon knows the device by that.
+        self.state_writer.expect_file(id, Some(shown_next))?;
+        // The kernel's new sequence is seen before we are told it.
+        self.update(id, |record| record.replacing = true);
+        let owner = attachment.ownership.as_ref().map_or(0, |ownership| ownership.uid);
+        let untrusted = owner != 0 || uid != 0;
+        let replaced = self.kernel.replace(number, sequence, file, untrusted).await;
+        let device = replaced.as_ref().ok().and_then(Option::as_ref).cloned();
+        self.take_replaced(id, device);
+        if let Err(error) = self.state_writer.expect_file(id, None) {
+            warn!(device = attachment.device.node(), disk_sequence = id.0, "{error}");
+        }
+        if self.reap_if_gone(id) || replaced?.is_none() {
+            return Err(gone(id));
+        }
+        if let Some(replaced) = self.find(id) {
+            audit("backing file replaced", &replaced);
+        }
+        self.partitions_may_have_changed(id).await
+    }
+
+    /// A file system that is mounted here would show what another mount of the new file changes under it.
+    async fn claim_users_of(
+        self: &Arc<Self>,
+        file: FileIdentity,
+        attachment: &Snapshot,
+    ) -> Result<K::Claims, Error> {
+        let (device, inode) = (file.device, file.inode);
+        let next = Device { backing_device: device, backing_inode: inode, ..attachment.device.clone() };
+        let asked = format!("cannot replace the backing file of {}", next.node());
+        self.claim_others(&next, 0..next.size, asked).await
+    }
+
+    /// Ends a replacement; with the device as it is then, where it succeeded.
+    fn take_replaced(&self, id: DiskSequence, device: Option<Device>) {
+        let found = device
+            .as_ref()
+            .and_then(|device| self.state().seen(device.number, None, device.disk_sequence).cloned());
+        self.update(id, |record| {
+            record.replacing = false;
+            let Some(device) = device else { return };
+            record.device = device;
+            record.processed = found.is_some();
+            record.file_system = found.unwrap_or_default().file_system;
+            record.partitions.clear();
+        });
+    }
+}

@@ -1,0 +1,151 @@
+//! What clients can see of an attachment, and how it changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use loopd_common::State;
+
+use crate::kernel::{Device, DiskSequence, FileSystem, Partition};
+use crate::ownership::{Ownership, is_root};
+
+/// What the world may know of a partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartitionSnapshot {
+    /// Its node, and its entry in the table.
+    pub partition: Partition,
+    /// What udev found on it.
+    pub file_system: FileSystem,
+    /// Where it is mounted.
+    pub mount_points: Vec<PathBuf>,
+}
+
+/// What the world may know of an attachment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The disk sequence of the attach: what its object is named by.
+    pub id: DiskSequence,
+    /// The device.
+    pub device: Device,
+    /// `None` where loopd did not attach it.
+    pub ownership: Option<Ownership>,
+    /// Where it stands.
+    pub state: State,
+    /// What udev found on the whole device.
+    pub file_system: FileSystem,
+    /// Where the whole device is mounted.
+    pub mount_points: Vec<PathBuf>,
+    /// Its partitions, by number.
+    pub partitions: Vec<PartitionSnapshot>,
+}
+
+/// What is different of an attachment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changes {
+    /// What its object is named by.
+    pub id: DiskSequence,
+    /// N of `/dev/loopN`.
+    pub number: u32,
+    /// The attachment without its partitions, if it is different itself.
+    pub attachment: Option<Snapshot>,
+    /// The partitions that are new or different.
+    pub partitions: Vec<PartitionSnapshot>,
+    /// The numbers of the partitions that are gone.
+    pub gone: Vec<u32>,
+}
+
+impl Changes {
+    /// What became of an attachment; `None` if it looks the same.
+    pub(super) fn between(before: &Snapshot, mut after: Snapshot) -> Option<Self> {
+        let by_number = |snapshot: &PartitionSnapshot| snapshot.partition.node.number;
+        let (now, known) = (std::mem::take(&mut after.partitions), &before.partitions);
+        let numbers: BTreeSet<u32> = now.iter().map(by_number).collect();
+        let known_as: BTreeMap<u32, &PartitionSnapshot> =
+            known.iter().map(|snapshot| (by_number(snapshot), snapshot)).collect();
+        let changes = Self {
+            id: after.id,
+            number: after.device.number,
+            partitions: now
+                .into_iter()
+                .filter(|snapshot| known_as.get(&by_number(snapshot)).is_none_or(|known| *known != snapshot))
+                .collect(),
+            gone: known_as.into_keys().filter(|number| !numbers.contains(number)).collect(),
+            attachment: Some(after).filter(|after| !after.is_same_apart_from_partitions(before)),
+        };
+        (!changes.is_empty()).then_some(changes)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.attachment.is_none() && self.partitions.is_empty() && self.gone.is_empty()
+    }
+}
+
+impl Snapshot {
+    /// The uid that it belongs to.
+    pub(super) fn owner(&self) -> Option<u32> {
+        self.ownership.as_ref().map(|ownership| ownership.uid)
+    }
+
+    fn is_same_apart_from_partitions(&self, other: &Self) -> bool {
+        let Self { id, device, ownership, state, file_system, mount_points, partitions: _ } = self;
+        (*id, device, ownership, *state) == (other.id, &other.device, &other.ownership, other.state)
+            && (file_system, mount_points) == (&other.file_system, &other.mount_points)
+    }
+}
+
+impl Snapshot {
+    /// Whether this user attached it. What loopd did not attach belongs to nobody.
+    #[must_use]
+    pub fn is_owned_by(&self, uid: u32) -> bool {
+        self.ownership.as_ref().is_some_and(|ownership| ownership.uid == uid)
+    }
+
+    /// Whether this user may change it without being asked: its owner, or root.
+    #[must_use]
+    pub fn may_be_changed_by(&self, uid: u32) -> bool {
+        is_root(uid) || self.is_owned_by(uid)
+    }
+}
+
+#[cfg(test)]
+impl Snapshot {
+    /// Takes what is different.
+    pub(super) fn apply(&mut self, changes: Changes) {
+        if let Some(attachment) = changes.attachment {
+            let partitions = std::mem::take(&mut self.partitions);
+            *self = Self { partitions, ..attachment };
+        }
+        let number = |snapshot: &PartitionSnapshot| snapshot.partition.node.number;
+        let replaced = |known: &PartitionSnapshot| {
+            changes.gone.contains(&number(known))
+                || changes.partitions.iter().any(|new| number(new) == number(known))
+        };
+        self.partitions.retain(|known| !replaced(known));
+        self.partitions.extend(changes.partitions);
+        self.partitions.sort_unstable_by_key(number);
+    }
+
+    /// Of a device that nothing else is known of.
+    pub(super) fn of_device(device: Device) -> Self {
+        crate::record::Record::<crate::simulated::Simulated>::foreign(device, FileSystem::default())
+            .snapshot(DiskSequence(1), &crate::mount_table::MountTable::default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Ownership;
+    use crate::kernel::Device;
+    use loopd_common::Lifetime;
+
+    #[test]
+    fn an_attachment_is_its_owners_and_roots() {
+        let mut attachment = Snapshot::of_device(Device::default());
+        let changes = |attachment: &Snapshot| [0, 1000, 1001].map(|uid| attachment.may_be_changed_by(uid));
+        assert_eq!(changes(&attachment), [true, false, false], "a foreign device is root's to change");
+        assert!(!attachment.is_owned_by(0), "and nobody owns it");
+        attachment.ownership = Some(Ownership::new(1000, None, Lifetime::Persistent));
+        assert_eq!(changes(&attachment), [true, true, false]);
+        assert_eq!([0, 1000].map(|uid| attachment.is_owned_by(uid)), [false, true]);
+    }
+}

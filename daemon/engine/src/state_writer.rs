@@ -1,0 +1,128 @@
+//! Writes state files: what changed, and only that.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use loopd_common::Error;
+use tracing::warn;
+
+use crate::clock::microseconds_now;
+use crate::event::Event;
+use crate::kernel::{DiskSequence, FileIdentity};
+use crate::saved::{MountDirectory, SavedAttachment, Store};
+
+/// A device is about to be made. An attach that is never finished leaves it: the next daemon then finds
+/// the device by its mark.
+#[must_use]
+pub(super) struct Announcement {
+    mark: u64,
+}
+
+impl Announcement {
+    /// What the device is to be marked with.
+    pub fn mark(&self) -> u64 {
+        self.mark
+    }
+}
+
+/// Writes what has changed, and nothing else.
+pub(super) struct StateWriter {
+    pub(super) store: Box<dyn Store>,
+    written: Mutex<HashMap<DiskSequence, SavedAttachment>>,
+    last_mark: Mutex<u64>,
+}
+
+impl StateWriter {
+    pub fn new(store: Box<dyn Store>) -> Self {
+        Self { store, written: Mutex::default(), last_mark: Mutex::default() }
+    }
+
+    /// Notes that a device is about to be made.
+    pub fn announce(&self) -> Result<Announcement, Error> {
+        let mark = {
+            let mut last = self.last_mark.lock().unwrap_or_else(PoisonError::into_inner);
+            // No earlier daemon has used it: the clock has gone on since.
+            *last = microseconds_now().max(*last + 1);
+            *last
+        };
+        self.store.announce(mark)?;
+        Ok(Announcement { mark })
+    }
+
+    /// The attach that was announced has finished: its device is written down, or there is none.
+    pub fn retract(&self, announcement: Announcement) {
+        self.store.retract(announcement.mark);
+    }
+
+    pub(super) fn written(&self) -> MutexGuard<'_, HashMap<DiskSequence, SavedAttachment>> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn read(&self) -> Vec<SavedAttachment> {
+        let all = self.store.read();
+        *self.written() = all.iter().map(|saved| (saved.id, saved.clone())).collect();
+        all
+    }
+
+    pub(super) fn write(&self, saved: SavedAttachment) -> Result<(), Error> {
+        self.rewrite(saved.id, |_| Some(saved))
+    }
+
+    /// Writes what becomes of what was written; `None` leaves it.
+    fn rewrite(
+        &self,
+        id: DiskSequence,
+        change: impl FnOnce(Option<&SavedAttachment>) -> Option<SavedAttachment>,
+    ) -> Result<(), Error> {
+        let mut written = self.written();
+        let before = written.get(&id);
+        if let Some(now) = change(before).filter(|now| before != Some(now)) {
+            self.store.write(&now)?;
+            written.insert(id, now);
+        }
+        Ok(())
+    }
+
+    /// Before the world is told of something, it is written.
+    pub fn follow(&self, event: &Event) {
+        let snapshot = match event {
+            Event::Added(snapshot) => snapshot.as_ref(),
+            Event::Changed(changes) => match &changes.attachment {
+                Some(snapshot) => snapshot,
+                None => return,
+            },
+            Event::Removed(_) | Event::Checkpoint(_) => return,
+        };
+        if let Err(error) = self.rewrite(snapshot.id, |before| SavedAttachment::of(snapshot, before)) {
+            warn!(device = snapshot.device.node(), disk_sequence = snapshot.id.0, "{error}");
+        }
+    }
+
+    /// The attachment is about to show this file; `None` where it does, or never will.
+    pub fn expect_file(&self, id: DiskSequence, file: Option<FileIdentity>) -> Result<(), Error> {
+        self.rewrite(id, |before| Some(SavedAttachment { next_file: file, ..before?.clone() }))
+    }
+
+    /// A folder is about to be made, or somebody is about to be told of it.
+    pub fn write_mount_directory(&self, directory: &MountDirectory) -> Result<(), Error> {
+        self.store.write_mount_directory(directory)
+    }
+
+    /// A folder is gone.
+    pub fn erase_mount_directory(&self, path: &Path) {
+        self.store.erase_mount_directory(path);
+    }
+
+    /// The folders that an earlier daemon has made.
+    pub fn read_mount_directories(&self) -> Vec<MountDirectory> {
+        self.store.read_mount_directories()
+    }
+
+    /// The attachment is gone.
+    pub fn end(&self, id: DiskSequence) {
+        if self.written().remove(&id).is_some() {
+            self.store.erase(id);
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! What the superblock of a volume demands is checked before it is mounted.
+
+use loopd_common::{Error, ErrorKind, State};
+
+use crate::engine::Engine;
+use crate::kernel::{FileSystem, Kernel};
+use crate::mount_plan::Plan;
+use crate::snapshot::Snapshot;
+use crate::volume::VolumeState;
+
+impl<K: Kernel> Engine<K> {
+    /// The kernel would say no more than that it is read-only.
+    pub(super) async fn check_journal(
+        &self,
+        attachment: &Snapshot,
+        found: &VolumeState,
+        plan: &Plan,
+    ) -> Result<(), Error> {
+        let may_need_it = matches!(plan.kind.as_str(), "ext3" | "ext4");
+        if !may_need_it || plan.skips_journal || !attachment.device.read_only {
+            return Ok(());
+        }
+        let device = &attachment.device;
+        let offset = found.start + crate::ext_journal::SUPERBLOCK;
+        let bytes =
+            self.kernel.read(device.number, device.disk_sequence, offset, crate::ext_journal::LENGTH).await?;
+        if !crate::ext_journal::needs_replay(&bytes) {
+            return Ok(());
+        }
+        let shown = found.shown(attachment);
+        Err(Error::new(
+            ErrorKind::NotSupported,
+            format!(
+                "cannot mount {shown}: its journal has to be replayed first, and the device is read-only; attach it \
+                 writable, or mount a copy of the image that is thrown away, or see what is there \
+                 without the last changes (option noload)"
+            ),
+        ))
+    }
+
+    /// Refuses what its superblock makes a danger to others. Returns the options that name the other
+    /// devices of a btrfs over several.
+    pub(super) async fn check_superblock(
+        &self,
+        attachment: &Snapshot,
+        found: &VolumeState,
+        plan: &Plan,
+    ) -> Result<Vec<String>, Error> {
+        let device = &attachment.device;
+        let mut parts = Vec::new();
+        for (offset, length) in crate::superblock::extents(&plan.kind) {
+            let offset = found.start + offset;
+            parts.push(self.kernel.read(device.number, device.disk_sequence, offset, *length).await?);
+        }
+        let shown = found.shown(attachment);
+        if let Some(why) = crate::superblock::demand(&plan.kind, &parts, plan.skips_journal) {
+            return Err(Error::new(ErrorKind::NotSupported, format!("cannot mount {shown}: {why}")));
+        }
+        match parts.first().and_then(|part| crate::superblock::btrfs_uuid(part)) {
+            Some(uuid) if plan.kind == "btrfs" => self.btrfs_members(attachment, found, &uuid).await,
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// The kernel knows a btrfs by its UUID alone: it would open every other device that it has seen
+    /// with that UUID. udev shows it none of a user's devices, so the user's own are named.
+    async fn btrfs_members(
+        &self,
+        attachment: &Snapshot,
+        found: &VolumeState,
+        uuid: &str,
+    ) -> Result<Vec<String>, Error> {
+        let Some(owner) = attachment.ownership.as_ref().map(|owner| owner.uid).filter(|uid| *uid != 0) else {
+            return Ok(Vec::new());
+        };
+        let others = self.kernel.btrfs(uuid).await?;
+        let refused = |devices: &[String], why: &str| {
+            Err(Error::new(
+                ErrorKind::Busy,
+                format!(
+                    "cannot mount {}: {why} has the same UUID {uuid} ({}), and btrfs would take one for the \
+                     other; give the image a new one (btrfstune -u)",
+                    found.shown(attachment),
+                    devices.join(", ")
+                ),
+            ))
+        };
+        if !others.mounted.is_empty() {
+            return refused(&others.mounted, "a mounted file system");
+        }
+        let own = self.volumes_with(owner, uuid);
+        let foreign: Vec<String> =
+            others.present.into_iter().filter(|node| *node != found.node && !own.contains(node)).collect();
+        if !foreign.is_empty() {
+            return refused(&foreign, "another device");
+        }
+        Ok(own.into_iter().filter(|node| *node != found.node).map(|node| format!("device={node}")).collect())
+    }
+
+    /// The nodes of a user's volumes that have a btrfs with this UUID.
+    fn volumes_with(&self, owner: u32, uuid: &str) -> Vec<String> {
+        let has = |file_system: &FileSystem| file_system.kind == "btrfs" && file_system.uuid == uuid;
+        let is_own = |shown: &Snapshot| {
+            shown.state == State::Attached && shown.ownership.as_ref().is_some_and(|own| own.uid == owner)
+        };
+        let volumes = |shown: &Snapshot| {
+            let disk = has(&shown.file_system).then(|| shown.device.node());
+            let partitions = shown.partitions.iter().filter(|partition| has(&partition.file_system));
+            let nodes =
+                partitions.map(|partition| shown.device.partition_node(partition.partition.node.number));
+            disk.into_iter().chain(nodes).collect::<Vec<_>>()
+        };
+        self.list().iter().filter(|shown| is_own(shown)).flat_map(volumes).collect()
+    }
+}
