@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The crates that are checked, by directory.
-const CHECKED: &[&str] = &["client", "dbus", "dbus/common"];
+const CHECKED: &[&str] = &["client", "dbus", "dbus/common", "daemon/engine"];
 /// The crates that are not checked yet, because they have cycles.
-const NOT_CHECKED: &[&str] = &["daemon/engine", "daemon/kernel", "daemon/loopd", "daemon/partition-table"];
+const NOT_CHECKED: &[&str] = &["daemon/kernel", "daemon/loopd", "daemon/partition-table"];
 
 /// A path in the crate, without the leading `crate`.
 type CratePath = Vec<String>;

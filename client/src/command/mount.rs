@@ -38,7 +38,8 @@ pub async fn run(args: &Mount, interaction: Interaction) -> anyhow::Result<u8> {
     if args.desktop.notify && !error.is::<Interrupted>() {
         let name = printable(args.target.as_bytes());
         let hint = hint(&error, operation).map(|hint| format!("{hint}\n")).unwrap_or_default();
-        desktop::notify(&format!("{name} is not mounted"), &format!("{error:#}\n{hint}{table}")).await;
+        let body = format!("{error:#}\n{hint}{table}");
+        desktop::notify(&format!("{name} is not mounted"), body.trim_end()).await;
     }
     let status = report(&error, operation);
     let _ = std::io::stderr().write_all(table.as_bytes());

@@ -391,7 +391,7 @@ test_the_desktop_shows_the_folder_and_the_failure() {
 END
     )
     contains "$said" '^/run/media/alice/DESKTOP$' 'string "nothing.iso is not mounted"' \
-        'there is no file nothing.iso' 'string "cd.iso is not unmounted"' \
+        'nothing.iso does not exist' 'string "cd.iso is not unmounted"' \
         'string "drive-removable-media"'
     equal "opened" "$(cat /home/alice/opened)" /run/media/alice/DESKTOP
     rm -r /home/alice/{opened,notified,bin}
