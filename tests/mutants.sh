@@ -11,15 +11,15 @@ readonly results=tests/results/mutants.md target=${CARGO_TARGET_DIR:-target}
 # A module: its package and its files.
 readonly -A package=([authority]=loopd) files=(
     [authority]="daemon/loopd/src/authority.rs"
-    [quota]="daemon/engine/src/ledger.rs daemon/engine/src/ownership.rs"
+    [quota]="daemon/engine/src/quota.rs daemon/engine/src/ownership.rs"
     [lifetime]="daemon/engine/src/lifetime.rs"
-    [overlap]="daemon/engine/src/overlap.rs"
-    [detach]="daemon/engine/src/detach.rs"
-    [restore]="daemon/engine/src/restore.rs"
+    [overlap]="daemon/engine/src/overlap.rs daemon/engine/src/other_devices.rs"
+    [detach]="daemon/engine/src/detach.rs daemon/engine/src/operation.rs"
+    [restore]="daemon/engine/src/restore.rs daemon/engine/src/saved.rs daemon/engine/src/state_writer.rs"
     [attach]="daemon/engine/src/attach.rs daemon/engine/src/request.rs"
-    [change]="daemon/engine/src/change.rs"
-    [mount]="daemon/engine/src/mount.rs daemon/engine/src/mount_place.rs daemon/engine/src/mount_plan.rs"
-    [observe]="daemon/engine/src/observe.rs daemon/engine/src/looks.rs"
+    [change]="daemon/engine/src/change.rs daemon/engine/src/replace.rs"
+    [mount]="daemon/engine/src/mount.rs daemon/engine/src/mount_directory.rs daemon/engine/src/mount_plan.rs daemon/engine/src/volume_check.rs"
+    [observe]="daemon/engine/src/observe.rs daemon/engine/src/scan.rs daemon/engine/src/scan_queue.rs"
     [partition]="daemon/engine/src/partition.rs"
 )
 readonly first=(authority quota lifetime overlap detach restore)

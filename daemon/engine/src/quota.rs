@@ -385,4 +385,76 @@ mod tests {
         assert_eq!(quota.shared.counts().counts.get(&7), None);
         assert_eq!(quota.shared.counts().waiting_of_all, 0);
     }
+
+    #[test]
+    fn the_refusal_names_the_limit_that_was_reached() {
+        let quota = quota(2, 2);
+        let _held: Vec<_> = [7, 8, 9].map(|uid| quota.acquire(uid).unwrap()).into();
+        let refused = quota.acquire(7).unwrap_err();
+        assert!(refused.message.starts_with("all users together have 3"), "{refused}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_overtakes_those_who_wait() {
+        let quota = quota(1, 100);
+        let first = quota.acquire(7).unwrap();
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let wait = |name: &'static str| {
+            let (quota, order) = (quota.clone(), Arc::clone(&order));
+            tokio::spawn(async move {
+                let permit = quota.acquire_in_turn(7).await;
+                order.lock().unwrap().push(name);
+                permit
+            })
+        };
+        let earlier = wait("earlier");
+        tokio::task::yield_now().await;
+        // There could be two now, but one waits already.
+        quota.set_limits(Limits { each: 2, all: 100 });
+        let later = wait("later");
+        tokio::task::yield_now().await;
+        assert!(order.lock().unwrap().is_empty());
+        drop(first);
+        drop(earlier.await.unwrap().unwrap());
+        drop(later.await.unwrap().unwrap());
+        assert_eq!(*order.lock().unwrap(), ["earlier", "later"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_so_many_wait_and_none_for_what_nobody_may_have() {
+        let none = quota(0, 100);
+        assert!(none.acquire_in_turn(7).await.is_err());
+
+        let quota = quota(1, 1000);
+        let uids = u32::try_from(WAITING_OF_ALL / WAITING).unwrap() + 1;
+        let _held: Vec<_> = (1..=uids).map(|uid| quota.acquire(uid).unwrap()).collect();
+        let mut waiting = tokio::task::JoinSet::new();
+        for uid in 1..uids {
+            for _ in 0..WAITING {
+                let quota = quota.clone();
+                waiting.spawn(async move { quota.acquire_in_turn(uid).await });
+            }
+        }
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        assert_eq!(waiting.len(), WAITING_OF_ALL);
+        let soon = std::time::Duration::from_secs(1);
+        let refused = tokio::time::timeout(soon, quota.acquire_in_turn(uids)).await;
+        assert!(refused.expect("it must not wait").is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_the_end_of_all_is_woken_by_the_last() {
+        let quota = quota(2, 100);
+        let (first, last) = (quota.acquire(7).unwrap(), quota.acquire(8).unwrap());
+        assert!(!quota.is_empty());
+        let ended = tokio::spawn({
+            let quota = quota.clone();
+            async move { quota.empty().await }
+        });
+        drop(first);
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        assert!(!ended.is_finished());
+        drop(last);
+        ended.await.unwrap();
+    }
 }

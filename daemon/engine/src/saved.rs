@@ -138,3 +138,65 @@ pub trait Store: Send + Sync + 'static {
     /// All folders that were written and not erased.
     fn read_mount_directories(&self) -> Vec<MountDirectory>;
 }
+
+#[cfg(test)]
+mod tests {
+    use loopd_common::Lifetime;
+
+    use super::*;
+
+    #[test]
+    fn phases_have_words_of_their_own() {
+        let words: Vec<_> = [Phase::Attaching, Phase::Attached, Phase::Detaching].map(Phase::as_str).into();
+        assert_eq!(words, ["attaching", "attached", "detaching"]);
+        for phase in [Phase::Attaching, Phase::Attached, Phase::Detaching] {
+            assert_eq!(phase.as_str().parse(), Ok(phase));
+        }
+        assert!("flying".parse::<Phase>().is_err());
+    }
+
+    fn saved(next_file: Option<FileIdentity>) -> SavedAttachment {
+        SavedAttachment {
+            id: DiskSequence(5),
+            number: 0,
+            disk_sequence: DiskSequence(5),
+            ownership: Ownership::new(7, None, Lifetime::Persistent),
+            phase: Phase::Attached,
+            node_made: true,
+            next_file,
+        }
+    }
+
+    fn device(sequence: u64, inode: u64) -> Device {
+        Device { disk_sequence: DiskSequence(sequence), backing_inode: inode, ..Device::default() }
+    }
+
+    const NEXT: FileIdentity = FileIdentity { device: 0, inode: 9 };
+
+    #[test]
+    fn a_device_is_known_by_its_sequence_or_by_the_file_that_was_expected() {
+        for (next_file, sequence, inode, expected) in [
+            (None, 5, 1, true),
+            (None, 6, 1, false),
+            (None, 4, 1, false),
+            (Some(NEXT), 5, 1, true),
+            (Some(NEXT), 6, 9, true),
+            (Some(NEXT), 6, 1, false),
+            (Some(NEXT), 4, 9, false),
+        ] {
+            let is_of = saved(next_file).is_of(&device(sequence, inode));
+            assert_eq!(is_of, expected, "{next_file:?}, {sequence}, {inode}");
+        }
+    }
+
+    #[test]
+    fn an_expected_file_is_kept_until_the_sequence_changes() {
+        let before = saved(Some(NEXT));
+        for (sequence, expected) in [(5, Some(NEXT)), (6, None)] {
+            let mut snapshot = Snapshot::of_device(device(sequence, 1));
+            snapshot.ownership = Some(before.ownership.clone());
+            let after = SavedAttachment::of(&snapshot, Some(&before)).unwrap();
+            assert_eq!((after.next_file, after.node_made), (expected, true), "{sequence}");
+        }
+    }
+}

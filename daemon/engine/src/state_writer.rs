@@ -126,3 +126,19 @@ impl StateWriter {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simulated::{Files, Simulated};
+    use crate::tests::clock;
+
+    #[tokio::test(start_paused = true)]
+    async fn no_mark_is_used_twice_although_the_clock_stands_still() {
+        clock::start(1000);
+        let writer = StateWriter::new(Box::new(Files::on(&Simulated::new())));
+        let marks: Vec<u64> = (0..3).map(|_| writer.announce().unwrap().mark()).collect();
+        clock::stop();
+        assert_eq!(marks, [1000, 1001, 1002]);
+    }
+}

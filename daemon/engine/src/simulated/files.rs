@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use loopd_common::Error;
+use loopd_common::{Error, ErrorKind};
 
 use super::machine::Simulated;
 use super::mounts::SimulatedMounts;
@@ -22,6 +23,8 @@ pub struct Files {
     pub mounts: SimulatedMounts,
     /// How many writes from now on the daemon dies, and whether that one is done before.
     death: Arc<Mutex<Option<(usize, bool)>>>,
+    /// Whether writes fail.
+    full: Arc<AtomicBool>,
 }
 
 impl Files {
@@ -34,6 +37,7 @@ impl Files {
             mount_directories: Arc::default(),
             mounts: SimulatedMounts::on(machine),
             death: Arc::default(),
+            full: Arc::default(),
         }
     }
 
@@ -50,6 +54,11 @@ impl Files {
     /// What is written of folders.
     pub fn folders(&self) -> Vec<MountDirectory> {
         self.read_mount_directories()
+    }
+
+    /// Attachments cannot be written from now on.
+    pub fn set_full(&self) {
+        self.full.store(true, Ordering::Relaxed);
     }
 
     /// The daemon dies in no write any more.
@@ -91,6 +100,9 @@ impl Files {
 
 impl Store for Files {
     fn write(&self, saved: &SavedAttachment) -> Result<(), Error> {
+        if self.full.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::Kernel, "no space is left"));
+        }
         self.change(|all| {
             drop(all.files.lock().unwrap_or_else(PoisonError::into_inner).insert(saved.id, saved.clone()))
         });

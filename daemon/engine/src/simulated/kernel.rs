@@ -27,7 +27,7 @@ impl Kernel for Simulated {
             identity: FileIdentity { device: 0, inode: *file },
             writable: true,
             appends: false,
-            only_root_writes: true,
+            only_root_writes: !self.lock().users_write,
         })
     }
 
@@ -57,6 +57,7 @@ impl Kernel for Simulated {
                 bound.deposits = usize::from(held && vault);
                 bound.partition_scan = request.partition_scan;
                 bound.offset = request.offset;
+                bound.size_limit = request.size_limit;
                 bound.read_only = request.read_only;
                 bound.mark = request.mark;
             }
@@ -188,6 +189,9 @@ impl Kernel for Simulated {
 
     async fn status(&self, number: u32) -> Result<Option<Device>, Error> {
         self.step().await?;
+        if self.lock().hung.contains(&number) {
+            std::future::pending::<()>().await;
+        }
         Ok(self.lock().device(number))
     }
 

@@ -70,6 +70,10 @@ pub(super) struct Machine {
     /// Whom another daemon has set a number up for.
     pub(super) set_up_for: BTreeMap<u32, u32>,
     pub(super) untrusted: BTreeSet<DiskSequence>,
+    /// Devices whose backing files do not answer.
+    pub(super) hung: BTreeSet<u32>,
+    /// Whether users other than root can write to the files.
+    pub(super) users_write: bool,
     /// Whether a service manager keeps copies of holds.
     pub(super) vault: bool,
     /// Whether the daemon is dead: what it still tries has no effect.
@@ -117,6 +121,8 @@ pub(super) struct Bound {
     pub(super) number: u32,
     pub(super) partition_scan: bool,
     pub(super) offset: u64,
+    pub(super) size_limit: u64,
+    pub(super) backing_file: Vec<u8>,
     pub(super) read_only: bool,
     pub(super) direct_io: bool,
     pub(super) block_size: u32,
@@ -502,6 +508,43 @@ impl Simulated {
         number
     }
 
+    /// Another program attaches a file, and marks the device as loopd does.
+    pub fn attach_marked_elsewhere(&self, file: u64, mark: u64) -> u32 {
+        let number = self.attach_elsewhere(file);
+        self.change_number(number, |bound| bound.mark = mark);
+        number
+    }
+
+    /// Another program attaches a loop device as the file of another one.
+    pub fn stack_on(&self, number: u32) -> u32 {
+        let stacked = self.attach_elsewhere(0);
+        self.change_number(stacked, |bound| bound.backing_file = format!("/dev/loop{number}").into_bytes());
+        self.open_elsewhere(number);
+        stacked
+    }
+
+    /// Changes whether the device goes at its last close; it does not go now.
+    pub fn set_autoclear(&self, number: u32, autoclear: bool) {
+        if let Some(bound) = self.lock().bound.get_mut(&number) {
+            bound.autoclear = autoclear;
+        }
+    }
+
+    /// The backing file of a device does not answer from now on.
+    pub fn hang(&self, number: u32) {
+        self.lock().hung.insert(number);
+    }
+
+    /// Users other than root can write to the files from now on.
+    pub fn let_users_write(&self) {
+        self.lock().users_write = true;
+    }
+
+    /// Forgets which devices are untrusted.
+    pub fn forget_untrusted(&self) {
+        self.lock().untrusted.clear();
+    }
+
     /// Another daemon attaches a file for a user.
     pub fn set_up(&self, file: u64, uid: u32) -> u32 {
         let number = self.attach_elsewhere(file);
@@ -675,6 +718,8 @@ impl Machine {
                 number,
                 partition_scan: false,
                 offset: 0,
+                size_limit: 0,
+                backing_file: Vec::new(),
                 read_only: false,
                 direct_io: false,
                 block_size: 512,
@@ -705,6 +750,8 @@ impl Machine {
             autoclear: bound.autoclear,
             partition_scan: bound.partition_scan,
             offset: bound.offset,
+            size_limit: bound.size_limit,
+            backing_file: bound.backing_file.clone(),
             read_only: bound.read_only,
             direct_io: bound.direct_io,
             block_size: bound.block_size,

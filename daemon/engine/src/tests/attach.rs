@@ -8,7 +8,7 @@ use loopd_common::{ErrorKind, Lifetime, State};
 
 use super::harness::{Client, Harness};
 use crate::AttachRequest;
-use crate::simulated::{Interference, Simulated};
+use crate::simulated::{Files, Interference, Simulated};
 
 #[tokio::test(start_paused = true)]
 async fn an_attach_is_shown_and_ends_with_its_client() {
@@ -149,4 +149,21 @@ async fn a_node_made_for_an_attach_is_removed_with_it() {
     harness.engine.detach(attached.id, false).await.unwrap();
     harness.assert_empty().await;
     assert_eq!(harness.machine.removed_nodes(), [77]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attachment_that_cannot_be_saved_is_undone() {
+    for lifetime in [Lifetime::Client, Lifetime::Mount, Lifetime::Persistent] {
+        let machine = Simulated::new();
+        let files = Files::on(&machine);
+        let harness = Harness::with_files(machine, files.clone());
+        harness.start_udev(0);
+        files.set_full();
+        for wait in [true, false] {
+            let request = AttachRequest { lifetime, wait, ..AttachRequest::default() };
+            let error = harness.attach_with(&Client::new(":1.1", 7), request).await.unwrap_err();
+            assert!(error.message.contains("no space"), "{error}");
+            harness.assert_empty().await;
+        }
+    }
 }

@@ -65,3 +65,13 @@ async fn a_lazy_detach_ends_at_the_last_close() {
         harness.assert_empty().await;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_error_of_a_used_device_names_what_is_stacked_on_it() {
+    let harness = Harness::with_udev();
+    let attached = harness.attach(&Client::new(":1.1", 7), Lifetime::Persistent).await.unwrap();
+    let stacked = harness.machine.stack_on(attached.device.number);
+    harness.settle().await;
+    let error = harness.engine.detach(attached.id, false).await.unwrap_err();
+    assert!(error.message.contains(&format!("held by /dev/loop{stacked}")), "{error}");
+}

@@ -9,7 +9,7 @@ use std::time::Duration;
 use loopd_common::{Error, ErrorKind, Lifetime, State};
 
 use super::harness::{Client, Harness};
-use crate::simulated::Interference;
+use crate::simulated::{Interference, Simulated};
 use crate::{AttachRequest, Caller as _, MountRequest, Snapshot, VolumeId};
 
 /// Where the first mount of uid 7 comes to lie: the simulated images have neither labels nor names.
@@ -447,4 +447,18 @@ async fn while_one_is_mounted_nobody_mounts_the_other() {
     harness.machine.detach_elsewhere(foreign);
     harness.engine.detach(ours.id, false).await.unwrap();
     harness.assert_empty().await;
+}
+
+/// Nothing is known of a device whose backing file does not answer: it could show the same bytes.
+#[tokio::test(start_paused = true)]
+async fn a_mount_beside_a_device_that_hangs_is_a_timeout() {
+    let harness = Harness::new(Simulated::new());
+    harness.machine.set_udev(false);
+    let client = Client::new(":1.1", 7);
+    let attachment = attached(&harness, &client, Lifetime::Persistent).await;
+    let hung = harness.machine.attach_elsewhere(9);
+    harness.machine.hang(hung);
+    harness.machine.mount(hung);
+    let error = harness.engine.mount(whole(&attachment), &wanted(), &client).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Timeout, "{error}");
 }

@@ -2,11 +2,13 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use loopd_common::{ErrorKind, Lifetime, Overlap, State};
 
 use super::harness::{Client, Harness};
 use crate::AttachRequest;
+use crate::simulated::Simulated;
 
 #[tokio::test(start_paused = true)]
 async fn a_file_is_not_attached_twice_where_that_is_not_wanted() {
@@ -80,4 +82,115 @@ async fn a_device_that_others_can_change_is_not_given_back() {
         let reused = harness.attach_with(&root, reuse()).await;
         assert_eq!(reused.is_ok_and(|reused| reused.device.number == number), is_given, "uid {uid}");
     }
+}
+
+fn request(overlap: Overlap, lifetime: Lifetime) -> AttachRequest {
+    AttachRequest { overlap, lifetime, ..AttachRequest::default() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_file_and_another_part_of_the_file_do_not_overlap() {
+    let harness = Harness::with_udev();
+    let client = Client::new(":1.1", 7);
+    let part =
+        |offset| AttachRequest { offset, size_limit: 512, ..request(Overlap::Refuse, Lifetime::Persistent) };
+    harness.engine.attach(1, part(0), &client).await.unwrap();
+    harness.engine.attach(2, part(0), &client).await.unwrap();
+    harness.engine.attach(1, part(512), &client).await.unwrap();
+    let error = harness.engine.attach(1, part(0), &client).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Overlap);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_is_reused_only_if_it_serves_the_request() {
+    let harness = Harness::with_udev();
+    let client = Client::new(":1.1", 7);
+    let reuse = |file: u64, read_only: bool, number: Option<u32>| {
+        let request = AttachRequest { read_only, number, ..request(Overlap::Reuse, Lifetime::Persistent) };
+        harness.engine.attach(file, request, &client)
+    };
+    let read_only = reuse(1, true, None).await.unwrap();
+    let error = reuse(1, false, None).await.unwrap_err();
+    assert!(error.message.contains("it is read-only"), "{error}");
+    assert_eq!(reuse(1, true, None).await.unwrap().id, read_only.id);
+
+    let writable = reuse(2, false, None).await.unwrap();
+    assert_eq!(reuse(2, false, None).await.unwrap().id, writable.id);
+    assert_eq!(reuse(2, true, None).await.unwrap().id, writable.id);
+    let number = writable.device.number;
+    assert_eq!(reuse(2, false, Some(number)).await.unwrap().id, writable.id);
+    let error = reuse(2, false, Some(number + 7)).await.unwrap_err();
+    assert!(error.message.contains("not the device that was asked for"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_foreign_device_is_reused_only_if_its_file_is_roots_alone() {
+    for users_write in [false, true] {
+        let harness = Harness::with_udev();
+        if users_write {
+            harness.machine.let_users_write();
+        }
+        let number = harness.machine.attach_elsewhere(1);
+        let client = Client::new(":1.1", 7);
+        let reused = harness.attach_with(&client, request(Overlap::Reuse, Lifetime::Persistent));
+        match reused.await {
+            Ok(reused) => assert!(!users_write && reused.device.number == number),
+            Err(error) => assert!(users_write && error.message.contains("not root's alone"), "{error}"),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn reuse_extends_a_lifetime_that_would_end_too_early_and_leaves_any_other() {
+    use Lifetime::{Client as Bound, Mount, Persistent};
+    let (first, second) = (Client::new(":1.1", 7), Client::new(":1.2", 7));
+    let root = Client::new(":1.3", 0);
+    let of_first = Some(first.id.clone());
+    let of_second = Some(second.id.clone());
+    for (owner, had, is_mounted, wanted, expected) in [
+        (&first, Bound, false, Persistent, (Persistent, None)),
+        (&first, Bound, false, Bound, (Bound, of_first.clone())),
+        (&first, Bound, false, Mount, (Bound, of_first.clone())),
+        (&first, Persistent, false, Bound, (Persistent, None)),
+        (&first, Persistent, false, Mount, (Persistent, None)),
+        (&first, Persistent, false, Persistent, (Persistent, None)),
+        (&first, Mount, false, Bound, (Mount, of_first)),
+        (&first, Mount, false, Mount, (Mount, of_second)),
+        (&first, Mount, true, Mount, (Mount, None)),
+        (&first, Mount, false, Persistent, (Persistent, None)),
+        (&root, Bound, false, Persistent, (Bound, Some(root.id.clone()))),
+        (&root, Mount, false, Mount, (Mount, Some(root.id.clone()))),
+    ] {
+        let case = format!("{had:?}, mounted: {is_mounted}, reused as {wanted:?}");
+        let harness = Harness::with_udev();
+        let attached = harness.attach(owner, had).await.unwrap();
+        if is_mounted {
+            harness.machine.mount(attached.device.number);
+            harness.settle().await;
+        }
+        let reused = harness.attach_with(&second, request(Overlap::Reuse, wanted)).await.unwrap();
+        assert_eq!(reused.id, attached.id, "{case}");
+        let ownership = reused.ownership.unwrap();
+        assert_eq!((ownership.lifetime, ownership.client), expected, "{case}");
+        assert_eq!(ownership.uid, owner.uid, "{case}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_that_cannot_be_read_is_no_overlap_and_one_that_hangs_is_a_timeout() {
+    let harness = Harness::new(Simulated::new());
+    harness.machine.set_udev(false);
+    let client = Client::new(":1.1", 7);
+    harness.machine.attach_elsewhere(9);
+    // The second step reads the state of the foreign device.
+    let reached = harness.fail_at(2);
+    harness.attach_with(&client, request(Overlap::Refuse, Lifetime::Persistent)).await.unwrap();
+    assert!(reached.load(Ordering::Relaxed));
+
+    let hung = harness.machine.attach_elsewhere(9);
+    harness.machine.hang(hung);
+    let error = harness.engine.attach(2, request(Overlap::Refuse, Lifetime::Persistent), &client).await;
+    let error = error.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Timeout);
+    assert!(error.message.contains("cannot tell whether"), "{error}");
 }

@@ -1,5 +1,6 @@
 //! Calls and ends that meet: what was answered holds, and what was never finished is found again.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use loopd_common::{Lifetime, Overlap, State};
@@ -7,7 +8,7 @@ use loopd_common::{Lifetime, Overlap, State};
 use super::harness::{Client, Harness};
 use super::restart::{connected, run_daemon};
 use crate::simulated::{Files, Interference, Simulated};
-use crate::{AttachRequest, Store as _};
+use crate::{AttachRequest, Phase, Snapshot, Store as _};
 
 /// Longer than any call on the simulated machine takes.
 const LONGEST: u64 = 30_000;
@@ -159,6 +160,262 @@ fn what_could_not_be_looked_at_and_is_gone_leaves_nothing() {
         harness.settle().await;
         assert!(files.read().is_empty());
         harness.engine.attachment_quota.empty().await;
+    })
+    .unwrap();
+}
+
+/// Attaches for user 7, and ends the daemon.
+fn attached_before(machine: &Simulated, files: &Files, client: &Client, lifetime: Lifetime) -> Snapshot {
+    let attached = run_daemon(machine, files, async |harness| {
+        harness.start_udev(0);
+        let attached = harness.attach(client, lifetime).await.unwrap();
+        harness.settle().await;
+        attached
+    });
+    machine.die();
+    attached.unwrap()
+}
+
+#[test]
+fn a_client_that_left_between_two_daemons_ends_what_could_not_be_read_at_the_start() {
+    for lifetime in [Lifetime::Client, Lifetime::Mount] {
+        let machine = Simulated::new();
+        machine.keep_holds();
+        let files = Files::on(&machine);
+        let client = Client::new(":1.1", 7);
+        let attached = attached_before(&machine, &files, &client, lifetime);
+        run_daemon(&machine, &files, async |harness| {
+            harness.fail_at(1);
+            harness.engine.restore(connected([])).await;
+            assert_eq!(harness.engine.find(attached.id), None, "it could not be read");
+            harness.engine.resync().await;
+            harness.start_udev(0);
+            let grace = harness.engine.settings().mount_grace;
+            if lifetime == Lifetime::Mount {
+                let owner = harness.engine.find(attached.id).unwrap().ownership.unwrap();
+                assert!(owner.client.is_none() && owner.grace_ends.is_some());
+                tokio::time::sleep(grace).await;
+            }
+            harness.assert_empty().await;
+        })
+        .unwrap();
+    }
+}
+
+#[test]
+fn what_could_not_be_read_at_the_start_keeps_its_client() {
+    for lifetime in [Lifetime::Client, Lifetime::Mount] {
+        let machine = Simulated::new();
+        machine.keep_holds();
+        let files = Files::on(&machine);
+        let client = Client::new(":1.1", 7);
+        let attached = attached_before(&machine, &files, &client, lifetime);
+        run_daemon(&machine, &files, async |harness| {
+            harness.fail_at(1);
+            harness.engine.restore(connected([client.clone()])).await;
+            harness.engine.resync().await;
+            let owner = harness.engine.find(attached.id).unwrap().ownership.unwrap();
+            assert_eq!((owner.client, owner.grace_ends), (Some(client.id.clone()), None));
+        })
+        .unwrap();
+    }
+}
+
+#[test]
+fn what_could_not_be_read_at_the_start_still_ends_with_its_last_mount() {
+    let machine = Simulated::new();
+    machine.keep_holds();
+    let files = Files::on(&machine);
+    let client = Client::new(":1.1", 7);
+    let attached = attached_before(&machine, &files, &client, Lifetime::Mount);
+    machine.revive();
+    run_daemon(&machine, &files, async |harness| {
+        harness.engine.restore(connected([client.clone()])).await;
+        machine.mount(attached.device.number);
+        harness.start_udev(0);
+        harness.settle().await;
+    });
+    machine.die();
+    run_daemon(&machine, &files, async |harness| {
+        harness.fail_at(1);
+        harness.engine.restore(connected([])).await;
+        harness.engine.resync().await;
+        harness.start_udev(0);
+        harness.settle().await;
+        let owner = harness.engine.find(attached.id).unwrap().ownership.unwrap();
+        assert_eq!((owner.mounted, owner.grace_ends), (true, None));
+        machine.unmount(attached.device.number);
+        harness.assert_empty().await;
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_number_that_another_program_took_between_two_daemons_is_not_adopted() {
+    let machine = Simulated::new();
+    let files = Files::on(&machine);
+    let client = Client::new(":1.1", 7);
+    let attached = attached_before(&machine, &files, &client, Lifetime::Persistent);
+    machine.take_down(attached.device.number);
+    assert_eq!(machine.attach_elsewhere(9), attached.device.number);
+    run_daemon(&machine, &files, async |harness| {
+        harness.engine.restore(connected([])).await;
+        harness.engine.resync().await;
+        let list = harness.engine.list();
+        assert_eq!((list.len(), &list[0].ownership), (1, &None));
+        assert!(files.read().is_empty());
+    })
+    .unwrap();
+}
+
+#[test]
+fn only_a_device_with_an_announced_mark_is_undone() {
+    let machine = Simulated::new();
+    let files = Files::on(&machine);
+    files.announce(7).unwrap();
+    let ours = machine.attach_marked_elsewhere(1, 7);
+    let others = machine.attach_marked_elsewhere(2, 8);
+    let unmarked = machine.attach_elsewhere(3);
+    run_daemon(&machine, &files, async |harness| {
+        harness.engine.restore(connected([])).await;
+        let bound: Vec<u32> = machine.bound().into_iter().map(|(number, ..)| number).collect();
+        assert_eq!(bound, [others, unmarked], "{ours} is undone");
+        assert!(files.announced().is_empty());
+    })
+    .unwrap();
+}
+
+/// The daemon died after it wrote the file and before it took the announcement back.
+#[test]
+fn an_attachment_that_was_saved_is_kept_although_it_is_still_announced() {
+    let machine = Simulated::new();
+    let files = Files::on(&machine);
+    let attached = attached_before(&machine, &files, &Client::new(":1.1", 7), Lifetime::Persistent);
+    machine.revive();
+    files.announce(attached.device.mark).unwrap();
+    run_daemon(&machine, &files, async |harness| {
+        harness.engine.restore(connected([])).await;
+        harness.settle().await;
+        assert_eq!(harness.engine.find(attached.id).unwrap().state, State::Attached);
+        assert!(files.announced().is_empty());
+    })
+    .unwrap();
+}
+
+#[test]
+fn what_a_user_has_chosen_is_untrusted_for_the_next_daemon_too() {
+    for (uid, expected) in [(0, false), (7, true)] {
+        let machine = Simulated::new();
+        let files = Files::on(&machine);
+        let attached = attached_before(&machine, &files, &Client::new(":1.1", uid), Lifetime::Persistent);
+        machine.forget_untrusted();
+        run_daemon(&machine, &files, async |harness| {
+            harness.engine.restore(connected([])).await;
+            assert_eq!(machine.is_untrusted(attached.device.disk_sequence), expected, "uid {uid}");
+        })
+        .unwrap();
+    }
+}
+
+/// The daemon died as it made the device persistent: without a hold it must not become autoclear again.
+#[test]
+fn a_device_without_a_hold_is_not_made_autoclear() {
+    let machine = Simulated::new();
+    machine.keep_holds();
+    let files = Files::on(&machine);
+    let client = Client::new(":1.1", 7);
+    let attached = attached_before(&machine, &files, &client, Lifetime::Client);
+    machine.set_autoclear(attached.device.number, false);
+    run_daemon(&machine, &files, async |harness| {
+        // The first step reads the device, the second takes the hold.
+        let reached = harness.fail_at(2);
+        harness.engine.restore(connected([client.clone()])).await;
+        assert!(reached.load(Ordering::Relaxed));
+        assert_eq!(machine.bound().len(), 1, "it is gone");
+        assert!(!machine.bound()[0].2, "it would go at its next close");
+    })
+    .unwrap();
+}
+
+#[test]
+fn an_unfinished_attach_is_undone_without_having_been_shown() {
+    let machine = Simulated::new();
+    machine.keep_holds();
+    let files = Files::on(&machine);
+    let client = Client::new(":1.1", 7);
+    run_daemon(&machine, &files, async |harness| {
+        // Without udev the attach waits.
+        let attach = harness.attach(&client, Lifetime::Client);
+        assert!(tokio::time::timeout(Duration::from_secs(1), attach).await.is_err());
+        assert_eq!(files.saved()[0].phase, Phase::Attaching);
+        machine.die();
+        std::future::pending::<()>().await;
+    });
+    run_daemon(&machine, &files, async |harness| {
+        harness.engine.restore(connected([client.clone()])).await;
+        harness.assert_empty().await;
+        assert_eq!(harness.events.load(Ordering::Relaxed), 0);
+    })
+    .unwrap();
+}
+
+#[test]
+fn partitions_are_the_same_after_a_restart() {
+    let machine = Simulated::new();
+    machine.set_partitions(3);
+    let files = Files::on(&machine);
+    let attached = attached_before(&machine, &files, &Client::new(":1.1", 7), Lifetime::Persistent);
+    assert_eq!(attached.partitions.len(), 3);
+    run_daemon(&machine, &files, async |harness| {
+        harness.engine.restore(connected([])).await;
+        assert_eq!(harness.engine.find(attached.id).unwrap().partitions, attached.partitions);
+    })
+    .unwrap();
+}
+
+#[test]
+fn the_time_for_a_first_mount_goes_on_after_a_restart() {
+    let machine = Simulated::new();
+    machine.keep_holds();
+    let files = Files::on(&machine);
+    let client = Client::new(":1.1", 7);
+    let attached = run_daemon(&machine, &files, async |harness| {
+        harness.start_udev(0);
+        let attached = harness.attach(&client, Lifetime::Mount).await.unwrap();
+        client.vanish(&harness.engine);
+        harness.engine.flush_events().await;
+        attached
+    });
+    machine.die();
+    run_daemon(&machine, &files, async |harness| {
+        harness.engine.restore(connected([])).await;
+        harness.start_udev(0);
+        assert!(harness.engine.find(attached.unwrap().id).is_some());
+        tokio::time::sleep(harness.engine.settings().mount_grace).await;
+        harness.assert_empty().await;
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_lazy_detach_goes_on_unchanged_after_a_restart() {
+    let machine = Simulated::new();
+    machine.keep_holds();
+    let files = Files::on(&machine);
+    let client = Client::new(":1.1", 7);
+    let detaching = run_daemon(&machine, &files, async |harness| {
+        harness.start_udev(0);
+        let attached = harness.attach(&client, Lifetime::Mount).await.unwrap();
+        machine.open_elsewhere(attached.device.number);
+        harness.engine.detach(attached.id, true).await.unwrap();
+        harness.settle().await;
+        harness.engine.find(attached.id).unwrap()
+    });
+    machine.die();
+    run_daemon(&machine, &files, async |harness| {
+        harness.engine.restore(connected([])).await;
+        let found = harness.engine.find(detaching.as_ref().unwrap().id).unwrap();
+        assert_eq!((found.state, found.ownership), (State::Detaching, detaching.unwrap().ownership));
     })
     .unwrap();
 }
