@@ -3,16 +3,17 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use loopd_common::{Error, ErrorKind, Lifetime, Overlap, State};
+use loopd_common::{Error, ErrorKind, Lifetime, Overlap};
 use tokio::time::Instant;
 
 use crate::client::Caller;
 use crate::engine::Engine;
 use crate::event::Event;
 use crate::kernel::{Attached, DiskSequence, Kernel, Partitioning, ScanReason};
+use crate::lifecycle::Lifecycle;
 use crate::operation::{abandoned, audit, detached_meanwhile};
 use crate::ownership::{Ownership, is_root};
-use crate::record::{Record, Stage};
+use crate::record::Record;
 use crate::request::AttachRequest;
 use crate::saved::Phase;
 use crate::snapshot::Snapshot;
@@ -116,20 +117,21 @@ impl<K: Kernel> Engine<K> {
         let id = state.insert(Record {
             device,
             ownership: Some(ownership),
-            state: State::Attached,
+            // A client that disconnects from now on is found by `client_disconnected`.
+            lifecycle: Lifecycle::Attaching {
+                client: caller.client().clone(),
+                cancelled: caller.is_disconnected(),
+            },
             file_system,
             partitions: BTreeMap::new(),
             unprocessed: 0,
             partitioned: !partitioning.missing,
             partitioning: Arc::default(),
             hold,
-            // Who vanishes from now on is found by `client_disconnected`.
-            stage: Stage::Pending { client: caller.client().clone(), abandoned: caller.is_disconnected() },
             processed,
             node_made,
             changed: Arc::default(),
             operation: Arc::default(),
-            replacing: false,
             permit: Some(permit),
             partition_permit: None,
         });
@@ -178,10 +180,10 @@ impl<K: Kernel> Engine<K> {
             let mut guard = self.state();
             let state = &mut *guard;
             let Some(record) = state.records.get_mut(&id) else { return Err(detached_meanwhile(id)) };
-            if record.is_abandoned() {
+            if record.lifecycle.is_cancelled() {
                 None
             } else {
-                record.stage = Stage::Published;
+                record.lifecycle = Lifecycle::Attached;
                 record.note_mounts(&state.mounts);
                 let snapshot = state.records.get(&id).map(|record| record.snapshot(id, &state.mounts));
                 if let Some(snapshot) = &snapshot {
@@ -208,8 +210,7 @@ impl<K: Kernel> Engine<K> {
             let mut state = self.state();
             let Some(record) = state.records.get_mut(&id) else { return };
             // Someone else has it open: what remains is shown for as long as it lasts.
-            record.state = State::Detaching;
-            record.stage = Stage::Published;
+            record.lifecycle = Lifecycle::Detaching;
             state.records.get(&id).map(|record| record.snapshot(id, &state.mounts))
         };
         if let Some(snapshot) = still_used {

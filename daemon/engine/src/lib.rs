@@ -22,6 +22,7 @@ mod snapshot;
 mod clock;
 mod engine;
 mod keyed_mutex;
+mod lifecycle;
 mod limiter;
 mod mount_directories;
 mod operation;

@@ -9,6 +9,7 @@ use crate::client::{Caller, ClientId};
 use crate::clock::microseconds_now;
 use crate::engine::Engine;
 use crate::kernel::{Change, DiskSequence, Kernel};
+use crate::lifecycle::Lifecycle;
 use crate::operation::{audit, gone};
 use crate::ownership::Ownership;
 use crate::record::Record;
@@ -64,7 +65,7 @@ impl<K: Kernel> Engine<K> {
                 (new.uid, new.since) = (before.uid, before.since);
             }
             record.ownership = Some(new);
-            record.state = State::Attached;
+            record.lifecycle = Lifecycle::Attached;
             record.permit = record.permit.take().or(permit);
             record.note_mounts(&mounts);
         });
@@ -119,7 +120,7 @@ impl<K: Kernel> Engine<K> {
                 ended.push(*id);
             } else {
                 // Its attach may still be under way, and will see this.
-                record.abandon(client);
+                record.cancel_for(client);
             }
         }
         drop(state);
@@ -133,7 +134,7 @@ impl<K: Kernel> Engine<K> {
     /// Has every attach and mount that waits fail, and undo what it did: the daemon ends.
     pub fn abort_calls(&self) {
         self.ending.send_replace(true);
-        self.state().records.values_mut().for_each(Record::abort_calls);
+        self.state().records.values_mut().for_each(Record::cancel);
     }
 
     /// Ends an attachment whose client is gone, unless it has another lifetime or client by the time

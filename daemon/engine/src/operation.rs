@@ -11,6 +11,7 @@ use tracing::info;
 use crate::engine::Engine;
 use crate::event::Event;
 use crate::kernel::{Change, DiskSequence, Kernel, Users};
+use crate::lifecycle::Lifecycle;
 use crate::mount_table::MountTable;
 use crate::record::{PartitionRecord, Record};
 use crate::snapshot::{Changes, Snapshot};
@@ -102,7 +103,7 @@ impl<K: Kernel> Engine<K> {
             woken.as_mut().enable();
             match self.state().records.get(&id) {
                 None => return Err(detached_meanwhile(id)),
-                Some(record) if record.is_abandoned() => return Err(abandoned()),
+                Some(record) if record.lifecycle.is_cancelled() => return Err(abandoned()),
                 Some(record) if done(record) => return Ok(()),
                 Some(_) => {}
             }
@@ -147,10 +148,9 @@ impl<K: Kernel> Engine<K> {
 
     /// Whether an attachment is what the kernel has bound.
     pub(super) fn is_current(&self, id: DiskSequence, bound: Option<DiskSequence>) -> bool {
-        self.state()
-            .records
-            .get(&id)
-            .is_some_and(|record| record.replacing || Some(record.device.disk_sequence) == bound)
+        self.state().records.get(&id).is_some_and(|record| {
+            record.lifecycle.is_replacing() || Some(record.device.disk_sequence) == bound
+        })
     }
 
     /// The attachment that the number stands for, where the kernel still has it; ends it where not.
@@ -275,7 +275,7 @@ impl<K: Kernel> Engine<K> {
         });
         let _alone = tokio::time::timeout(self.settings().wait_for_users, going).await;
         self.update_outline(attachment.id, |record| {
-            record.state = State::Detaching;
+            record.lifecycle = Lifecycle::Detaching;
             record.device.autoclear = true;
         });
     }

@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 
 use crate::client::ClientId;
 use crate::kernel::{Device, DiskSequence, FileSystem, Kernel, Partition, ProbeResult};
+use crate::lifecycle::Lifecycle;
 use crate::mount_table::MountTable;
 use crate::ownership::Ownership;
 use crate::quota::Permit;
@@ -53,20 +54,6 @@ impl PartitionRecord {
     }
 }
 
-/// Whether the world was told of an attachment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Stage {
-    /// Its attach is still under way.
-    Pending {
-        /// Who asked for it.
-        client: ClientId,
-        /// Whether that client vanished meanwhile.
-        abandoned: bool,
-    },
-    /// It is on the bus.
-    Published,
-}
-
 #[cfg(test)]
 thread_local! {
     static SHOWN: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
@@ -82,7 +69,7 @@ pub(super) fn partitions_shown() -> usize {
 pub(super) struct Record<K: Kernel> {
     pub device: Device,
     pub ownership: Option<Ownership>,
-    pub state: State,
+    pub lifecycle: Lifecycle,
     pub file_system: FileSystem,
     /// By number.
     pub partitions: BTreeMap<u32, PartitionRecord>,
@@ -94,8 +81,6 @@ pub(super) struct Record<K: Kernel> {
     pub partitioning: Arc<tokio::sync::Mutex<()>>,
     /// Keeps an autoclear device alive.
     pub hold: Option<K::Hold>,
-    /// Whether the world was told of it.
-    pub stage: Stage,
     /// Whether udev has processed this disk sequence.
     pub processed: bool,
     /// Whether the device node is to be removed with it.
@@ -104,8 +89,6 @@ pub(super) struct Record<K: Kernel> {
     pub changed: Arc<Notify>,
     /// One operation on a device at a time.
     pub operation: Arc<tokio::sync::Mutex<()>>,
-    /// Whether its backing file is being replaced, and its disk sequence with it.
-    pub replacing: bool,
     /// Counts against its owner's limit.
     pub permit: Option<Permit>,
     /// So do its partitions.
@@ -117,19 +100,17 @@ impl<K: Kernel> Record<K> {
         Self {
             device,
             ownership: None,
-            state: State::Attached,
+            lifecycle: Lifecycle::Attached,
             file_system,
             partitions: BTreeMap::new(),
             unprocessed: 0,
             partitioned: false,
             partitioning: Arc::default(),
             hold: None,
-            stage: Stage::Published,
             processed: true,
             node_made: false,
             changed: Arc::default(),
             operation: Arc::default(),
-            replacing: false,
             permit: None,
             partition_permit: None,
         }
@@ -146,7 +127,7 @@ impl<K: Kernel> Record<K> {
             id,
             device: self.device.clone(),
             ownership: self.ownership.clone(),
-            state: self.state,
+            state: self.lifecycle.state(),
             file_system: self.file_system.clone(),
             mount_points: mounts.of(self.device.device_number).to_vec(),
             partitions: Vec::new(),
@@ -201,55 +182,46 @@ impl<K: Kernel> Record<K> {
     /// The client that it ends with, or that waits for its attach.
     pub fn client(&self) -> Option<&ClientId> {
         let owner = self.ownership.as_ref().and_then(|ownership| ownership.client.as_ref());
-        match &self.stage {
-            Stage::Pending { client, .. } => Some(client),
-            Stage::Published => owner,
-        }
+        self.lifecycle.waiting_client().or(owner)
     }
 
-    /// Whether nobody is taking it down.
+    /// Whether it is not being detached.
     pub fn is_attached(&self) -> bool {
-        self.state == State::Attached
+        self.lifecycle.state() == State::Attached
     }
 
-    /// Whether the world was told of it.
+    /// Whether clients see it.
     pub fn is_published(&self) -> bool {
-        self.stage == Stage::Published
+        self.lifecycle.is_published()
     }
 
-    /// Notes that this client vanished, where it waits for the attach.
-    pub fn abandon(&mut self, vanished: &ClientId) {
-        if matches!(&self.stage, Stage::Pending { client, .. } if client == vanished) {
-            self.abort_calls();
+    /// Makes its attach fail, if this client waits for it.
+    pub fn cancel_for(&mut self, disconnected: &ClientId) {
+        if self.lifecycle.waiting_client() == Some(disconnected) {
+            self.cancel();
         }
     }
 
-    /// Has its attach fail, where it is under way.
-    pub fn abort_calls(&mut self) {
-        if let Stage::Pending { abandoned, .. } = &mut self.stage {
-            *abandoned = true;
+    /// Makes its attach fail, if it is in progress.
+    pub fn cancel(&mut self) {
+        if self.lifecycle.cancel() {
             self.changed.notify_waiters();
         }
     }
 
-    /// Whether its client vanished while its attach was under way.
-    pub fn is_abandoned(&self) -> bool {
-        matches!(self.stage, Stage::Pending { abandoned: true, .. })
-    }
-
-    /// Whether it is published and ends with this client; `None` is one that a restarted daemon does
-    /// not know any more.
+    /// Whether it is published and ends with this client; `None` is a client that a restarted daemon does not
+    /// know any more.
     pub fn ends_with(&self, client: Option<&ClientId>) -> bool {
         let ended = |ownership: &Ownership| {
             ownership.lifetime == Lifetime::Client && ownership.client.as_ref() == client
         };
-        self.is_published() && self.state == State::Attached && self.ownership.as_ref().is_some_and(ended)
+        self.is_published() && self.is_attached() && self.ownership.as_ref().is_some_and(ended)
     }
 
     /// Takes notice of where it is mounted; says whether it has just ended with its last mount.
     pub fn note_mounts(&mut self, mounts: &MountTable) -> bool {
         let is_mounted = self.is_mounted(mounts);
-        let is_attached = self.state == State::Attached;
+        let is_attached = self.is_attached();
         let Some(ownership) = self.ownership.as_mut().filter(|owner| owner.lifetime == Lifetime::Mount)
         else {
             return false;
@@ -274,6 +246,6 @@ impl<K: Kernel> Record<K> {
         let waits = self.ownership.as_ref().is_some_and(|owner| {
             owner.lifetime == Lifetime::Mount && !owner.mounted && owner.client.as_ref() == Some(client)
         });
-        waits && self.is_published() && self.state == State::Attached
+        waits && self.is_published() && self.is_attached()
     }
 }

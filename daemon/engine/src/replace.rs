@@ -31,7 +31,7 @@ impl<K: Kernel> Engine<K> {
         // Where we die meanwhile the next daemon knows the device by that.
         self.state_writer.expect_file(id, Some(shown_next))?;
         // The kernel's new sequence is seen before we are told it.
-        self.update(id, |record| record.replacing = true);
+        self.update(id, |record| record.lifecycle.begin_replacement());
         let owner = attachment.ownership.as_ref().map_or(0, |ownership| ownership.uid);
         let untrusted = owner != 0 || uid != 0;
         let replaced = self.kernel.replace(number, sequence, file, untrusted).await;
@@ -67,7 +67,7 @@ impl<K: Kernel> Engine<K> {
             .as_ref()
             .and_then(|device| self.state().seen(device.number, None, device.disk_sequence).cloned());
         self.update(id, |record| {
-            record.replacing = false;
+            record.lifecycle.end_replacement();
             let Some(device) = device else { return };
             record.device = device;
             record.processed = found.is_some();

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, MutexGuard, PoisonError};
 
-use loopd_common::{Error, Lifetime, State};
+use loopd_common::{Error, Lifetime};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
@@ -11,11 +11,12 @@ use crate::client::ClientId;
 use crate::engine::{Engine, Pending};
 use crate::event::Event;
 use crate::kernel::{Change, Device, DiskSequence, Kernel, Partition, ScanReason, node};
+use crate::lifecycle::Lifecycle;
 use crate::limiter::Limiter;
 use crate::operation::audit;
 use crate::ownership::Ownership;
 use crate::quota::Permit;
-use crate::record::{PartitionRecord, Record, Stage};
+use crate::record::{PartitionRecord, Record};
 use crate::saved::{Phase, SavedAttachment};
 
 impl<K: Kernel> Engine<K> {
@@ -219,16 +220,15 @@ impl<K: Kernel> Engine<K> {
         let is_held = ends_by_itself || (left_half_way && device.autoclear);
         // One that goes at its last close all the same is being detached, whoever did that.
         let is_detaching = saved.phase == Phase::Detaching || (device.autoclear && !is_held);
-        let state = if is_detaching { State::Detaching } else { State::Attached };
         // Whether it was replaced or not: it is not about to be any more.
         if let Err(error) = self.state_writer.expect_file(id, None) {
             warn!(device = device.node(), disk_sequence = id.0, "{error}");
         }
         if is_detaching || !is_held {
-            self.insert_saved(saved, device, None, state, permit);
+            self.insert_saved(saved, device, None, is_detaching, permit);
         } else {
             let (device, hold) = self.hold_again(device, ends_by_itself).await;
-            self.insert_saved(saved, device, hold, state, permit);
+            self.insert_saved(saved, device, hold, is_detaching, permit);
         }
         if let Some(snapshot) = self.find(id) {
             audit("taken up again", &snapshot);
@@ -283,16 +283,17 @@ impl<K: Kernel> Engine<K> {
         saved: &SavedAttachment,
         device: Device,
         hold: Option<K::Hold>,
-        state: State,
+        is_detaching: bool,
         permit: Permit,
     ) {
-        let stage = match saved.phase {
-            // Its client has got no answer, and gets none any more.
+        let lifecycle = match saved.phase {
+            // Its client has got no reply, and gets none any more.
             Phase::Attaching => {
                 let client = saved.ownership.client.clone().unwrap_or(ClientId(String::new()));
-                Stage::Pending { client, abandoned: true }
+                Lifecycle::Attaching { client, cancelled: true }
             }
-            _ => Stage::Published,
+            _ if is_detaching => Lifecycle::Detaching,
+            _ => Lifecycle::Attached,
         };
         let number = device.number;
         let file_system = self.kernel.stored(number, None).unwrap_or_default().file_system;
@@ -304,19 +305,17 @@ impl<K: Kernel> Engine<K> {
         let mut record = Record {
             device,
             ownership: Some(saved.ownership.clone()),
-            state,
+            lifecycle,
             file_system,
             partitions,
             unprocessed: 0,
             partitioned: true,
             partitioning: Arc::default(),
             hold,
-            stage,
             processed: true,
             node_made: saved.node_made,
             changed: Arc::default(),
             operation: Arc::default(),
-            replacing: false,
             permit: Some(permit),
             partition_permit: None,
         };

@@ -116,7 +116,7 @@ impl Harness {
         for (id, record) in &state.records {
             let number = record.device.number;
             assert_eq!(state.by_number.get(&number), Some(id), "what /dev/loop{number} stands for");
-            assert!(record.is_published() && !record.replacing, "{id} is under way");
+            assert!(record.is_published() && !record.lifecycle.is_replacing(), "{id} is under way");
             assert!(record.operation.try_lock().is_ok(), "{id} is locked");
             let held = usize::from(record.hold.is_some());
             assert_eq!(self.machine.holds(number), held, "descriptors of /dev/loop{number}");
