@@ -1,4 +1,4 @@
-//! Where copies of the descriptors that keep devices alive outlive the daemon.
+//! Copies of the descriptors that keep devices attached, which outlive the daemon.
 
 use std::collections::HashSet;
 use std::os::fd::BorrowedFd;
@@ -8,16 +8,16 @@ use loopd_engine::kernel::DiskSequence;
 
 /// A store of descriptors.
 pub trait DescriptorStore: Send + Sync {
-    /// Whether the last daemon left a copy for this device that was not taken up yet.
+    /// Whether the last daemon has left a copy for this device that was not adopted yet.
     fn has_stored_hold(&self, device: DiskSequence) -> bool;
 
-    /// Keeps a copy, unless one that the last daemon left is there already.
+    /// Stores a copy, unless there is one already that the last daemon has left.
     fn deposit(&self, device: DiskSequence, descriptor: BorrowedFd<'_>);
 
-    /// Returns when the copy is closed, or at least given up.
+    /// Waits until the copy is closed, or at least given up.
     fn withdraw(&self, device: DiskSequence) -> BoxFuture<'_, ()>;
 
-    /// Closes the copies that nobody has taken up, except those of these devices. Blocks for as long as a
-    /// backing file's file system does: this may be the last close.
+    /// Closes the copies that were not adopted, except those of these devices. Blocks as long as the file
+    /// system of a backing file does: this may be the last close.
     fn clear_out(&self, except: &HashSet<DiskSequence>);
 }

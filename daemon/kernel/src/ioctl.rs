@@ -1,4 +1,5 @@
-//! The ioctls of the loop driver (`linux/loop.h`) and of block devices (`linux/fs.h`), each as a safe function of an open descriptor.
+//! The ioctls of the loop driver (`linux/loop.h`) and of block devices (`linux/fs.h`), each as a safe function
+//! of an open descriptor.
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -28,7 +29,7 @@ mod raw {
         /// Finds or adds a free device.
         ctl_get_free, LOOP_CTL_GET_FREE);
     nix::ioctl_write_ptr_bad!(
-        /// Attaches a file, with everything.
+        /// Attaches a file with all parameters.
         configure, LOOP_CONFIGURE, loop_config);
     nix::ioctl_none_bad!(
         /// Detaches, now or at the last close.
@@ -40,13 +41,13 @@ mod raw {
         /// Writes the state.
         set_status64, LOOP_SET_STATUS64, loop_info64);
     nix::ioctl_write_int_bad!(
-        /// Shows another file of the same size.
+        /// Replaces the file by another one of the same size.
         change_fd, LOOP_CHANGE_FD);
     nix::ioctl_none_bad!(
-        /// Takes the file's size anew.
+        /// Updates the size from the file.
         set_capacity, LOOP_SET_CAPACITY);
     nix::ioctl_write_int_bad!(
-        /// Bypasses the page cache, or does not.
+        /// Switches direct I/O on or off.
         set_direct_io, LOOP_SET_DIRECT_IO);
     nix::ioctl_write_int_bad!(
         /// Changes the logical block size.
@@ -55,16 +56,16 @@ mod raw {
         /// `BLKGETDISKSEQ`, Linux 5.15.
         blkgetdiskseq, 0x12, 128, u64);
     nix::ioctl_read_bad!(
-        /// Size in bytes: 64 bits of them, whatever the request's code says.
+        /// Size in bytes, in 64 bits, although the request code has the size of a `size_t`.
         blkgetsize64, nix::request_code_read!(0x12, 114, size_of::<usize>()), u64);
     nix::ioctl_read_bad!(
-        /// Whether writes are refused.
+        /// Whether writing is refused.
         blkroget, nix::request_code_none!(0x12, 94), super::c_int);
     nix::ioctl_read_bad!(
         /// Logical block size.
         blksszget, nix::request_code_none!(0x12, 104), super::c_int);
     nix::ioctl_none!(
-        /// Lets the kernel read the partition table again.
+        /// Reads the partition table again.
         blkrrpart, 0x12, 95);
     nix::ioctl_write_ptr_bad!(
         /// Adds or deletes a partition.
@@ -101,7 +102,7 @@ fn number_result(result: c_int) -> Result<u32> {
     u32::try_from(result).map_err(|_| nix::Error::EINVAL)
 }
 
-/// A loop device's state with nothing in it.
+/// The state of a loop device, all zero.
 pub fn empty_info() -> loop_info64 {
     loop_info64 {
         lo_device: 0,
@@ -120,27 +121,27 @@ pub fn empty_info() -> loop_info64 {
     }
 }
 
-/// `LOOP_CTL_ADD` on `/dev/loop-control`: makes `/dev/loopN`. `EEXIST` where it is there.
+/// `LOOP_CTL_ADD` on `/dev/loop-control`: adds `/dev/loopN`. `EEXIST` if it exists.
 pub fn add(control: impl AsFd, number: u32) -> Result<u32> {
     let number = number_argument(number)?;
     // SAFETY: the argument is a number, no memory is passed, and the descriptor is borrowed open.
     number_result(unsafe { raw::ctl_add(control.as_fd().as_raw_fd(), number) }?)
 }
 
-/// `LOOP_CTL_REMOVE` on `/dev/loop-control`. `EBUSY` where it is bound or open.
+/// `LOOP_CTL_REMOVE` on `/dev/loop-control`. `EBUSY` if it is bound or open.
 pub fn remove(control: impl AsFd, number: u32) -> Result<()> {
     let number = number_argument(number)?;
     // SAFETY: the argument is a number, no memory is passed, and the descriptor is borrowed open.
     unsafe { raw::ctl_remove(control.as_fd().as_raw_fd(), number) }.map(drop)
 }
 
-/// `LOOP_CTL_GET_FREE` on `/dev/loop-control`: a hint, since anyone may take that number first.
+/// `LOOP_CTL_GET_FREE` on `/dev/loop-control`: a hint, since another process may take that number first.
 pub fn free_number(control: impl AsFd) -> Result<u32> {
     // SAFETY: there is no argument, and the descriptor is borrowed open.
     number_result(unsafe { raw::ctl_get_free(control.as_fd().as_raw_fd()) }?)
 }
 
-/// `LOOP_CONFIGURE` (Linux 5.8): attaches `file` with everything in one call.
+/// `LOOP_CONFIGURE` (Linux 5.8): attaches `file` with all parameters in one call.
 pub fn configure(device: impl AsFd, file: BorrowedFd<'_>, block_size: u32, info: loop_info64) -> Result<()> {
     let file = u32::try_from(file.as_raw_fd()).map_err(|_| nix::Error::EBADF)?;
     let config = loop_config { fd: file, block_size, info, __reserved: [0; 8] };
@@ -148,16 +149,16 @@ pub fn configure(device: impl AsFd, file: BorrowedFd<'_>, block_size: u32, info:
     unsafe { raw::configure(device.as_fd().as_raw_fd(), &raw const config) }.map(drop)
 }
 
-/// `LOOP_CLR_FD`. Success does not say that the device is free.
+/// `LOOP_CLR_FD`. Success does not mean that the device is free.
 pub fn clear(device: impl AsFd) -> Result<()> {
     // SAFETY: there is no argument, and the descriptor is borrowed open.
     unsafe { raw::clr_fd(device.as_fd().as_raw_fd()) }.map(drop)
 }
 
-/// `LOOP_GET_STATUS64`. `ENXIO` where nothing is attached.
+/// `LOOP_GET_STATUS64`. `ENXIO` if nothing is attached.
 pub fn status(device: impl AsFd) -> Result<loop_info64> {
     let mut info = empty_info();
-    // SAFETY: the kernel writes one `loop_info64`, a struct of integers for which any bits are valid.
+    // SAFETY: the kernel writes one `loop_info64`, a struct of integers, for which all bit patterns are valid.
     unsafe { raw::get_status64(device.as_fd().as_raw_fd(), &raw mut info) }?;
     Ok(info)
 }
@@ -168,27 +169,27 @@ pub fn set_status(device: impl AsFd, info: &loop_info64) -> Result<()> {
     unsafe { raw::set_status64(device.as_fd().as_raw_fd(), info) }.map(drop)
 }
 
-/// `LOOP_CHANGE_FD`: shows another file of the same size. `EINVAL` where the device is writable or
+/// `LOOP_CHANGE_FD`: replaces the file by another one of the same size. `EINVAL` if the device is writable or
 /// the sizes differ.
 pub fn change_file(device: impl AsFd, file: BorrowedFd<'_>) -> Result<()> {
-    // SAFETY: the argument is a descriptor's number, borrowed open, as the device's is.
+    // SAFETY: the argument is the number of a descriptor; both descriptors are borrowed open.
     unsafe { raw::change_fd(device.as_fd().as_raw_fd(), file.as_raw_fd()) }.map(drop)
 }
 
-/// `LOOP_SET_CAPACITY`: takes the file's size anew. Needs a descriptor open for writing, or
-/// CAP_SYS_ADMIN, as the next two do.
+/// `LOOP_SET_CAPACITY`: updates the size from the file. Like the next two, needs a descriptor open for writing,
+/// or CAP_SYS_ADMIN.
 pub fn set_capacity(device: impl AsFd) -> Result<()> {
     // SAFETY: there is no argument, and the descriptor is borrowed open.
     unsafe { raw::set_capacity(device.as_fd().as_raw_fd()) }.map(drop)
 }
 
-/// `LOOP_SET_DIRECT_IO`: `EINVAL` where the file cannot.
+/// `LOOP_SET_DIRECT_IO`: `EINVAL` if the file does not support it.
 pub fn set_direct_io(device: impl AsFd, on: bool) -> Result<()> {
     // SAFETY: the argument is a number, no memory is passed, and the descriptor is borrowed open.
     unsafe { raw::set_direct_io(device.as_fd().as_raw_fd(), c_int::from(on)) }.map(drop)
 }
 
-/// `LOOP_SET_BLOCK_SIZE`, in bytes. `EAGAIN` or `EBUSY` while someone uses the device.
+/// `LOOP_SET_BLOCK_SIZE`, in bytes. `EAGAIN` or `EBUSY` while the device is in use.
 pub fn set_block_size(device: impl AsFd, bytes: u32) -> Result<()> {
     let bytes = number_argument(bytes)?;
     // SAFETY: the argument is a number, no memory is passed, and the descriptor is borrowed open.
@@ -211,7 +212,7 @@ pub fn size(device: impl AsFd) -> Result<u64> {
     Ok(size)
 }
 
-/// `BLKROGET`: whether the device refuses writes.
+/// `BLKROGET`: whether the device refuses writing.
 pub fn read_only(device: impl AsFd) -> Result<bool> {
     let mut read_only = 0;
     // SAFETY: the kernel writes one `int`.
@@ -243,19 +244,19 @@ fn blkpg(device: impl AsFd, op: c_int, number: u32, start: u64, length: u64) -> 
     unsafe { raw::blkpg(device.as_fd().as_raw_fd(), &raw const argument) }.map(drop)
 }
 
-/// `BLKPG_ADD_PARTITION`: start and length in bytes. Needs CAP_SYS_ADMIN. `EBUSY` where it
+/// `BLKPG_ADD_PARTITION`: start and length in bytes. Needs CAP_SYS_ADMIN. `EBUSY` if it
 /// overlaps another one or the number is taken.
 pub fn add_partition(disk: impl AsFd, number: u32, start: u64, length: u64) -> Result<()> {
     blkpg(disk, BLKPG_ADD_PARTITION, number, start, length)
 }
 
-/// `BLKPG_DEL_PARTITION`. Needs CAP_SYS_ADMIN. `EBUSY` where it is in use.
+/// `BLKPG_DEL_PARTITION`. Needs CAP_SYS_ADMIN. `EBUSY` if it is in use.
 pub fn delete_partition(disk: impl AsFd, number: u32) -> Result<()> {
     blkpg(disk, BLKPG_DEL_PARTITION, number, 0, 0)
 }
 
-/// `BLKRRPART`: drops the partitions and reads the table again. Needs CAP_SYS_ADMIN; `EINVAL` on a
-/// device without PARTSCAN, `EBUSY` where a partition is in use.
+/// `BLKRRPART`: drops the partitions and reads the table again. Needs CAP_SYS_ADMIN; `EINVAL` on a device
+/// without PARTSCAN, `EBUSY` if a partition is in use.
 pub fn reread_partitions(disk: impl AsFd) -> Result<()> {
     // SAFETY: there is no argument, and the descriptor is borrowed open.
     unsafe { raw::blkrrpart(disk.as_fd().as_raw_fd()) }.map(drop)

@@ -1,23 +1,32 @@
 //! Linux: the loop driver, sysfs, the mount table, udev. The only crate with unsafe code.
 
+mod attach;
 mod backing_file;
-mod bytes;
+mod bind;
 mod change;
 mod descriptor_store;
-mod exclusive;
-mod inotify;
+mod detach;
+mod device;
+mod error;
+mod hold;
 mod ioctl;
 mod linux;
 pub mod mounts;
-mod multi_device;
 mod node_watch;
+mod numbers;
 mod overlapping;
+mod partition_table;
 mod partitions;
 mod readiness;
+mod release;
+mod replace;
+mod shared;
 mod sysfs;
 pub mod udev;
 mod udisks;
 mod untrusted;
+mod users;
+mod wait;
 
 pub use descriptor_store::DescriptorStore;
 pub use linux::Linux;

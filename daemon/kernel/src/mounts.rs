@@ -3,14 +3,13 @@
 
 use std::fs::File;
 
+use loopd_common::mountinfo;
+use loopd_engine::mount_table::MountTable;
 use tokio::io::Interest;
 use tracing::warn;
 
-use crate::multi_device::MultiDevice;
 use crate::readiness::Readiness;
-
-use loopd_common::mountinfo;
-use loopd_engine::mount_table::MountTable;
+use crate::sysfs::MultiDevice;
 
 /// Reads the table of our mount namespace.
 ///
@@ -21,8 +20,8 @@ pub fn read() -> std::io::Result<MountTable> {
     Ok(parse(&text, &MultiDevice::read()))
 }
 
-/// The source of a mount is free text for most file systems: fusermount passes on whatever a user names. It
-/// counts only for file systems over several devices.
+/// The source of a mount is free text for most file systems: fusermount passes on any text of a user. It is
+/// used only for file systems over several devices.
 fn parse(text: &[u8], multi_device: &MultiDevice) -> MountTable {
     MountTable::parse(text, |mount| multi_device.devices(mount.file_system, &mount.source))
 }
@@ -33,7 +32,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Starts to watch the mount table of our namespace.
+    /// Starts watching the mount table of our mount namespace.
     ///
     /// # Errors
     /// procfs cannot be read.
@@ -41,14 +40,14 @@ impl Watch {
         Ok(Self { readiness: Readiness::watch(&File::open(mountinfo::FILE)?, Interest::PRIORITY)? })
     }
 
-    /// Hands on every new table for ever.
-    pub async fn run(self, mut tell: impl FnMut(MountTable)) {
+    /// Passes each new mount table to `publish`. Returns only if watching fails.
+    pub async fn run(self, mut publish: impl FnMut(MountTable)) {
         loop {
             if let Err(error) = self.readiness.wait().await {
                 return warn!("watching mounts failed: {error}");
             }
             match read() {
-                Ok(table) => tell(table),
+                Ok(table) => publish(table),
                 Err(error) => warn!("the mount table cannot be read: {error}"),
             }
         }
@@ -104,14 +103,14 @@ mod tests {
     }
 
     #[test]
-    fn tables_differ_where_a_mount_came_or_went() {
+    fn tables_differ_in_the_devices_of_new_and_ended_mounts() {
         let table_of = |lines: &[&str]| parse(lines.join("\n").as_bytes(), &MultiDevice::over(&[4, 5]));
         let ext4 = "22 1 7:3 / /mnt/a rw - ext4 /dev/loop3 rw";
         let btrfs = "24 1 0:41 / /mnt/btrfs rw - btrfs /dev/loop4 rw";
         let proc = "25 1 0:42 / /proc rw - proc proc rw";
         let before = table_of(&[ext4, proc]);
         assert!(table_of(&[proc, ext4]).differences(&before).is_empty());
-        assert!(table_of(&[ext4]).differences(&before).is_empty(), "no device is concerned");
+        assert!(table_of(&[ext4]).differences(&before).is_empty(), "proc is not on a device");
         let after = table_of(&[btrfs]);
         for differences in [after.differences(&before), before.differences(&after)] {
             assert_eq!(differences, HashSet::from([(7, 3), (7, 4), (7, 5)]));
@@ -119,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn the_own_table_reads() {
+    fn the_table_of_this_process_is_read() {
         assert!(read().unwrap().has(Path::new("/proc")));
     }
 }

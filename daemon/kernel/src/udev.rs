@@ -1,36 +1,41 @@
-//! What udev has processed, and what the kernel says where there is no udev.
+//! Events that udev has processed, or without udev those of the kernel; udev's database.
 //!
-//! libudev's objects cannot leave their thread: each event becomes an owned [`Uevent`] at once.
+//! The objects of libudev cannot leave their thread, so each event is converted to an owned [`Uevent`] at once.
 
 use std::ffi::OsStr;
 use std::path::Path;
 use std::time::Duration;
 
+use loopd_common::{Error, ErrorKind};
+use loopd_engine::Uevent;
+use loopd_engine::kernel::{DiskSequence, FileSystem, ProbeResult, TableEntry};
 use nix::errno::Errno;
 use tokio::io::Interest;
 use tracing::warn;
 
-use loopd_engine::Uevent;
-use loopd_engine::kernel::{DiskSequence, FileSystem, ProbeResult, TableEntry};
-
 use crate::readiness::Readiness;
 
-/// How long it must be quiet after events were lost before everything is read anew.
+/// How long no event may arrive, after events were lost, before everything is read again.
 const QUIET: Duration = Duration::from_millis(200);
 
-/// How many events are read before everyone else has a turn.
+/// How many events are read before other tasks run.
 const AT_ONCE: usize = 8;
 
-/// What the monitor has to tell.
+/// An item of the monitor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Notice {
     /// A loop device changed.
     Uevent(Box<Uevent>),
-    /// Events were lost, and udev has been idle since: look at everything.
+    /// Events were lost, and udev is idle since: everything has to be read again.
     Lost,
 }
 
-/// The netlink sockets. Must be read from the thread that made them.
+fn not_enumerated(uuid: &str, error: &std::io::Error) -> Error {
+    let message = format!("cannot determine which devices have the UUID {uuid}: {error}");
+    Error::new(ErrorKind::Kernel, message)
+}
+
+/// The netlink sockets. Must be read from the thread that created them.
 pub struct Monitor {
     from_udev: Socket,
     from_kernel: Option<Socket>,
@@ -55,10 +60,10 @@ impl Socket {
 }
 
 impl Monitor {
-    /// Starts listening. Without udev the kernel's own events are listened to as well.
+    /// Starts listening, without udev to events of the kernel as well.
     ///
     /// # Errors
-    /// The sockets cannot be had.
+    /// The sockets cannot be created.
     pub fn listen() -> std::io::Result<Self> {
         let from_udev = Socket::new(udev::MonitorBuilder::new()?, true)?;
         let from_kernel =
@@ -66,8 +71,8 @@ impl Monitor {
         Ok(Self { from_udev, from_kernel })
     }
 
-    /// Hands on every event for ever.
-    pub async fn run(self, mut tell: impl FnMut(Notice)) {
+    /// Passes each event to `publish`. Returns only if listening fails.
+    pub async fn run(self, mut publish: impl FnMut(Notice)) {
         let mut lost = false;
         loop {
             let ready = async {
@@ -82,11 +87,11 @@ impl Monitor {
             // The timer runs only while something is known to be lost.
             let ready = if lost { tokio::time::timeout(QUIET, ready).await.ok() } else { Some(ready.await) };
             match ready {
-                Some(Ok(socket)) => lost |= drain(socket, &mut tell).await,
+                Some(Ok(socket)) => lost |= drain(socket, &mut publish).await,
                 Some(Err(error)) => return warn!("listening to udev failed: {error}"),
                 None if is_idle() => {
                     lost = false;
-                    tell(Notice::Lost);
+                    publish(Notice::Lost);
                 }
                 None => {}
             }
@@ -94,17 +99,17 @@ impl Monitor {
     }
 }
 
-/// Reads all that is there; true where the socket's buffer had overflowed. Calls are served in between.
-async fn drain(socket: &Socket, tell: &mut impl FnMut(Notice)) -> bool {
+/// Reads all pending events; true if the buffer of the socket has overflowed. Other tasks run in between.
+async fn drain(socket: &Socket, publish: &mut impl FnMut(Notice)) -> bool {
     let mut lost = false;
     for read_at_once in 1usize.. {
         match socket.socket.iter().next() {
             Some(event) => {
                 if let Some(uevent) = read(&event, socket.from_udev) {
-                    tell(Notice::Uevent(Box::new(uevent)));
+                    publish(Notice::Uevent(Box::new(uevent)));
                 }
             }
-            // The crate shows an overflow as "no event"; errno is what libudev left behind.
+            // The crate reports an overflow as "no event"; libudev has left the errno.
             None if Errno::last() == Errno::ENOBUFS => lost = true,
             None => break,
         }
@@ -115,20 +120,19 @@ async fn drain(socket: &Socket, tell: &mut impl FnMut(Notice)) -> bool {
     lost
 }
 
-/// Whether udev is there to process events.
+/// Whether udev runs.
 #[must_use]
 pub fn runs() -> bool {
     Path::new("/run/udev/control").exists()
 }
 
-/// Whether udev has nothing left to process (`sd-device`'s `/run/udev/queue`).
+/// Whether udev has processed all events (`/run/udev/queue`, as in sd-device).
 #[must_use]
 pub fn is_idle() -> bool {
     !Path::new("/run/udev/queue").exists()
 }
 
-/// What udev's database has of a loop device or a partition of one; `None` where udev has not seen
-/// it.
+/// The entry of a loop device or its partition in udev's database; `None` if there is none.
 #[must_use]
 pub fn stored(number: u32, partition: Option<u32>) -> Option<ProbeResult> {
     let name =
@@ -137,11 +141,15 @@ pub fn stored(number: u32, partition: Option<u32>) -> Option<ProbeResult> {
     device.is_initialized().then(|| found(&device))
 }
 
-/// The nodes of all block devices on which udev has found this UUID.
+/// The nodes of all block devices with this UUID in udev's database.
 ///
 /// # Errors
-/// sysfs cannot be read.
-pub fn with_uuid(uuid: &str) -> std::io::Result<Vec<String>> {
+/// `Kernel` if sysfs cannot be read.
+pub fn with_uuid(uuid: &str) -> Result<Vec<String>, Error> {
+    nodes_with_uuid(uuid).map_err(|error| not_enumerated(uuid, &error))
+}
+
+fn nodes_with_uuid(uuid: &str) -> std::io::Result<Vec<String>> {
     let mut enumerator = udev::Enumerator::new()?;
     enumerator.match_subsystem("block")?;
     enumerator.match_property("ID_FS_UUID", uuid)?;
@@ -181,7 +189,7 @@ fn found(device: &udev::Device) -> ProbeResult {
             uuid: property("ID_PART_ENTRY_UUID"),
             label: unescape(&property("ID_PART_ENTRY_NAME")),
         },
-        // In sectors of 512 bytes, whatever the block size.
+        // In sectors of 512 bytes with any block size.
         start: property("ID_PART_ENTRY_OFFSET")
             .parse::<u64>()
             .ok()
@@ -190,7 +198,7 @@ fn found(device: &udev::Device) -> ProbeResult {
     }
 }
 
-/// The type of what udev is to leave alone stands under a name of our own (`63-untrusted-loop.rules`).
+/// `63-untrusted-loop.rules` moves the type to a property of loopd if udev must not act on it.
 fn file_system(device: &udev::Device) -> FileSystem {
     let property = |name: &str| text(device.property_value(name));
     FileSystem {
@@ -206,7 +214,7 @@ fn text(value: Option<&OsStr>) -> String {
     value.map(|value| value.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// Undoes udev's `\xNN` (`encode_devnode_name` of systemd): the label as it stands on the disk.
+/// Decodes udev's `\xNN` (`encode_devnode_name` of systemd) to the label on the disk.
 fn unescape(encoded: &str) -> String {
     let mut bytes = Vec::with_capacity(encoded.len());
     let mut rest = encoded.as_bytes();
@@ -232,7 +240,7 @@ mod tests {
     use super::{numbers, unescape};
 
     #[test]
-    fn names_are_read() {
+    fn names_of_disks_and_partitions_are_parsed() {
         assert_eq!(numbers("loop12"), Some((12, None)));
         assert_eq!(numbers("loop12p3"), Some((12, Some(3))));
         assert_eq!(numbers("loopp"), None);

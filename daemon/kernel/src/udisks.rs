@@ -1,30 +1,37 @@
-//! For whom UDisks2 has set up a loop device: that user can have UDisks2 detach it, without being asked.
+//! The user for whom UDisks2 has set up a loop device: that user can make UDisks2 detach it without
+//! authentication.
 //!
-//! UDisks2 keeps its record in `/run/udisks2/loop`, which outlives it: a serialised GVariant of the type
+//! The record of UDisks2 is `/run/udisks2/loop`, which outlives the daemon: a serialised GVariant of the type
 //! `a{sa{sv}}`, by device node, with a `setup-by-uid` of the type `u` (`udisksstate.c`).
 
 use std::io::ErrorKind as IoErrorKind;
 
 use loopd_common::{Error, ErrorKind};
-
 use loopd_engine::kernel::node;
 
 const RECORD: &str = "/run/udisks2/loop";
-/// More than UDisks2 writes of all loop devices that there can be.
+/// More than UDisks2 writes for all loop devices that can exist.
 const LONGEST: u64 = 16 << 20;
+
+fn unreadable(error: &std::io::Error) -> Error {
+    Error::new(ErrorKind::Kernel, format!("UDisks2's record {RECORD} cannot be read: {error}"))
+}
+
+fn not_understood() -> Error {
+    Error::new(ErrorKind::Kernel, format!("UDisks2's record {RECORD} is not understood"))
+}
 
 /// The user that UDisks2 has set the device up for; `None` if it has not set it up.
 ///
 /// # Errors
 /// The record cannot be read or understood.
 pub fn set_up_for(number: u32) -> Result<Option<u32>, Error> {
-    let unknown = |why: &str| Error::new(ErrorKind::Kernel, format!("UDisks2's record {RECORD} {why}"));
     let record = match read() {
         Ok(record) => record,
         Err(error) if error.kind() == IoErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(unknown(&format!("cannot be read: {error}"))),
+        Err(error) => return Err(unreadable(&error)),
     };
-    set_up_by(&record, &node(number)).ok_or_else(|| unknown("is not understood"))
+    set_up_by(&record, &node(number)).ok_or_else(not_understood)
 }
 
 fn read() -> std::io::Result<Vec<u8>> {
@@ -55,8 +62,8 @@ fn user(details: &[u8]) -> Option<u32> {
     Some(0)
 }
 
-/// The elements of an array whose elements have no fixed size and are aligned to 8 bytes: behind them stand
-/// the offsets of their ends.
+/// The elements of an array whose elements have no fixed size and are aligned to 8 bytes. The offsets of their
+/// ends follow them.
 fn elements(array: &[u8]) -> Option<Vec<&[u8]>> {
     if array.is_empty() {
         return Some(Vec::new());
@@ -77,7 +84,7 @@ fn elements(array: &[u8]) -> Option<Vec<&[u8]>> {
     .collect()
 }
 
-/// Key and value of an entry whose key is a string: behind them stands the offset of the key's end.
+/// Key and value of an entry whose key is a string. The offset of the end of the key follows them.
 fn entry_of(entry: &[u8]) -> Option<(&[u8], &[u8])> {
     let size = offset_size(entry.len());
     let offset = entry.len().checked_sub(size)?;
@@ -86,7 +93,7 @@ fn entry_of(entry: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((key, entry.get(end.next_multiple_of(8)..offset)?))
 }
 
-/// Bytes of each offset in a container of this length.
+/// The size of an offset, in bytes, in a container of this length.
 fn offset_size(length: usize) -> usize {
     match length {
         0..=0xff => 1,
@@ -157,11 +164,11 @@ mod tests {
         assert_eq!(set_up_by(&self::record(&many), "/dev/loop2999"), Some(Some(3004)));
     }
 
-    /// What GLib makes of `{'/dev/loop3': {…, 'setup-by-uid': <uint32 1000>}, '/dev/loop12': {…, <uint32 0>}}`
+    /// What GLib serialises for `{'/dev/loop3': {…, 'setup-by-uid': <uint32 1000>}, '/dev/loop12': {…, <uint32 0>}}`
     /// on a little-endian machine.
     #[cfg(target_endian = "little")]
     #[test]
-    fn glib_s_own_format_is_read() {
+    fn a_record_that_glib_has_written_is_read() {
         let record =
             b"/dev/loop3\x00\x00\x00\x00\x00\x00backing-file\x00\x00\x00\x00/home/m/x.img\x00\x00ay\x0d\x00\
           \x00\x00\x00\x00\x00backing-file-device\x00\x00\x00\x00\x00@\x00\x00\x00\x00\x00\x00\x00\x00t\
@@ -174,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_never_taken_for_nobodys() {
+    fn a_damaged_record_is_never_taken_for_a_missing_entry() {
         let whole = record(&[("/dev/loop1", 1000)]);
         for length in 1..whole.len() {
             assert_ne!(set_up_by(&whole[..length], "/dev/loop1"), Some(None), "{length} bytes");

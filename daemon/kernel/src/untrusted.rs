@@ -1,9 +1,9 @@
-//! Marks for udev's rules (`63-untrusted-loop.rules`): which loop devices show what a user other than
-//! root has chosen. udev reads them while it processes an event, also when no daemon runs.
+//! Marks for udev's rules (`63-untrusted-loop.rules`): the loop devices whose content a user other than root
+//! has chosen. udev reads them while it processes an event, also if no daemon runs.
 //!
-//! A mark is an empty file. `loopN` stands from before the attach until the disk sequence is known; it
-//! becomes `seq-M`, and one of both is there at any moment. Marks of sequences that no device has any
-//! more do no harm, since a sequence is never used twice; they are removed once in a while.
+//! A mark is an empty file. `loopN` exists from before the attach until the disk sequence is known, and is
+//! then renamed to `seq-M`, so that one of the two exists at any time. Marks of ended attachments are harmless,
+//! since a disk sequence is never used twice; they are removed from time to time.
 
 use std::collections::HashSet;
 use std::fs::{self, OpenOptions};
@@ -12,14 +12,21 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use loopd_common::{Error, ErrorKind};
+use loopd_engine::kernel::DiskSequence;
 use tracing::warn;
 
-use super::sysfs;
-use loopd_engine::kernel::DiskSequence;
+use crate::sysfs::loop_device;
 
 const SEQUENCE: &str = "seq-";
 /// How many marks are made until those of ended attachments are removed.
 const MANY: usize = 1024;
+
+/// The error for a device that cannot be marked.
+pub fn unmarked(error: &std::io::Error) -> Error {
+    let why = format!("cannot tell udev that the device is a user's (in /run/loopd/untrusted): {error}");
+    Error::new(ErrorKind::Kernel, why)
+}
 
 /// The directory of the marks.
 pub struct Untrusted {
@@ -27,19 +34,19 @@ pub struct Untrusted {
     made: AtomicUsize,
 }
 
-/// A device that is about to show what a user has chosen.
+/// The mark of a number, removed when this is dropped.
 pub struct Expected<'a> {
     untrusted: &'a Untrusted,
     mark: PathBuf,
-    ended: bool,
+    is_kept: bool,
 }
 
 impl Untrusted {
-    /// The directory `untrusted` of the runtime directory. What a daemon was about to attach when it
-    /// died is taken for untrusted.
+    /// Opens the directory `untrusted` of the runtime directory. Devices that the last daemon was attaching
+    /// when it died are marked.
     ///
     /// # Errors
-    /// It cannot be made or read.
+    /// The directory cannot be created or read.
     pub fn open(runtime_directory: &Path) -> Result<Self> {
         let directory = runtime_directory.join("untrusted");
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
@@ -48,35 +55,48 @@ impl Untrusted {
             let Some(number) = name.strip_prefix("loop").and_then(|number| number.parse().ok()) else {
                 continue;
             };
-            if sysfs::is_bound(number)
-                && let Some(sequence) = sysfs::disk_sequence(number)
+            if loop_device::is_bound(number)
+                && let Some(sequence) = loop_device::disk_sequence(number)
             {
                 untrusted.mark(sequence)?;
             }
             fs::remove_file(untrusted.directory.join(name))?;
         }
-        untrusted.sweep(&sysfs::disk_sequences());
+        untrusted.sweep(&loop_device::disk_sequences());
         Ok(untrusted)
     }
 
-    /// Marks the number, for as long as its disk sequence is not known.
+    /// Marks the number until the disk sequence of its device is known.
     ///
     /// # Errors
-    /// The mark cannot be made.
+    /// The mark cannot be created.
     pub fn expect(&self, number: u32) -> Result<Expected<'_>> {
         let mark = self.directory.join(format!("loop{number}"));
         make(&mark)?;
         if self.made.fetch_add(1, Ordering::Relaxed) >= MANY {
             self.made.store(0, Ordering::Relaxed);
-            self.sweep(&sysfs::disk_sequences());
+            self.sweep(&loop_device::disk_sequences());
         }
-        Ok(Expected { untrusted: self, mark, ended: false })
+        Ok(Expected { untrusted: self, mark, is_kept: false })
+    }
+
+    /// Marks the number if the device is `untrusted`.
+    ///
+    /// # Errors
+    /// The mark cannot be created.
+    pub(crate) fn expect_if(
+        &self,
+        untrusted: bool,
+        number: u32,
+    ) -> std::result::Result<Option<Expected<'_>>, Error> {
+        let expected = untrusted.then(|| self.expect(number)).transpose();
+        expected.map_err(|error| unmarked(&error))
     }
 
     /// Marks a device.
     ///
     /// # Errors
-    /// The mark cannot be made.
+    /// The mark cannot be created.
     pub fn mark(&self, sequence: DiskSequence) -> Result<()> {
         make(&self.of(sequence))
     }
@@ -91,8 +111,8 @@ impl Untrusted {
             .collect()
     }
 
-    /// Removes the marks of devices that are not among these. One that is made meanwhile is younger
-    /// than all of these.
+    /// Removes the marks of devices that are not among these. A device that is attached in the meantime has a
+    /// larger disk sequence than all of these.
     fn sweep(&self, current: &HashSet<DiskSequence>) {
         let newest = current.iter().max().copied().unwrap_or_default();
         for name in self.names().unwrap_or_default() {
@@ -106,25 +126,25 @@ impl Untrusted {
 }
 
 impl Expected<'_> {
-    /// The device has this disk sequence.
+    /// Replaces the mark by one of the disk sequence that the device has.
     ///
     /// # Errors
-    /// The mark cannot be changed.
+    /// The mark cannot be renamed.
     pub fn becomes(&mut self, sequence: DiskSequence) -> Result<()> {
         fs::rename(&self.mark, self.untrusted.of(sequence))?;
-        self.ended = true;
+        self.is_kept = true;
         Ok(())
     }
 
-    /// Leaves the mark with the number.
+    /// Keeps the mark of the number.
     pub fn stay(mut self) {
-        self.ended = true;
+        self.is_kept = true;
     }
 }
 
 impl Drop for Expected<'_> {
     fn drop(&mut self) {
-        if !self.ended
+        if !self.is_kept
             && let Err(error) = fs::remove_file(&self.mark)
         {
             warn!("{} cannot be removed: {error}", self.mark.display());
@@ -147,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_is_there_from_before_the_attach() {
+    fn a_mark_exists_before_the_disk_sequence_is_known() {
         let directory = tempfile::tempdir().unwrap();
         let untrusted = Untrusted::open(directory.path()).unwrap();
         let mut expected = untrusted.expect(7).unwrap();
@@ -168,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_that_cannot_be_made_is_an_error() {
+    fn a_mark_that_cannot_be_created_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
         let untrusted = Untrusted::open(directory.path()).unwrap();
         fs::remove_dir(directory.path().join("untrusted")).unwrap();
@@ -188,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_daemon_that_died_was_about_to_attach_is_not_forgotten() {
+    fn marks_of_numbers_that_are_not_bound_are_removed_at_the_start() {
         let directory = tempfile::tempdir().unwrap();
         drop(Untrusted::open(directory.path()).unwrap());
         // No machine has this number.

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::Image;
+use crate::image::Image;
 
 /// Longest single read, in bytes.
 pub const LONGEST_READ: usize = 64 * 1024;
@@ -37,12 +37,12 @@ impl<'a, I: Image> Disk<'a, I> {
         self.size
     }
 
-    /// Number of the last whole block; `None` where there is not one.
+    /// Number of the last whole block; `None` if there is none.
     pub fn last_block(&self) -> Option<u64> {
         (self.size / self.block_size()).checked_sub(1)
     }
 
-    /// Fills the buffer from a byte offset on; `false` where that is not all within the device.
+    /// Fills the buffer from a byte offset on; `false` if not all of it is within the device.
     pub fn read(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<bool> {
         debug_assert!(buffer.len() <= LONGEST_READ);
         let end = offset.checked_add(buffer.len() as u64);
@@ -53,7 +53,7 @@ impl<'a, I: Image> Disk<'a, I> {
         Ok(true)
     }
 
-    /// The bytes of a block; `None` where there is no such block.
+    /// The bytes of a block; `None` if there is no such block.
     pub fn read_block(&mut self, number: u64) -> io::Result<Option<Vec<u8>>> {
         if self.last_block().is_none_or(|last| number > last) {
             return Ok(None);

@@ -2,8 +2,10 @@
 
 use std::io;
 
-use super::disk::{Disk, u32_at};
-use super::{Image, MAX_PARTITIONS, Partition, Table, TableKind, Warning};
+use crate::disk::{Disk, u32_at};
+use crate::image::Image;
+use crate::table::{MAX_PARTITIONS, Partition, Table, TableKind};
+use crate::warning::Warning;
 
 /// The type of the entry that protects a GPT (UEFI 5.2.3).
 const PROTECTIVE: u8 = 0xee;
@@ -17,14 +19,14 @@ const MAX_LINKS: usize = 512;
 /// A boot record: the first sector of a disk, or a link of the chain of logical partitions.
 pub struct BootRecord([u8; 512]);
 
-/// What a boot record says of a GPT.
+/// Whether a boot record announces a GPT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protection {
     /// Nothing.
     Absent,
     /// A GPT follows.
     Protective,
-    /// A GPT, in a place where the kernel does not look for it.
+    /// A GPT at a place that the kernel does not read.
     Misplaced,
 }
 
@@ -53,8 +55,8 @@ impl Entry {
         self.sectors != 0 && self.is_extended()
     }
 
-    /// Whose tables the kernel also looks for in partitions of this type. Solaris' old type is
-    /// passed over: it is Linux' swap.
+    /// The system whose tables the kernel also reads in partitions of this type. Solaris' old type is
+    /// left out: it is Linux' swap.
     fn nested_system(self) -> Option<&'static str> {
         match self.kind {
             0x42 => Some("a Windows dynamic disk"),
@@ -69,7 +71,7 @@ impl Entry {
 }
 
 impl BootRecord {
-    /// Reads the sector at a byte offset; `None` where the image ends before.
+    /// Reads the sector at a byte offset; `None` if the image ends before it.
     pub fn read(disk: &mut Disk<'_, impl Image>, offset: u64) -> io::Result<Option<Self>> {
         let mut sector = [0; 512];
         Ok(disk.read(offset, &mut sector)?.then_some(Self(sector)))
@@ -135,7 +137,7 @@ pub fn read(
     };
     reader.read_primaries(record)?;
     let Reader { signature, mut partitions, warnings: found, .. } = reader;
-    // Where no entry makes sense, the boot code of a file system was taken for entries.
+    // If no entry makes sense, they are the boot code of a file system.
     if partitions.is_empty() && record.is_file_system() {
         return Ok(None);
     }
@@ -217,8 +219,8 @@ impl<I: Image> Reader<'_, '_, I> {
         Ok(())
     }
 
-    /// Adds the partitions of a link; whether there are any. Numbers are used up by partitions
-    /// that are left out, too.
+    /// Adds the partitions of a link; returns whether there are any. Partitions that are left out
+    /// use up numbers too.
     fn add_logicals(&mut self, record: &BootRecord, link: Extent, extended: Extent) -> bool {
         let mut found = false;
         for (index, entry) in record.entries().into_iter().enumerate() {
@@ -246,7 +248,7 @@ impl<I: Image> Reader<'_, '_, I> {
         }
     }
 
-    /// Adds what lies within the disk, as `blk_add_partition` of `block/partitions/core.c`.
+    /// Adds the part within the disk, as `blk_add_partition` of `block/partitions/core.c`.
     fn add(&mut self, number: u32, entry: Entry, extent: Extent) {
         let end = extent.end().min(self.disk.size());
         if extent.start >= end {

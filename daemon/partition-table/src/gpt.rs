@@ -5,8 +5,10 @@ use std::io;
 use crc::{CRC_32_ISO_HDLC, Crc, Table as CrcTable};
 use uuid::Uuid;
 
-use super::disk::{Disk, LONGEST_READ, bytes, u32_at, u64_at};
-use super::{Fault, Image, MAX_PARTITIONS, Partition, Table, TableKind, Warning};
+use crate::disk::{Disk, LONGEST_READ, bytes, u32_at, u64_at};
+use crate::image::Image;
+use crate::table::{MAX_PARTITIONS, Partition, Table, TableKind};
+use crate::warning::{Fault, Warning};
 
 static CRC: Crc<u32, CrcTable<16>> = Crc::<u32, CrcTable<16>>::new(&CRC_32_ISO_HDLC);
 
@@ -72,7 +74,7 @@ struct Entry {
     label: String,
 }
 
-/// Reads the table: the primary copy, or the backup where that is damaged.
+/// Reads the table: the primary copy, or the backup if that is damaged.
 pub fn read(disk: &mut Disk<'_, impl Image>, warnings: &mut Vec<Warning>) -> io::Result<Option<Table>> {
     let fault = match sound_at(disk, PRIMARY)? {
         Ok(primary) => {
@@ -97,9 +99,9 @@ pub fn last_block_is_sound(disk: &mut Disk<'_, impl Image>) -> io::Result<bool> 
     Ok(sound_at(disk, last)?.is_ok())
 }
 
-/// The backup copy in place of a damaged primary: from the last block (UEFI 5.3.2), or from where
-/// the primary says it is, which an image that was made larger needs. It is not wrong to believe a
-/// damaged header in this: the copy there is checked like any other.
+/// The backup copy in place of a damaged primary: from the last block (UEFI 5.3.2), or from the block that
+/// the primary names, which an image that was enlarged needs. The name may come from a damaged header, since
+/// the copy there is checked like any other.
 fn backup(disk: &mut Disk<'_, impl Image>, warnings: &mut Vec<Warning>) -> io::Result<Option<Gpt>> {
     let alternate = disk
         .read_block(PRIMARY)?
@@ -120,7 +122,7 @@ fn backup(disk: &mut Disk<'_, impl Image>, warnings: &mut Vec<Warning>) -> io::R
     Ok(None)
 }
 
-/// Says what is wrong with the backup of a sound primary, as the kernel's `compare_gpts`.
+/// Warns of differences between the backup and a sound primary, as the kernel's `compare_gpts` does.
 fn check_backup(
     disk: &mut Disk<'_, impl Image>,
     primary: &Header,

@@ -2,18 +2,20 @@
 
 use std::fmt;
 
+use crate::table::MAX_PARTITIONS;
+
 /// Something about an image's partition table that its user may want to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Warning {
     /// The primary GPT cannot be used.
     PrimaryDamaged(Fault),
-    /// The backup GPT stands in for the primary one.
+    /// The backup GPT is used in place of the primary one.
     BackupUsed,
     /// The backup GPT cannot be used.
     BackupDamaged(Fault),
     /// The backup GPT is sound and not in the last block.
     BackupMisplaced,
-    /// Both copies of the GPT are sound and do not say the same.
+    /// Both copies of the GPT are sound and differ.
     BackupDiffers,
     /// A GPT is there, for sectors of another size than the device has.
     OtherSectorSize {
@@ -28,7 +30,7 @@ pub enum Warning {
     UnprotectedGpt,
     /// Entries are in use whose numbers no node can have.
     TooManyPartitions,
-    /// A partition lies past the end of the image, a GPT's in part, a DOS table's as a whole.
+    /// A partition ends (GPT) or starts (DOS) past the end of the image.
     PastEnd {
         /// The partition.
         number: u32,
@@ -67,9 +69,9 @@ pub enum Warning {
         /// Whose table that is.
         system: &'static str,
     },
-    /// The chain of logical partitions comes back to where it was.
+    /// The chain of logical partitions contains a loop.
     ChainLoop,
-    /// The chain of logical partitions leads to where no link is.
+    /// The chain of logical partitions leads to a sector that is no link.
     ChainBroken,
     /// The chain of logical partitions has too many links.
     ChainTooLong,
@@ -101,7 +103,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// The one that tells more: where nothing is, nothing is known.
+    /// The more specific one of the two: a copy that is missing has no other fault.
     #[must_use]
     pub(super) fn or(self, other: Self) -> Self {
         if matches!(self, Self::PastEnd | Self::NoSignature) { other } else { self }
@@ -132,7 +134,7 @@ impl fmt::Display for Warning {
                 f.write_str("there is a GPT that the MBR does not mention: the kernel does not read it")
             }
             Self::TooManyPartitions => {
-                write!(f, "partitions above number {} cannot have a node", super::MAX_PARTITIONS)
+                write!(f, "partitions above number {MAX_PARTITIONS} cannot have a node")
             }
             Self::PastEnd { number } => {
                 write!(f, "partition {number} is left out: it lies past the end of the image")

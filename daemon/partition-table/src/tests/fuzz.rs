@@ -33,7 +33,7 @@ enum Change {
     GptEntry { index: u8, last: bool, value: Number },
     /// An entry of a boot record, which lies at a multiple of ten sectors.
     DosEntry { record: u8, index: u8, kind: u8, first: Number, sectors: Number },
-    /// Limiter a sector into a boot record.
+    /// Turns a sector into a boot record.
     Sign { record: u8 },
     /// Makes the checksums of a copy right again.
     Seal { backup: bool },

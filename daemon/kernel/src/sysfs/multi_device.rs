@@ -4,14 +4,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use loopd_common::mountinfo::device_number;
+use super::block::{Block, DeviceNumber, entries};
 
 /// A block device of a file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Member {
-    /// As in `/sys/class/block`, with a slash for each `!`.
+    /// The name in `/dev`.
     name: String,
-    device: (u32, u32),
+    number: DeviceNumber,
 }
 
 /// The devices of each mounted file system over several devices.
@@ -29,10 +29,10 @@ impl MultiDevice {
 
     fn read_below(sysfs: &Path) -> Self {
         // /sys/fs/btrfs/FSID/devices/NAME and /sys/fs/bcachefs/FSID/dev-N/block are links to block devices.
-        let btrfs = entries(&sysfs.join("btrfs")).into_iter().map(|folder| entries(&folder.join("devices")));
+        let btrfs = entries(&sysfs.join("btrfs")).into_iter().map(|fsid| entries(&fsid.join("devices")));
         let bcachefs = entries(&sysfs.join("bcachefs"))
             .into_iter()
-            .map(|folder| entries(&folder).iter().map(|device| device.join("block")).collect());
+            .map(|fsid| entries(&fsid).iter().map(|device| device.join("block")).collect());
         let members = |links: Vec<PathBuf>| links.iter().filter_map(|link| member(link)).collect();
         Self { file_systems: btrfs.chain(bcachefs).map(members).collect() }
     }
@@ -42,7 +42,7 @@ impl MultiDevice {
     /// `bch2_show_devname`), and no user can mount another file system under one of these types: a FUSE
     /// mount has the type `fuse`, `fuseblk` or `fuse.SUBTYPE`.
     #[must_use]
-    pub fn devices(&self, file_system: &[u8], source: &[u8]) -> Vec<(u32, u32)> {
+    pub fn devices(&self, file_system: &[u8], source: &[u8]) -> Vec<DeviceNumber> {
         let Ok(source) = std::str::from_utf8(source) else { return Vec::new() };
         let node = match file_system {
             b"btrfs" => source,
@@ -50,7 +50,7 @@ impl MultiDevice {
             _ => return Vec::new(),
         };
         let found = self.with(node).or_else(|| self.with(fs::canonicalize(node).ok()?.to_str()?));
-        found.map(|members| members.iter().map(|member| member.device).collect()).unwrap_or_default()
+        found.map(|members| members.iter().map(|member| member.number).collect()).unwrap_or_default()
     }
 
     fn with(&self, node: &str) -> Option<&Vec<Member>> {
@@ -59,22 +59,27 @@ impl MultiDevice {
     }
 }
 
-fn entries(folder: &Path) -> Vec<PathBuf> {
-    fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+/// The nodes of the mounted btrfs with this UUID.
+pub fn mounted_btrfs(uuid: &str) -> Vec<String> {
+    let file_system = format!("/sys/fs/btrfs/{uuid}");
+    let Ok(devices) = fs::read_dir(format!("{file_system}/devices")) else {
+        // It is mounted, but its devices cannot be read.
+        return if fs::exists(&file_system).unwrap_or(true) { vec![file_system] } else { Vec::new() };
+    };
+    devices.filter_map(|entry| Some(format!("/dev/{}", entry.ok()?.file_name().to_str()?))).collect()
 }
 
 /// The block device that a link of sysfs leads to.
 fn member(link: &Path) -> Option<Member> {
-    let name = fs::canonicalize(link).ok()?.file_name()?.to_str()?.replace('!', "/");
-    let device = device_number(fs::read_to_string(link.join("dev")).ok()?.trim_ascii_end())?;
-    Some(Member { name, device })
+    let block = Block::at(link);
+    Some(Member { name: block.name()?, number: block.number()? })
 }
 
 #[cfg(test)]
 impl MultiDevice {
     /// One file system over these loop devices.
-    pub(super) fn over(numbers: &[u32]) -> Self {
-        let member = |number: &u32| Member { name: format!("loop{number}"), device: (7, *number) };
+    pub fn over(numbers: &[u32]) -> Self {
+        let member = |number: &u32| Member { name: format!("loop{number}"), number: (7, *number) };
         Self { file_systems: vec![numbers.iter().map(member).collect()] }
     }
 }

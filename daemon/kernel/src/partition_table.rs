@@ -1,12 +1,13 @@
-//! A loop device, or the part of a file that one shows, as bytes to look for a partition table in.
+//! Reads the partition table of a loop device, or of the part of a file that one shows.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use loopd_engine::kernel::{Partition, PartitionNode, TableEntry, node};
+use loopd_partition_table::{self as format, Image, Table};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use rustix::io::{pread, retry_on_intr};
-
-use loopd_partition_table::Image;
+use tracing::{debug, warn};
 
 /// What direct I/O wants offset, length and memory to be multiples of: the largest sector that
 /// disks have (`open(2)`, `O_DIRECT`).
@@ -72,6 +73,45 @@ fn read_aligned(file: BorrowedFd<'_>, offset: u64, buffer: &mut [u8]) -> io::Res
     let found = around.get(before..wanted).filter(|_| read >= wanted).ok_or(io::ErrorKind::UnexpectedEof)?;
     buffer.copy_from_slice(found);
     Ok(())
+}
+
+/// The sector size in bytes that an image's table was written for; `None` if any fits.
+pub fn sector_size(file: impl AsFd, offset: u64, size: u64) -> Option<u32> {
+    format::sector_size(&mut Bytes::new(&file, offset, size)).ok().flatten()
+}
+
+/// The table of a device; `None` if it has none, or if it cannot be read. Logs its warnings.
+pub fn read(number: u32, block_size: u32, bytes: &mut Bytes<'_>) -> Option<Table> {
+    match format::read(bytes, block_size) {
+        Ok(reading) => {
+            for warning in &reading.warnings {
+                warn!(device = node(number), "partition table: {warning}");
+            }
+            reading.table
+        }
+        Err(error) => {
+            debug!(device = node(number), "the partition table cannot be read: {error}");
+            None
+        }
+    }
+}
+
+/// The partitions of these nodes, each with its entry in the table.
+pub fn describe(nodes: Vec<PartitionNode>, table: Option<&Table>) -> Vec<Partition> {
+    nodes.into_iter().map(|node| Partition { entry: entry(table, node.number), node }).collect()
+}
+
+fn entry(table: Option<&Table>, number: u32) -> TableEntry {
+    let entry = |table: &Table| {
+        let partition = table.partitions.iter().find(|partition| partition.number == number)?.clone();
+        Some(TableEntry {
+            table: table.kind.to_string(),
+            kind: partition.kind,
+            uuid: partition.uuid,
+            label: partition.label,
+        })
+    };
+    table.and_then(entry).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -1,0 +1,39 @@
+//! Attaches a file.
+
+use std::os::fd::OwnedFd;
+
+use loopd_common::Error;
+use loopd_engine::AttachRequest;
+use loopd_engine::kernel::{Device, Partitioning};
+
+use crate::bind::bind;
+use crate::hold::Hold;
+use crate::numbers::Claim;
+use crate::partitions;
+use crate::shared::Shared;
+
+/// A device that was attached.
+pub struct Attached {
+    pub device: Device,
+    /// `None` for a persistent device.
+    pub hold: Option<Hold>,
+    pub partitioning: Partitioning,
+    pub claim: Claim,
+}
+
+/// Attaches the file, reads its partition table and stores a copy of the hold.
+pub fn attach(shared: &Shared, file: &OwnedFd, request: &AttachRequest) -> Result<Attached, Error> {
+    let bound = bind(shared, file, request)?;
+    let partitioning = if request.partition_scan {
+        partitions::of_new_attach(shared, file, &bound.device)
+    } else {
+        Partitioning::default()
+    };
+    if let Some(hold) = &bound.hold {
+        hold.store(&*shared.fd_store);
+    }
+    if let Some(writer) = bound.writer {
+        writer.close();
+    }
+    Ok(Attached { device: bound.device, hold: bound.hold, partitioning, claim: bound.claim })
+}

@@ -1,0 +1,142 @@
+//! The choice of a number, and its release after an error.
+
+use std::os::fd::OwnedFd;
+
+use loopd_common::{Error, ErrorKind};
+use loopd_engine::AttachRequest;
+use loopd_engine::kernel::Device;
+use nix::errno::Errno;
+use tracing::warn;
+
+use super::configure::{Configured, Writer, configure};
+use super::refusal::{closed_to_us, is_closed_to_us, refusal, refuse_block_size};
+use super::sweep::sweep;
+use super::wanted::Wanted;
+use crate::backing_file::{self, Examined};
+use crate::error::is_gone;
+use crate::hold::Hold;
+use crate::numbers::Claim;
+use crate::shared::Shared;
+use crate::untrusted::{Expected, unmarked};
+use crate::{detach, partition_table};
+
+/// How many numbers are tried that another process takes first.
+const ATTEMPTS: usize = 64;
+/// The block size if neither the request nor the partition table needs another.
+const SECTOR: u32 = 512;
+
+fn none_free(name: &str) -> Error {
+    Error::new(
+        ErrorKind::NoFreeDevice,
+        format!(
+            "cannot attach {name}: {ATTEMPTS} free loop devices in a row were taken by other programs; try again"
+        ),
+    )
+}
+
+/// A device that a file was attached to.
+pub struct Bound<'a> {
+    pub device: Device,
+    /// `None` for a persistent device.
+    pub hold: Option<Hold>,
+    pub claim: Claim,
+    /// `None` for a read-only device.
+    pub writer: Option<Writer<'a>>,
+}
+
+/// The end of an attempt with one number.
+enum Attempt<'a> {
+    Bound(Bound<'a>),
+    /// Another process has taken the number.
+    Taken(Claim),
+}
+
+/// Attaches the file. After an error nothing is attached, and no device is left that was not there before.
+pub fn bind<'a>(shared: &'a Shared, file: &OwnedFd, request: &AttachRequest) -> Result<Bound<'a>, Error> {
+    let examined = &backing_file::examine(file)?;
+    backing_file::check_fit(examined, request)?;
+    let block_size = match request.block_size {
+        0 => choose_block_size(file, examined, request),
+        wanted => wanted,
+    };
+    let request = &AttachRequest { block_size, ..request.clone() };
+    let wanted = Wanted { file, examined, request };
+    refuse_block_size(shared, wanted)?;
+    // Numbers that turn out to be taken stay claimed until the end, so that none is tried twice.
+    let mut taken = Vec::new();
+    for _ in 0..ATTEMPTS {
+        let claim = shared.numbers.claim(request.number, &wanted.name())?;
+        match bind_number(shared, claim, wanted)? {
+            Attempt::Bound(bound) => return Ok(bound),
+            Attempt::Taken(claim) => taken.push(claim),
+        }
+    }
+    Err(none_free(&wanted.name()))
+}
+
+/// 512, or the sector size that the image's partition table was written for.
+fn choose_block_size(file: &OwnedFd, examined: &Examined, request: &AttachRequest) -> u32 {
+    let shown = examined.size.map(|size| match request.size_limit {
+        0 => size - request.offset,
+        limit => limit.min(size - request.offset),
+    });
+    shown.and_then(|size| partition_table::sector_size(file, request.offset, size)).unwrap_or(SECTOR)
+}
+
+/// Attaches the file to the claimed number.
+fn bind_number<'a>(shared: &'a Shared, claim: Claim, wanted: Wanted<'_>) -> Result<Attempt<'a>, Error> {
+    let has_choice = wanted.request.number.is_none();
+    if !sweep(claim.number()) && has_choice {
+        return Ok(Attempt::Taken(claim));
+    }
+    let expected = match shared.untrusted.expect_if(wanted.request.untrusted, claim.number()) {
+        Ok(expected) => expected,
+        Err(error) => {
+            claim.give_up();
+            return Err(error);
+        }
+    };
+    match configure(shared, claim.number(), wanted) {
+        Ok(configured) => commit(expected, configured, claim).map(Attempt::Bound),
+        Err(errno) if has_choice && is_taken(errno, claim.number()) => Ok(Attempt::Taken(claim)),
+        Err(errno) => {
+            let error = refusal(shared, claim.number(), wanted, errno);
+            // Before the claim: the next claim of the number makes its own mark.
+            drop(expected);
+            claim.give_up();
+            Err(error)
+        }
+    }
+}
+
+/// Whether another process has taken the number, or removed or locked its device.
+fn is_taken(errno: Errno, number: u32) -> bool {
+    match errno {
+        Errno::EBUSY => true,
+        errno if is_gone(errno) => true,
+        Errno::EACCES if is_closed_to_us(number) => {
+            warn!("{}", closed_to_us(number));
+            true
+        }
+        _ => false,
+    }
+}
+
+/// Replaces the mark of the number by one of the disk sequence. Detaches a device that cannot be marked.
+fn commit<'a>(
+    expected: Option<Expected<'_>>,
+    configured: Configured<'a>,
+    claim: Claim,
+) -> Result<Bound<'a>, Error> {
+    let Configured { device, hold, writer } = configured;
+    let Some(mut mark) = expected else { return Ok(Bound { device, hold, claim, writer }) };
+    let Err(error) = mark.becomes(device.disk_sequence) else {
+        return Ok(Bound { device, hold, claim, writer });
+    };
+    let _result = detach::clear(device.number, device.disk_sequence);
+    drop((hold, writer));
+    // Not before: udev must not process the device without a mark.
+    drop(mark);
+    claim.give_up();
+    Err(unmarked(&error))
+}

@@ -1,0 +1,102 @@
+//! Why the kernel refuses an attach.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use loopd_common::{Error, ErrorKind};
+use loopd_engine::kernel::node;
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+
+use super::wanted::Wanted;
+use crate::error::failed;
+use crate::shared::Shared;
+use crate::{device, ioctl, numbers};
+
+/// Every kernel accepts block sizes up to the smallest page size.
+const SMALLEST_PAGE: u32 = 4096;
+
+fn block_size_refused(name: &str, block_size: u32, largest: u32) -> Error {
+    Error::new(
+        ErrorKind::NotSupported,
+        format!(
+            "cannot attach {name} with a block size of {block_size}: this kernel takes at most {largest}"
+        ),
+    )
+}
+
+fn no_access(name: &str, number: u32) -> Error {
+    let why = closed_to_us(number);
+    Error::new(ErrorKind::Kernel, format!("cannot attach {name}: {why}, or choose another number"))
+}
+
+fn no_direct_io(name: &str, offset: u64) -> Error {
+    Error::new(
+        ErrorKind::NotSupported,
+        format!(
+            "cannot attach {name} with direct I/O: its file system, offset {offset} or block size does not allow it; \
+             leave direct-io out"
+        ),
+    )
+}
+
+fn built_on_itself(name: &str, number: u32) -> Error {
+    let message = format!("cannot attach {name}: it is itself built on {}", node(number));
+    Error::new(ErrorKind::InvalidBackingFile, message)
+}
+
+fn file_refused(name: &str, errno: Errno) -> Error {
+    Error::new(
+        ErrorKind::InvalidBackingFile,
+        format!(
+            "cannot attach {name}: the kernel refuses this file ({errno:?}, {}); is it a swap file?",
+            errno.desc()
+        ),
+    )
+}
+
+/// The error for a failed attach.
+pub fn refusal(shared: &Shared, number: u32, wanted: Wanted<'_>, errno: Errno) -> Error {
+    let name = wanted.name();
+    let block_size = wanted.request.block_size;
+    match errno {
+        Errno::EBUSY => numbers::taken(number, &name),
+        Errno::EACCES if is_closed_to_us(number) => no_access(&name, number),
+        Errno::EINVAL if block_size > SMALLEST_PAGE => {
+            heal(number, wanted.file);
+            block_size_refused(&name, block_size, shared.refuse_block(block_size))
+        }
+        Errno::EOPNOTSUPP => no_direct_io(&name, wanted.request.offset),
+        Errno::EBADF | Errno::ELOOP => built_on_itself(&name, number),
+        Errno::EPERM | Errno::ETXTBSY | Errno::EROFS | Errno::EACCES => file_refused(&name, errno),
+        errno => failed(&format!("attach {name}"), "LOOP_CONFIGURE", errno),
+    }
+}
+
+/// Refuses a block size that the kernel has refused before.
+pub fn refuse_block_size(shared: &Shared, wanted: Wanted<'_>) -> Result<(), Error> {
+    let (block_size, largest) = (wanted.request.block_size, shared.largest_block());
+    if block_size <= largest {
+        return Ok(());
+    }
+    Err(block_size_refused(&wanted.name(), block_size, largest))
+}
+
+/// Whether the node belongs to another user: root without capabilities has no access to it then.
+pub fn is_closed_to_us(number: u32) -> bool {
+    matches!(device::open(number, OFlag::O_RDWR), Err(Errno::EACCES))
+}
+
+/// The message for such a node.
+pub fn closed_to_us(number: u32) -> String {
+    let node = node(number);
+    format!("{node} may not be opened by root (EACCES); give it back (chown root:disk {node})")
+}
+
+/// After it has refused a block size the kernel leaves uevents suppressed and the device read-only until the
+/// next successful `LOOP_CONFIGURE` (Linux 5.15 to 6.x, `loop_configure`). Makes one, and undoes it.
+fn heal(number: u32, file: &OwnedFd) {
+    let Ok(device) = device::open(number, OFlag::O_RDONLY) else { return };
+    if ioctl::configure(&device, file.as_fd(), 512, ioctl::empty_info()).is_ok() {
+        let _ends_at_close = ioctl::clear(&device);
+    }
+}

@@ -1,0 +1,23 @@
+//! What is to be attached, and how.
+
+use std::os::fd::OwnedFd;
+
+use loopd_engine::AttachRequest;
+
+use crate::backing_file::Examined;
+
+/// A file and the request for it.
+#[derive(Clone, Copy)]
+pub struct Wanted<'a> {
+    pub file: &'a OwnedFd,
+    pub examined: &'a Examined,
+    /// With a block size.
+    pub request: &'a AttachRequest,
+}
+
+impl Wanted<'_> {
+    /// The path for messages.
+    pub fn name(&self) -> String {
+        self.examined.name()
+    }
+}

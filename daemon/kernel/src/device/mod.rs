@@ -1,0 +1,10 @@
+//! The node of a loop device: opening it, and reading through it.
+
+pub mod exclusive;
+mod node;
+mod reference;
+mod state;
+
+pub use node::{open, open_attached, open_attached_for, read_bytes};
+pub use reference::encode_file_name;
+pub use state::{is_scanned, read_state, status, unreadable};

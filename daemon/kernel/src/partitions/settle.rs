@@ -1,0 +1,85 @@
+//! Compares the nodes of a device with its partition table, and makes the missing ones.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+
+use loopd_common::Error;
+use loopd_engine::kernel::{Device, DiskSequence, ScanReason, PartitionNode, Partitioning, node};
+use loopd_partition_table::Table;
+use nix::errno::Errno;
+
+use super::kernel_scan::{kernel_is_known_to_scan, kernel_scans, known};
+use super::nodes;
+use super::rescan::{not_scanned, rescan};
+use crate::error::failed;
+use crate::partition_table::{self, Bytes};
+use crate::shared::Shared;
+use crate::sysfs::loop_device;
+use crate::{device, ioctl};
+
+fn unknown(number: u32, what: &str, call: &str, errno: Errno) -> Error {
+    failed(&format!("read the {what} of {}", node(number)), call, errno)
+}
+
+/// Makes the nodes match the table, if the kernel does not do so itself, and returns the partitions.
+pub fn settle(
+    shared: &Shared,
+    number: u32,
+    disk_sequence: DiskSequence,
+    reason: ScanReason,
+) -> Result<Partitioning, Error> {
+    let Some(disk) = device::open_attached(number, disk_sequence)? else {
+        return Ok(Partitioning::default());
+    };
+    let is_rescan = reason == ScanReason::Rescan;
+    if is_rescan && !device::is_scanned(&disk) {
+        return Err(not_scanned(number));
+    }
+    let udev_rereads = is_rescan && known(shared) != Some(false) && rescan(number, &disk)?;
+    let disk = File::from(disk);
+    let table = read_table(number, &disk)?;
+    let nodes = loop_device::partitions(number);
+    let is_ours = reason != ScanReason::Foreign && concerns_us(shared, table.as_ref(), &nodes, false);
+    if is_ours && is_rescan {
+        nodes::delete_stale_or_none(number, &disk, table.as_ref(), &nodes)?;
+    }
+    let unmade = is_ours && !nodes::update(number, &disk, table.as_ref(), &nodes);
+    let nodes = loop_device::partitions(number);
+    let outdated = kernel_is_known_to_scan(shared) && is_outdated(table.as_ref(), &nodes);
+    let partitions = partition_table::describe(nodes, table.as_ref());
+    Ok(Partitioning { partitions, missing: false, unmade, outdated, udev_rereads })
+}
+
+fn read_table(number: u32, disk: &File) -> Result<Option<Table>, Error> {
+    let size = ioctl::size(disk).map_err(|errno| unknown(number, "size", "BLKGETSIZE64", errno))?;
+    let block_size =
+        ioctl::block_size(disk).map_err(|errno| unknown(number, "block size", "BLKSSZGET", errno))?;
+    Ok(partition_table::read(number, block_size, &mut Bytes::new(disk, 0, size)))
+}
+
+/// The partitions of a device that was attached just now: any node of it was made by the kernel. Reads the
+/// table from the file, whose pages are in the page cache; those of the device are not.
+pub fn of_new_attach(shared: &Shared, file: &OwnedFd, device: &Device) -> Partitioning {
+    let mut bytes = Bytes::new(file, device.offset, device.size);
+    let table = partition_table::read(device.number, device.block_size, &mut bytes);
+    let nodes = loop_device::partitions(device.number);
+    let missing = concerns_us(shared, table.as_ref(), &nodes, !nodes.is_empty());
+    let partitions = partition_table::describe(nodes, table.as_ref());
+    Partitioning { partitions, missing, ..Partitioning::default() }
+}
+
+/// Whether there may be a difference between table and nodes that the kernel leaves to loopd.
+fn concerns_us(
+    shared: &Shared,
+    table: Option<&Table>,
+    nodes: &[PartitionNode],
+    has_made_nodes: bool,
+) -> bool {
+    let has_partitions = table.is_some_and(|table| !table.partitions.is_empty());
+    (has_partitions || !nodes.is_empty()) && !kernel_scans(shared, has_made_nodes)
+}
+
+/// Whether the table is one that the kernel reads, and these are not its nodes.
+fn is_outdated(table: Option<&Table>, nodes: &[PartitionNode]) -> bool {
+    table.is_some_and(|table| !table.from_backup && !nodes::match_table(table, nodes))
+}

@@ -1,0 +1,80 @@
+//! Replaces the backing file of a read-only device.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use loopd_common::text::printable;
+use loopd_common::{Error, ErrorKind};
+use loopd_engine::kernel::{Device, DiskSequence, node};
+use nix::errno::Errno;
+use tracing::warn;
+
+use crate::error::failed;
+use crate::shared::Shared;
+use crate::sysfs::loop_device;
+use crate::untrusted::unmarked;
+use crate::{backing_file, device, ioctl};
+
+fn writable(name: &str, number: u32) -> Error {
+    Error::new(
+        ErrorKind::NotSupported,
+        format!(
+            "cannot show {name} on {}: the kernel does that on read-only devices only; attach with read-only",
+            node(number)
+        ),
+    )
+}
+
+fn refusal(name: &str, before: &Device, errno: Errno) -> Error {
+    let action = format!("show {name} on {}", before.node());
+    let why = match errno {
+        Errno::EINVAL => format!(
+            "it must be as large as the file before, {} ({} bytes from offset {} on)",
+            printable(&before.backing_file),
+            before.size,
+            before.offset
+        ),
+        Errno::EBADF => "it is itself built on that device".to_owned(),
+        errno => return failed(&action, "LOOP_CHANGE_FD", errno),
+    };
+    Error::new(ErrorKind::InvalidBackingFile, format!("cannot {action}: {why}"))
+}
+
+/// Replaces the backing file; `None` if this attach has ended. A device that cannot be marked by its disk
+/// sequence stays marked by its number.
+pub fn replace(
+    shared: &Shared,
+    number: u32,
+    disk_sequence: DiskSequence,
+    file: &OwnedFd,
+    untrusted: bool,
+) -> Result<Option<Device>, Error> {
+    let expected = shared.untrusted.expect_if(untrusted, number)?;
+    let replaced = change_file(number, disk_sequence, file);
+    let has_ended = matches!(replaced, Ok(None));
+    let sequence =
+        loop_device::disk_sequence(number).filter(|sequence| *sequence != disk_sequence && !has_ended);
+    if let (Some(mut expected), Some(sequence)) = (expected, sequence)
+        && let Err(error) = expected.becomes(sequence)
+    {
+        warn!(device = node(number), "{}", unmarked(&error));
+        expected.stay();
+    }
+    replaced
+}
+
+fn change_file(number: u32, disk_sequence: DiskSequence, file: &OwnedFd) -> Result<Option<Device>, Error> {
+    let examined = backing_file::examine(file)?;
+    backing_file::refuse_appending(&examined)?;
+    let name = examined.name();
+    let Some(device) = device::open_attached(number, disk_sequence)? else { return Ok(None) };
+    let state = || device::read_state(number, &device).map_err(|errno| device::unreadable(number, errno));
+    let before = state()?;
+    if !before.read_only {
+        return Err(writable(&name, number));
+    }
+    match ioctl::change_file(&device, file.as_fd()) {
+        Ok(()) => state().map(Some),
+        Err(Errno::ENXIO) => Ok(None),
+        Err(errno) => Err(refusal(&name, &before, errno)),
+    }
+}

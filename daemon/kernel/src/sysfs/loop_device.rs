@@ -1,0 +1,66 @@
+//! A loop device in sysfs, by number.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use loopd_engine::kernel::{DiskSequence, PartitionNode};
+
+use super::block::{Block, entries};
+
+/// Whether the device exists.
+pub fn exists(number: u32) -> bool {
+    Block::of_loop(number).exists()
+}
+
+/// Whether a file is attached, or being detached.
+pub fn is_bound(number: u32) -> bool {
+    Block::of_loop(number).has("loop")
+}
+
+/// The disk sequence, bound or not.
+pub fn disk_sequence(number: u32) -> Option<DiskSequence> {
+    Block::of_loop(number).value("diskseq").map(DiskSequence)
+}
+
+/// The disk sequences of all loop devices, bound or not.
+pub fn disk_sequences() -> HashSet<DiskSequence> {
+    numbers().into_iter().filter_map(disk_sequence).collect()
+}
+
+/// The numbers of all loop devices that are bound.
+pub fn bound_numbers() -> Vec<u32> {
+    numbers().into_iter().filter(|number| is_bound(*number)).collect()
+}
+
+fn numbers() -> Vec<u32> {
+    let number = |path: &Path| path.file_name()?.to_str()?.strip_prefix("loop")?.parse().ok();
+    entries(Path::new("/sys/block")).iter().filter_map(|path| number(path)).collect()
+}
+
+/// Where the device starts in its backing file, in bytes.
+pub fn offset(number: u32) -> Option<u64> {
+    Block::of_loop(number).value("loop/offset")
+}
+
+/// The path of the backing file.
+pub fn backing_file(number: u32) -> Option<Vec<u8>> {
+    Block::of_loop(number).bytes("loop/backing_file")
+}
+
+/// The nodes of the device's partitions, by number.
+pub fn partitions(number: u32) -> Vec<PartitionNode> {
+    let prefix = format!("loop{number}p");
+    let node = |block: &Block| partition_node(block, block.file_name()?.strip_prefix(&prefix)?.parse().ok()?);
+    let mut nodes: Vec<PartitionNode> = Block::of_loop(number).partitions().iter().filter_map(node).collect();
+    nodes.sort_unstable_by_key(|node| node.number);
+    nodes
+}
+
+/// The node of one partition.
+pub fn partition(number: u32, partition: u32) -> Option<PartitionNode> {
+    partition_node(&Block::named(&format!("loop{number}p{partition}")), partition)
+}
+
+fn partition_node(block: &Block, number: u32) -> Option<PartitionNode> {
+    Some(PartitionNode { number, device_number: block.number()?, start: block.start()?, size: block.size()? })
+}

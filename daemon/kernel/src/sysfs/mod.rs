@@ -1,0 +1,8 @@
+//! What sysfs shows of block devices. None of these reads can block on a backing file.
+
+mod block;
+pub mod loop_device;
+mod multi_device;
+
+pub use block::{Block, DeviceNumber};
+pub use multi_device::{MultiDevice, mounted_btrfs};
