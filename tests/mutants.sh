@@ -10,7 +10,7 @@ readonly version=27.1.0
 readonly results=tests/results/mutants.md target=${CARGO_TARGET_DIR:-target}
 # A module: its package and its files.
 readonly -A package=([authority]=loopd) files=(
-    [authority]="daemon/loopd/src/authority.rs"
+    [authority]="daemon/loopd/src/bus/authority.rs"
     [quota]="daemon/engine/src/quota.rs daemon/engine/src/ownership.rs"
     [lifetime]="daemon/engine/src/lifetime.rs"
     [overlap]="daemon/engine/src/overlap.rs daemon/engine/src/other_devices.rs"

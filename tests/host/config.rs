@@ -52,7 +52,7 @@ async fn limits_change_at_a_signal(world: &mut World) -> Outcome {
     assert_eq!(attachments_of_a_user(world, &image).await?, 2);
 
     world.configure("[limits]\nattachments = 1\n")?;
-    reload(world, "the configuration was read again").await?;
+    reload(world, "reloaded the configuration").await?;
     assert_eq!(attachments_of_a_user(world, &image).await?, 1);
 
     // A broken one changes nothing, whatever else it says.
@@ -64,7 +64,7 @@ async fn limits_change_at_a_signal(world: &mut World) -> Outcome {
     std::fs::create_dir(&drop_ins)?;
     std::fs::write(drop_ins.join("10-more.toml"), "[limits]\nattachments = 3\n")?;
     world.configure("[limits]\nattachments = 1\n")?;
-    reload(world, "the configuration was read again").await?;
+    reload(world, "reloaded the configuration").await?;
     assert_eq!(attachments_of_a_user(world, &image).await?, 3);
     Ok(())
 }

@@ -108,7 +108,7 @@ async fn a_call_in_the_last_moment_is_answered(world: &mut World) -> Outcome {
     // Without a service manager the daemon takes its name again.
     let pid = world.daemon()?.pid();
     let attached = in_the_last_moment(world, world.attach(&file, &AttachOptions::default())).await??;
-    assert!(world.log().contains("a call came in the last moment"), "{}", world.log());
+    assert!(world.log().contains("a call arrived during the exit on idle"), "{}", world.log());
     assert!(attached.device.bound());
     world.detach(&attached).await?;
     assert_eq!(world.daemon()?.pid(), pid);
@@ -175,7 +175,7 @@ async fn a_thousand_calls_around_its_end(world: &mut World) -> Outcome {
     ended(world).await?;
     let log = world.log();
     let count = |what: &str| log.lines().filter(|line| line.contains(what)).count();
-    let (starts, returns) = (count("ready"), count("a call came in the last moment"));
+    let (starts, returns) = (count("ready"), count("a call arrived during the exit on idle"));
     println!("{} calls, {starts} starts, {returns} in the last moment", 9 * rounds);
     assert!(starts as u64 > rounds / 20 && returns > 0, "it was timed badly");
     Ok(())

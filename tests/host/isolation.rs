@@ -89,7 +89,7 @@ async fn hung_files_of_several_users(world: &mut World) -> Outcome {
     eventually("that one hangs too", async || Ok(hanging.waiting() >= 7)).await?;
     let reply = world.probe(NOBODY, ["setup", "regular", path]).await?;
     let error = reply.refused(ErrorKind::LimitExceeded)?;
-    assert!(error.message.contains("all users together have 7 calls under way"), "{error}");
+    assert!(error.message.contains("all users together have 7 calls in progress"), "{error}");
 
     hanging.go_on();
     for mut probe in hung {

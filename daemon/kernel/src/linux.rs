@@ -8,8 +8,8 @@ use std::sync::Arc;
 use loopd_common::{CallerFile, Error, ErrorKind};
 use loopd_engine::AttachRequest;
 use loopd_engine::kernel::{
-    Attached, BtrfsDevices, Change, Device, DiskSequence, FileFacts, ProbeResult, Binding, Kernel, ScanReason,
-    PartitionNode, Partitioning, Users,
+    Attached, Binding, BtrfsDevices, Change, Device, DiskSequence, FileFacts, Kernel, PartitionNode,
+    Partitioning, ProbeResult, ScanReason, Users,
 };
 use loopd_engine::mount_table::MountTable;
 use nix::fcntl::OFlag;

@@ -5,33 +5,33 @@ use std::path::PathBuf;
 
 use crate::config;
 
-/// What the command line asks for.
+/// What the command line requests.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Arguments {
-    /// Be the daemon, with this configuration.
+    /// Run the daemon with this configuration.
     Run(config::Source),
-    /// Say whether this configuration can be read, and end.
+    /// Check this configuration.
     Check(config::Source),
-    /// Print this and end.
+    /// Print this text.
     Print(String),
-    /// Complain and end.
-    Wrong(String),
+    /// The command line is invalid: print this message.
+    Invalid(String),
 }
 
 const HELP: &str = "\
-loopd attaches files to loop devices for those who may not do so themselves.
+loopd attaches files to loop devices for unprivileged users.
 
 Usage: loopd [--config FILE]
        loopd --check-config [FILE]
        loopd --help | --version
 
 The service manager starts it as the system service loopd, or the message bus on
-the first call. People use loopctl. SIGHUP has the configuration read again;
-SIGTERM ends it after the calls under way, a second one at once.
+the first call; users run loopctl. SIGHUP reloads the configuration. SIGTERM stops
+loopd when the calls in progress have ended; a second one stops it at once.
 
   --config FILE          read FILE and FILE.d/*.toml, not /etc/loopd/loopd.toml
                          and /etc/loopd/loopd.toml.d/*.toml
-  --check-config [FILE]  say what is wrong with the configuration, and end
+  --check-config [FILE]  check the configuration and print its errors
 
 LOOPD_LOG sets the level of the log: error, warn, info, debug or trace.
 ";
@@ -48,10 +48,12 @@ pub fn read(mut arguments: impl Iterator<Item = OsString>) -> Arguments {
         }
         (Some("--config"), Some(file), None) => Arguments::Run(named(file)),
         (Some("--check-config"), file, None) => Arguments::Check(file.map(named).unwrap_or_default()),
-        (Some("--config"), None, None) => Arguments::Wrong("--config wants a file; loopd --help".to_owned()),
+        (Some("--config"), None, None) => {
+            Arguments::Invalid("--config needs a file; loopd --help".to_owned())
+        }
         (_, second, rest) => {
             let unknown = rest.or(second).filter(|_| is_option(&first)).unwrap_or(first);
-            Arguments::Wrong(format!("unexpected argument {}; loopd --help", unknown.display()))
+            Arguments::Invalid(format!("unexpected argument {}; loopd --help", unknown.display()))
         }
     }
 }
@@ -60,9 +62,9 @@ fn named(file: OsString) -> config::Source {
     config::Source::named(PathBuf::from(file))
 }
 
-fn is_option(word: &OsString) -> bool {
+fn is_option(argument: &OsString) -> bool {
     let options = ["-h", "--help", "-V", "--version", "--config", "--check-config"];
-    options.iter().any(|option| word == option)
+    options.iter().any(|option| argument == option)
 }
 
 #[cfg(test)]
@@ -70,8 +72,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_known_is_taken_and_nothing_else() {
-        let read = |words: &[&str]| read(words.iter().map(OsString::from));
+    fn known_options_are_accepted_and_others_rejected() {
+        let read = |arguments: &[&str]| read(arguments.iter().map(OsString::from));
         let named = |name: &str| config::Source::named(PathBuf::from(name));
         assert_eq!(read(&[]), Arguments::Run(config::Source::default()));
         assert_eq!(read(&["--config", "a"]), Arguments::Run(named("a")));
@@ -79,16 +81,16 @@ mod tests {
         assert_eq!(read(&["--check-config", "a"]), Arguments::Check(named("a")));
         assert!(matches!(read(&["--version"]), Arguments::Print(text) if text.starts_with("loopd ")));
         assert!(matches!(read(&["--help"]), Arguments::Print(_)));
-        for (words, complaint) in [
+        for (arguments, expected) in [
             (&["--nonsense"][..], "--nonsense"),
             (&["--nonsense", "a"], "--nonsense"),
             (&["--help", "me"], "me"),
-            (&["--config"], "--config wants"),
+            (&["--config"], "--config needs"),
             (&["--config", "a", "b"], "b"),
             (&["--check-config", "a", "b"], "b"),
         ] {
-            let Arguments::Wrong(message) = read(words) else { panic!("{words:?} is taken") };
-            assert!(message.contains(complaint), "{message}");
+            let Arguments::Invalid(message) = read(arguments) else { panic!("{arguments:?} is accepted") };
+            assert!(message.contains(expected), "{message}");
         }
     }
 }

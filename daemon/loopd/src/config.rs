@@ -1,4 +1,4 @@
-//! The configuration: `/etc/loopd/loopd.toml`, and the drop-ins beside it.
+//! The configuration: `/etc/loopd/loopd.toml` and its drop-ins.
 
 use std::io::ErrorKind;
 use std::num::NonZeroU32;
@@ -12,40 +12,39 @@ use tracing::warn;
 use loopd_engine::{Limits, Policy, Settings};
 
 const FILE: &str = "/etc/loopd/loopd.toml";
-/// The last good configuration, in the runtime folder.
-const KEPT: &str = "configuration.toml";
-/// Longer than anybody can mean, and short enough for every clock.
-const LONGEST: f64 = 365.0 * 24.0 * 3600.0;
+/// The last valid configuration, in the runtime directory.
+const LAST_GOOD: &str = "configuration.toml";
+/// The longest time in seconds: a year, which no clock overflows.
+const MAX_SECONDS: f64 = 365.0 * 24.0 * 3600.0;
 
-/// Where the configuration is read from: a file, and the `*.toml` in the folder of its name with
-/// `.d` behind it, in the order of their names.
+/// The files of the configuration: `FILE`, then `FILE.d/*.toml` in the order of their names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
     file: PathBuf,
-    /// Whether the file must be there.
-    named: bool,
+    /// Whether the file must exist.
+    required: bool,
 }
 
 impl Default for Source {
     fn default() -> Self {
-        Self { file: PathBuf::from(FILE), named: false }
+        Self { file: PathBuf::from(FILE), required: false }
     }
 }
 
-/// What the configuration says; what it leaves out has its default.
+/// The contents of the configuration. Absent keys have their defaults.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Config {
-    limits: OfEach,
-    all_users: OfAll,
+    limits: EachUser,
+    all_users: AllUsers,
     times: Times,
     mount: Mount,
 }
 
-/// Bounds for each user.
+/// Limits for each user.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-struct OfEach {
+struct EachUser {
     attachments: Option<u32>,
     partitions: Option<u32>,
     mounts: Option<u32>,
@@ -53,10 +52,10 @@ struct OfEach {
     prompts: Option<u32>,
 }
 
-/// Bounds for all users other than root together.
+/// Limits for all users together, except root.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-struct OfAll {
+struct AllUsers {
     attachments: Option<u32>,
     partitions: Option<u32>,
     mounts: Option<u32>,
@@ -64,26 +63,26 @@ struct OfAll {
     prompts: Option<u32>,
 }
 
-/// Calls under way of all users: each may block a thread, and some threads are root's.
+/// Concurrent calls of all users. Each may block a thread, and root needs some.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 struct Calls(u32);
 
 impl Calls {
-    const MOST: u32 = 384;
+    const MAX: u32 = 384;
 }
 
 impl<'de> Deserialize<'de> for Calls {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let calls = u32::deserialize(deserializer)?;
-        if (1..=Self::MOST).contains(&calls) {
+        if (1..=Self::MAX).contains(&calls) {
             Ok(Self(calls))
         } else {
-            Err(D::Error::custom(format!("{calls} is not a number from 1 to {}", Self::MOST)))
+            Err(D::Error::custom(format!("{calls} is not a number from 1 to {}", Self::MAX)))
         }
     }
 }
 
-/// In seconds.
+/// Times in seconds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 struct Times {
@@ -94,7 +93,7 @@ struct Times {
     mount_grace: Option<Seconds>,
 }
 
-/// What may be mounted, and how.
+/// Which file systems may be mounted, and how.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 struct Mount {
@@ -102,7 +101,7 @@ struct Mount {
     exec: Option<bool>,
 }
 
-/// As the kernel and mount(8) call it.
+/// The name of a file system type in the kernel and mount(8).
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(transparent)]
 struct FileSystemName(String);
@@ -125,10 +124,12 @@ struct Seconds(Duration);
 impl<'de> Deserialize<'de> for Seconds {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let seconds = f64::deserialize(deserializer)?;
-        if (0.0..=LONGEST).contains(&seconds) {
+        if (0.0..=MAX_SECONDS).contains(&seconds) {
             Ok(Self(Duration::from_secs_f64(seconds)))
         } else {
-            Err(D::Error::custom(format!("{seconds} is not a time: a number of seconds from 0 to {LONGEST}")))
+            Err(D::Error::custom(format!(
+                "{seconds} is not a time: a number of seconds from 0 to {MAX_SECONDS}"
+            )))
         }
     }
 }
@@ -143,13 +144,13 @@ impl Source {
     /// This file and its drop-ins.
     #[must_use]
     pub fn named(file: PathBuf) -> Self {
-        Self { file, named: true }
+        Self { file, required: true }
     }
 
-    /// Reads everything.
+    /// Reads all files.
     ///
     /// # Errors
-    /// A line for a person: file, line, column, and what is wrong there.
+    /// One line with the file, line and column of the error.
     pub fn read(&self) -> Result<Config, String> {
         let mut config = Config::default();
         for file in self.files()? {
@@ -158,59 +159,72 @@ impl Source {
         Ok(config)
     }
 
-    /// Reads everything, and keeps it in the runtime folder for [`Source::read_or_last_good`].
+    /// Reads all files, and saves the result in the runtime directory for [`Source::read_or_last_good`].
     ///
     /// # Errors
     /// As [`Source::read`].
-    pub fn read_and_keep(&self, runtime_folder: &Path) -> Result<Config, String> {
+    pub fn read_and_save(&self, runtime_directory: &Path) -> Result<Config, String> {
         let config = self.read()?;
-        let kept = runtime_folder.join(KEPT);
-        if let Err(error) = config.keep(&kept) {
-            warn!("{}: cannot be written: {error}", kept.display());
+        let path = runtime_directory.join(LAST_GOOD);
+        if let Err(error) = config.save(&path) {
+            warn!("{}: cannot be written: {error}", path.display());
         }
         Ok(config)
     }
 
-    /// At the start: where the configuration cannot be read, what was kept goes on to hold. So a daemon
-    /// that ended meanwhile, for want of work or over an upgrade, is back with what it had.
+    /// Reads all files, or the last valid configuration if they are invalid: so a restart after an exit on
+    /// idle or an upgrade does not fail.
     ///
     /// # Errors
-    /// None was good since the machine is up.
-    pub fn read_or_last_good(&self, runtime_folder: &Path) -> Result<Config, String> {
-        self.read_and_keep(runtime_folder).or_else(|message| {
-            let config = read(&runtime_folder.join(KEPT)).map_err(|_| message.clone())?;
-            warn!("the configuration stays as it was: {message}");
+    /// As [`Source::read`], if there was no valid configuration since the machine started.
+    pub fn read_or_last_good(&self, runtime_directory: &Path) -> Result<Config, String> {
+        self.read_and_save(runtime_directory).or_else(|message| {
+            let config = read(&runtime_directory.join(LAST_GOOD)).map_err(|_| message.clone())?;
+            warn!("using the last valid configuration: {message}");
             Ok(config)
         })
     }
 
-    /// The files that there are, each of which overrules those before it.
+    /// Checks all files. Returns a line for each.
     ///
     /// # Errors
-    /// A folder cannot be read, or a named file is not there.
-    pub fn files(&self) -> Result<Vec<PathBuf>, String> {
+    /// As [`Source::read`].
+    pub fn check(&self) -> Result<String, String> {
+        self.read()?;
+        let files = self.files()?;
+        if files.is_empty() {
+            return Ok("there is no configuration: all settings have their defaults\n".to_owned());
+        }
+        Ok(files.iter().map(|file| format!("{}: ok\n", file.display())).collect())
+    }
+
+    /// The existing files. Each overrides those before it.
+    ///
+    /// # Errors
+    /// A directory cannot be read.
+    fn files(&self) -> Result<Vec<PathBuf>, String> {
         let mut drop_ins = self.file.clone().into_os_string();
         drop_ins.push(".d");
         let mut files = drop_ins_in(Path::new(&drop_ins))?;
-        let absent =
+        let is_absent =
             matches!(self.file.symlink_metadata(), Err(error) if error.kind() == ErrorKind::NotFound);
-        if self.named || !absent {
+        if self.required || !is_absent {
             files.insert(0, self.file.clone());
         }
         Ok(files)
     }
 }
 
-fn drop_ins_in(folder: &Path) -> Result<Vec<PathBuf>, String> {
-    let cannot = |error: std::io::Error| format!("{}: cannot be read: {error}", folder.display());
-    let entries = match folder.read_dir() {
+fn drop_ins_in(directory: &Path) -> Result<Vec<PathBuf>, String> {
+    let cannot_read = |error: std::io::Error| format!("{}: cannot be read: {error}", directory.display());
+    let entries = match directory.read_dir() {
         Ok(entries) => entries,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(cannot(error)),
+        Err(error) => return Err(cannot_read(error)),
     };
     let mut files = Vec::new();
     for entry in entries {
-        let path = entry.map_err(cannot)?.path();
+        let path = entry.map_err(cannot_read)?.path();
         let is_hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
         if path.extension().is_some_and(|extension| extension == "toml") && !is_hidden {
             files.push(path);
@@ -232,14 +246,14 @@ fn read(file: &Path) -> Result<Config, String> {
 }
 
 impl Config {
-    fn keep(&self, file: &Path) -> std::io::Result<()> {
+    fn save(&self, file: &Path) -> std::io::Result<()> {
         let text = toml::to_string(self).map_err(std::io::Error::other)?;
         let new = file.with_extension("new");
         std::fs::write(&new, text)?;
         std::fs::rename(new, file)
     }
 
-    /// Takes what another one says over what this one says.
+    /// Replaces the keys that `other` has.
     fn overlay(&mut self, other: Self) {
         fn take<T>(old: &mut Option<T>, new: Option<T>) {
             if new.is_some() {
@@ -265,19 +279,20 @@ impl Config {
         take(&mut self.mount.exec, other.mount.exec);
     }
 
-    /// Times and bounds.
+    /// The settings, with defaults for absent keys.
     #[must_use]
     pub fn settings(&self) -> Settings {
-        let count = |said: Option<u32>, default| said.map_or(default, |said| said as usize);
+        let count = |configured: Option<u32>, default| configured.map_or(default, |count| count as usize);
         let limit = |each, all, default: Limits| Limits {
             each: count(each, default.each),
             all: count(all, default.all),
         };
-        let time = |said: Option<Seconds>, default| said.map_or(default, |Seconds(said)| said);
+        let time = |configured: Option<Seconds>, default| configured.map_or(default, |Seconds(time)| time);
         let default = Settings::default();
         let Self { limits, all_users: all, times, mount } = self;
-        let names =
-            |said: &Vec<FileSystemName>| said.iter().map(|FileSystemName(name)| name.clone()).collect();
+        let names = |configured: &Vec<FileSystemName>| {
+            configured.iter().map(|FileSystemName(name)| name.clone()).collect()
+        };
         let file_systems = mount.filesystems.as_ref().map_or(default.mounting.file_systems, names);
         Settings {
             mounting: Policy { file_systems, programs: mount.exec.unwrap_or(default.mounting.programs) },
@@ -303,34 +318,34 @@ impl Config {
 mod tests {
     use super::*;
 
-    /// A folder with these files; the configuration is `loopd.toml` there.
+    /// A directory with these files; the configuration is `loopd.toml` in it.
     fn source(files: &[(&str, &str)]) -> (tempfile::TempDir, Source) {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir(folder.path().join("loopd.toml.d")).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("loopd.toml.d")).unwrap();
         for (name, text) in files {
-            std::fs::write(folder.path().join(name), text).unwrap();
+            std::fs::write(directory.path().join(name), text).unwrap();
         }
-        let source = Source { file: folder.path().join("loopd.toml"), named: false };
-        (folder, source)
+        let source = Source { file: directory.path().join("loopd.toml"), required: false };
+        (directory, source)
     }
 
-    fn complaint(text: &str) -> String {
-        let (folder, source) = source(&[("loopd.toml", text)]);
-        let complaint = source.read().unwrap_err();
-        complaint.replace(&format!("{}/", folder.path().display()), "")
+    fn read_error(text: &str) -> String {
+        let (directory, source) = source(&[("loopd.toml", text)]);
+        let error = source.read().unwrap_err();
+        error.replace(&format!("{}/", directory.path().display()), "")
     }
 
     #[test]
-    fn nothing_said_is_the_defaults() {
-        let (_folder, nothing) = source(&[]);
+    fn an_absent_or_empty_file_gives_the_defaults() {
+        let (_directory, nothing) = source(&[]);
         assert_eq!(nothing.read().unwrap().settings(), Settings::default());
-        let (_folder, empty) = source(&[("loopd.toml", "# nothing\n[limits]\n")]);
+        let (_directory, empty) = source(&[("loopd.toml", "# nothing\n[limits]\n")]);
         assert_eq!(empty.read().unwrap().settings(), Settings::default());
     }
 
     #[test]
-    fn drop_ins_overrule_in_the_order_of_their_names() {
-        let (_folder, source) = source(&[
+    fn drop_ins_override_in_the_order_of_their_names() {
+        let (_directory, source) = source(&[
             ("loopd.toml", "[limits]\nattachments = 1\ncalls = 1\nprompts = 0\n[times]\nidle-exit = 0\n"),
             ("loopd.toml.d/20-b.toml", "[limits]\nattachments = 3\n"),
             (
@@ -361,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_shown_with_its_place() {
+    fn errors_have_line_and_column() {
         for (text, expected) in [
             ("[limits]\n  calls = 5\n  cals = 4\n", "loopd.toml:3:3: unknown field `cals`"),
             ("[limit]\n", "loopd.toml:1:2: unknown field `limit`"),
@@ -380,46 +395,57 @@ mod tests {
             ("[limits\n", "loopd.toml:1:"),
             ("\u{e9} = 1 2", "loopd.toml:1:"),
         ] {
-            let complaint = complaint(text);
-            assert!(complaint.starts_with(expected), "{text:?}: {complaint}");
-            assert!(!complaint.contains('\n'), "{complaint:?}");
+            let error = read_error(text);
+            assert!(error.starts_with(expected), "{text:?}: {error}");
+            assert!(!error.contains('\n'), "{error:?}");
         }
     }
 
     #[test]
-    fn the_last_good_one_holds_where_it_cannot_be_read() {
-        let (folder, source) = source(&[("loopd.toml", "[limits]\nprompts = 7\n[times]\nidle-exit = 0.1\n")]);
-        let good = source.read_or_last_good(folder.path()).unwrap();
-        std::fs::write(folder.path().join("loopd.toml"), "[limits]\nprompts = 8\ncals = 1\n").unwrap();
-        assert_eq!(source.read_or_last_good(folder.path()).unwrap(), good);
-        assert!(source.read_and_keep(folder.path()).is_err());
-        std::fs::remove_file(folder.path().join(KEPT)).unwrap();
+    fn an_invalid_file_leaves_the_last_valid_configuration() {
+        let (directory, source) =
+            source(&[("loopd.toml", "[limits]\nprompts = 7\n[times]\nidle-exit = 0.1\n")]);
+        let good = source.read_or_last_good(directory.path()).unwrap();
+        std::fs::write(directory.path().join("loopd.toml"), "[limits]\nprompts = 8\ncals = 1\n").unwrap();
+        assert_eq!(source.read_or_last_good(directory.path()).unwrap(), good);
+        assert!(source.read_and_save(directory.path()).is_err());
+        std::fs::remove_file(directory.path().join(LAST_GOOD)).unwrap();
         assert!(
-            source.read_or_last_good(folder.path()).unwrap_err().contains("loopd.toml:3:1: unknown field")
+            source.read_or_last_good(directory.path()).unwrap_err().contains("loopd.toml:3:1: unknown field")
         );
     }
 
     #[test]
-    fn what_cannot_be_read_is_refused() {
-        let (folder, _) = source(&[]);
-        let missing = Source::named(folder.path().join("other.toml"));
-        assert!(missing.read().unwrap_err().contains("other.toml: cannot be read"));
-        std::fs::write(folder.path().join("other.toml"), b"\xff").unwrap();
-        assert!(missing.read().unwrap_err().contains("other.toml: cannot be read"));
-        std::fs::create_dir(folder.path().join("loopd.toml.d/folder.toml")).unwrap();
-        let folders = Source { file: folder.path().join("loopd.toml"), named: false };
-        assert!(folders.read().unwrap_err().contains("folder.toml: cannot be read"));
+    fn a_check_names_the_files_or_the_error() {
+        let (directory, source) = source(&[("loopd.toml.d/10-a.toml", "[limits]\ncalls = 3\n")]);
+        let drop_in = directory.path().join("loopd.toml.d/10-a.toml");
+        assert_eq!(source.check().unwrap(), format!("{}: ok\n", drop_in.display()));
+        std::fs::write(&drop_in, "nonsense").unwrap();
+        assert!(source.check().unwrap_err().contains("10-a.toml:1:"));
+        std::fs::remove_file(&drop_in).unwrap();
+        assert!(source.check().unwrap().contains("defaults"));
     }
 
-    /// The example that is shipped says what holds without it.
+    #[test]
+    fn unreadable_files_are_errors() {
+        let (directory, _) = source(&[]);
+        let missing = Source::named(directory.path().join("other.toml"));
+        assert!(missing.read().unwrap_err().contains("other.toml: cannot be read"));
+        std::fs::write(directory.path().join("other.toml"), b"\xff").unwrap();
+        assert!(missing.read().unwrap_err().contains("other.toml: cannot be read"));
+        std::fs::create_dir(directory.path().join("loopd.toml.d/directory.toml")).unwrap();
+        let unreadable = Source { file: directory.path().join("loopd.toml"), required: false };
+        assert!(unreadable.read().unwrap_err().contains("directory.toml: cannot be read"));
+    }
+
     #[test]
     fn the_example_has_every_key_with_its_default() {
         let example = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/loopd.toml"));
         let Config { limits, all_users, times, mount } = read(example).unwrap();
-        let OfEach { attachments, partitions, mounts, calls, prompts } = limits;
+        let EachUser { attachments, partitions, mounts, calls, prompts } = limits;
         assert!(attachments.is_some() && mounts.is_some() && calls.is_some() && prompts.is_some());
         assert!(partitions.is_some());
-        let OfAll { attachments, partitions, mounts, calls, prompts } = all_users;
+        let AllUsers { attachments, partitions, mounts, calls, prompts } = all_users;
         assert!(attachments.is_some() && mounts.is_some() && calls.is_some() && prompts.is_some());
         assert!(partitions.is_some());
         let Times { idle_exit, wait_for_udev, wait_for_users, wait_for_mount, mount_grace } = times;

@@ -1,4 +1,4 @@
-//! Ends the daemon when nobody needs it. The next call starts it again, and none is lost between.
+//! Exit on idle. The next call starts the daemon again, and no call is lost in between.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,112 +10,104 @@ use tracing::{debug, info};
 use zbus::message::Type;
 use zbus::{Connection, MessageStream};
 
-use crate::bus;
-use crate::caller::Callers;
-use crate::service_manager;
+use crate::bus::{self, Callers};
+use crate::exit::Exit;
+use crate::systemd::notify;
 use loopd_engine::Engine;
 use loopd_kernel::Linux;
 
-/// How the daemon may end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
-    /// There is nothing left to do.
-    Done,
-    /// A call came too late to stay and made something to be kept: the next daemon takes it up.
-    Restart,
-}
-
-/// What tells that the daemon is needed.
+/// Watches whether the daemon is idle.
 pub struct Idle {
     connection: Connection,
     engine: Arc<Engine<Linux>>,
     callers: Arc<Callers>,
-    /// How many calls have arrived.
-    calls: watch::Receiver<u64>,
-    /// How long to wait; zero is for ever.
-    patience: watch::Receiver<Duration>,
+    /// The number of received calls.
+    received_calls: watch::Receiver<u64>,
+    /// How long the daemon must be idle before it exits; zero disables the exit.
+    timeout: watch::Receiver<Duration>,
 }
 
 impl Idle {
-    /// Counts the calls from now on.
+    /// Counts received calls from now on.
     pub fn new(
         connection: &Connection,
         engine: &Arc<Engine<Linux>>,
         callers: &Arc<Callers>,
-        patience: watch::Receiver<Duration>,
+        timeout: watch::Receiver<Duration>,
     ) -> Self {
         Self {
             connection: connection.clone(),
             engine: Arc::clone(engine),
             callers: Arc::clone(callers),
-            calls: count_calls(connection),
-            patience,
+            received_calls: count_calls(connection),
+            timeout,
         }
     }
 
-    /// Resolves when the daemon is to end.
+    /// Waits until the daemon is idle for the timeout, and releases its name.
     ///
     /// # Errors
-    /// The connection failed, or another daemon has taken the name meanwhile.
+    /// The connection failed, or another daemon has taken the name.
     pub async fn run(mut self) -> zbus::Result<Exit> {
         loop {
-            self.unneeded().await;
-            let before = *self.calls.borrow();
-            // In this order, as the service manager wants it: what starts us from now on waits for
-            // our end, while what the bus has handed over already is still answered.
-            service_manager::notify(&[NotifyState::Stopping]);
+            self.wait_until_idle().await;
+            let before = *self.received_calls.borrow();
+            // In this order: after `STOPPING=1` a new start waits for the end of this daemon, which still
+            // answers the calls that the bus has delivered.
+            notify::notify(&[NotifyState::Stopping]);
             bus::release_name(&self.connection).await?;
             self.callers.backlog_cleared().await;
             tokio::task::yield_now().await;
-            if *self.calls.borrow() == before {
-                info!("nothing to do");
+            if *self.received_calls.borrow() == before {
+                info!("exit on idle");
                 return Ok(Exit::Done);
             }
-            if service_manager::is_there() {
-                return Ok(self.too_late().await);
+            if notify::is_available() {
+                return Ok(self.answer_late_calls().await);
             }
-            debug!("a call came in the last moment");
+            debug!("a call arrived during the exit on idle");
             bus::take_name(&self.connection).await?;
         }
     }
 
-    /// Resolves when for long enough nothing was attached and no call came.
-    async fn unneeded(&mut self) {
+    /// Waits until nothing is attached and no call is received for the timeout.
+    async fn wait_until_idle(&mut self) {
         loop {
             self.callers.idle().await;
             self.engine.nothing_attached().await;
-            self.calls.mark_unchanged();
-            let patience = *self.patience.borrow_and_update();
-            let over = async {
-                match patience {
+            self.received_calls.mark_unchanged();
+            let timeout = *self.timeout.borrow_and_update();
+            let timed_out = async {
+                match timeout {
                     Duration::ZERO => std::future::pending().await,
-                    patience => tokio::time::sleep(patience).await,
+                    timeout => tokio::time::sleep(timeout).await,
                 }
             };
             tokio::select! {
-                () = over => if self.is_unneeded().await { return },
-                Ok(()) = self.calls.changed() => {}
-                Ok(()) = self.patience.changed() => {}
+                () = timed_out => if self.is_idle().await { return },
+                Ok(()) = self.received_calls.changed() => {}
+                Ok(()) = self.timeout.changed() => {}
             }
         }
     }
 
-    async fn is_unneeded(&self) -> bool {
-        let unneeded = async {
+    async fn is_idle(&self) -> bool {
+        let idle = async {
             self.callers.idle().await;
             self.engine.nothing_attached().await;
         };
-        tokio::time::timeout(Duration::ZERO, unneeded).await.is_ok()
+        tokio::time::timeout(Duration::ZERO, idle).await.is_ok()
     }
 
-    /// Answers what came in the last moment.
-    async fn too_late(&self) -> Exit {
-        self.callers.answered().await;
-        if self.is_unneeded().await { Exit::Done } else { Exit::Restart }
+    /// Answers the calls that were received while the name was released.
+    async fn answer_late_calls(&self) -> Exit {
+        self.callers.drain().await;
+        if self.is_idle().await { Exit::Done } else { Exit::Restart }
     }
 }
 
-/// A stream that nobody polls hangs the connection: its task does nothing that waits.
+/// Counts the calls received from others. The task must not block: a message stream that is not polled stops the
+/// whole connection.
 fn count_calls(connection: &Connection) -> watch::Receiver<u64> {
     let (count, calls) = watch::channel(0);
     let mut messages = MessageStream::from(connection);
@@ -123,7 +115,7 @@ fn count_calls(connection: &Connection) -> watch::Receiver<u64> {
     tokio::spawn(async move {
         while let Some(Ok(message)) = messages.next().await {
             let header = message.header();
-            // The watchdog's own calls do not count.
+            // The watchdog calls the daemon itself.
             let is_own = own.as_ref().is_some_and(|own| header.sender() == Some(&own.as_ref()));
             if message.message_type() == Type::MethodCall && !is_own {
                 count.send_modify(|count| *count += 1);

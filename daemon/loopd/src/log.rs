@@ -1,4 +1,4 @@
-//! The log: to the journal, with fields, where it listens, else to standard error.
+//! Logging: to the journal with fields if standard error is connected to it, else to standard error.
 
 use std::io::IsTerminal;
 
@@ -8,13 +8,13 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 /// Starts logging. `LOOPD_LOG` sets the level (`info` by default).
 pub fn start() {
-    let wanted = std::env::var("LOOPD_LOG").ok().and_then(|level| level.parse::<Targets>().ok());
-    let filter = wanted.unwrap_or_else(|| Targets::new().with_default(tracing::Level::INFO));
+    let level = std::env::var("LOOPD_LOG").ok().and_then(|level| level.parse::<Targets>().ok());
+    let filter = level.unwrap_or_else(|| Targets::new().with_default(tracing::Level::INFO));
     let registry = tracing_subscriber::registry().with(filter);
-    // systemd.exec(5): set where standard error goes to the journal anyhow.
+    // The service manager sets JOURNAL_STREAM if standard error is connected to the journal (systemd.exec(5)).
     let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
     match journal {
-        // Without a prefix: DEVICE=, DISK_SEQUENCE=, UID=, FILE=.
+        // Fields without a prefix: DEVICE=, DISK_SEQUENCE=, UID=, FILE=.
         Some(journal) => registry.with(journal.with_field_prefix(None)).init(),
         None => {
             let lines = tracing_subscriber::fmt::layer()

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 
 use loopd_common::Error;
-use loopd_engine::kernel::{Device, DiskSequence, ScanReason, PartitionNode, Partitioning, node};
+use loopd_engine::kernel::{Device, DiskSequence, PartitionNode, Partitioning, ScanReason, node};
 use loopd_partition_table::Table;
 use nix::errno::Errno;
 

@@ -2,33 +2,38 @@
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use loopd_common::UnknownWord;
+use loopd_common::{CallerFile, Lifetime, UnknownWord};
 use loopd_dbus::options::ReceivedOptions;
 use loopd_dbus::{AttachmentProperties, DetachOptions, Error, ErrorKind, ErrorReply};
 use zbus::interface;
 use zbus::message::Header;
 
-use super::{Room, invalid};
-use crate::authority::Deed;
-use loopd_engine::kernel::{Change, DiskSequence};
-use loopd_engine::{Caller as _, is_block_size};
+use super::authority::Request;
+use super::context::{Call, Context, Operation, invalid_option};
+use super::detach::{Detach, Target};
+use loopd_engine::kernel::{Change, DiskSequence, FileFacts};
+use loopd_engine::{Caller as _, Snapshot, is_block_size};
 
-/// One attached loop device.
+/// The interface, on an attachment object.
 pub struct Attachment {
-    room: Room,
+    context: Context,
     id: DiskSequence,
     properties: Arc<RwLock<AttachmentProperties>>,
 }
 
 impl Attachment {
-    /// The object of this attachment. The publisher keeps the properties up to date.
-    pub fn new(room: Room, id: DiskSequence, properties: Arc<RwLock<AttachmentProperties>>) -> Self {
-        Self { room, id, properties }
+    /// The interface of this attachment. The publisher updates the properties.
+    pub fn new(context: Context, id: DiskSequence, properties: Arc<RwLock<AttachmentProperties>>) -> Self {
+        Self { context, id, properties }
     }
 
-    async fn change(&self, header: &Header<'_>, change: Change) -> Result<(), Error> {
-        let caller = self.room.may_change(header, self.id).await?;
-        self.room.changed(&caller, self.room.engine.change(self.id, change).await).await
+    async fn change(
+        &self,
+        header: &Header<'_>,
+        method: &'static str,
+        setting: Setting,
+    ) -> Result<(), ErrorReply> {
+        self.context.call(header, ChangeSetting { method, id: self.id, setting }).await
     }
 
     fn properties(&self) -> RwLockReadGuard<'_, AttachmentProperties> {
@@ -43,31 +48,28 @@ impl Attachment {
         #[zbus(header)] header: Header<'_>,
         options: ReceivedOptions,
     ) -> Result<(), ErrorReply> {
-        let options = DetachOptions::decode(options).map_err(invalid)?;
-        let caller = self.room.identify(&header).await?;
-        let attachment = self.room.find(self.id)?;
-        Ok(self.room.detach(&caller, &attachment, options.lazy).await?)
+        let DetachOptions { lazy } = DetachOptions::decode(options).map_err(invalid_option)?;
+        self.context.call(&header, Detach { target: Target::Attachment(self.id), lazy }).await
     }
 
     async fn rescan_partitions(&self, #[zbus(header)] header: Header<'_>) -> Result<(), ErrorReply> {
-        let caller = self.room.may_change(&header, self.id).await?;
-        Ok(self.room.changed(&caller, self.room.engine.rescan(self.id).await).await?)
+        self.change(&header, "RescanPartitions", Setting::Partitions).await
     }
 
     async fn set_capacity(&self, #[zbus(header)] header: Header<'_>) -> Result<(), ErrorReply> {
-        Ok(self.change(&header, Change::Capacity).await?)
+        self.change(&header, "SetCapacity", Setting::Device(Change::Capacity)).await
     }
 
     async fn set_direct_io(&self, #[zbus(header)] header: Header<'_>, on: bool) -> Result<(), ErrorReply> {
-        Ok(self.change(&header, Change::DirectIo(on)).await?)
+        self.change(&header, "SetDirectIo", Setting::Device(Change::DirectIo(on))).await
     }
 
     async fn set_block_size(&self, #[zbus(header)] header: Header<'_>, bytes: u32) -> Result<(), ErrorReply> {
         if !is_block_size(bytes) {
-            let text = format!("the block size {bytes} is not a power of two from 512 to 65536");
-            return Err(Error::new(ErrorKind::InvalidArgs, text).into());
+            let message = format!("the block size {bytes} is not a power of two from 512 to 65536");
+            return Err(Error::new(ErrorKind::InvalidArgs, message).into());
         }
-        Ok(self.change(&header, Change::BlockSize(bytes)).await?)
+        self.change(&header, "SetBlockSize", Setting::Device(Change::BlockSize(bytes))).await
     }
 
     async fn set_lifetime(
@@ -75,10 +77,8 @@ impl Attachment {
         #[zbus(header)] header: Header<'_>,
         lifetime: String,
     ) -> Result<(), ErrorReply> {
-        let lifetime = lifetime.parse().map_err(|error: UnknownWord| invalid(error.into()))?;
-        let caller = self.room.may_change(&header, self.id).await?;
-        let result = self.room.engine.set_lifetime(self.id, lifetime, &caller).await;
-        Ok(self.room.changed(&caller, result).await?)
+        let lifetime = lifetime.parse().map_err(|error: UnknownWord| invalid_option(error.into()))?;
+        self.change(&header, "SetLifetime", Setting::Lifetime(lifetime)).await
     }
 
     async fn replace_backing_file(
@@ -86,15 +86,8 @@ impl Attachment {
         #[zbus(header)] header: Header<'_>,
         file: zbus::OwnedFd,
     ) -> Result<(), ErrorReply> {
-        let file = self.room.claim(&file)?;
-        let caller = self.room.may_change(&header, self.id).await?;
-        if self.room.authority.asks(&caller) {
-            let facts = self.room.engine.examine(&file).await?;
-            let number = self.room.find(self.id)?.device.number;
-            self.room.authority.allow(&caller, Deed::Attach(&facts, Some(number))).await?;
-        }
-        let result = self.room.engine.replace_backing_file(self.id, file, caller.uid()).await;
-        Ok(self.room.changed(&caller, result).await?)
+        let file = self.context.claim(&file)?;
+        self.context.call(&header, ReplaceBackingFile { id: self.id, file }).await
     }
 
     #[zbus(property(emits_changed_signal = "const"))]
@@ -195,5 +188,72 @@ impl Attachment {
     #[zbus(property)]
     fn state(&self) -> String {
         self.properties().state.clone()
+    }
+}
+
+/// What a method changes of an attachment.
+enum Setting {
+    Device(Change),
+    Partitions,
+    Lifetime(Lifetime),
+}
+
+/// Changes an attachment.
+struct ChangeSetting {
+    method: &'static str,
+    id: DiskSequence,
+    setting: Setting,
+}
+
+impl Operation for ChangeSetting {
+    type Object = Snapshot;
+    type Output = ();
+
+    fn method(&self) -> &'static str {
+        self.method
+    }
+
+    async fn look_up(&self, call: &Call<'_>) -> Result<Snapshot, Error> {
+        call.find(self.id)
+    }
+
+    fn requests<'a>(&self, attachment: &'a Snapshot) -> Vec<Request<'a>> {
+        vec![Request::Change(attachment)]
+    }
+
+    async fn run(self, call: &Call<'_>, _attachment: Snapshot) -> Result<(), Error> {
+        match self.setting {
+            Setting::Device(change) => call.engine.change(self.id, change).await,
+            Setting::Partitions => call.engine.rescan(self.id).await,
+            Setting::Lifetime(lifetime) => call.engine.set_lifetime(self.id, lifetime, &call.caller).await,
+        }
+    }
+}
+
+/// Changes an attachment, and attaches another file to its device.
+struct ReplaceBackingFile {
+    id: DiskSequence,
+    file: CallerFile,
+}
+
+impl Operation for ReplaceBackingFile {
+    type Object = (Snapshot, Option<FileFacts>);
+    type Output = ();
+
+    fn method(&self) -> &'static str {
+        "ReplaceBackingFile"
+    }
+
+    async fn look_up(&self, call: &Call<'_>) -> Result<Self::Object, Error> {
+        Ok((call.find(self.id)?, call.examine_for_authorization(&self.file).await?))
+    }
+
+    fn requests<'a>(&self, (attachment, file): &'a Self::Object) -> Vec<Request<'a>> {
+        let attach = file.iter().map(|file| Request::Attach(file, Some(attachment.device.number)));
+        std::iter::once(Request::Change(attachment)).chain(attach).collect()
+    }
+
+    async fn run(self, call: &Call<'_>, _object: Self::Object) -> Result<(), Error> {
+        call.engine.replace_backing_file(self.id, self.file, call.caller.uid()).await
     }
 }

@@ -1,4 +1,4 @@
-//! The connections to the bus.
+//! The connections to the bus, and the limits on what they receive.
 
 use std::sync::Arc;
 
@@ -9,34 +9,34 @@ use zbus::connection::Builder;
 use zbus::export::async_trait::async_trait;
 use zbus::fdo::DBusProxy;
 use zbus::names::BusName;
+use zbus::proxy::CacheProperties;
 use zbus::{Address, Connection};
 
-use crate::clients::Clients;
+use super::clients::Clients;
 use loopd_engine::ClientId;
 
-/// The longest call: fourteen names of files, and room for everything else.
-const LONGEST_CALL: usize = 64 << 10;
-/// The longest signal of the bus, polkit or the service manager.
-const LONGEST_SIGNAL: usize = 64 << 10;
-/// The longest answer of theirs.
-const LONGEST_REPLY: usize = 1 << 20;
+/// The size limit of a call in bytes: enough for fourteen file names and all other options.
+const MAX_CALL_SIZE: usize = 64 << 10;
+/// The size limit of a signal from the bus, polkit or the service manager in bytes.
+const MAX_SIGNAL_SIZE: usize = 64 << 10;
+/// The size limit of their replies in bytes.
+const MAX_REPLY_SIZE: usize = 1 << 20;
 
-/// How many calls of a uid other than root are served a second, and how many at once after a rest. Each
-/// costs the bus two messages at least, and us some hundred microseconds.
-const CALLS_A_SECOND: u32 = 1000;
+/// How many calls of a uid other than root are served in a second, and how many at once after a rest. Each
+/// costs the bus at least two messages, and loopd some hundred microseconds.
+const CALLS_PER_SECOND: u32 = 1000;
 const CALLS_AT_ONCE: u32 = 256;
 
-/// The uid in whose name the calls of all uids count that the user database does not know: the one that
-/// nobody can have.
-const NO_USER: u32 = u32::MAX;
+/// The uid to which calls of uids outside the user database are charged. No process can have it.
+const UNKNOWN_USER: u32 = u32::MAX;
 
-/// The connection that the daemon serves on.
+/// The connection for the service.
 pub struct Link {
     /// The connection.
     pub connection: Connection,
-    /// The descriptors that come with its calls.
+    /// The descriptors of received calls.
     pub descriptors: Descriptors,
-    /// The calls that wait for their turn.
+    /// The calls that wait in the transport.
     pub backlog: Backlog,
 }
 
@@ -45,23 +45,31 @@ pub struct Link {
 /// # Errors
 /// It cannot be reached.
 pub async fn connect(clients: &Clients) -> zbus::Result<Link> {
-    // Whose descriptors a call brings is asked before it is received, and so over another connection.
-    let questions = open(Policy::QUESTIONS).await?;
-    let users = Callers { bus: super::proxy(&questions).await?, clients: clients.clone() };
+    // The sender's uid is needed before a call with descriptors is received, and so on another connection.
+    let queries = open(Policy::QUESTIONS).await?;
+    let users = BusUsers { bus: proxy(&queries).await?, clients: clients.clone() };
     let (descriptors, backlog) = (Descriptors::default(), Backlog::default());
     let policy = Policy {
-        longest_reply: LONGEST_REPLY,
-        longest_signal: LONGEST_SIGNAL,
+        longest_reply: MAX_REPLY_SIZE,
+        longest_signal: MAX_SIGNAL_SIZE,
         calls: Some(CallPolicy {
-            longest: LONGEST_CALL,
+            longest: MAX_CALL_SIZE,
             takes_descriptors,
             users: Arc::new(users),
             descriptors: descriptors.clone(),
-            pace: Arc::new(Pace::new(CALLS_A_SECOND, CALLS_AT_ONCE)),
+            pace: Arc::new(Pace::new(CALLS_PER_SECOND, CALLS_AT_ONCE)),
             backlog: backlog.clone(),
         }),
     };
     Ok(Link { connection: open(policy).await?, descriptors, backlog })
+}
+
+/// A proxy of the bus itself.
+///
+/// # Errors
+/// The connection failed.
+pub async fn proxy(connection: &Connection) -> zbus::Result<DBusProxy<'static>> {
+    DBusProxy::builder(connection).cache_properties(CacheProperties::No).build().await
 }
 
 async fn open(policy: Policy) -> zbus::Result<Connection> {
@@ -75,16 +83,16 @@ fn takes_descriptors(interface: &str, member: &str) -> u32 {
     known.map_or(0, |(_, _, count)| *count)
 }
 
-/// Asks the bus who a caller is.
-struct Callers {
+/// Asks the bus for the uids of senders.
+struct BusUsers {
     bus: DBusProxy<'static>,
     clients: Clients,
 }
 
 #[async_trait]
-impl Users for Callers {
+impl Users for BusUsers {
     async fn uid(&self, sender: &str) -> Option<u32> {
-        // Watched, so that what is learned holds for the call as well.
+        // Watched, so that the uid is still known when the call is handled.
         let watch = self.clients.watch(ClientId(sender.to_owned()));
         if let Some(uid) = watch.known_uid() {
             return Some(uid);
@@ -94,8 +102,8 @@ impl Users for Callers {
         Some(uid)
     }
 
-    /// Subordinate uids share one pace: a user has 65,536 of them.
+    /// All uids outside the user database share one pace: each user has 65,536 subordinate uids.
     fn payer(&self, uid: u32) -> u32 {
-        if self.clients.is_no_user(uid) { NO_USER } else { uid }
+        if self.clients.is_unknown_uid(uid) { UNKNOWN_USER } else { uid }
     }
 }

@@ -1,5 +1,5 @@
-//! `org.freedesktop.DBus.Introspectable`: an object and the names of its children, where the library's
-//! own describes everything below the object as well.
+//! `org.freedesktop.DBus.Introspectable`: describes an object and names its children. The one of the library
+//! describes everything below the object as well.
 
 use std::fmt::Write;
 
@@ -9,17 +9,18 @@ use zbus::interface;
 use zbus::message::Header;
 use zbus::object_server::{Interface, ObjectServer};
 
-use super::Room;
-use super::answers::Answer;
 use super::attachment::Attachment;
+use super::authority::Request;
+use super::context::{Call, Context, Operation};
+use super::large_replies::LargeReply;
 use super::manager::Manager;
-use super::objects::ObjectManager;
+use super::object_manager::ObjectManager;
 use super::partition::Partition;
 use super::volume::Volume;
 
-/// How many children are named. A user has as many attachments as the limits allow; what other programs
-/// attach is shown as well.
-const MOST_CHILDREN: usize = 16 << 10;
+/// The limit of children in a description. Users have as many attachments as their limits allow, but other
+/// programs attach without limit.
+const MAX_CHILDREN: usize = 16 << 10;
 
 const START: &str = r#"<!DOCTYPE node PUBLIC "-//freedesktop//DTD D-BUS Object Introspection 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/introspect.dtd">
@@ -55,38 +56,38 @@ const PROPERTIES: &str = r#"  <interface name="org.freedesktop.DBus.Properties">
   </interface>
 "#;
 
-/// What an object says of itself.
+/// The interface, on any object.
 pub struct Introspection {
-    room: Room,
+    context: Context,
 }
 
-/// Takes the place of the library's own at this object, which must be there.
+/// Replaces the library's interface on this object.
 ///
 /// # Errors
 /// There is no such object.
-pub async fn serve(server: &ObjectServer, path: &str, room: &Room) -> zbus::Result<()> {
+pub async fn serve(server: &ObjectServer, path: &str, context: &Context) -> zbus::Result<()> {
     if server.interface::<_, Introspection>(path).await.is_ok() {
         return Ok(());
     }
     server.remove_named(path, Introspection::name()).await?;
-    server.at(path, Introspection { room: room.clone() }).await.map(drop)
+    server.at(path, Introspection { context: context.clone() }).await.map(drop)
 }
 
-/// The same at the objects that lead to an attachment.
+/// Replaces the library's interface on the object above the attachments.
 ///
 /// # Errors
-/// One of them is not there.
-pub async fn serve_above(server: &ObjectServer, room: &Room) -> zbus::Result<()> {
-    serve(server, ATTACHMENT_PREFIX.trim_end_matches('/'), room).await
+/// There is no such object.
+pub async fn serve_above(server: &ObjectServer, context: &Context) -> zbus::Result<()> {
+    serve(server, ATTACHMENT_PREFIX.trim_end_matches('/'), context).await
 }
 
-/// The same at the root object and those above it.
+/// Replaces the library's interface on the root object and those above it.
 ///
 /// # Errors
-/// One of them is not there.
-pub async fn serve_root(server: &ObjectServer, room: &Room) -> zbus::Result<()> {
+/// One of them does not exist.
+pub async fn serve_root(server: &ObjectServer, context: &Context) -> zbus::Result<()> {
     for path in ["/", "/org", ROOT_PATH] {
-        serve(server, path, room).await?;
+        serve(server, path, context).await?;
     }
     Ok(())
 }
@@ -98,19 +99,46 @@ impl Introspection {
         &self,
         #[zbus(header)] header: Header<'_>,
         #[zbus(object_server)] server: &ObjectServer,
-    ) -> Result<Answer<String>, ErrorReply> {
-        let _caller = self.room.identify(&header).await?;
+    ) -> Result<LargeReply<String>, ErrorReply> {
         let path = header.path().map(|path| path.as_str()).unwrap_or_default();
+        self.context.call(&header, Introspect { server, path }).await
+    }
+}
+
+struct Introspect<'s> {
+    server: &'s ObjectServer,
+    path: &'s str,
+}
+
+impl Operation for Introspect<'_> {
+    /// The description of the object's interfaces.
+    type Object = String;
+    type Output = LargeReply<String>;
+    const CHANGES_ATTACHMENTS: bool = false;
+
+    fn method(&self) -> &'static str {
+        "Introspect"
+    }
+
+    async fn look_up(&self, _call: &Call<'_>) -> Result<String, Error> {
         let mut xml = START.to_owned();
-        describe(server, path, &mut xml)
+        describe(self.server, self.path, &mut xml)
             .await
-            .map_err(|_| Error::new(ErrorKind::UnknownObject, "the object is gone"))?;
+            .map_err(|_| Error::new(ErrorKind::UnknownObject, "the object does not exist any more"))?;
+        Ok(xml)
+    }
+
+    fn requests<'a>(&self, _xml: &'a String) -> Vec<Request<'a>> {
+        Vec::new()
+    }
+
+    async fn run(self, call: &Call<'_>, mut xml: String) -> Result<Self::Output, Error> {
         let children = || {
-            self.room.objects.write_children(path, MOST_CHILDREN, &mut xml);
+            call.objects.write_children(self.path, MAX_CHILDREN, &mut xml);
             xml.push_str("</node>\n");
             xml
         };
-        Ok(self.room.answers.make(children).await)
+        Ok(call.large_replies.build(children).await)
     }
 }
 

@@ -6,24 +6,33 @@ use loopd_common::CallerFile;
 use loopd_dbus::names::attachment_path;
 use loopd_dbus::options::ReceivedOptions;
 use loopd_dbus::{AttachOptions, DetachOptions, Error, ErrorKind, ErrorReply, ListOptions};
-use tracing::info;
 use zbus::message::Header;
 use zbus::wire::{ObjectPath, OwnedObjectPath};
 use zbus::{Variant, interface};
 
-use super::answers::Answer;
-use super::{Room, invalid, wire};
-use crate::authority::Deed;
-use crate::caller::Caller;
+use super::authority::Request;
+use super::context::{Call, Context, Operation, invalid_option};
+use super::convert;
+use super::detach::{Detach, Target};
+use super::large_replies::LargeReply;
 use loopd_common::text::printable;
-use loopd_engine::{AttachRequest, Caller as _, Snapshot};
+use loopd_engine::kernel::{FileFacts, node};
+use loopd_engine::{AttachRequest, Snapshot};
 
-/// The root object.
+/// The interface, on the root object.
 pub struct Manager {
-    room: Room,
+    context: Context,
 }
 
+/// An attachment in the reply of `List`.
 type Listed = (OwnedObjectPath, HashMap<&'static str, Variant<'static>>);
+
+impl Manager {
+    /// The manager.
+    pub fn new(context: Context) -> Self {
+        Self { context }
+    }
+}
 
 #[interface(name = "org.loopd1.Manager", introspection_docs = false)]
 impl Manager {
@@ -34,12 +43,11 @@ impl Manager {
         file: zbus::OwnedFd,
         options: ReceivedOptions,
     ) -> Result<(ObjectPath<'static>, String), ErrorReply> {
-        let file = self.room.claim(&file)?;
-        // Before anything is waited for: an option takes many times the memory of its bytes.
-        let request = wire::attach_request(AttachOptions::decode(options).map_err(invalid)?);
+        let file = self.context.claim(&file)?;
+        // Before any wait: decoded options take much less memory than received ones.
+        let request = convert::attach_request(AttachOptions::decode(options).map_err(invalid_option)?);
         request.check()?;
-        let caller = self.room.identify(&header).await?;
-        let attached = self.attach(&caller, file, request).await?;
+        let attached = self.context.call(&header, SetupLoop { file, request }).await?;
         Ok((attachment_path(attached.id.0), attached.device.node()))
     }
 
@@ -49,11 +57,9 @@ impl Manager {
         device: String,
         options: ReceivedOptions,
     ) -> Result<(), ErrorReply> {
-        let options = DetachOptions::decode(options).map_err(invalid)?;
-        let number = loop_number(&device)?;
-        let caller = self.room.identify(&header).await?;
-        let attachment = self.room.engine.locate(number).await?;
-        Ok(self.room.detach(&caller, &attachment, options.lazy).await?)
+        let DetachOptions { lazy } = DetachOptions::decode(options).map_err(invalid_option)?;
+        let target = Target::Device(loop_number(&device)?);
+        self.context.call(&header, Detach { target, lazy }).await
     }
 
     #[zbus(out_args("attachments"))]
@@ -61,30 +67,15 @@ impl Manager {
         &self,
         #[zbus(header)] header: Header<'_>,
         options: ReceivedOptions,
-    ) -> Result<Answer<Vec<Listed>>, ErrorReply> {
-        let options = ListOptions::decode(options).map_err(invalid)?;
-        let file = options.file.map(|file| self.room.claim(&file)).transpose()?;
-        let _caller = self.room.identify(&header).await?;
-        // The file may lie on a file system that hangs.
-        let file = match file {
-            Some(file) => Some(self.room.engine.examine(&file).await?),
-            None => None,
-        };
-        let wanted = |snapshot: &Snapshot| {
-            (options.all || snapshot.ownership.is_some())
-                && options.offset.is_none_or(|offset| offset == snapshot.device.offset)
-                && file.as_ref().is_none_or(|file| snapshot.device.shows(file.identity))
-        };
-        let list =
-            || self.room.engine.outlines().iter().filter(|snapshot| wanted(snapshot)).map(listed).collect();
-        Ok(self.room.answers.make(list).await)
+    ) -> Result<LargeReply<Vec<Listed>>, ErrorReply> {
+        let ListOptions { file, offset, all } = ListOptions::decode(options).map_err(invalid_option)?;
+        let file = file.map(|file| self.context.claim(&file)).transpose()?;
+        self.context.call(&header, List { file, offset, all }).await
     }
 
     #[zbus(out_args("device"))]
     async fn find_free(&self, #[zbus(header)] header: Header<'_>) -> Result<String, ErrorReply> {
-        // Bounded for each uid: it may make a device.
-        let _caller = self.room.identify(&header).await?;
-        Ok(loopd_engine::kernel::node(self.room.engine.free_number().await?))
+        self.context.call(&header, FindFree).await
     }
 
     async fn remove_device(
@@ -92,11 +83,7 @@ impl Manager {
         #[zbus(header)] header: Header<'_>,
         device: String,
     ) -> Result<(), ErrorReply> {
-        let number = loop_number(&device)?;
-        let caller = self.room.identify(&header).await?;
-        self.room.authority.allow(&caller, Deed::Remove(number)).await?;
-        let result = self.room.engine.remove_device(number).await;
-        Ok(self.room.changed(&caller, result).await?)
+        self.context.call(&header, RemoveDevice { number: loop_number(&device)? }).await
     }
 
     #[zbus(property(emits_changed_signal = "const"))]
@@ -105,46 +92,141 @@ impl Manager {
     }
 }
 
-impl Manager {
-    /// The manager of this room.
-    pub fn new(room: Room) -> Self {
-        Self { room }
+struct SetupLoop {
+    file: CallerFile,
+    request: AttachRequest,
+}
+
+impl Operation for SetupLoop {
+    type Object = Option<FileFacts>;
+    type Output = Snapshot;
+
+    fn method(&self) -> &'static str {
+        "SetupLoop"
     }
 
-    /// Attaches for a caller, once the authority has agreed; returns when the bus was told.
-    async fn attach(
-        &self,
-        caller: &Caller,
-        file: CallerFile,
-        request: AttachRequest,
-    ) -> Result<Snapshot, Error> {
-        let engine = &self.room.engine;
-        if self.room.authority.asks(caller) {
-            let facts = engine.examine(&file).await?;
-            self.room.authority.allow(caller, Deed::Attach(&facts, request.number)).await?;
+    async fn look_up(&self, call: &Call<'_>) -> Result<Option<FileFacts>, Error> {
+        call.examine_for_authorization(&self.file).await
+    }
+
+    fn requests<'a>(&self, file: &'a Option<FileFacts>) -> Vec<Request<'a>> {
+        file.iter().map(|file| Request::Attach(file, self.request.number)).collect()
+    }
+
+    async fn run(self, call: &Call<'_>, _file: Option<FileFacts>) -> Result<Snapshot, Error> {
+        let Self { file, request } = self;
+        call.engine.attach(file, request, &call.caller).await
+    }
+}
+
+struct List {
+    file: Option<CallerFile>,
+    offset: Option<u64>,
+    all: bool,
+}
+
+impl List {
+    fn includes(&self, attachment: &Snapshot, file: Option<&FileFacts>) -> bool {
+        (self.all || attachment.ownership.is_some())
+            && self.offset.is_none_or(|offset| offset == attachment.device.offset)
+            && file.is_none_or(|file| attachment.device.shows(file.identity))
+    }
+}
+
+impl Operation for List {
+    type Object = Option<FileFacts>;
+    type Output = LargeReply<Vec<Listed>>;
+    const CHANGES_ATTACHMENTS: bool = false;
+
+    fn method(&self) -> &'static str {
+        "List"
+    }
+
+    async fn look_up(&self, call: &Call<'_>) -> Result<Option<FileFacts>, Error> {
+        match &self.file {
+            Some(file) => call.engine.examine(file).await.map(Some),
+            None => Ok(None),
         }
-        let attached = engine.attach(file, request, caller).await;
-        engine.flush_events().await;
-        attached.inspect_err(|error| {
-            info!(uid = caller.uid(), client = %caller.client(), "not attached: {error}");
-        })
+    }
+
+    fn requests<'a>(&self, _file: &'a Option<FileFacts>) -> Vec<Request<'a>> {
+        Vec::new()
+    }
+
+    async fn run(self, call: &Call<'_>, file: Option<FileFacts>) -> Result<Self::Output, Error> {
+        let list = || {
+            let attachments = call.engine.outlines();
+            let included = attachments.iter().filter(|attachment| self.includes(attachment, file.as_ref()));
+            included.map(listed).collect()
+        };
+        Ok(call.large_replies.build(list).await)
     }
 }
 
-fn listed(snapshot: &Snapshot) -> Listed {
-    let mut properties = wire::attachment(snapshot).to_dict();
-    properties.extend(wire::volume(snapshot).to_dict());
-    (attachment_path(snapshot.id.0).into(), properties)
+fn listed(attachment: &Snapshot) -> Listed {
+    let mut properties = convert::attachment(attachment).to_dict();
+    properties.extend(convert::volume(attachment).to_dict());
+    (attachment_path(attachment.id.0).into(), properties)
 }
 
-/// N of a `/dev/loopN`, and of nothing else.
+/// It may make a device, which the call quota of each uid bounds.
+struct FindFree;
+
+impl Operation for FindFree {
+    type Object = ();
+    type Output = String;
+    const CHANGES_ATTACHMENTS: bool = false;
+
+    fn method(&self) -> &'static str {
+        "FindFree"
+    }
+
+    async fn look_up(&self, _call: &Call<'_>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn requests<'a>(&self, (): &'a ()) -> Vec<Request<'a>> {
+        Vec::new()
+    }
+
+    async fn run(self, call: &Call<'_>, (): ()) -> Result<String, Error> {
+        call.engine.free_number().await.map(node)
+    }
+}
+
+struct RemoveDevice {
+    number: u32,
+}
+
+impl Operation for RemoveDevice {
+    type Object = ();
+    type Output = ();
+
+    fn method(&self) -> &'static str {
+        "RemoveDevice"
+    }
+
+    async fn look_up(&self, _call: &Call<'_>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn requests<'a>(&self, (): &'a ()) -> Vec<Request<'a>> {
+        vec![Request::Remove(self.number)]
+    }
+
+    async fn run(self, call: &Call<'_>, (): ()) -> Result<(), Error> {
+        call.engine.remove_device(self.number).await
+    }
+}
+
+/// The number of a loop device that is named as `/dev/loopN`.
 fn loop_number(device: &str) -> Result<u32, Error> {
     let number = device.strip_prefix("/dev/loop").and_then(|digits| digits.parse::<u32>().ok());
-    number.filter(|number| loopd_engine::kernel::node(*number) == device).ok_or_else(|| {
+    number.filter(|number| node(*number) == device).ok_or_else(|| {
         let shown = printable(device.as_bytes());
         Error::new(
             ErrorKind::InvalidArgs,
-            format!("{shown} is not a loop device; name one such as /dev/loop0"),
+            format!("{shown} is not the name of a loop device such as /dev/loop0"),
         )
     })
 }
@@ -154,7 +236,7 @@ mod tests {
     use super::loop_number;
 
     #[test]
-    fn only_loop_devices_are_named() {
+    fn only_names_of_loop_devices_are_accepted() {
         assert_eq!(loop_number("/dev/loop0").unwrap(), 0);
         assert_eq!(loop_number("/dev/loop1048575").unwrap(), 1_048_575);
         for other in [

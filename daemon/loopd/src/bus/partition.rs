@@ -6,13 +6,13 @@ use loopd_dbus::PartitionProperties;
 use zbus::interface;
 use zbus::wire::OwnedObjectPath;
 
-/// A partition of an attached device.
+/// The interface, on a partition object.
 pub struct Partition {
     properties: Arc<RwLock<PartitionProperties>>,
 }
 
 impl Partition {
-    /// A partition. The publisher keeps the properties up to date.
+    /// The interface of a partition. The publisher updates the properties.
     pub fn new(properties: Arc<RwLock<PartitionProperties>>) -> Self {
         Self { properties }
     }

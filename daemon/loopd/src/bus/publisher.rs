@@ -1,5 +1,5 @@
-//! Keeps the objects on the bus as the engine tells. Alone in doing so: what it does follows the
-//! order of the engine's events.
+//! Publishes the engine's events: adds, changes and removes objects on the bus. It is the only one that does,
+//! so that signals have the order of the events.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -17,28 +17,29 @@ use zbus::wire::ObjectPath;
 use zbus::{Connection, Variant};
 
 use super::attachment::Attachment;
-use super::objects::Interfaces;
+use super::context::Context;
+use super::objects::{Interfaces, ReadProperties};
 use super::partition::Partition;
 use super::volume::Volume;
-use super::{Room, introspection, wire};
+use super::{convert, introspection, object_manager};
 use loopd_engine::kernel::DiskSequence;
 use loopd_engine::{Changes, Event, PartitionSnapshot, Snapshot, VolumeId};
 
-/// The objects below the root.
+/// Publishes the objects below the root object.
 pub struct Publisher {
     connection: Connection,
-    room: Room,
+    context: Context,
     objects: HashMap<DiskSequence, Published>,
 }
 
-/// What the objects of one attachment show.
+/// The properties of the objects of one attachment.
 struct Published {
     attachment: Arc<RwLock<AttachmentProperties>>,
     volume: Arc<RwLock<VolumeProperties>>,
     partitions: HashMap<u32, PublishedPartition>,
 }
 
-/// What the object of one partition shows.
+/// The properties of the object of one partition.
 struct PublishedPartition {
     partition: Arc<RwLock<PartitionProperties>>,
     volume: Arc<RwLock<VolumeProperties>>,
@@ -47,38 +48,39 @@ struct PublishedPartition {
 impl Publisher {
     /// Publishes on this connection.
     #[must_use]
-    pub fn new(connection: Connection, room: Room) -> Self {
-        Self { connection, room, objects: HashMap::new() }
+    pub fn new(connection: Connection, context: Context) -> Self {
+        Self { connection, context, objects: HashMap::new() }
     }
 
-    /// Follows the engine until it stops.
+    /// Publishes the engine's events until the engine stops.
     pub async fn run(mut self, mut events: UnboundedReceiver<Event>) {
         while let Some(event) = events.recv().await {
-            let told = match event {
-                Event::Added(snapshot) => self.show(&snapshot).await,
+            let published = match event {
+                Event::Added(snapshot) => self.add(&snapshot).await,
                 Event::Changed(changes) => self.change(&changes).await,
                 Event::Removed(id) => self.remove(id).await,
                 Event::Checkpoint(done) => {
-                    let _nobody_waits = done.send(());
+                    let _the_call_has_ended = done.send(());
                     Ok(())
                 }
             };
-            if let Err(error) = told {
-                error!("the bus was not told: {error}");
+            if let Err(error) = published {
+                error!("cannot publish an event on the bus: {error}");
             }
         }
     }
 
-    /// Puts the objects of a new attachment on the bus.
-    async fn show(&mut self, snapshot: &Snapshot) -> zbus::Result<()> {
-        let mut object = self.add(snapshot).await?;
+    /// Adds the objects of a new attachment.
+    async fn add(&mut self, snapshot: &Snapshot) -> zbus::Result<()> {
+        let mut object = self.add_attachment(snapshot).await?;
         let partitions = &snapshot.partitions;
-        let shown = self.show_partitions(snapshot.id, snapshot.device.number, partitions, &mut object).await;
+        let published =
+            self.publish_partitions(snapshot.id, snapshot.device.number, partitions, &mut object).await;
         self.objects.insert(snapshot.id, object);
-        shown
+        published
     }
 
-    /// Makes the objects of an attachment show what it is now.
+    /// Updates the objects of an attachment.
     async fn change(&mut self, changes: &Changes) -> zbus::Result<()> {
         let Some(mut object) = self.objects.remove(&changes.id) else { return Ok(()) };
         let changed = self.change_object(changes, &mut object).await;
@@ -95,58 +97,62 @@ impl Publisher {
                 self.remove_partition(changes.id, *number).await?;
             }
         }
-        self.show_partitions(changes.id, changes.number, &changes.partitions, object).await
+        self.publish_partitions(changes.id, changes.number, &changes.partitions, object).await
     }
 
-    async fn add(&self, snapshot: &Snapshot) -> zbus::Result<Published> {
-        let attachment = Arc::new(RwLock::new(wire::attachment(snapshot)));
-        let volume = Arc::new(RwLock::new(wire::volume(snapshot)));
+    async fn add_attachment(&self, snapshot: &Snapshot) -> zbus::Result<Published> {
+        let attachment = Arc::new(RwLock::new(convert::attachment(snapshot)));
+        let volume = Arc::new(RwLock::new(convert::volume(snapshot)));
         let path = attachment_path(snapshot.id.0);
         let server = self.connection.object_server();
         server.at(&path, self.volume(snapshot.id, None, &volume)).await?;
-        let object = Attachment::new(self.room.clone(), snapshot.id, Arc::clone(&attachment));
+        let object = Attachment::new(self.context.clone(), snapshot.id, Arc::clone(&attachment));
         server.at(&path, object).await?;
-        introspection::serve(server, &path, &self.room).await?;
-        introspection::serve_above(server, &self.room).await?;
-        let shown = (Arc::clone(&attachment), Arc::clone(&volume));
-        let show = move || {
-            Interfaces::from([(ATTACHMENT, read(&shown.0).to_dict()), (VOLUME, read(&shown.1).to_dict())])
+        introspection::serve(server, &path, &self.context).await?;
+        introspection::serve_above(server, &self.context).await?;
+        let properties = (Arc::clone(&attachment), Arc::clone(&volume));
+        let read_properties = move || {
+            Interfaces::from([
+                (ATTACHMENT, read(&properties.0).to_dict()),
+                (VOLUME, read(&properties.1).to_dict()),
+            ])
         };
-        self.room.objects.add(&self.root()?, &path, Box::new(show)).await?;
+        self.add_object(&path, Box::new(read_properties)).await?;
         Ok(Published { attachment, volume, partitions: HashMap::new() })
     }
 
     async fn change_attachment(&self, snapshot: &Snapshot, object: &Published) -> zbus::Result<()> {
         let path = attachment_path(snapshot.id.0);
-        let (attachment, volume) = (wire::attachment(snapshot), wire::volume(snapshot));
+        let (attachment, volume) = (convert::attachment(snapshot), convert::volume(snapshot));
         let of_attachment = attachment.changes_since(&replace(&object.attachment, attachment.clone()));
         let of_volume = volume.changes_since(&replace(&object.volume, volume.clone()));
         self.emit(&path, ATTACHMENT, of_attachment).await?;
         self.emit(&path, VOLUME, of_volume).await
     }
 
-    /// Shows partitions of an attachment, whose loop device has this number.
-    async fn show_partitions(
+    /// Adds or updates partitions of the attachment, whose loop device has this number.
+    async fn publish_partitions(
         &self,
         attachment: DiskSequence,
         number: u32,
         partitions: &[PartitionSnapshot],
         object: &mut Published,
     ) -> zbus::Result<()> {
-        for shown in partitions {
-            let partition = shown.partition.node.number;
-            let (now, volume) = (wire::partition(attachment, shown), wire::partition_volume(number, shown));
+        for snapshot in partitions {
+            let partition = snapshot.partition.node.number;
+            let new = convert::partition(attachment, snapshot);
+            let volume = convert::partition_volume(number, snapshot);
             match object.partitions.entry(partition) {
                 Entry::Occupied(known) => {
                     let path = partition_path(attachment.0, partition);
-                    let changes = now.changes_since(&replace(&known.get().partition, now.clone()));
+                    let changes = new.changes_since(&replace(&known.get().partition, new.clone()));
                     self.emit(&path, PARTITION, changes).await?;
                     let changes = volume.changes_since(&replace(&known.get().volume, volume.clone()));
                     self.emit(&path, VOLUME, changes).await?;
                 }
-                Entry::Vacant(free) => drop(free.insert(self.add_partition(attachment, now, volume).await?)),
+                Entry::Vacant(free) => drop(free.insert(self.add_partition(attachment, new, volume).await?)),
             }
-            // Calls are answered in between: there may be hundreds.
+            // There may be hundreds of partitions: let calls run in between.
             tokio::task::yield_now().await;
         }
         Ok(())
@@ -158,7 +164,7 @@ impl Publisher {
         partition: Option<u32>,
         properties: &Arc<RwLock<VolumeProperties>>,
     ) -> Volume {
-        Volume::new(self.room.clone(), VolumeId { attachment, partition }, Arc::clone(properties))
+        Volume::new(self.context.clone(), VolumeId { attachment, partition }, Arc::clone(properties))
     }
 
     async fn add_partition(
@@ -173,12 +179,15 @@ impl Publisher {
         let server = self.connection.object_server();
         server.at(path, self.volume(attachment, Some(number), &volume)).await?;
         server.at(path, Partition::new(Arc::clone(&partition))).await?;
-        introspection::serve(server, path, &self.room).await?;
-        let shown = (Arc::clone(&partition), Arc::clone(&volume));
-        let show = move || {
-            Interfaces::from([(PARTITION, read(&shown.0).to_dict()), (VOLUME, read(&shown.1).to_dict())])
+        introspection::serve(server, path, &self.context).await?;
+        let properties = (Arc::clone(&partition), Arc::clone(&volume));
+        let read_properties = move || {
+            Interfaces::from([
+                (PARTITION, read(&properties.0).to_dict()),
+                (VOLUME, read(&properties.1).to_dict()),
+            ])
         };
-        self.room.objects.add(&self.root()?, path, Box::new(show)).await?;
+        self.add_object(path, Box::new(read_properties)).await?;
         Ok(PublishedPartition { partition, volume })
     }
 
@@ -196,7 +205,11 @@ impl Publisher {
         Properties::properties_changed(&emitter, interface, changes, Cow::Borrowed(&[])).await
     }
 
-    /// What the signals about objects come from.
+    async fn add_object(&self, path: &ObjectPath<'_>, properties: ReadProperties) -> zbus::Result<()> {
+        object_manager::add(self.context.objects(), &self.root()?, path, properties).await
+    }
+
+    /// Emits the signals of the object manager.
     fn root(&self) -> zbus::Result<SignalEmitter<'static>> {
         SignalEmitter::new(&self.connection, ROOT_PATH)
     }
@@ -211,7 +224,7 @@ impl Publisher {
         let server = self.connection.object_server();
         server.remove::<Attachment, _>(&path).await?;
         server.remove::<Volume, _>(&path).await?;
-        self.room.objects.remove(&self.root()?, &path, &[ATTACHMENT, VOLUME]).await
+        object_manager::remove(self.context.objects(), &self.root()?, &path, &[ATTACHMENT, VOLUME]).await
     }
 
     async fn remove_partition(&self, id: DiskSequence, number: u32) -> zbus::Result<()> {
@@ -219,7 +232,7 @@ impl Publisher {
         let server = self.connection.object_server();
         server.remove::<Partition, _>(&path).await?;
         server.remove::<Volume, _>(&path).await?;
-        self.room.objects.remove(&self.root()?, &path, &[PARTITION, VOLUME]).await
+        object_manager::remove(self.context.objects(), &self.root()?, &path, &[PARTITION, VOLUME]).await
     }
 }
 

@@ -4,25 +4,25 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use loopd_dbus::options::ReceivedOptions;
 use loopd_dbus::{Error, ErrorKind, ErrorReply, MountOptions, UnmountOptions, VolumeProperties};
-use tracing::info;
 use zbus::interface;
 use zbus::message::Header;
 
-use super::{Room, invalid, wire};
-use crate::authority::Deed;
-use loopd_engine::{Caller as _, VolumeId};
+use super::authority::Request;
+use super::context::{Call, Context, Operation, invalid_option};
+use super::convert;
+use loopd_engine::{Caller as _, MountRequest, Snapshot, VolumeId};
 
-/// What may hold a file system.
+/// The interface, on an attachment object or a partition object.
 pub struct Volume {
-    room: Room,
+    context: Context,
     id: VolumeId,
     properties: Arc<RwLock<VolumeProperties>>,
 }
 
 impl Volume {
-    /// A volume. The publisher keeps the properties up to date.
-    pub fn new(room: Room, id: VolumeId, properties: Arc<RwLock<VolumeProperties>>) -> Self {
-        Self { room, id, properties }
+    /// The interface of this volume. The publisher updates the properties.
+    pub fn new(context: Context, id: VolumeId, properties: Arc<RwLock<VolumeProperties>>) -> Self {
+        Self { context, id, properties }
     }
 
     fn properties(&self) -> RwLockReadGuard<'_, VolumeProperties> {
@@ -38,19 +38,8 @@ impl Volume {
         #[zbus(header)] header: Header<'_>,
         options: ReceivedOptions,
     ) -> Result<String, ErrorReply> {
-        let wanted = wire::mount_request(MountOptions::decode(options).map_err(invalid)?);
-        let caller = self.room.identify(&header).await?;
-        let attachment = self.room.find(self.id.attachment)?;
-        self.room.authority.allow(&caller, Deed::Mount(&attachment, self.id.partition)).await?;
-        let mounted = self.room.engine.mount(self.id, &wanted, &caller).await;
-        self.room.engine.flush_events().await;
-        let place = mounted.inspect_err(|error| {
-            info!(uid = caller.uid(), client = %caller.client(), "not mounted: {error}");
-        })?;
-        Ok(place
-            .into_os_string()
-            .into_string()
-            .map_err(|place| Error::new(ErrorKind::Kernel, format!("{} is not UTF-8", place.display())))?)
+        let request = convert::mount_request(MountOptions::decode(options).map_err(invalid_option)?);
+        self.context.call(&header, Mount { id: self.id, request }).await
     }
 
     async fn unmount(
@@ -58,16 +47,8 @@ impl Volume {
         #[zbus(header)] header: Header<'_>,
         options: ReceivedOptions,
     ) -> Result<(), ErrorReply> {
-        let UnmountOptions { lazy } = UnmountOptions::decode(options).map_err(invalid)?;
-        let caller = self.room.identify(&header).await?;
-        let attachment = self.room.find(self.id.attachment)?;
-        let own_only = self.room.engine.is_mounted_for(self.id, caller.uid());
-        if !own_only {
-            let deed = Deed::UnmountOthers(&attachment, self.id.partition);
-            self.room.authority.allow(&caller, deed).await?;
-        }
-        let result = self.room.engine.unmount(self.id, lazy, caller.uid(), own_only).await;
-        Ok(self.room.changed(&caller, result).await?)
+        let UnmountOptions { lazy } = UnmountOptions::decode(options).map_err(invalid_option)?;
+        self.context.call(&header, Unmount { id: self.id, lazy }).await
     }
 
     #[zbus(property(emits_changed_signal = "const"))]
@@ -108,5 +89,63 @@ impl Volume {
     #[zbus(property)]
     fn mount_points(&self) -> Vec<Vec<u8>> {
         self.properties().mount_points.clone()
+    }
+}
+
+struct Mount {
+    id: VolumeId,
+    request: MountRequest,
+}
+
+impl Operation for Mount {
+    type Object = Snapshot;
+    /// The mount point.
+    type Output = String;
+
+    fn method(&self) -> &'static str {
+        "Mount"
+    }
+
+    async fn look_up(&self, call: &Call<'_>) -> Result<Snapshot, Error> {
+        call.find(self.id.attachment)
+    }
+
+    fn requests<'a>(&self, attachment: &'a Snapshot) -> Vec<Request<'a>> {
+        vec![Request::Mount(attachment, self.id.partition)]
+    }
+
+    async fn run(self, call: &Call<'_>, _attachment: Snapshot) -> Result<String, Error> {
+        let mount_point = call.engine.mount(self.id, &self.request, &call.caller).await?;
+        mount_point.into_os_string().into_string().map_err(|mount_point| {
+            Error::new(ErrorKind::Kernel, format!("{} is not UTF-8", mount_point.display()))
+        })
+    }
+}
+
+struct Unmount {
+    id: VolumeId,
+    lazy: bool,
+}
+
+impl Operation for Unmount {
+    /// The attachment, and whether loopd mounted the volume for the caller.
+    type Object = (Snapshot, bool);
+    type Output = ();
+
+    fn method(&self) -> &'static str {
+        "Unmount"
+    }
+
+    async fn look_up(&self, call: &Call<'_>) -> Result<(Snapshot, bool), Error> {
+        let attachment = call.find(self.id.attachment)?;
+        Ok((attachment, call.engine.is_mounted_for(self.id, call.caller.uid())))
+    }
+
+    fn requests<'a>(&self, (attachment, is_own): &'a (Snapshot, bool)) -> Vec<Request<'a>> {
+        if *is_own { Vec::new() } else { vec![Request::UnmountOthers(attachment, self.id.partition)] }
+    }
+
+    async fn run(self, call: &Call<'_>, (_, is_own): (Snapshot, bool)) -> Result<(), Error> {
+        call.engine.unmount(self.id, self.lazy, call.caller.uid(), is_own).await
     }
 }

@@ -1,4 +1,4 @@
-//! Who mounts for the engine: the service manager, on folders that we make.
+//! Mounts for the engine: the service manager mounts, on directories that loopd makes.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,102 +11,100 @@ use zbus::{Connection, Variant};
 
 use loopd_engine::{Account, BoxFuture, MountCommand, Mounter, safe_name};
 
-mod folders;
-pub mod unit_name;
-mod units;
+mod directories;
 
-use folders::Folders;
-use units::{Failure, Settings, Units};
+use crate::systemd::{JobError, UnitProperties, Units, unit_name};
+use directories::Directories;
 
-/// A name of a user that takes more in a unit's name is not put there.
-const LONGEST_USER: usize = 64;
-/// Without a shell, and without the helper that would ask us.
+/// The longest user name, as escaped for a unit name, that is used for a directory.
+const MAX_USER_NAME: usize = 64;
+/// Unmounts without the helper `umount.loopd`, which would call loopd.
 const UMOUNT: [&str; 4] = ["/usr/bin/umount", "--lazy", "--internal-only", "--"];
 
-/// The host's mounts.
+/// Mounts in the host's mount namespace.
 pub struct HostMounts {
     units: Units,
-    folders: Folders,
+    directories: Directories,
     services: AtomicU64,
 }
 
 impl HostMounts {
-    /// Asks the service manager on this bus.
+    /// Uses the service manager on this bus.
     ///
     /// # Errors
     /// The connection failed.
     pub async fn new(connection: &Connection) -> zbus::Result<Self> {
         let units = Units::new(connection).await?;
-        Ok(Self { units, folders: Folders::given(), services: AtomicU64::new(0) })
+        Ok(Self { units, directories: Directories::from_environment(), services: AtomicU64::new(0) })
     }
 
     async fn start(&self, order: &MountCommand) -> Result<(), Error> {
-        let place = text(&order.directory)?;
-        let settings: Settings<'_> = vec![
+        let mount_point = utf8(&order.directory)?;
+        let properties: UnitProperties<'_> = vec![
             ("Description", format!("{} for {}", order.shown, order.account.name).into()),
             ("What", order.device.as_str().into()),
-            ("Where", place.into()),
+            ("Where", mount_point.into()),
             ("Type", order.kind.as_str().into()),
             ("Options", order.options.as_str().into()),
             ("TimeoutUSec", microseconds(order.timeout).into()),
-            // Nobody is to have to clean up after a failure.
+            // A failed unit is removed without `systemctl reset-failed`.
             ("CollectMode", "inactive-or-failed".into()),
         ];
         let unit = unit_name::of_mount(&order.directory);
-        self.units.start(&unit, &settings, order.timeout).await.map_err(|failure| {
+        self.units.start(&unit, &properties, order.timeout).await.map_err(|error| {
             let journal = match order.read_only {
                 true => "Its journal may have to be replayed, which a read-only device does not allow. ",
                 false => "",
             };
             let advice = format!("is it damaged, or does this kernel not know {}? {journal}", order.kind);
-            failure.explained(&format!("mount {}", order.shown), &unit, &advice)
+            error.to_error(&format!("mount {}", order.shown), &unit, &advice)
         })
     }
 
-    async fn stop(&self, path: &Path, patience: Duration) -> Result<(), Error> {
+    async fn stop(&self, path: &Path, timeout: Duration) -> Result<(), Error> {
         let unit = unit_name::of_mount(path);
-        let stopped = self.units.stop(&unit, patience).await;
-        stopped.map_err(|failure| match failure {
-            Failure::Ended(_) => Error::new(ErrorKind::Busy, "something uses it"),
-            failure => failure.explained(&format!("unmount {}", path.display()), &unit, ""),
+        let stopped = self.units.stop(&unit, timeout).await;
+        stopped.map_err(|error| match error {
+            JobError::Ended(_) => Error::new(ErrorKind::Busy, "the file system is in use"),
+            error => error.to_error(&format!("unmount {}", path.display()), &unit, ""),
         })
     }
 
-    /// By a service of a moment: a mount's own unit unmounts lazily only where it was made so.
-    async fn take_from_the_tree(&self, path: &Path, patience: Duration) -> Result<(), Error> {
+    /// Unmounts lazily by a transient service: a mount unit does so only if it was made with `LazyUnmount=`.
+    async fn unmount_lazily(&self, path: &Path, timeout: Duration) -> Result<(), Error> {
         let number = self.services.fetch_add(1, Ordering::Relaxed);
         let unit = format!("loopd-unmount-{}-{number}.service", std::process::id());
-        let mut words = UMOUNT.to_vec();
-        words.push(text(path)?);
-        // A dollar is one, in the name of what others have mounted.
-        let command = vec![(UMOUNT[0], words, vec!["no-env-expand"])];
-        let settings: Settings<'_> = vec![
+        let mut arguments = UMOUNT.to_vec();
+        arguments.push(utf8(path)?);
+        // The path may contain a dollar sign.
+        let command = vec![(UMOUNT[0], arguments, vec!["no-env-expand"])];
+        let properties: UnitProperties<'_> = vec![
             ("Description", format!("Unmount {} lazily", path.display()).into()),
             ("Type", "oneshot".into()),
             ("ExecStartEx", Variant::new(command)),
             ("CollectMode", "inactive-or-failed".into()),
         ];
-        let started = self.units.start(&unit, &settings, patience).await;
-        started.map_err(|failure| failure.explained(&format!("unmount {} lazily", path.display()), &unit, ""))
+        let started = self.units.start(&unit, &properties, timeout).await;
+        started.map_err(|error| error.to_error(&format!("unmount {} lazily", path.display()), &unit, ""))
     }
 
-    async fn undo(&self, path: &Path, patience: Duration) {
-        // Whatever this comes to, the mount table tells what is left to do.
-        let _stopped = self.stop(path, patience).await;
+    async fn undo(&self, path: &Path, timeout: Duration) {
+        // The mount table shows whether this succeeded.
+        let _stopped = self.stop(path, timeout).await;
         if is_mounted(path)
-            && let Err(error) = self.take_from_the_tree(path, patience).await
+            && let Err(error) = self.unmount_lazily(path, timeout).await
         {
             warn!("{error}");
         }
-        self.units.forget_failure(&unit_name::of_mount(path)).await;
+        self.units.reset_failed(&unit_name::of_mount(path)).await;
     }
 
     async fn blocking<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Folders) -> Result<T, Error> + Send + 'static,
+        work: impl FnOnce(&Directories) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let folders = self.folders.clone();
-        tokio::task::spawn_blocking(move || work(&folders))
+        let directories = self.directories.clone();
+        tokio::task::spawn_blocking(move || work(&directories))
             .await
             .unwrap_or_else(|_| Err(Error::new(ErrorKind::Kernel, "a worker thread of loopd failed")))
     }
@@ -121,40 +119,36 @@ impl Mounter for HostMounts {
     }
 
     fn path(&self, account: &Account, name: &str) -> PathBuf {
-        self.folders.path(&account.name, name)
+        self.directories.path(&account.name, name)
     }
 
     fn is_there(&self, path: PathBuf) -> BoxFuture<'_, bool> {
-        // What cannot be looked at is somebody's.
-        let look =
-            move |_: &Folders| Ok(!matches!(path.symlink_metadata(), Err(error) if is_missing(&error)));
-        Box::pin(async move { self.blocking(look).await.unwrap_or(true) })
+        // A path that cannot be examined counts as used.
+        let exists =
+            move |_: &Directories| Ok(!matches!(path.symlink_metadata(), Err(error) if is_missing(&error)));
+        Box::pin(async move { self.blocking(exists).await.unwrap_or(true) })
     }
 
     fn make(&self, path: PathBuf, uid: u32) -> BoxFuture<'_, Result<bool, Error>> {
-        Box::pin(self.blocking(move |folders| folders.make(&path, uid)))
+        Box::pin(self.blocking(move |directories| directories.make(&path, uid)))
     }
 
     fn mount(&self, order: MountCommand) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(async move { self.start(&order).await })
     }
 
-    fn unmount(&self, path: PathBuf, lazy: bool, patience: Duration) -> BoxFuture<'_, Result<(), Error>> {
+    fn unmount(&self, path: PathBuf, lazy: bool, timeout: Duration) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(async move {
-            if lazy {
-                self.take_from_the_tree(&path, patience).await
-            } else {
-                self.stop(&path, patience).await
-            }
+            if lazy { self.unmount_lazily(&path, timeout).await } else { self.stop(&path, timeout).await }
         })
     }
 
-    fn undo(&self, path: PathBuf, patience: Duration) -> BoxFuture<'_, ()> {
-        Box::pin(async move { self.undo(&path, patience).await })
+    fn undo(&self, path: PathBuf, timeout: Duration) -> BoxFuture<'_, ()> {
+        Box::pin(async move { self.undo(&path, timeout).await })
     }
 
     fn remove(&self, path: PathBuf) -> BoxFuture<'_, Result<(), Error>> {
-        Box::pin(self.blocking(move |folders| folders.remove(&path)))
+        Box::pin(self.blocking(move |directories| directories.remove(&path)))
     }
 }
 
@@ -171,11 +165,11 @@ fn account(uid: u32) -> Account {
     Account { uid, gid: Some(user.gid.as_raw()), name: directory(&user.name, uid) }
 }
 
-/// The name of a user's directory, which no other user has: the user's name as it is, or else the uid. A
-/// name that has to be changed could become that of another user, and one of digits be another's uid.
+/// The name of a user's directory, unique to that user: the unchanged user name, or else the uid. A changed
+/// name could be that of another user, and a name of digits another user's uid.
 fn directory(user: &str, uid: u32) -> String {
     let is_safe = safe_name(user.as_bytes()).as_deref() == Some(user)
-        && unit_name::escaped(user).len() <= LONGEST_USER
+        && unit_name::escaped(user).len() <= MAX_USER_NAME
         && !user.bytes().all(|byte| byte.is_ascii_digit());
     if is_safe { user.to_owned() } else { uid.to_string() }
 }
@@ -188,11 +182,11 @@ fn microseconds(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// D-Bus has no other strings.
-fn text(path: &Path) -> Result<&str, Error> {
+/// The path as a string for D-Bus.
+fn utf8(path: &Path) -> Result<&str, Error> {
     path.to_str().ok_or_else(|| {
         let message = format!(
-            "the service manager cannot be told {}, which is not UTF-8; let root do it",
+            "cannot pass {} to the service manager, because it is not UTF-8; do it as root",
             path.display()
         );
         Error::new(ErrorKind::NotSupported, message)
@@ -204,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_two_users_have_the_same_directory() {
+    fn each_user_has_its_own_directory() {
         for (user, uid, expected) in [
             ("alice", 1000, "alice"),
             ("a.b-c_d", 1000, "a.b-c_d"),

@@ -54,7 +54,7 @@ test_a_wrong_password_attaches_nothing() {
     image /home/alice/disk.img 8M alice
     local said
     said=$(refused 1 remote alice "$ask" wrong loopctl attach disk.img)
-    contains "$said" 'polkit says no to org.loopd1.attach'
+    contains "$said" 'not authorized for org.loopd1.attach'
     equal "devices" "$(losetup -n -O NAME)" ""
 }
 

@@ -474,7 +474,7 @@ test_a_service_manager_that_is_asked_in_vain_leaves_nothing() {
     disk=$(active alice loopctl attach --no-wait disk.img)
     answer=$(answer_of active alice mount "$disk" filesystem=s:ext4)
     udevadm control --start-exec-queue
-    refusal "$answer" org.loopd1.Error.Timeout 'came to no end in time'
+    refusal "$answer" org.loopd1.Error.Timeout 'did not end in time'
     note "a late mount: $(message "$answer")"
     active alice loopctl detach "$disk"
     nothing_left

@@ -13,7 +13,7 @@ use crate::{AttachRequest, Engine, Snapshot};
 
 /// A file that is shown in the place of another.
 pub const ANOTHER: u64 = 2;
-/// How long calls that were given up have to undo what they did, as `main.rs` has it.
+/// How long calls that were given up have to undo what they did, as `shutdown.rs` of the daemon has it.
 const UNDO: Duration = Duration::from_millis(500);
 
 /// One thing that happens.

@@ -71,7 +71,8 @@ pub fn stays(harness: &Harness, target: Target) -> Result<(), String> {
     let stands = (lifetime, found.state) == (Some(Lifetime::Persistent), State::Attached);
     holds(stands, || format!("{id} is to stay, and is {lifetime:?}, {:?}", found.state))?;
     let (number, sequence) = (found.device.number, found.device.disk_sequence);
-    let is_replaced = harness.engine.state().records.get(&id).is_some_and(|record| record.lifecycle.is_replacing());
+    let is_replaced =
+        harness.engine.state().records.get(&id).is_some_and(|record| record.lifecycle.is_replacing());
     let is_there = harness.machine.bound().iter().any(|bound| (bound.0, bound.1) == (number, sequence));
     let is_there = is_there || is_replaced;
     holds(is_there, || format!("{id} is listed, and the kernel has it no more"))

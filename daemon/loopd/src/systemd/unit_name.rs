@@ -1,23 +1,23 @@
-//! The name of the unit that stands for a mount point (`systemd.unit(5)`, "String escaping").
+//! Names of mount units (`systemd.unit(5)`, "String escaping").
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// The mount unit of a directory: an absolute path without `.` and `..`.
+/// The name of the mount unit of a directory, given by an absolute path without `.` and `..`.
 pub fn of_mount(path: &Path) -> String {
     format!("{}.mount", of_path(path))
 }
 
-/// A path, as a part of a unit's name.
+/// Escapes a path for a unit name.
 pub fn of_path(path: &Path) -> String {
     let parts = path.as_os_str().as_bytes().split(|byte| *byte == b'/').filter(|part| !part.is_empty());
     let name = parts.collect::<Vec<_>>().join(&b'/');
     if name.is_empty() { "-".to_owned() } else { escape(&name) }
 }
 
-/// A single word, as a part of a unit's name.
-pub fn escaped(word: &str) -> String {
-    escape(word.as_bytes())
+/// Escapes a string for a unit name.
+pub fn escaped(text: &str) -> String {
+    escape(text.as_bytes())
 }
 
 fn escape(bytes: &[u8]) -> String {
@@ -56,7 +56,7 @@ mod tests {
     ];
 
     #[test]
-    fn every_byte_but_letters_digits_and_three_signs_is_escaped() {
+    fn special_bytes_are_escaped() {
         let of = |path: &[u8]| of_mount(Path::new(OsStr::from_bytes(path)));
         let expected = [
             "-.mount",
@@ -75,24 +75,24 @@ mod tests {
         assert_eq!(PATHS.map(of), expected);
     }
 
-    /// The tool refuses what is not UTF-8, and the mount units of such paths are never asked for.
+    /// systemd-escape rejects paths that are not UTF-8; loopd makes no units for those.
     #[test]
-    fn the_service_managers_own_tool_agrees() {
+    fn names_agree_with_systemd_escape() {
         for path in PATHS.iter().filter(|path| std::str::from_utf8(path).is_ok()) {
             let mut tool = Command::new("systemd-escape");
-            let Ok(said) = tool.args(["--path", "--"]).arg(OsStr::from_bytes(path)).output() else {
+            let Ok(output) = tool.args(["--path", "--"]).arg(OsStr::from_bytes(path)).output() else {
                 return loopd_test_support::skipped("unit_name", "systemd-escape is not installed");
             };
-            assert!(said.status.success(), "{path:?}");
+            assert!(output.status.success(), "{path:?}");
             let path = Path::new(OsStr::from_bytes(path));
-            assert_eq!(String::from_utf8_lossy(&said.stdout).trim_end(), of_path(path));
+            assert_eq!(String::from_utf8_lossy(&output.stdout).trim_end(), of_path(path));
         }
     }
 
     #[test]
-    fn a_safe_name_fits_into_the_name_of_a_unit() {
-        bolero::check!().with_type::<Vec<u8>>().for_each(|words| {
-            let name = loopd_engine::safe_name(words).unwrap_or_default();
+    fn a_safe_name_fits_into_a_unit_name() {
+        bolero::check!().with_type::<Vec<u8>>().for_each(|label| {
+            let name = loopd_engine::safe_name(label).unwrap_or_default();
             assert!(escaped(&name).len() <= loopd_engine::LONGEST_ESCAPED_NAME, "{name:?}");
         });
     }

@@ -1,4 +1,4 @@
-//! The engine's words as the contract's.
+//! Conversions between the types of the engine and those of the D-Bus interface.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use loopd_dbus::{AttachOptions, AttachmentProperties, MountOptions, PartitionPro
 use loopd_engine::kernel::{DiskSequence, FileSystem, Partition, partition_node};
 use loopd_engine::{AttachRequest, MountRequest, PartitionSnapshot, Snapshot};
 
-/// The request that the options of `SetupLoop` make.
+/// The request for the options of `SetupLoop`.
 pub fn attach_request(options: AttachOptions) -> AttachRequest {
     AttachRequest {
         offset: options.offset,
@@ -28,7 +28,7 @@ pub fn attach_request(options: AttachOptions) -> AttachRequest {
     }
 }
 
-/// The request that the options of `Mount` make.
+/// The request for the options of `Mount`.
 pub fn mount_request(options: MountOptions) -> MountRequest {
     let MountOptions { read_only, filesystem, options } = options;
     MountRequest { read_only, filesystem, options }
@@ -90,15 +90,20 @@ pub fn partition_volume(number: u32, partition: &PartitionSnapshot) -> VolumePro
     volume_of(device, node.size, &partition.file_system, &partition.mount_points)
 }
 
-fn volume_of(device: String, size: u64, found: &FileSystem, mount_points: &[PathBuf]) -> VolumeProperties {
+fn volume_of(
+    device: String,
+    size: u64,
+    file_system: &FileSystem,
+    mount_points: &[PathBuf],
+) -> VolumeProperties {
     VolumeProperties {
         device,
         size,
-        usage: found.usage.clone(),
-        filesystem_type: found.kind.clone(),
-        filesystem_version: found.version.clone(),
-        filesystem_label: found.label.clone(),
-        filesystem_uuid: found.uuid.clone(),
+        usage: file_system.usage.clone(),
+        filesystem_type: file_system.kind.clone(),
+        filesystem_version: file_system.version.clone(),
+        filesystem_label: file_system.label.clone(),
+        filesystem_uuid: file_system.uuid.clone(),
         mount_points: mount_points.iter().map(|path| to_bus_path(path.as_os_str().as_bytes())).collect(),
     }
 }

@@ -1,0 +1,177 @@
+//! What the objects on the bus share, and the path of every method call.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use loopd_common::CallerFile;
+use loopd_dbus::transport::Descriptors;
+use loopd_dbus::{Error, ErrorKind, ErrorReply, InvalidOption};
+use tracing::info;
+use zbus::message::Header;
+
+use super::authority::{Authority, Request};
+use super::caller::{Caller, Callers};
+use super::large_replies::LargeReplies;
+use super::objects::Objects;
+use loopd_engine::kernel::{DiskSequence, FileFacts};
+use loopd_engine::{Caller as _, Engine, Snapshot};
+use loopd_kernel::Linux;
+
+/// What all objects on the bus share. The engine is private: a method reaches it through [`Context::call`] only.
+#[derive(Clone)]
+pub struct Context {
+    engine: Arc<Engine<Linux>>,
+    authority: Arc<Authority>,
+    callers: Arc<Callers>,
+    descriptors: Descriptors,
+    objects: Objects,
+    large_replies: LargeReplies,
+}
+
+/// A method call whose arguments have been decoded and validated.
+pub trait Operation: Send + Sized {
+    /// What the operation acts on.
+    type Object: Send + Sync;
+    /// The result, from which the method makes its reply.
+    type Output: Send;
+    /// Whether the operation may change attachments. If so, the reply follows the signals of its changes.
+    const CHANGES_ATTACHMENTS: bool = true;
+
+    /// The name of the method, for the log.
+    fn method(&self) -> &'static str;
+
+    /// Looks at the object, without any effect.
+    ///
+    /// # Errors
+    /// The object does not exist, or cannot be used.
+    fn look_up(&self, call: &Call<'_>) -> impl Future<Output = Result<Self::Object, Error>> + Send;
+
+    /// What has to be authorized, in this order.
+    fn requests<'a>(&self, object: &'a Self::Object) -> Vec<Request<'a>>;
+
+    /// Runs the authorized operation.
+    ///
+    /// # Errors
+    /// The operation failed, and all its effects were undone.
+    fn run(
+        self,
+        call: &Call<'_>,
+        object: Self::Object,
+    ) -> impl Future<Output = Result<Self::Output, Error>> + Send;
+}
+
+/// A call in progress: its caller, and what its operation may use.
+pub struct Call<'a> {
+    /// The caller, watched and counted until the call ends.
+    pub caller: Caller,
+    /// The attachments.
+    pub engine: &'a Arc<Engine<Linux>>,
+    /// The objects on the bus.
+    pub objects: &'a Objects,
+    /// Builds replies of unbounded size.
+    pub large_replies: &'a LargeReplies,
+    needs_authorization: bool,
+}
+
+impl Context {
+    /// A context without objects.
+    #[must_use]
+    pub fn new(
+        engine: Arc<Engine<Linux>>,
+        authority: Authority,
+        callers: Arc<Callers>,
+        descriptors: Descriptors,
+    ) -> Self {
+        Self {
+            engine,
+            authority: Arc::new(authority),
+            callers,
+            descriptors,
+            objects: Objects::default(),
+            large_replies: LargeReplies::default(),
+        }
+    }
+
+    /// The path of every method call: identifies the caller, looks at the object, authorizes the requests,
+    /// runs the operation, waits until its signals have been emitted, and logs its failure.
+    ///
+    /// # Errors
+    /// Those of the operation and of each step before it.
+    pub async fn call<O: Operation>(
+        &self,
+        header: &Header<'_>,
+        operation: O,
+    ) -> Result<O::Output, ErrorReply> {
+        let method = operation.method();
+        let call = self.identify(header).await?;
+        let object = operation.look_up(&call).await?;
+        for request in operation.requests(&object) {
+            self.authority.authorize(&call.caller, request).await?;
+        }
+        let result = operation.run(&call, object).await;
+        if O::CHANGES_ATTACHMENTS {
+            self.engine.flush_events().await;
+        }
+        Ok(result.inspect_err(|error| call.log_failure(method, error))?)
+    }
+
+    async fn identify(&self, header: &Header<'_>) -> Result<Call<'_>, Error> {
+        let caller = self.callers.identify(header).await?;
+        Ok(Call {
+            needs_authorization: self.authority.needs_authorization(&caller),
+            caller,
+            engine: &self.engine,
+            objects: &self.objects,
+            large_replies: &self.large_replies,
+        })
+    }
+
+    /// Takes the file that a descriptor in a message stands for.
+    ///
+    /// # Errors
+    /// `InvalidArgs` if the file was taken before.
+    pub fn claim(&self, placeholder: impl AsFd) -> Result<CallerFile, Error> {
+        self.descriptors.claim(placeholder).ok_or_else(|| {
+            let message = "a file descriptor is used twice in this call; pass each one once";
+            Error::new(ErrorKind::InvalidArgs, message)
+        })
+    }
+
+    /// The objects on the bus.
+    #[must_use]
+    pub fn objects(&self) -> &Objects {
+        &self.objects
+    }
+}
+
+impl Call<'_> {
+    /// An attachment, without its partitions.
+    ///
+    /// # Errors
+    /// `UnknownObject`.
+    pub fn find(&self, id: DiskSequence) -> Result<Snapshot, Error> {
+        self.engine.outline(id).ok_or_else(|| {
+            Error::new(ErrorKind::UnknownObject, format!("the attachment {id} does not exist any more"))
+        })
+    }
+
+    /// Looks at a file to attach; `None` if attaching it needs no authorization.
+    ///
+    /// # Errors
+    /// `InvalidBackingFile`.
+    pub async fn examine_for_authorization(&self, file: &CallerFile) -> Result<Option<FileFacts>, Error> {
+        if !self.needs_authorization {
+            return Ok(None);
+        }
+        self.engine.examine(file).await.map(Some)
+    }
+
+    fn log_failure(&self, method: &str, error: &Error) {
+        info!(uid = self.caller.uid(), client = %self.caller.client(), "{method} failed: {error}");
+    }
+}
+
+/// The error for an invalid option.
+pub fn invalid_option(option: InvalidOption) -> Error {
+    Error::new(ErrorKind::InvalidArgs, option.to_string())
+}

@@ -1,0 +1,48 @@
+//! Reloads the configuration on SIGHUP.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use loopd_engine::Engine;
+use loopd_kernel::Linux;
+use tokio::signal::unix::Signal;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use crate::bus::Quotas;
+use crate::config;
+
+/// What a reload reads, and what it changes.
+pub struct Reload {
+    /// The files to read.
+    pub configuration: config::Source,
+    /// The runtime directory, in which the last valid configuration is saved.
+    pub directory: PathBuf,
+    /// Gets the new settings.
+    pub engine: Arc<Engine<Linux>>,
+    /// Get the new limits.
+    pub quotas: Quotas,
+    /// Gets the new timeout.
+    pub idle_timeout: watch::Sender<Duration>,
+}
+
+impl Reload {
+    /// Reloads the configuration on each signal. An invalid configuration changes nothing.
+    pub async fn run(self, mut hangup: Signal) {
+        while hangup.recv().await.is_some() {
+            match self.reload() {
+                Ok(()) => info!("reloaded the configuration"),
+                Err(message) => warn!("the configuration is invalid and was not reloaded: {message}"),
+            }
+        }
+    }
+
+    fn reload(&self) -> Result<(), String> {
+        let settings = self.configuration.read_and_save(&self.directory)?.settings();
+        self.quotas.set_limits(&settings);
+        self.idle_timeout.send_replace(settings.idle_exit);
+        self.engine.configure(settings);
+        Ok(())
+    }
+}
