@@ -1,4 +1,18 @@
 //! The attachments of this machine: what is known of them, and how it is changed and published.
+//!
+//! Lock order. No task waits for one of these while it holds a later one:
+//!
+//! 1. `file_locks`, for requests that check overlaps.
+//! 2. The device: `Record::operation`.
+//! 3. `mount_locks`: one mount of a file at a time.
+//! 4. `status_locks` of a number, then `Record::partitioning`. The wait of a caller has a timeout.
+//! 5. `state`, a plain mutex for a few lines, never held across an await. Under it only the state writer's
+//!    mutex and the lock of the mount directories are taken.
+//!
+//! Cancel safety. A future of an operation may be dropped at any await: kernel calls run to their end in a
+//! thread, and each result is recorded or undone by a task of the engine. An attach that is dropped before
+//! it is recorded is undone by the next daemon; so calls are cancelled by [`Engine::abort_calls`] and by
+//! [`Caller::disconnected`](crate::Caller::disconnected), not by dropping them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -125,8 +125,7 @@ impl<K: Kernel> Engine<K> {
         }
         drop(state);
         for id in ended {
-            let (engine, client) = (Arc::clone(self), client.clone());
-            tokio::spawn(async move { engine.end_of_lifetime(id, Some(&client)).await });
+            self.spawn_end_of_lifetime(id, Some(client.clone()));
         }
         self.begin_graces(client);
     }
@@ -135,6 +134,11 @@ impl<K: Kernel> Engine<K> {
     pub fn abort_calls(&self) {
         self.ending.send_replace(true);
         self.state().records.values_mut().for_each(Record::cancel);
+    }
+
+    pub(super) fn spawn_end_of_lifetime(self: &Arc<Self>, id: DiskSequence, client: Option<ClientId>) {
+        let engine = Arc::clone(self);
+        tokio::spawn(async move { engine.end_of_lifetime(id, client.as_ref()).await });
     }
 
     /// Ends an attachment whose client is gone, unless it has another lifetime or client by the time

@@ -194,9 +194,10 @@ impl<K: Kernel> Engine<K> {
         let (lifetime, has_client) = (saved.ownership.lifetime, saved.ownership.client.is_some());
         if saved.phase == Phase::Attached && !has_client {
             match lifetime {
-                Lifetime::Client => self.end_of_lifetime(saved.id, None).await,
+                // In tasks: the caller holds the status lock, which comes after the lock of the device.
+                Lifetime::Client => self.spawn_end_of_lifetime(saved.id, None),
                 Lifetime::Mount if !saved.ownership.mounted => self.begin_grace(saved.id),
-                Lifetime::Mount => drop(self.end_with_last_mount(saved.id).await),
+                Lifetime::Mount => self.spawn_end_with_last_mount(saved.id),
                 Lifetime::Persistent => {}
             }
         }
