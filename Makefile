@@ -27,6 +27,9 @@ INSTALL ?= install
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/release
 
+# In release mode no path of this machine gets into the programs.
+FLAGS = RUSTFLAGS="$$(packaging/path-flags.sh)"
+
 # cargo runs as whoever calls make; what it builds for the host tests runs as root.
 ifneq ($(shell id -u),0)
 KEEP := LOOPD_BIN,LOOPD_LOG,LOOPD_LOSETUP,LOOPD_LOSETUP_RECORD,LOOPD_TEST_LIMIT,LOOPD_TEST_ROUNDS,LOOPD_TEST_SEED,RUST_BACKTRACE
@@ -45,7 +48,7 @@ REVISION ?= 1
 .PHONY: all help safeguards mutants deps deps-packages deps-vm deps-targets set-up tools tools-packages tools-vm check check-targets deny docs test test-vm soak bench bench-hostile demo deb rpm check-packages install uninstall
 
 all:
-	$(CARGO) build --release -p loopd -p loopctl
+	$(FLAGS) $(CARGO) build --release -p loopd -p loopctl
 
 help:
 	@echo "make              build in release mode"
@@ -149,12 +152,12 @@ check-packages: tools-packages all
 	packaging/check.sh
 
 bench: tools all
-	$(CARGO) build --release -p loopd-tests --bins
-	$(CARGO) bench -p loopd-tests --bench attach $(AS_ROOT)
+	$(FLAGS) $(CARGO) build --release -p loopd-tests --bins
+	$(FLAGS) $(CARGO) bench -p loopd-tests --bench attach $(AS_ROOT)
 
 bench-hostile: tools all
-	$(CARGO) build --release -p loopd-tests --bins
-	$(CARGO) bench -p loopd-tests --bench hostile $(AS_ROOT)
+	$(FLAGS) $(CARGO) build --release -p loopd-tests --bins
+	$(FLAGS) $(CARGO) bench -p loopd-tests --bench hostile $(AS_ROOT)
 
 demo: set-up
 	$(CARGO) build -p loopd -p loopctl

@@ -39,3 +39,9 @@ for crate in zbus tokio serde; do
     grep -q "^$crate [0-9.]*: " <<<"$crates" || { echo "the deb has no licence of $crate" >&2; exit 1; }
 done
 echo "files: the $(wc -l <"$work/installed") that make install installs, in ${deb##*/} and ${rpm##*/}"
+# Paths of the machine that built it have no place in a package.
+dpkg-deb -x "$deb" "$work/unpacked"
+if grep -rlaF -e "$PWD/" -e "${CARGO_HOME:-$HOME/.cargo}/" "$work/unpacked"; then
+    echo "the deb has paths of this machine in these files" >&2
+    exit 1
+fi

@@ -23,9 +23,11 @@ pub struct AttachmentFiles {
     bus: String,
 }
 
-/// The contents of a state file. Its name is the disk sequence of the attach.
+/// The contents of a state file. Its name is the disk sequence of the attach. A key that a later version has
+/// added is ignored, and a key that an earlier version does not write has a default: with each new key a
+/// file in `fixtures` is added.
 #[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case")]
 struct Contents {
     version: u32,
     number: u32,
@@ -289,7 +291,7 @@ mod tests {
         put("2.toml", &good[..good.len() / 2], 0o600);
         put("3.toml", "", 0o600);
         put("4.toml", &good.replace("version = 1", "version = 2"), 0o600);
-        put("5.toml", &format!("{good}more = 1\n"), 0o600);
+        put("5.toml", &good.replace("owner = 1000\n", ""), 0o600);
         put("6.toml", &good, 0o622);
         put("7.toml", &good.replace("detaching", "flying"), 0o600);
         put("8.toml", &good.replace("\"client\"", "\"eternal\""), 0o600);
@@ -313,6 +315,47 @@ mod tests {
         expected.sort_unstable();
         assert_eq!(names(&files), expected);
         assert_eq!(files.read(), [attachment(1)], "damaged files are ignored");
+    }
+
+    /// Files of each version, as it wrote them; the last one is of a version to come.
+    #[test]
+    fn files_of_other_versions_are_read() {
+        let (_directory, files) = files();
+        let saved = |lifetime, client: Option<&str>| SavedAttachment {
+            id: DiskSequence(5),
+            number: 3,
+            disk_sequence: DiskSequence(8),
+            phase: Phase::Attached,
+            ownership: Ownership {
+                uid: 1000,
+                client: client.map(|client| ClientId(client.to_owned())),
+                lifetime,
+                since: 1_700_000_000_000_000,
+                mounted: false,
+                grace_ends: None,
+            },
+            node_made: true,
+            next_file: None,
+        };
+        let client = || saved(Lifetime::Client, Some(":1.5"));
+        let mut mounted = saved(Lifetime::Mount, None);
+        mounted.ownership.mounted = true;
+        let mut in_grace = saved(Lifetime::Mount, None);
+        in_grace.ownership.grace_ends = Some(1_700_000_060_000_000);
+        let next_file = Some(FileIdentity { device: 7, inode: u64::MAX });
+        for (text, expected) in [
+            (include_str!("fixtures/client.toml"), client()),
+            (include_str!("fixtures/persistent.toml"), saved(Lifetime::Persistent, None)),
+            (include_str!("fixtures/mounted.toml"), mounted),
+            (include_str!("fixtures/grace.toml"), in_grace),
+            (include_str!("fixtures/next-file.toml"), SavedAttachment { next_file, ..client() }),
+            (include_str!("fixtures/later.toml"), client()),
+        ] {
+            let path = files.path(DiskSequence(5));
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+            assert_eq!(files.read(), [expected], "{text}");
+        }
     }
 
     #[test]

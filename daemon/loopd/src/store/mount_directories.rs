@@ -18,7 +18,7 @@ pub struct MountDirectoryFiles {
 
 /// The contents of a state file. Its name is the escaped path of the mount directory.
 #[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case")]
 struct Contents {
     version: u32,
     path: PathBuf,
@@ -112,7 +112,7 @@ mod tests {
             ("half.toml", &text[..text.len() / 2]),
             ("other.toml", &text),
             ("version.toml", &text.replace("version = 1", "version = 7")),
-            ("more.toml", &format!("{text}more = 1\n")),
+            ("less.toml", &text.replace("user = 1000\n", "")),
             (".new.toml", "half a fi"),
         ] {
             std::fs::write(files.directory.join(name), text).unwrap();
@@ -121,5 +121,19 @@ mod tests {
         let mut left: Vec<_> = state_file::paths_in(&files.directory);
         left.retain(|path| path.extension().is_some_and(|extension| extension == "damaged"));
         assert_eq!(left.len(), 4, "{left:?}");
+    }
+
+    #[test]
+    fn files_of_other_versions_are_read() {
+        let temporary = tempfile::tempdir().unwrap();
+        let files = MountDirectoryFiles::open(temporary.path()).unwrap();
+        let expected = mount_directory("/run/media/a/DISK");
+        for text in [
+            include_str!("fixtures/mount-directory.toml"),
+            include_str!("fixtures/later-mount-directory.toml"),
+        ] {
+            std::fs::write(files.path(&expected.path), text).unwrap();
+            assert_eq!(files.read(), std::slice::from_ref(&expected), "{text}");
+        }
     }
 }

@@ -13,7 +13,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tracing::warn;
 
-/// The version of the format. It changes when an older daemon would misread the files.
+/// The version of the format. It changes only if an older daemon would misread the files: keys can be added
+/// without it.
 pub const VERSION: u32 = 1;
 /// The suffix of the name of a state file.
 pub const SUFFIX: &str = ".toml";
