@@ -764,7 +764,7 @@ async fn stale_ones_are_swept(world: &mut World) -> Outcome {
             assert_none(device);
         }
     }
-    assert_warned(world, "swept");
+    assert_warned(world, "that an earlier attach has left");
     Ok(())
 }
 
