@@ -60,6 +60,8 @@ set_up_emulation() {
 make_payload() {
     cp "$(packaging/deb.sh 1)" "$out/payload/loopd-1.deb"
     cp "$(packaging/deb.sh 2)" "$out/payload/loopd-2.deb"
+    # Earlier versions, to upgrade from.
+    cp -r tests/vm/packages "$out/payload/packages"
     strip --strip-debug -o "$out/payload/loopd-probe" "$programs/loopd-probe"
     cp -r tests/vm/guest/. "$out/payload/"
     cp "$plan" "$out/payload/parts"
