@@ -22,6 +22,8 @@ use super::{stream, values};
 use crate::ErrorKind;
 use loopd_common::CallerFile;
 
+/// What a call with descriptors costs the bus, loopd and polkit, in calls without.
+const WORK_WITH_DESCRIPTORS: u32 = 10;
 /// The longest header. What is known of ours has a few hundred bytes; names have 255 at most.
 const LONGEST_HEADER: usize = 16 << 10;
 /// Whose calls wait for nobody's.
@@ -218,7 +220,8 @@ impl Reader {
         let begin = if uid == ROOT {
             Instant::now()
         } else {
-            policy.pace.book(Instant::now().into_std(), policy.users.payer(uid), 1).into()
+            let work = if descriptors > 0 { WORK_WITH_DESCRIPTORS } else { 1 };
+            policy.pace.book(Instant::now().into_std(), policy.users.payer(uid), work).into()
         };
         let call = Call { uid, bytes: lengths.message, wants_reply: parts.wants_reply, descriptors: keys };
         self.calls.begin(parts.sender.as_deref().unwrap_or_default(), parts.serial, call);

@@ -25,7 +25,7 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How many checks of a uid polkit gets in a second, and how many at once after a rest: polkit processes them
 /// one after the other, for all services of the machine.
-const CHECKS_PER_SECOND: u32 = 100;
+const CHECKS_PER_SECOND: u32 = 40;
 const CHECKS_AT_ONCE: u32 = 32;
 
 /// An operation that may need authorization.
