@@ -51,7 +51,13 @@ impl HostMounts {
             ("CollectMode", "inactive-or-failed".into()),
         ];
         let unit = unit_name::of_mount(&order.directory);
-        self.units.start(&unit, &properties, order.timeout).await.map_err(|error| {
+        let mut started = self.units.start(&unit, &properties, order.timeout).await;
+        // Nothing is mounted there, and the service manager has not noticed yet: a lazy unmount does not tell it.
+        if matches!(started, Err(JobError::Exists(_))) && !is_mounted(&order.directory) {
+            let _stopped = self.units.stop(&unit, order.timeout).await;
+            started = self.units.start(&unit, &properties, order.timeout).await;
+        }
+        started.map_err(|error| {
             let journal = match order.read_only {
                 true => "Its journal may have to be replayed, which a read-only device does not allow. ",
                 false => "",

@@ -16,6 +16,7 @@ const NAME: &str = "org.freedesktop.systemd1";
 const PATH: &str = "/org/freedesktop/systemd1";
 const INTERFACE: &str = "org.freedesktop.systemd1.Manager";
 const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
+const UNIT_EXISTS: &str = "org.freedesktop.systemd1.UnitExists";
 /// The result of a successful job.
 const DONE: &str = "done";
 
@@ -33,6 +34,8 @@ pub struct Units {
 pub enum JobError {
     /// There is no service manager on the bus.
     Absent,
+    /// There is a unit of this name.
+    Exists(String),
     /// It rejected the call.
     Refused(String),
     /// The job ended with this result: `failed`, `timeout`, `dependency`…
@@ -152,10 +155,13 @@ impl Units {
 }
 
 fn refused(error: zbus::Error) -> JobError {
-    JobError::Refused(match error {
-        zbus::Error::MethodError(_, Some(message), _) => message,
-        error => error.to_string(),
-    })
+    match error {
+        zbus::Error::MethodError(name, message, _) if name.as_str() == UNIT_EXISTS => {
+            JobError::Exists(message.unwrap_or_default())
+        }
+        zbus::Error::MethodError(_, Some(message), _) => JobError::Refused(message),
+        error => JobError::Refused(error.to_string()),
+    }
 }
 
 impl JobError {
@@ -168,7 +174,7 @@ impl JobError {
                  manager (no owner of org.freedesktop.systemd1 on the system bus); do it as root"
                     .to_owned(),
             ),
-            Self::Refused(message) => (ErrorKind::Kernel, format!("the service manager refused {unit}: {message}")),
+            Self::Exists(message) | Self::Refused(message) => (ErrorKind::Kernel, format!("the service manager refused {unit}: {message}")),
             Self::Ended(result) => (
                 ErrorKind::Kernel,
                 format!("the unit {unit} ended with \"{result}\"; {advice}see \"journalctl -u '{unit}'\""),
