@@ -14,12 +14,12 @@ fishcompletiondir ?= $(datadir)/fish/vendor_completions.d
 applicationsdir ?= $(datadir)/applications
 servicemenudir ?= $(datadir)/kio/servicemenus
 nautilusdir ?= $(datadir)/loopd/nautilus-scripts
-# The bus and polkit look nowhere else, whatever PREFIX is.
+# The bus and polkit read only these directories, independent of PREFIX.
 dbuspolicydir ?= /usr/share/dbus-1/system.d
 polkitactiondir ?= /usr/share/polkit-1/actions
-# Nor does every udev.
+# The same holds for some versions of udev.
 udevrulesdir ?= /usr/lib/udev/rules.d
-# Nor does umount: its /sbin is this one, wherever /usr is merged.
+# umount looks in /sbin, which is this directory if /usr is merged.
 mounthelperdir ?= /usr/sbin
 
 CARGO ?= cargo
@@ -27,10 +27,10 @@ INSTALL ?= install
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/release
 
-# In release mode no path of this machine gets into the programs.
+# Release builds contain no path of this machine.
 FLAGS = RUSTFLAGS="$$(packaging/path-flags.sh)"
 
-# cargo runs as whoever calls make; what it builds for the host tests runs as root.
+# cargo runs as the user who calls make; the host tests run as root.
 ifneq ($(shell id -u),0)
 KEEP := LOOPD_BIN,LOOPD_LOG,LOOPD_LOSETUP,LOOPD_LOSETUP_RECORD,LOOPD_TEST_LIMIT,LOOPD_TEST_ROUNDS,LOOPD_TEST_SEED,RUST_BACKTRACE
 AS_ROOT := --config 'target."cfg(unix)".runner = ["sudo", "--preserve-env=$(KEEP)"]'
@@ -54,23 +54,23 @@ help:
 	@echo "make              build in release mode"
 	@echo "make install      install below PREFIX ($(PREFIX)) in DESTDIR; make first"
 	@echo "make uninstall    remove what make install has installed"
-	@echo "make demo         show what it does, on a private bus"
-	@echo "make test         unit tests, and the host tests as root; TESTS=word selects host tests"
+	@echo "make demo         demonstration on a private bus"
+	@echo "make test         unit tests, and the host tests as root; TESTS=text selects host tests"
 	@echo "make test-vm      the system tests, in virtual machines with SUITE ($(SUITE)); TESTS as above;"
-	@echo "                  PARTS=parts-release runs what depends on the release only"
+	@echo "                  PARTS=parts-release runs only the tests that depend on it"
 	@echo "make deb, rpm     the packages, in $(TARGET)/package; REVISION ($(REVISION)) is theirs"
-	@echo "make check-packages  look into both packages"
+	@echo "make check-packages  check both packages"
 	@echo "make soak         the long tests at full length, as root: about an hour; TESTS=part selects one"
-	@echo "make safeguards   take safeguards out: the simulation must find each; ten minutes"
+	@echo "make safeguards   remove safeguards: the simulation must find each removal; ten minutes"
 	@echo "make mutants      change the code: a test must find each change; hours, resumable"
 	@echo "make bench        measure attaching, as root"
-	@echo "make bench-hostile  measure what one user's worst costs another, as root"
+	@echo "make bench-hostile  measure how much attacks of one user slow down another, as root"
 	@echo "make check        formatting, lints, documentation, other targets, shipped files"
 	@echo "make check-targets  cargo check for $(TARGETS)"
 	@echo "make deny         advisories, licences and banned crates, with cargo-deny $(CARGO_DENY)"
-	@echo "make docs         make the manual pages and completions anew"
-	@echo "make deps         install what all this needs, on a Debian; demo and test do that themselves"
-	@echo "make deps-packages, deps-vm, deps-targets  and what packages, virtual machines, other targets need"
+	@echo "make docs         regenerate the manual pages and completions"
+	@echo "make deps         install the required tools, on a Debian; demo and test do that themselves"
+	@echo "make deps-packages, deps-vm, deps-targets  tools for packages, virtual machines, other targets"
 
 deps:
 	@tests/deps.sh
@@ -85,7 +85,7 @@ deps-vm:
 deps-targets: deps
 	rustup target add $(TARGETS)
 
-# The README's two commands set up a Debian; the others say what is missing.
+# demo and test install missing tools on a Debian; the others report them.
 set-up:
 	@tests/deps.sh set-up
 
@@ -107,7 +107,7 @@ check: tools
 	$(CARGO) run -q -p loopd-tests --bin loopd-docs -- --check
 	tests/check-files.sh
 
-# Word sizes and byte orders other than this machine's, as far as the standard libraries are here.
+# Other word sizes and byte orders, if their standard libraries are installed.
 check-targets: tools
 	tests/check-targets.sh $(TARGETS)
 
@@ -163,7 +163,7 @@ demo: set-up
 	$(CARGO) build -p loopd -p loopctl
 	tests/demo.sh $(TARGET)/debug
 
-# Does not build: root need not have cargo.
+# Does not build, so root needs no cargo.
 install:
 	@test -x $(RELEASE)/loopd && test -x $(RELEASE)/loopctl || { echo "not built yet: run make first" >&2; exit 1; }
 	$(INSTALL) -D -m 755 $(RELEASE)/loopd $(DESTDIR)$(libexecdir)/loopd

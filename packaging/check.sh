@@ -1,6 +1,6 @@
 #!/bin/bash
-# Looks into both packages: lintian finds no error in the Debian one, and each has what `make install`
-# installs, no less and no more.
+# Checks both packages: lintian finds no error in the Debian one, and each contains exactly the files that
+# `make install` installs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source packaging/version.sh

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Makes target/package/loopd_VERSION-REVISION_ARCH.deb of what `make` has built, and prints its path.
+# Builds target/package/loopd_VERSION-REVISION_ARCH.deb from the result of `make`, and prints its path.
 # usage: deb.sh [REVISION]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -22,7 +22,7 @@ ENTRY
 log=$build.log
 if ! SOURCE=$PWD SOURCE_DATE_EPOCH=$date make -C "$build" -f debian/rules binary >"$log" 2>&1; then
     tail -n 30 "$log" >&2
-    echo "deb: not built; all of it is in $log" >&2
+    echo "deb: the build failed; see $log" >&2
     exit 1
 fi
 ls "$packages/loopd_$version-${revision}"_*.deb

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Makes target/package/loopd-VERSION-REVISION.ARCH.rpm of what `make` has built, and prints its path.
+# Builds target/package/loopd-VERSION-REVISION.ARCH.rpm from the result of `make`, and prints its path.
 # usage: rpm.sh [REVISION]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -18,7 +18,7 @@ if ! SOURCE_DATE_EPOCH=$date rpmbuild -bb --quiet \
     --define '_build_name_fmt %%{NAME}-%%{VERSION}-%%{RELEASE}.%%{ARCH}.rpm' \
     packaging/loopd.spec >"$log" 2>&1; then
     tail -n 30 "$log" >&2
-    echo "rpm: not built; all of it is in $log" >&2
+    echo "rpm: the build failed; see $log" >&2
     exit 1
 fi
 ls "$packages/loopd-$version-$revision".*.rpm

@@ -13,7 +13,7 @@ PROGRAMS = ("loopd", "loopctl")
 
 
 def metadata() -> dict:
-    """What cargo knows of the tree, for this platform."""
+    """The metadata of the workspace, for this platform."""
     about = subprocess.run(["rustc", "-vV"], check=True, capture_output=True, text=True).stdout
     platform = re.search(r"^host: (.*)$", about, re.MULTILINE)[1]
     command = [os.environ.get("CARGO", "cargo"), "metadata", "--format-version=1", "--locked"]
@@ -22,7 +22,7 @@ def metadata() -> dict:
 
 
 def linked(metadata: dict) -> list[dict]:
-    """The crates of others, by name and version."""
+    """The third-party crates, by name and version."""
     packages = {package["id"]: package for package in metadata["packages"]}
     nodes = {node["id"]: node for node in metadata["resolve"]["nodes"]}
     found = {package["id"] for package in packages.values() if package["name"] in PROGRAMS}
@@ -38,16 +38,16 @@ def linked(metadata: dict) -> list[dict]:
 
 
 def texts(package: dict) -> list[str]:
-    """What lies beside the crate's manifest."""
-    folder = pathlib.Path(package["manifest_path"]).parent
+    """The licence texts next to the crate's manifest."""
+    directory = pathlib.Path(package["manifest_path"]).parent
     names = ("license", "licence", "copying", "copyright", "notice", "unlicense")
-    files = sorted(path for path in folder.iterdir() if path.name.lower().startswith(names) and path.is_file())
+    files = sorted(path for path in directory.iterdir() if path.name.lower().startswith(names) and path.is_file())
     return [path.read_text(errors="replace").strip() for path in files]
 
 
 crates = linked(metadata())
 if not crates:
-    sys.exit("third-party.py: found no crates of others")
+    sys.exit("third-party.py: no third-party crates found")
 users = collections.defaultdict(list)
 print(f"{' and '.join(PROGRAMS)} are made of these crates, too:\n")
 for crate in crates:
@@ -55,7 +55,7 @@ for crate in crates:
     found = texts(crate)
     for text in found:
         users[text].append(name)
-    print(f"{name}: {crate['license']}" + ("" if found else " (the crate has no text of it)"))
+    print(f"{name}: {crate['license']}" + ("" if found else " (the crate has no licence text)"))
     print("\n".join(f"    {author}" for author in crate["authors"]) or f"    {crate['repository']}")
 for text, names in users.items():
     print("\n" + "-" * 78 + "\n" + ", ".join(names) + "\n\n" + text)

@@ -1,6 +1,5 @@
 #!/bin/bash
-# Looks whether the shipped files are what their readers expect. A tool that cannot be had is a
-# SKIPPED line, not a failure.
+# Checks the syntax of the shipped files. A missing tool is a SKIPPED line, not a failure.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -29,7 +28,7 @@ if have xmllint "XML files"; then
 fi
 
 if have desktop-file-validate "desktop files"; then
-    # It knows no menus of KDE, which are written like applications.
+    # The validator does not know KDE's service menus, which have the format of applications.
     sed 's/^Type=Service$/Type=Application\nName=Disk Image\nExec=loopctl/' \
         client/desktop/org.loopd1.servicemenu.desktop >"$work/servicemenu.desktop"
     desktop-file-validate client/desktop/org.loopd1.open.desktop "$work/servicemenu.desktop"
@@ -45,17 +44,17 @@ if have systemd-analyze "systemd units"; then
     for unit in systemd/*.service.in; do
         sed "s#@LIBEXECDIR@#$work#g" "$unit" >"$work/$(basename "$unit" .in)"
     done
-    # Our own manual pages are not installed yet.
+    # Our manual pages are not installed yet.
     systemd-analyze verify --man=no "$work"/*.service
     systemd-analyze security --offline=true --threshold="$exposure" --no-pager "$work/loopd.service" | tail -n 1
-    # With the drop-in it may have one capability, and a little more exposure.
+    # The drop-in adds one capability, and a little more exposure.
     mkdir "$work/loopd.service.d"
     cp systemd/partitions.conf "$work/loopd.service.d/"
     systemd-analyze verify --man=no "$work"/*.service
     echo "systemd units: ok"
 fi
 
-# Only newer ones have that.
+# Only newer versions can verify rules.
 if have udevadm "udev rules" && udevadm verify --help >/dev/null 2>&1; then
     for rules in systemd/*.rules systemd/*.rules.in; do
         sed "s#@LIBEXECDIR@#$work#g" "$rules" >"$work/$(basename "$rules" .in)"
@@ -71,7 +70,7 @@ if have python3 "licences"; then
 fi
 
 if have shellcheck "scripts"; then
-    shellcheck -x systemd/loop-image systemd/untrusted-loop client/desktop/nautilus-scripts/* .ci/run tests/*.sh packaging/*.sh tests/vm/*.sh tests/vm/guest/{run,*.sh,tests/*.sh}
+    shellcheck -x systemd/loop-image systemd/untrusted-loop client/desktop/nautilus-scripts/* .ci/run tests/*.sh packaging/*.sh tests/vm/*.sh tests/vm/guest/{run,*.sh,lib/*.sh,tests/*.sh}
     echo "scripts: ok"
 fi
 

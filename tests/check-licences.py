@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Looks whether every crate that is linked in may be distributed with ours.
+"""Checks that every linked crate may be distributed with ours.
 
 Reads `cargo metadata` from standard input.
 """
@@ -11,7 +11,7 @@ ALLOWED = {"MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "Unicode-
 
 
 def acceptable(expression: str) -> bool:
-    """Whether an SPDX expression leaves us a choice that is allowed."""
+    """Whether an SPDX expression has an allowed choice."""
     plain = expression.replace("/", " OR ").replace("(", "").replace(")", "")
     return all(
         any(choice.split(" WITH ")[0].strip() in ALLOWED for choice in part.split(" OR "))
@@ -26,5 +26,5 @@ refused = [
     if not acceptable(package["license"] or "none")
 ]
 if refused:
-    sys.exit("licences that ours does not go with:\n  " + "\n  ".join(refused))
+    sys.exit("licences that are not compatible with ours:\n  " + "\n  ".join(refused))
 print(f"licences of {len(packages)} crates: ok")

@@ -1,23 +1,23 @@
 #!/bin/bash
-# Shows loopd at work with real loop devices, on a bus of its own: nothing is installed, and nothing
-# is left behind. Prints every command, and what it said, as a shell session. `make demo` builds and
-# starts it with the folder of the programs.
+# Demonstrates loopd with real loop devices on a private bus. It installs nothing and leaves nothing
+# behind. Prints each command and its output as a shell session. `make demo` builds the programs and
+# passes their directory.
 set -euo pipefail
 
 if ((EUID != 0)); then
     exec sudo -- "$0" "$@"
 fi
 
-programs=$(realpath "${1:?usage: demo.sh FOLDER-OF-THE-PROGRAMS}")
+programs=$(realpath "${1:?usage: demo.sh DIRECTORY-OF-THE-PROGRAMS}")
 here=$(realpath "$(dirname "$0")/..")
-# Every user of the demo's bus must be able to enter it.
+# All users of the private bus must be able to enter it.
 work=$(mktemp -d /var/tmp/loopd-demo.XXXXXX)
 chmod 755 "$work"
 owns_run_udev=
 [[ -e /run/udev ]] || owns_run_udev=yes
 owns_run_loopd=
 [[ -e /run/loopd ]] || owns_run_loopd=yes
-# Process ids of what this script has started, by name.
+# Process ids of the started programs, by name.
 declare -A started=()
 
 stop() {
@@ -36,7 +36,7 @@ cleanup() {
     for name in client command loopd bus; do
         stop "$name"
     done
-    # Where something failed on the way, a persistent one may be left.
+    # After a failure a persistent attachment may be left.
     losetup -l -n -O NAME,BACK-FILE | while read -r device file; do
         [[ $file == "$work"/* ]] && losetup -d "$device"
     done
@@ -67,7 +67,7 @@ until_true() {
     exit 1
 }
 
-# Prints a command as one would type it, and runs it.
+# Prints a command as a user would type it, and runs it.
 show() {
     printf '# %s\n' "$*"
     "$@"

@@ -1,9 +1,9 @@
 #!/bin/bash
-# Looks for the tools that building and testing need, and installs them on a Debian.
+# Checks for the tools that building and testing need, and installs them on a Debian.
 # usage: deps.sh [look | set-up | install] [GROUP…]
 #   install   installs what is missing (the default); Debian only
-#   look      only says what is missing, with the packages' names; fails if the Makefile cannot do without it
-#   set-up    installs on a Debian, looks elsewhere
+#   look      only reports missing tools and their packages; fails if a required one is missing
+#   set-up    installs on a Debian, reports elsewhere
 # GROUP: base (the default), packages (our .deb and .rpm), vm (the virtual machines)
 set -euo pipefail
 
@@ -43,7 +43,7 @@ vm       | needed | mkfs.ext4             | e2fsprogs              | e2fsprogs  
 vm       | needed | /usr/share/keyrings/debian-archive-keyring.gpg | debian-archive-keyring | debian-keyring | -
 '
 
-# Where each program lies that no PATH has.
+# The paths of programs that are not in PATH.
 readonly polkitd=(/usr/lib/polkit-1/polkitd /usr/libexec/polkitd)
 readonly isohdpfx=(/usr/lib/ISOLINUX/isohdpfx.bin /usr/share/syslinux/isohdpfx.bin /usr/lib/syslinux/bios/isohdpfx.bin)
 

@@ -1,7 +1,7 @@
 #!/bin/bash
-# Changes the code of a module in many small ways, one after the other; a test has to find each. Notes the counts in
-# tests/results/mutants.md and names those that no test has found. What was found is not tried again, so that a run
-# which was cut short goes on where it was.
+# Makes many small changes to the code of a module, one at a time; a test must fail for each. Records the counts in
+# tests/results/mutants.md and prints the changes that no test has found. Changes that were found are not tried again,
+# so an interrupted run can be continued.
 # usage: mutants.sh [MODULE…]    without MODULE the first six
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -23,10 +23,10 @@ readonly -A package=([authority]=loopd) files=(
     [partition]="daemon/engine/src/partition.rs"
 )
 readonly first=(authority quota lifetime overlap detach restore)
-# The long random runs are left out: what they find, the others should find too.
+# Without the long random runs: the other tests should find the same changes.
 readonly skipped=(--skip random --skip every_pair)
 
-# A development tool alone (MIT): it is not needed to build or test.
+# Only a development tool (MIT): not needed to build or test.
 tool=$(command -v cargo-mutants || true)
 if [[ ! $tool || $("$tool" mutants --version) != "cargo-mutants $version" ]]; then
     tool=$target/tools/bin/cargo-mutants

@@ -1,7 +1,7 @@
 #!/bin/bash
-# Takes the safeguards of the engine out, one after the other, and lets the simulation find each within a minute.
-# Notes what it found in tests/results/safeguards.md. A safeguard is a patch in tests/safeguards, named by what the
-# engine does.
+# Removes the safeguards of the engine, one at a time; the simulation must find each removal within a minute. Records
+# the results in tests/results/safeguards.md. A safeguard is a patch in tests/safeguards, named after what the engine
+# does.
 # usage: safeguards.sh [NAME…]    without NAME all of them
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,7 +13,7 @@ readonly limit=60
 commit=$(git rev-parse --short HEAD)
 [[ -z $(git status --porcelain --untracked-files=no -- . ":!$results") ]] || commit+=+
 
-# A copy of its own, so that a run which is cut short leaves nothing changed here.
+# In a separate copy, so an interrupted run changes nothing here.
 readonly copy=${CARGO_TARGET_DIR:-$PWD/target}/safeguards
 rm -rf "$copy/tree"
 mkdir -p "$copy/tree"

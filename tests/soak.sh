@@ -1,7 +1,7 @@
 #!/bin/bash
-# Runs the long tests at full length and notes each result in tests/results: soak.md, and messages.md for the
-# message attack. A part that has passed on this commit often enough is not run again, so that a run which was cut
-# short goes on where it was.
+# Runs the long tests at full length and records each result in tests/results: soak.md, and messages.md for the
+# random messages. A part that has passed often enough on this commit is not run again, so an interrupted run can be
+# continued.
 # usage: soak.sh [PART…]    as root; without PART all of them
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -9,20 +9,20 @@ cd "$(dirname "$0")/.."
 # A part: the test, its rounds, how often it runs with another seed each time (once), and its results where they
 # have a file of their own. After so many seconds it counts as hung.
 readonly -A rounds=(
-    [restart::killed_at_any_moment]=300
-    [clients::killed_at_any_moment]=1000
+    [restart::daemon_killed_at_any_moment_keeps_its_replies]=300
+    [clients::client_killed_at_any_moment_leaves_nothing]=1000
     [soak::fifty_clients_beside_losetup]=20000
-    [soak::many_attaches_and_detaches]=100000
-    [messages::any_messages_at_all]=500000
+    [soak::memory_stays_level_over_many_rounds]=100000
+    [messages::random_messages_do_not_harm_loopd]=500000
 )
-readonly -A times=([messages::any_messages_at_all]=20)
-readonly -A file_of=([messages::any_messages_at_all]=messages)
+readonly -A times=([messages::random_messages_do_not_harm_loopd]=20)
+readonly -A file_of=([messages::random_messages_do_not_harm_loopd]=messages)
 readonly order=(
-    restart::killed_at_any_moment
-    clients::killed_at_any_moment
+    restart::daemon_killed_at_any_moment_keeps_its_replies
+    clients::client_killed_at_any_moment_leaves_nothing
     soak::fifty_clients_beside_losetup
-    soak::many_attaches_and_detaches
-    messages::any_messages_at_all
+    soak::memory_stays_level_over_many_rounds
+    messages::random_messages_do_not_harm_loopd
 )
 readonly limit=3600
 
@@ -39,15 +39,15 @@ passed() {
 
 # run PART RESULTS
 run() {
-    local part=$1 results=$2 start=$SECONDS outcome=passed said
+    local part=$1 results=$2 start=$SECONDS outcome=passed figures
     LOOPD_TEST_LIMIT=$limit LOOPD_TEST_ROUNDS=${rounds[$part]} LOOPD_LOG=info \
         cargo test -p loopd-tests --test host -- --exact "$part" >"$log" 2>&1 || outcome=failed
-    # What the test itself prints: its seed and what it has counted.
-    said=$(grep -E '^test .*LOOPD_TEST_SEED=|resident KiB|calls of' "$log" | sed 's/.*LOOPD_TEST_SEED/LOOPD_TEST_SEED/' |
+    # The seed and the figures that the test prints.
+    figures=$(grep -E '^test .*LOOPD_TEST_SEED=|resident KiB|calls of' "$log" | sed 's/.*LOOPD_TEST_SEED/LOOPD_TEST_SEED/' |
         paste -sd ';' | tr -d '|')
     grep -q '^test result: ok. 1 passed' "$log" || outcome=failed
     printf '| %s | %s | %s | %s | %s | %s s | %s |\n' \
-        "$(date +%F)" "$commit" "$part" "${rounds[$part]}" "$outcome" $((SECONDS - start)) "$said" >>"$results"
+        "$(date +%F)" "$commit" "$part" "${rounds[$part]}" "$outcome" $((SECONDS - start)) "$figures" >>"$results"
     tail -n 1 "$results"
     if [[ $outcome == failed ]]; then
         tail -n 100 "$log" >&2

@@ -4,7 +4,7 @@ use loopd_common::{Error, ErrorKind};
 use zbus::message::{Header, Message};
 use zbus::names::ErrorName;
 
-/// The contract's error in a failed call; `None` if the bus itself failed.
+/// Reads the contract's error from a failed call; `None` if the bus itself failed.
 #[must_use]
 pub fn from_call(error: &zbus::Error) -> Option<Error> {
     match error {

@@ -1,6 +1,6 @@
 //! The contract between loopd and its clients, used by both sides.
 //!
-//! Beside the Rust types this folder holds what a bus needs of the contract: the bus policy, the
+//! This directory also contains the files that a bus reads: the bus policy, the
 //! activation file and the introspection XML of each interface.
 
 #![forbid(unsafe_code)]

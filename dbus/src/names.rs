@@ -6,19 +6,19 @@ use zbus::wire::ObjectPath;
 pub const BUS_NAME: &str = "org.loopd1";
 /// The root object: `org.loopd1.Manager` and the `ObjectManager`.
 pub const ROOT_PATH: &str = "/org/loopd1";
-/// Below it stand the attachments, each named by its disk sequence in decimal.
+/// The parent path of the attachments; each is named by its disk sequence in decimal.
 pub const ATTACHMENT_PREFIX: &str = "/org/loopd1/attachment/";
 
 /// The manager's interface.
 pub const MANAGER: &str = "org.loopd1.Manager";
 /// The interface of an attached loop device.
 pub const ATTACHMENT: &str = "org.loopd1.Attachment";
-/// The interface of a partition of one.
+/// The interface of a partition.
 pub const PARTITION: &str = "org.loopd1.Partition";
-/// The interface of whatever may hold a file system.
+/// The interface of everything that may contain a file system.
 pub const VOLUME: &str = "org.loopd1.Volume";
 
-/// The methods that take file descriptors, and how many. The bus policy and the daemon refuse others.
+/// The methods that take file descriptors, and how many. The bus policy and the daemon refuse more.
 pub const TAKES_DESCRIPTORS: &[(&str, &str, u32)] =
     &[(MANAGER, "SetupLoop", 1), (MANAGER, "List", 1), (ATTACHMENT, "ReplaceBackingFile", 1)];
 
@@ -28,7 +28,7 @@ pub const ACTION_ATTACH: &str = "org.loopd1.attach";
 pub const ACTION_ATTACH_DEVICE: &str = "org.loopd1.attach-device";
 /// polkit action: mount a volume of one's own attachment.
 pub const ACTION_MOUNT: &str = "org.loopd1.mount";
-/// polkit action: change what is not one's own.
+/// polkit action: change attachments of other users.
 pub const ACTION_MANAGE_OTHERS: &str = "org.loopd1.manage-others";
 
 /// The object path of the attachment made with this disk sequence.
@@ -37,7 +37,7 @@ pub fn attachment_path(disk_sequence: u64) -> ObjectPath<'static> {
     ObjectPath::from_string_unchecked(format!("{ATTACHMENT_PREFIX}{disk_sequence}"))
 }
 
-/// The object path of a partition of that attachment.
+/// The object path of a partition of the attachment with this disk sequence.
 #[must_use]
 pub fn partition_path(disk_sequence: u64, partition: u32) -> ObjectPath<'static> {
     ObjectPath::from_string_unchecked(format!("{ATTACHMENT_PREFIX}{disk_sequence}/p{partition}"))
@@ -48,7 +48,7 @@ pub fn partition_path(disk_sequence: u64, partition: u32) -> ObjectPath<'static>
 pub fn disk_sequence_of(path: &str) -> Option<u64> {
     let digits = path.strip_prefix(ATTACHMENT_PREFIX)?;
     let number = digits.parse().ok()?;
-    // One attachment has one path: no leading zeros, no sign.
+    // No leading zeros and no sign: an attachment has only one path.
     (attachment_path(number).as_str() == path).then_some(number)
 }
 
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nodes_are_told_from_other_texts() {
+    fn only_loop_nodes_are_recognised() {
         for node in ["/dev/loop0", "/dev/loop1048575"] {
             assert!(is_loop_node(node), "{node}");
         }
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_read_back() {
+    fn paths_are_parsed_back() {
         assert_eq!(attachment_path(7).as_str(), "/org/loopd1/attachment/7");
         assert_eq!(disk_sequence_of("/org/loopd1/attachment/7"), Some(7));
         for other in ["/org/loopd1", "/org/loopd1/attachment/07", "/org/loopd1/attachment/7/p1"] {
@@ -84,7 +84,7 @@ mod tests {
         }
     }
 
-    /// What the bus lets through is what the interfaces have.
+    /// The bus policy and the interfaces have the same methods.
     #[test]
     fn the_bus_policy_allows_each_method_and_no_other() {
         let of =

@@ -1,7 +1,7 @@
 //! The option dictionaries (`a{sv}`) of the methods, as types.
 //!
-//! Decoding is strict: an unknown key and a value of another type are errors, so that a misspelt
-//! option never passes for one that was honoured.
+//! Decoding is strict: an unknown key and a value of the wrong type are errors, so a misspelt option
+//! is never ignored silently.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,7 +10,7 @@ use loopd_common::text::shortened;
 use loopd_common::{Lifetime, Overlap, UnknownWord};
 use zbus::{OwnedVariant, Variant};
 
-/// An option dictionary as it arrives.
+/// An option dictionary as received.
 pub type ReceivedOptions = HashMap<String, OwnedVariant>;
 /// An option dictionary to be sent.
 pub type SentOptions<'a> = HashMap<&'static str, Variant<'a>>;
@@ -18,22 +18,22 @@ pub type SentOptions<'a> = HashMap<&'static str, Variant<'a>>;
 /// Why an option dictionary was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidOption {
-    /// No option has this name.
+    /// The method has no option with this name.
     #[error("unknown option {name:?}; {method} knows {known}")]
     Unknown {
         /// The key that was sent.
         name: String,
         /// The method that was called.
         method: &'static str,
-        /// The keys that it takes.
+        /// The keys that it accepts.
         known: &'static str,
     },
-    /// The value has another type.
+    /// The value has the wrong type.
     #[error("option {name:?} takes a value of D-Bus type {expected:?}, not {found:?}")]
     Type {
         /// The key.
         name: String,
-        /// The signature that the contract gives.
+        /// The signature in the contract.
         expected: &'static str,
         /// The signature that was sent.
         found: String,
@@ -46,7 +46,7 @@ pub enum InvalidOption {
         /// What failed.
         reason: String,
     },
-    /// The value is none of the words that the option takes.
+    /// The value is none of those that the option accepts.
     #[error(transparent)]
     Word(#[from] UnknownWord),
 }
@@ -56,11 +56,11 @@ pub enum InvalidOption {
 pub struct AttachOptions {
     /// Bytes into the file.
     pub offset: u64,
-    /// Bytes at most; 0 is up to the end of the file.
+    /// Maximum size in bytes; 0: up to the end of the file.
     pub size_limit: u64,
-    /// Make the device read-only, whatever the descriptor allows.
+    /// Make the device read-only even if the descriptor is writable.
     pub read_only: bool,
-    /// Make the partitions' nodes.
+    /// Create the partitions' nodes.
     pub partition_scan: bool,
     /// Bypass the page cache of the backing file.
     pub direct_io: bool,
@@ -70,9 +70,9 @@ pub struct AttachOptions {
     pub lifetime: Lifetime,
     /// A name that losetup shows as REF; at most 63 bytes.
     pub reference: String,
-    /// N of the wanted `/dev/loopN`; any free one where `None`.
+    /// N of the requested `/dev/loopN`; `None`: any free device.
     pub number: Option<u32>,
-    /// What to do when the file is attached already.
+    /// What to do if the file is already attached.
     pub overlap: Overlap,
     /// Reply only when udev has processed the device.
     pub wait: bool,
@@ -100,10 +100,10 @@ impl AttachOptions {
     const KNOWN: &str = "\"offset\", \"size-limit\", \"read-only\", \"partition-scan\", \"direct-io\", \
         \"block-size\", \"lifetime\", \"reference\", \"number\", \"overlap\" and \"wait\"";
 
-    /// Reads what a caller sent.
+    /// Decodes a received dictionary.
     ///
     /// # Errors
-    /// An unknown key, or a value of another type.
+    /// An unknown key, or a value of the wrong type.
     pub fn decode(received: ReceivedOptions) -> Result<Self, InvalidOption> {
         let mut options = Self::default();
         for (name, value) in received {
@@ -125,7 +125,7 @@ impl AttachOptions {
         Ok(options)
     }
 
-    /// What to send: only what differs from the defaults.
+    /// Encodes the options that differ from the defaults.
     #[must_use]
     pub fn encode(&self) -> SentOptions<'_> {
         let default = Self::default();
@@ -153,20 +153,20 @@ impl AttachOptions {
 /// The options of `Detach`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DetachOptions {
-    /// Let the last user's close detach the device where it is in use.
+    /// If the device is in use, detach it at its last close.
     pub lazy: bool,
 }
 
 impl DetachOptions {
-    /// Reads what a caller sent.
+    /// Decodes a received dictionary.
     ///
     /// # Errors
-    /// An unknown key, or a value of another type.
+    /// An unknown key, or a value of the wrong type.
     pub fn decode(received: ReceivedOptions) -> Result<Self, InvalidOption> {
         Ok(Self { lazy: lazy(received, "Detach")? })
     }
 
-    /// What to send.
+    /// Encodes the options that differ from the defaults.
     #[must_use]
     pub fn encode(self) -> SentOptions<'static> {
         send_lazy(self.lazy)
@@ -176,19 +176,19 @@ impl DetachOptions {
 /// The options of `List`.
 #[derive(Debug, Default)]
 pub struct ListOptions {
-    /// Only attachments of this very file, by device and inode.
+    /// Only attachments of this file, by device and inode.
     pub file: Option<OwnedFd>,
     /// Only attachments at this offset, in bytes.
     pub offset: Option<u64>,
-    /// Also the loop devices that loopd did not attach.
+    /// Include loop devices that loopd did not attach.
     pub all: bool,
 }
 
 impl ListOptions {
-    /// Reads what a caller sent.
+    /// Decodes a received dictionary.
     ///
     /// # Errors
-    /// An unknown key, or a value of another type.
+    /// An unknown key, or a value of the wrong type.
     pub fn decode(received: ReceivedOptions) -> Result<Self, InvalidOption> {
         let mut options = Self::default();
         for (name, value) in received {
@@ -204,7 +204,7 @@ impl ListOptions {
         Ok(options)
     }
 
-    /// What to send.
+    /// Encodes the options that differ from the defaults.
     #[must_use]
     pub fn encode(&self) -> SentOptions<'_> {
         let mut sent = SentOptions::new();
@@ -224,19 +224,19 @@ impl ListOptions {
 /// The options of `Mount`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MountOptions {
-    /// Mount it read-only; a read-only device always is.
+    /// Mount read-only; a read-only device always is.
     pub read_only: bool,
-    /// Another file system than the one that udev has found; what udev says where empty.
+    /// The file system type; empty: the type that udev has found.
     pub filesystem: String,
-    /// A comma list of further options for the file system.
+    /// Further options for the file system, separated by commas.
     pub options: String,
 }
 
 impl MountOptions {
-    /// Reads what a caller sent.
+    /// Decodes a received dictionary.
     ///
     /// # Errors
-    /// An unknown key, or a value of another type.
+    /// An unknown key, or a value of the wrong type.
     pub fn decode(received: ReceivedOptions) -> Result<Self, InvalidOption> {
         let mut options = Self::default();
         for (name, value) in received {
@@ -250,7 +250,7 @@ impl MountOptions {
         Ok(options)
     }
 
-    /// What to send: only what differs from the defaults.
+    /// Encodes the options that differ from the defaults.
     #[must_use]
     pub fn encode(&self) -> SentOptions<'_> {
         let mut sent = SentOptions::new();
@@ -270,27 +270,27 @@ impl MountOptions {
 /// The options of `Unmount`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UnmountOptions {
-    /// Take it from the tree at once, and unmount it with its last user.
+    /// Detach it from the directory tree at once, and unmount it with its last user.
     pub lazy: bool,
 }
 
 impl UnmountOptions {
-    /// Reads what a caller sent.
+    /// Decodes a received dictionary.
     ///
     /// # Errors
-    /// An unknown key, or a value of another type.
+    /// An unknown key, or a value of the wrong type.
     pub fn decode(received: ReceivedOptions) -> Result<Self, InvalidOption> {
         Ok(Self { lazy: lazy(received, "Unmount")? })
     }
 
-    /// What to send.
+    /// Encodes the options that differ from the defaults.
     #[must_use]
     pub fn encode(self) -> SentOptions<'static> {
         send_lazy(self.lazy)
     }
 }
 
-/// The only option of a method that ends something.
+/// Decodes the option `lazy`, the only one of `Detach` and `Unmount`.
 fn lazy(received: ReceivedOptions, method: &'static str) -> Result<bool, InvalidOption> {
     let mut lazy = false;
     for (name, value) in received {
@@ -318,7 +318,7 @@ fn take<'a, T: TryFrom<&'a OwnedVariant>>(
     })
 }
 
-/// The descriptor itself. An option that cannot be taken is never as good as one that was not sent.
+/// Takes the descriptor out of the value. A failure is an error: the option must not be ignored.
 fn take_file(name: String, value: OwnedVariant) -> Result<OwnedFd, InvalidOption> {
     let found = value.value_signature().to_string();
     match Variant::from(value) {
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_encoded_is_decoded() {
+    fn encoded_options_are_decoded_again() {
         let options = AttachOptions {
             offset: 512,
             size_limit: 1024,
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_to_list_is_taken_over_and_never_left_out() {
+    fn the_descriptor_of_list_is_taken_over_or_refused() {
         use std::os::fd::AsRawFd;
         let file = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
         let sent = OwnedVariant::try_from(Variant::Fd(file.into())).unwrap();
@@ -382,7 +382,7 @@ mod tests {
         assert_eq!(
             options.file.map(|file| file.as_raw_fd()),
             Some(number),
-            "it is no copy, which could fail"
+            "the descriptor is not duplicated, which could fail"
         );
         let other = Variant::from("/dev/null").try_into_owned().unwrap();
         let error = ListOptions::decode(ReceivedOptions::from([("file".to_owned(), other)])).unwrap_err();
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_keys_wrong_types_and_wrong_words_are_named() {
+    fn errors_name_unknown_keys_wrong_types_and_invalid_values() {
         let one = |name: &str, value: Variant<'_>| {
             let value = value.try_into_owned().unwrap();
             AttachOptions::decode(ReceivedOptions::from([(name.to_owned(), value)])).unwrap_err().to_string()

@@ -1,4 +1,4 @@
-//! The properties of the objects, as they travel in `List`, `GetAll` and `PropertiesChanged`.
+//! The properties of the objects, as sent in `List`, `GetAll` and `PropertiesChanged`.
 
 use std::collections::HashMap;
 
@@ -12,7 +12,7 @@ macro_rules! properties {
         pub struct $type { $($(#[$field_doc])* pub $field: $field_type,)* }
 
         impl $type {
-            /// Every property by its name on the bus.
+            /// All properties, by their names on the bus.
             #[must_use]
             pub fn to_dict(&self) -> HashMap<&'static str, Variant<'static>> {
                 HashMap::from([$(($name, self.$field.clone().into()),)*])
@@ -28,11 +28,11 @@ macro_rules! properties {
                 changes
             }
 
-            /// Reads a dictionary; names that are not known here are passed over, so that a newer
-            /// daemon can say more.
+            /// Reads a dictionary. Unknown names are ignored, so that a newer daemon can send more
+            /// properties.
             ///
             /// # Errors
-            /// A property is missing or has another type.
+            /// A property is missing or has the wrong type.
             pub fn from_dict(dict: &HashMap<String, OwnedVariant>) -> zbus::Result<Self> {
                 Ok(Self { $($field: property(dict, $name)?,)* })
             }
@@ -66,11 +66,11 @@ properties! {
         backing_inode: u64 = "BackingInode",
         /// Bytes into the file.
         offset: u64 = "Offset",
-        /// Bytes at most; 0 is up to the end of the file.
+        /// Maximum size in bytes; 0: up to the end of the file.
         size_limit: u64 = "SizeLimit",
-        /// What losetup shows as REF.
+        /// The text that losetup shows as REF.
         reference: String = "Reference",
-        /// Whether writing is impossible.
+        /// Whether the device is read-only.
         read_only: bool = "ReadOnly",
         /// Whether the page cache of the backing file is bypassed.
         direct_io: bool = "DirectIo",
@@ -80,15 +80,15 @@ properties! {
         partition_scan: bool = "PartitionScan",
         /// Whether the kernel detaches the device at its last close.
         autoclear: bool = "Autoclear",
-        /// When it ends; empty where loopd did not attach it.
+        /// When it ends; empty if loopd did not attach it.
         lifetime: String = "Lifetime",
         /// Whether loopd attached it.
         managed: bool = "Managed",
-        /// The uid that attached it; `u32::MAX` where that is not known.
+        /// The uid that attached it; `u32::MAX` if unknown.
         owner: u32 = "Owner",
-        /// The unique bus name that it is bound to; empty where none.
+        /// The unique bus name that it is bound to; empty if none.
         client: String = "Client",
-        /// When it was attached: microseconds of `CLOCK_REALTIME`; 0 where that is not known.
+        /// When it was attached: microseconds of `CLOCK_REALTIME`; 0 if unknown.
         since: u64 = "Since",
         /// `attached` or `detaching`.
         state: String = "State",
@@ -112,7 +112,7 @@ properties! {
         filesystem_label: String = "FilesystemLabel",
         /// udev's `ID_FS_UUID`.
         filesystem_uuid: String = "FilesystemUuid",
-        /// Where it is mounted: paths as bytes, each with a NUL at the end.
+        /// The mount points: paths as bytes, each with a NUL at the end.
         mount_points: Vec<Vec<u8>> = "MountPoints",
     }
 }
@@ -126,7 +126,7 @@ properties! {
         offset: u64 = "Offset",
         /// Bytes.
         size: u64 = "Size",
-        /// `gpt`, `dos`, or what libblkid calls the table.
+        /// `gpt`, `dos`, or libblkid's name of the table.
         table: String = "Table",
         /// The type: a GUID, or `0x83`.
         kind: String = "Type",
@@ -139,10 +139,10 @@ properties! {
     }
 }
 
-/// The owner of an attachment that loopd did not make.
+/// The owner of a foreign device: none.
 pub const NO_OWNER: u32 = u32::MAX;
 
-/// A path as the bus carries it: bytes with a NUL at the end.
+/// Encodes a path for the bus: its bytes and a NUL.
 #[must_use]
 pub fn to_bus_path(path: &[u8]) -> Vec<u8> {
     let mut bytes = path.to_vec();
@@ -150,7 +150,7 @@ pub fn to_bus_path(path: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The bytes of a path that the bus carried.
+/// Decodes a path from the bus: its bytes without the NUL.
 #[must_use]
 pub fn from_bus_path(bytes: &[u8]) -> &[u8] {
     bytes.strip_suffix(&[0]).unwrap_or(bytes)
@@ -161,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dictionaries_read_back() {
+    fn dictionaries_are_parsed_back() {
         let volume = VolumeProperties {
             device: "/dev/loop1".to_owned(),
             size: 4096,
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn only_changes_are_named() {
+    fn changes_contain_only_what_differs() {
         let before = AttachmentProperties::default();
         let after = AttachmentProperties { autoclear: true, ..before.clone() };
         assert_eq!(after.changes_since(&before).into_keys().collect::<Vec<_>>(), ["Autoclear"]);

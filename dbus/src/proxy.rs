@@ -1,7 +1,7 @@
-//! What a client calls.
+//! Proxies for clients.
 //!
-//! Each call that polkit may want to ask about takes the connection's word whether a prompt may
-//! appear; the generated proxies of zbus fix that for each method once and for all.
+//! Written by hand, because the generated proxies of zbus fix for each method whether polkit may
+//! prompt. Here the caller of a method decides.
 
 use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
@@ -22,9 +22,9 @@ pub type Listed = (OwnedObjectPath, HashMap<String, OwnedVariant>);
 /// Whether polkit may ask the user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interaction {
-    /// A prompt may appear; the call may then take as long as the user does.
+    /// A prompt may appear; the call then waits for the user.
     Allowed,
-    /// A call that needs a prompt fails.
+    /// No prompt appears; a call that needs one fails.
     Forbidden,
 }
 
@@ -46,20 +46,20 @@ where
     reply.ok_or(zbus::Error::InvalidReply)
 }
 
-/// What is printed and opened as it is must be what it is said to be, whoever has loopd's name.
+/// The reply is printed and opened: it must be the node of a loop device, even if another process owns loopd's name.
 fn loop_node(answer: String) -> zbus::Result<String> {
     if is_loop_node(&answer) {
         return Ok(answer);
     }
-    Err(zbus::Error::Failure(format!("the answer names no loop device: {}", printable(answer.as_bytes()))))
+    Err(zbus::Error::Failure(format!("the reply is not a loop device: {}", printable(answer.as_bytes()))))
 }
 
-/// The names of loopd's directories have no character that deceives.
+/// The reply is printed: it must have no deceptive characters. loopd's directories never have any.
 fn mount_point(answer: String) -> zbus::Result<String> {
     if answer.starts_with('/') && !answer.chars().any(is_deceptive) {
         return Ok(answer);
     }
-    Err(zbus::Error::Failure(format!("the answer names no mount point: {}", printable(answer.as_bytes()))))
+    Err(zbus::Error::Failure(format!("the reply is not a mount point: {}", printable(answer.as_bytes()))))
 }
 
 /// `org.loopd1.Manager`.
@@ -81,7 +81,7 @@ impl Manager {
         })
     }
 
-    /// Attaches the file; gives the object and the device node.
+    /// Attaches the file; returns the object and the device node.
     ///
     /// # Errors
     /// Those of the contract ([`crate::error::from_call`]), or the bus failed.
@@ -120,7 +120,7 @@ impl Manager {
         loop_node(call(&self.proxy, "FindFree", Interaction::Forbidden, &()).await?)
     }
 
-    /// Takes a free loop device's number and node away.
+    /// Removes a free loop device.
     ///
     /// # Errors
     /// Those of the contract, or the bus failed.
@@ -179,8 +179,8 @@ impl Attachment {
         call(&self.proxy, "Detach", self.interaction, &(options.encode(),)).await
     }
 
-    /// Whether the kernel looks for partitions: false after an attach that asked for it means that
-    /// there were some, and that they could not be made.
+    /// Whether the kernel looks for partitions. False after an attach that requested it means that the
+    /// table has partitions, but they could not be created.
     ///
     /// # Errors
     /// The object is gone, or the bus failed.
@@ -188,7 +188,7 @@ impl Attachment {
         self.proxy.get_property("PartitionScan").await
     }
 
-    /// Has the partition table read again.
+    /// Reads the partition table again.
     ///
     /// # Errors
     /// Those of the contract, or the bus failed.
@@ -196,7 +196,7 @@ impl Attachment {
         call(&self.proxy, "RescanPartitions", self.interaction, &()).await
     }
 
-    /// Has the size of the backing file read again.
+    /// Adopts the current size of the backing file.
     ///
     /// # Errors
     /// Those of the contract, or the bus failed.
@@ -204,7 +204,7 @@ impl Attachment {
         call(&self.proxy, "SetCapacity", self.interaction, &()).await
     }
 
-    /// Bypasses the page cache of the backing file, or stops to.
+    /// Sets whether the page cache of the backing file is bypassed.
     ///
     /// # Errors
     /// Those of the contract, or the bus failed.
@@ -220,7 +220,7 @@ impl Attachment {
         call(&self.proxy, "SetBlockSize", self.interaction, &(block_size,)).await
     }
 
-    /// Changes when it ends; `Client` binds it to this connection.
+    /// Sets the lifetime; `Client` binds it to this connection.
     ///
     /// # Errors
     /// Those of the contract, or the bus failed.
@@ -228,7 +228,7 @@ impl Attachment {
         call(&self.proxy, "SetLifetime", self.interaction, &(lifetime.as_str(),)).await
     }
 
-    /// Puts another file of the same size behind a read-only attachment.
+    /// Replaces the backing file of a read-only attachment by one of the same size.
     ///
     /// # Errors
     /// Those of the contract, or the bus failed.
@@ -257,7 +257,7 @@ impl Volume {
         Ok(Self { proxy: object(connection, path, VOLUME).await?, interaction })
     }
 
-    /// Mounts it; gives the mount point.
+    /// Mounts it; returns the mount point.
     ///
     /// # Errors
     /// Those of the contract, or the bus failed.

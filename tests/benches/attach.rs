@@ -1,5 +1,5 @@
-//! What an attach costs: the bare ioctls, udev, loopd, and the peers, interleaved in one run on the
-//! same file with udevd running. `make bench` runs it in release as root.
+//! The duration of an attach: plain ioctls, udev, loopd, losetup and UDisks2, interleaved in one run on the
+//! same file with udevd running. `make bench` runs it in release mode as root.
 #![allow(clippy::unwrap_used)]
 
 use std::fs::File;
@@ -24,7 +24,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use zbus::Connection;
 use zbus::wire::OwnedObjectPath;
 
-/// Without `--bench`, as `cargo test --benches` starts it, a few rounds show that it works.
+/// Without `--bench`, as in `cargo test --benches`, a few rounds show that it works.
 const ROUNDS: usize = 200;
 const UDISKS: &str = "org.freedesktop.UDisks2";
 
@@ -53,7 +53,7 @@ enum Way {
     Ioctls(File),
     /// The same, and until udev has processed this disk sequence.
     IoctlsAndUdev(File, udev::MonitorSocket),
-    /// `SetupLoop` over a connection that is open already.
+    /// `SetupLoop` over an existing connection.
     Loopd { manager: Manager, wait: bool },
     /// A whole losetup process.
     Losetup,
@@ -61,11 +61,11 @@ enum Way {
     LoopdPartitions(Manager),
     /// A whole losetup process on the same image, and a whole `udevadm settle` after it.
     LosetupPartitions,
-    /// `LoopSetup` over a connection that is open already.
+    /// `LoopSetup` over an existing connection.
     Udisks { connection: Connection, _process: Process },
 }
 
-/// What is attached.
+/// The images to attach.
 struct Images {
     /// A file system.
     plain: Image,
@@ -101,14 +101,14 @@ impl Way {
             _ => &images.plain.path,
         };
         if let Self::IoctlsAndUdev(_, socket) = self {
-            // What earlier rounds left.
+            // Work left by earlier rounds.
             socket.iter().for_each(drop);
         }
         let start = Instant::now();
         let (device, how) = self.attach(image).await?;
         let attached = start.elapsed();
         ensure!(device.bound(), "{}: {} is not attached", self.name(), device.node());
-        // Nothing of this round may run into the next measurement.
+        // Work of this round must not affect the next measurement.
         loopd_tests::udev::settle().await?;
         let start = Instant::now();
         self.detach(device, how).await?;
@@ -197,7 +197,7 @@ fn bare(control: &File, image: &Path) -> Result<LoopDevice> {
         let device = loop_ioctl::get_free(control)?;
         let node = open(device.node())?;
         match loop_ioctl::configure(&node, &file, LO_FLAGS_PARTSCAN as u32) {
-            // Somebody else was faster.
+            // Another program has taken the device.
             Err(nix::Error::EBUSY) => {}
             configured => return configured.map(|()| device).map_err(Into::into),
         }
@@ -220,19 +220,19 @@ fn until_processed(socket: &udev::MonitorSocket, sequence: u64) -> Result<()> {
 }
 
 async fn bench(rounds: usize) -> Result<()> {
-    let folder = host::get()?.new_folder()?;
-    let folder = folder.path();
+    let directory = host::get()?.new_directory()?;
+    let directory = directory.path();
     let uuid = "11111111-2222-3333-4444-000000000010";
     let images = Images {
-        plain: Image::ext4_sized(folder, "image", "bench", uuid, 64 * MIB).await?,
-        partitioned: Image::sparse(folder, "partitioned", 64 * MIB)?,
+        plain: Image::ext4_sized(directory, "image", "bench", uuid, 64 * MIB).await?,
+        partitioned: Image::sparse(directory, "partitioned", 64 * MIB)?,
     };
     Gpt::new(&[(2048, 43007), (43008, 131_000)]).write(&images.partitioned)?;
-    let bus = Bus::start(folder)?;
-    // As /run is: in memory.
+    let bus = Bus::start(directory)?;
+    // In memory, like /run.
     let state = tempfile::tempdir_in("/dev/shm")?;
     let environment = [("LOOPD_LOG", "info"), ("RUNTIME_DIRECTORY", state.path().to_str().context("UTF-8")?)];
-    let daemon = Daemon::start(&bus, folder, &[], &environment).await?;
+    let daemon = Daemon::start(&bus, directory, &[], &environment).await?;
     let connection = bus.connect().await?;
     let manager = Manager::new(&connection, Interaction::Forbidden).await?;
     manager.version().await?;
@@ -251,7 +251,7 @@ async fn bench(rounds: usize) -> Result<()> {
         Way::LosetupPartitions,
     ];
     let mut polkit = Polkit::None;
-    match udisks(&bus, folder, &mut polkit).await {
+    match udisks(&bus, directory, &mut polkit).await {
         Ok(way) => ways.push(way),
         Err(why) => println!("SKIPPED UDisks2: {why:#}"),
     }
@@ -300,7 +300,7 @@ fn target(name: &str, found: f64, limit: f64, unit: &str) {
     println!("{verdict:<8}{name}: {found:.2} {unit} of {limit:.2} {unit}");
 }
 
-/// What a process holds, in MB.
+/// The memory of a process, in MB.
 struct Memory {
     resident: f64,
     proportional: f64,
@@ -324,11 +324,11 @@ impl std::fmt::Display for Memory {
     }
 }
 
-/// UDisks2 on the same bus, where it is installed. It wants a real polkit beside it.
-async fn udisks(bus: &Bus, folder: &Path, polkit: &mut Polkit) -> Result<Way> {
+/// UDisks2 on the same bus, if it is installed. It needs a real polkit.
+async fn udisks(bus: &Bus, directory: &Path, polkit: &mut Polkit) -> Result<Way> {
     let programs = ["/usr/libexec/udisks2/udisksd", "/usr/lib/udisks2/udisksd"].map(PathBuf::from);
     let program = programs.into_iter().find(|path| path.exists()).context("it is not installed")?;
-    *polkit = Polkit::start(Setup::Real, bus, folder).await?;
+    *polkit = Polkit::start(Setup::Real, bus, directory).await?;
     let mut command = tied(program);
     command
         .env("DBUS_SYSTEM_BUS_ADDRESS", bus.address())

@@ -1,7 +1,7 @@
-//! What one user at their worst costs another: the latency of a quiet user's attach and detach, alone and
-//! beside each attack, interleaved in one run. `make bench-hostile` runs it in release as root.
+//! How much attacks of one user slow down another: the latency of a victim's attach and detach, alone and during
+//! each attack, interleaved in one run. `make bench-hostile` runs it in release mode as root.
 //!
-//! The floor is an attack that loopd has no part in: what it costs is the bus's.
+//! The floor is an attack without loopd: its effect is that of the bus.
 #![allow(clippy::unwrap_used)]
 
 use std::fs::File;
@@ -25,7 +25,7 @@ use nix::unistd::Pid;
 const ROUNDS: usize = 5;
 /// Attaches of the victim in each half of a round.
 const ATTACHES: usize = 20;
-/// The most that GPT entries of the usual number would not hold.
+/// The number of partitions, more than a GPT has by default.
 const PARTITIONS: usize = 255;
 /// Of the victim's file system.
 const UUID: &str = "11111111-2222-3333-4444-000000000011";
@@ -53,20 +53,20 @@ fn main() -> ExitCode {
     }
 }
 
-/// What the attacker does meanwhile.
+/// The action of the attacker.
 #[derive(Clone, Copy, Debug)]
 enum Attack {
-    /// Attaches and detaches an image with as many partitions as there can be.
+    /// Attaches and detaches an image with the maximum number of partitions.
     Partitions,
-    /// As many `SetupLoop` of a file that hangs as there may be.
+    /// The maximum number of `SetupLoop` calls with a file that hangs.
     HungFiles,
-    /// The same of a file that loopd's closing of it hangs on.
+    /// The same with a file whose close hangs.
     HeldFlush,
-    /// Eight connections with a hundred calls at any time.
+    /// Eight connections, each with a hundred pending calls.
     Flood(&'static str),
-    /// The same of calls to the bus itself.
+    /// The same with calls to the bus itself.
     FloodFloor,
-    /// The same, of attaches that would have polkit ask.
+    /// The same with attaches that make polkit prompt.
     Prompts,
     /// Attaches by forty uids that the user database does not know.
     SubordinateUids,
@@ -123,8 +123,8 @@ impl Attack {
                 (0..8).map(|_| scene.probe(GAMES, &["flood", kind, &plain], Stdio::null())).collect()
             }
             Self::Prompts => {
-                let words = ["--interactive", "flood", "setup", &plain];
-                (0..8).map(|_| scene.probe(GAMES, &words, Stdio::null())).collect()
+                let arguments = ["--interactive", "flood", "setup", &plain];
+                (0..8).map(|_| scene.probe(GAMES, &arguments, Stdio::null())).collect()
             }
             Self::SubordinateUids => SUBORDINATE
                 .map(|uid| User { name: "", uid, gid: uid })
@@ -134,7 +134,7 @@ impl Attack {
     }
 }
 
-/// What the attacks need.
+/// The resources of the attacks.
 struct Scene<'a> {
     bus: &'a Bus,
     plain: Image,
@@ -144,38 +144,42 @@ struct Scene<'a> {
 }
 
 impl Scene<'_> {
-    fn command(&self, user: User, words: &[&str]) -> Result<Command> {
+    fn command(&self, user: User, arguments: &[&str]) -> Result<Command> {
         let mut command = Command::new(host::get()?.tool("loopd-probe"));
-        command.env("DBUS_SYSTEM_BUS_ADDRESS", self.bus.address()).args(words).uid(user.uid).gid(user.gid);
+        command
+            .env("DBUS_SYSTEM_BUS_ADDRESS", self.bus.address())
+            .args(arguments)
+            .uid(user.uid)
+            .gid(user.gid);
         Ok(command)
     }
 
-    fn probe(&self, user: User, words: &[&str], input: impl Into<Stdio>) -> Result<Process> {
-        let mut command = self.command(user, words)?;
+    fn probe(&self, user: User, arguments: &[&str], input: impl Into<Stdio>) -> Result<Process> {
+        let mut command = self.command(user, arguments)?;
         command.stdin(input).stdout(Stdio::null()).stderr(Stdio::null());
         Process::spawn("loopd-probe", &mut command)
     }
 
-    /// How long the victim's attaches and detaches take.
+    /// The durations of the victim's attaches and detaches.
     async fn victim(&self, attaches: usize) -> Result<Vec<[Duration; 2]>> {
         let attaches = attaches.to_string();
-        let words = ["--json", "clock", &attaches, self.plain.path.to_str().unwrap()];
-        let output = loopd_tests::process::output(self.command(WWW_DATA, &words)?).await?;
+        let arguments = ["--json", "clock", &attaches, self.plain.path.to_str().unwrap()];
+        let output = loopd_tests::process::output(self.command(WWW_DATA, &arguments)?).await?;
         let answer: serde_json::Value = serde_json::from_slice(&output.stdout)?;
         let times = answer["ok"].as_array().with_context(|| format!("the victim was refused: {answer}"))?;
         let time = |value: &serde_json::Value| Duration::from_micros(value.as_u64().unwrap_or(u64::MAX));
         Ok(times.iter().map(|pair| [time(&pair[0]), time(&pair[1])]).collect())
     }
 
-    async fn stop(&self, attackers: Vec<Process>, folder: &Path) -> Result<()> {
+    async fn stop(&self, attackers: Vec<Process>, directory: &Path) -> Result<()> {
         self.hanging.go_on();
         for mut attacker in attackers {
             let _ended_by_itself = attacker.signal(Signal::SIGKILL);
             attacker.end().await?;
         }
-        // On a busy machine udev has a lot to catch up with.
+        // On a busy machine udev needs time to catch up.
         for attempt in 1.. {
-            let is_over = sysfs::bound_by_tests(folder).is_empty() && udev::settle().await.is_ok();
+            let is_over = sysfs::bound_by_tests(directory).is_empty() && udev::settle().await.is_ok();
             if is_over {
                 break;
             }
@@ -187,16 +191,16 @@ impl Scene<'_> {
 }
 
 async fn bench(rounds: usize, attaches: usize) -> Result<()> {
-    let folder = host::get()?.new_folder()?;
-    let folder = folder.path();
-    let bus = Bus::start(folder)?;
-    let _polkit = Polkit::start(Setup::StandIn(Answer::Yes), &bus, folder).await?;
-    let daemon = Daemon::start(&bus, folder, &[], &[("LOOPD_LOG", "warn")]).await?;
+    let directory = host::get()?.new_directory()?;
+    let directory = directory.path();
+    let bus = Bus::start(directory)?;
+    let _polkit = Polkit::start(Setup::StandIn(Answer::Yes), &bus, directory).await?;
+    let daemon = Daemon::start(&bus, directory, &[], &[("LOOPD_LOG", "warn")]).await?;
     let scene = Scene {
         bus: &bus,
-        plain: Image::ext4_sized(folder, "image", "bench", UUID, 64 * MIB).await?,
-        partitioned: partitioned(folder)?,
-        hanging: Hanging::mount(folder, 16 << 20)?,
+        plain: Image::ext4_sized(directory, "image", "bench", UUID, 64 * MIB).await?,
+        partitioned: partitioned(directory)?,
+        hanging: Hanging::mount(directory, 16 << 20)?,
         daemon: daemon.pid(),
     };
     let mut times = vec![[Vec::new(), Vec::new()]; Attack::ALL.len()];
@@ -212,7 +216,7 @@ async fn bench(rounds: usize, attaches: usize) -> Result<()> {
             let attackers = attack.start(&scene)?;
             tokio::time::sleep(Duration::from_millis(500)).await;
             let seen = scene.victim(attaches).await;
-            scene.stop(attackers, folder).await?;
+            scene.stop(attackers, directory).await?;
             match seen {
                 Ok(seen) => attacked.extend(seen),
                 Err(why) => println!("{}: {why:#}\n", attack.name()),
@@ -249,10 +253,10 @@ fn print(attaches: usize, times: &[[Vec<[Duration; 2]>; 2]]) {
     }
 }
 
-/// An image with a table of as many partitions as there can be, each of four KiB.
-fn partitioned(folder: &Path) -> Result<Image> {
-    let image = Image::sparse(folder, "partitioned", 8 * MIB)?;
-    let script = folder.join("partitions");
+/// An image with the maximum number of partitions, each of four KiB.
+fn partitioned(directory: &Path) -> Result<Image> {
+    let image = Image::sparse(directory, "partitioned", 8 * MIB)?;
+    let script = directory.join("partitions");
     let mut text = "label: gpt\nfirst-lba: 256\ntable-length: 256\n\n".to_owned();
     for number in 0..PARTITIONS {
         text.push_str(&format!("start={}, size=8\n", 2048 + 8 * number));

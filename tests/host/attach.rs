@@ -1,4 +1,4 @@
-//! What `SetupLoop` gives is what was asked for and what the kernel says.
+//! The result of `SetupLoop` matches the request and the kernel.
 
 use std::collections::HashSet;
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
@@ -11,55 +11,55 @@ use loopd_dbus::properties::{from_bus_path, to_bus_path};
 use loopd_dbus::{
     AttachOptions, AttachmentProperties, DetachOptions, Lifetime, ListOptions, VolumeProperties,
 };
+use loopd_tests::fixture::{Attached, Fixture};
 use loopd_tests::image::{Image, MIB};
 use loopd_tests::polkit::Setup;
 use loopd_tests::process::{eventually, run};
 use loopd_tests::sysfs::LoopDevice;
-use loopd_tests::world::{Attached, World};
 use loopd_tests::{Outcome, loop_ioctl, skip, sysfs};
 
 loopd_tests::tests! {
     "attach";
     Setup::None => [
-        path_is_the_disk_sequence,
-        properties_are_the_kernels,
-        list_has_the_same_properties,
-        list_by_file_and_offset,
-        offset_and_size_limit,
-        odd_sizes_are_floored,
-        read_only_by_option,
-        read_only_by_descriptor,
-        block_sizes,
-        reference,
-        number,
-        number_that_does_not_exist_yet,
-        direct_io,
-        partition_scan,
+        object_path_contains_the_disk_sequence,
+        properties_match_the_kernel,
+        list_returns_the_same_properties,
+        list_filters_by_file_and_offset,
+        offset_and_size_limit_are_applied,
+        odd_sizes_are_rounded_down_to_sectors,
+        option_makes_the_device_read_only,
+        read_only_descriptor_makes_the_device_read_only,
+        block_sizes_are_applied,
+        reference_is_shown_by_losetup,
+        requested_number_is_used,
+        missing_number_is_created,
+        direct_io_is_applied_or_refused,
+        partition_scan_is_applied,
         client_lifetime_is_autoclear,
-        persistent_lifetime_is_not,
-        with_wait_udev_is_done,
-        without_wait_udev_follows,
-        block_device_as_the_file,
-        same_file_twice,
-        version,
+        persistent_lifetime_is_not_autoclear,
+        with_wait_the_reply_follows_udev,
+        without_wait_udev_follows_the_reply,
+        block_device_is_attached,
+        same_file_is_attached_twice,
+        version_is_published,
     ];
 }
 
-/// `persistent` and not waiting: what most tests want.
+/// `persistent`, without waiting for udev.
 fn plain() -> AttachOptions {
     AttachOptions { lifetime: Lifetime::Persistent, wait: false, ..AttachOptions::default() }
 }
 
-async fn path_is_the_disk_sequence(world: &mut World) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", MIB)?;
-    let attached = world.attach(&image.open()?, &AttachOptions::default()).await?;
+async fn object_path_contains_the_disk_sequence(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
+    let attached = fixture.attach(&image.open()?, &AttachOptions::default()).await?;
     let sequence: u64 = attached.device.number("diskseq")?;
     assert_eq!(attached.path.as_ref(), attachment_path(sequence).as_ref());
-    world.detach(&attached).await
+    fixture.detach(&attached).await
 }
 
-async fn properties_are_the_kernels(world: &mut World) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", MIB)?;
+async fn properties_match_the_kernel(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
     let before = SystemTime::now();
     let options = AttachOptions {
         offset: 4096,
@@ -68,10 +68,10 @@ async fn properties_are_the_kernels(world: &mut World) -> Outcome {
         block_size: 1024,
         ..AttachOptions::default()
     };
-    let attached = world.attach(&image.open()?, &options).await?;
+    let attached = fixture.attach(&image.open()?, &options).await?;
     let device = attached.device;
     let metadata = std::fs::metadata(&image.path)?;
-    let found = world.properties(&attached.path).await?;
+    let found = fixture.properties(&attached.path).await?;
     let expected = AttachmentProperties {
         device: device.node(),
         number: device.0,
@@ -90,7 +90,7 @@ async fn properties_are_the_kernels(world: &mut World) -> Outcome {
         lifetime: "client".to_owned(),
         managed: true,
         owner: 0,
-        client: world.connection.unique_name().unwrap().to_string(),
+        client: fixture.connection.unique_name().unwrap().to_string(),
         since: found.since,
         state: "attached".to_owned(),
     };
@@ -103,41 +103,42 @@ async fn properties_are_the_kernels(world: &mut World) -> Outcome {
     let since = SystemTime::UNIX_EPOCH + Duration::from_micros(found.since);
     assert!(before <= since && since <= SystemTime::now(), "{since:?}");
 
-    let volume = world.volume(&attached.path).await?;
+    let volume = fixture.volume(&attached.path).await?;
     assert_eq!(volume.device, device.node());
     assert_eq!(volume.size, device.number::<u64>("size")? * 512);
     assert_eq!(volume.size, 65536);
     assert!(volume.mount_points.is_empty());
-    world.detach(&attached).await
+    fixture.detach(&attached).await
 }
 
-async fn list_has_the_same_properties(world: &mut World) -> Outcome {
-    let image = Image::ext4(&world.folder, "image", "listed", "11111111-2222-3333-4444-000000000001").await?;
-    let attached = world.attach(&image.open()?, &AttachOptions::default()).await?;
-    let listed = world.list(false).await?;
+async fn list_returns_the_same_properties(fixture: &mut Fixture) -> Outcome {
+    let image =
+        Image::ext4(&fixture.directory, "image", "listed", "11111111-2222-3333-4444-000000000001").await?;
+    let attached = fixture.attach(&image.open()?, &AttachOptions::default()).await?;
+    let listed = fixture.list(false).await?;
     assert_eq!(listed.len(), 1);
     let (path, properties) = &listed[0];
     assert_eq!(*path, attached.path);
-    assert_eq!(AttachmentProperties::from_dict(properties)?, world.properties(path).await?);
-    assert_eq!(VolumeProperties::from_dict(properties)?, world.volume(path).await?);
-    world.detach(&attached).await?;
-    assert!(world.list(false).await?.is_empty());
+    assert_eq!(AttachmentProperties::from_dict(properties)?, fixture.properties(path).await?);
+    assert_eq!(VolumeProperties::from_dict(properties)?, fixture.volume(path).await?);
+    fixture.detach(&attached).await?;
+    assert!(fixture.list(false).await?.is_empty());
     Ok(())
 }
 
-async fn list_by_file_and_offset(world: &mut World) -> Outcome {
-    let first = Image::sparse(&world.folder, "first", MIB)?;
-    let second = Image::sparse(&world.folder, "second", MIB)?;
+async fn list_filters_by_file_and_offset(fixture: &mut Fixture) -> Outcome {
+    let first = Image::sparse(&fixture.directory, "first", MIB)?;
+    let second = Image::sparse(&fixture.directory, "second", MIB)?;
     let at_offset = AttachOptions { offset: 512, ..plain() };
-    let a = world.attach(&first.open()?, &plain()).await?;
-    let b = world.attach(&first.open()?, &at_offset).await?;
-    let c = world.attach(&second.open()?, &at_offset).await?;
-    // A second name of the file is the same file.
-    let link = world.folder.join("link");
+    let a = fixture.attach(&first.open()?, &plain()).await?;
+    let b = fixture.attach(&first.open()?, &at_offset).await?;
+    let c = fixture.attach(&second.open()?, &at_offset).await?;
+    // A hard link is the same file.
+    let link = fixture.directory.join("link");
     std::fs::hard_link(&first.path, &link)?;
     let found = async |file: Option<&std::path::Path>, offset| {
         let file = file.map(std::fs::File::open).transpose()?.map(Into::into);
-        let listed = world.manager.list(&ListOptions { file, offset, all: false }).await?;
+        let listed = fixture.manager.list(&ListOptions { file, offset, all: false }).await?;
         anyhow::Ok(listed.into_iter().map(|(path, _)| path).collect::<HashSet<_>>())
     };
     let of = |attached: &[&Attached]| {
@@ -149,15 +150,15 @@ async fn list_by_file_and_offset(world: &mut World) -> Outcome {
     assert_eq!(found(None, Some(512)).await?, of(&[&b, &c]));
     assert_eq!(found(None, Some(0)).await?, of(&[&a]));
     for attached in [a, b, c] {
-        world.detach(&attached).await?;
+        fixture.detach(&attached).await?;
     }
     Ok(())
 }
 
-async fn offset_and_size_limit(world: &mut World) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", 4 * MIB)?;
+async fn offset_and_size_limit_are_applied(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", 4 * MIB)?;
     let options = AttachOptions { offset: MIB, size_limit: MIB / 2, ..plain() };
-    let attached = world.attach(&image.open()?, &options).await?;
+    let attached = fixture.attach(&image.open()?, &options).await?;
     assert_eq!(attached.device.number::<u64>("size")? * 512, MIB / 2);
 
     let mut device = std::fs::File::options().write(true).open(attached.device.node())?;
@@ -165,7 +166,7 @@ async fn offset_and_size_limit(world: &mut World) -> Outcome {
     device.write_all(b"through the device")?;
     device.sync_all()?;
     drop(device);
-    world.detach(&attached).await?;
+    fixture.detach(&attached).await?;
 
     let mut file = image.open_read_only()?;
     file.seek(SeekFrom::Start(MIB + 8192))?;
@@ -175,71 +176,73 @@ async fn offset_and_size_limit(world: &mut World) -> Outcome {
     Ok(())
 }
 
-async fn odd_sizes_are_floored(world: &mut World) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", 10 * 512 + 100)?;
-    let attached = world.attach(&image.open()?, &plain()).await?;
+async fn odd_sizes_are_rounded_down_to_sectors(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", 10 * 512 + 100)?;
+    let attached = fixture.attach(&image.open()?, &plain()).await?;
     assert_eq!(attached.device.number::<u64>("size")?, 10);
-    assert_eq!(world.volume(&attached.path).await?.size, 5120);
-    world.detach(&attached).await
+    assert_eq!(fixture.volume(&attached.path).await?.size, 5120);
+    fixture.detach(&attached).await
 }
 
-async fn read_only_by_option(world: &mut World) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", MIB)?;
-    assert_read_only(world, &image.open()?, &AttachOptions { read_only: true, ..plain() }).await
+async fn option_makes_the_device_read_only(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
+    assert_read_only(fixture, &image.open()?, &AttachOptions { read_only: true, ..plain() }).await
 }
 
-async fn read_only_by_descriptor(world: &mut World) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", MIB)?;
-    assert_read_only(world, &image.open_read_only()?, &plain()).await
+async fn read_only_descriptor_makes_the_device_read_only(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
+    assert_read_only(fixture, &image.open_read_only()?, &plain()).await
 }
 
-async fn assert_read_only(world: &World, file: &std::fs::File, options: &AttachOptions) -> Outcome {
-    let attached = world.attach(file, options).await?;
+async fn assert_read_only(fixture: &Fixture, file: &std::fs::File, options: &AttachOptions) -> Outcome {
+    let attached = fixture.attach(file, options).await?;
     assert!(attached.device.flag("ro")?);
-    assert!(world.properties(&attached.path).await?.read_only);
-    world.detach(&attached).await
+    assert!(fixture.properties(&attached.path).await?.read_only);
+    fixture.detach(&attached).await
 }
 
-async fn block_sizes(world: &mut World) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", 4 * MIB)?;
+async fn block_sizes_are_applied(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", 4 * MIB)?;
     for block_size in [512, 1024, 2048, 4096] {
-        let attached = world.attach(&image.open()?, &AttachOptions { block_size, ..plain() }).await?;
+        let attached = fixture.attach(&image.open()?, &AttachOptions { block_size, ..plain() }).await?;
         assert_eq!(attached.device.number::<u32>("queue/logical_block_size")?, block_size);
-        assert_eq!(world.properties(&attached.path).await?.block_size, block_size);
-        world.detach(&attached).await?;
+        assert_eq!(fixture.properties(&attached.path).await?.block_size, block_size);
+        fixture.detach(&attached).await?;
     }
     Ok(())
 }
 
-async fn reference(world: &mut World) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", MIB)?;
+async fn reference_is_shown_by_losetup(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
     let reference = "r".repeat(63);
     let attached =
-        world.attach(&image.open()?, &AttachOptions { reference: reference.clone(), ..plain() }).await?;
+        fixture.attach(&image.open()?, &AttachOptions { reference: reference.clone(), ..plain() }).await?;
     assert_eq!(loop_ioctl::reference(attached.device)?, reference);
-    assert_eq!(world.properties(&attached.path).await?.reference, reference);
-    // The column came with util-linux 2.39.
+    assert_eq!(fixture.properties(&attached.path).await?.reference, reference);
+    // util-linux has the column since 2.39.
     if let Ok(shown) = run("losetup", ["-nO", "REF", &attached.device.node()]).await {
         assert_eq!(shown.trim(), reference);
     }
-    world.detach(&attached).await
+    fixture.detach(&attached).await
 }
 
-async fn number(world: &mut World) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", MIB)?;
+async fn requested_number_is_used(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
     let wanted = sysfs::last_free()?;
-    let attached = world.attach(&image.open()?, &AttachOptions { number: Some(wanted.0), ..plain() }).await?;
+    let attached =
+        fixture.attach(&image.open()?, &AttachOptions { number: Some(wanted.0), ..plain() }).await?;
     assert_eq!(attached.device, wanted);
-    world.detach(&attached).await
+    fixture.detach(&attached).await
 }
 
-async fn number_that_does_not_exist_yet(world: &mut World) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", MIB)?;
+async fn missing_number_is_created(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
     let wanted = LoopDevice(sysfs::all().last().map_or(0, |last| last.0 + 7));
-    let attached = world.attach(&image.open()?, &AttachOptions { number: Some(wanted.0), ..plain() }).await?;
+    let attached =
+        fixture.attach(&image.open()?, &AttachOptions { number: Some(wanted.0), ..plain() }).await?;
     assert_eq!(attached.device, wanted);
-    world.detach(&attached).await?;
-    // The daemon may take away what it made; udev may still look at it.
+    fixture.detach(&attached).await?;
+    // The daemon may remove a number that it created; udev may still have it open.
     let control = loop_ioctl::control()?;
     eventually("the new device is gone", async || {
         Ok(!sysfs::all().contains(&wanted) || loop_ioctl::remove(&control, wanted).is_ok())
@@ -247,63 +250,63 @@ async fn number_that_does_not_exist_yet(world: &mut World) -> Outcome {
     .await
 }
 
-async fn direct_io(world: &mut World) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", 4 * MIB)?;
+async fn direct_io_is_applied_or_refused(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", 4 * MIB)?;
     let direct = nix::fcntl::OFlag::O_DIRECT.bits();
     if std::fs::File::options().read(true).custom_flags(direct).open(&image.path).is_err() {
         return skip(format!("{} takes no O_DIRECT", image.path.display()));
     }
     let options = AttachOptions { direct_io: true, block_size: 4096, ..plain() };
-    let attached = world.attach(&image.open()?, &options).await?;
+    let attached = fixture.attach(&image.open()?, &options).await?;
     assert!(attached.device.flag("loop/dio")?);
-    assert!(world.properties(&attached.path).await?.direct_io);
-    world.detach(&attached).await?;
+    assert!(fixture.properties(&attached.path).await?.direct_io);
+    fixture.detach(&attached).await?;
 
-    let attached = world.attach(&image.open()?, &plain()).await?;
+    let attached = fixture.attach(&image.open()?, &plain()).await?;
     assert!(!attached.device.flag("loop/dio")?);
-    assert!(!world.properties(&attached.path).await?.direct_io);
-    world.detach(&attached).await
+    assert!(!fixture.properties(&attached.path).await?.direct_io);
+    fixture.detach(&attached).await
 }
 
-async fn partition_scan(world: &mut World) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", MIB)?;
+async fn partition_scan_is_applied(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
     for partition_scan in [true, false] {
-        let attached = world.attach(&image.open()?, &AttachOptions { partition_scan, ..plain() }).await?;
+        let attached = fixture.attach(&image.open()?, &AttachOptions { partition_scan, ..plain() }).await?;
         assert_eq!(attached.device.flag("loop/partscan")?, partition_scan);
-        assert_eq!(world.properties(&attached.path).await?.partition_scan, partition_scan);
-        world.detach(&attached).await?;
+        assert_eq!(fixture.properties(&attached.path).await?.partition_scan, partition_scan);
+        fixture.detach(&attached).await?;
     }
     Ok(())
 }
 
-async fn client_lifetime_is_autoclear(world: &mut World) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", MIB)?;
-    let attached = world.attach(&image.open()?, &AttachOptions::default()).await?;
+async fn client_lifetime_is_autoclear(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
+    let attached = fixture.attach(&image.open()?, &AttachOptions::default()).await?;
     assert!(attached.device.flag("loop/autoclear")?);
-    let properties = world.properties(&attached.path).await?;
+    let properties = fixture.properties(&attached.path).await?;
     assert!(properties.autoclear);
     assert_eq!(properties.lifetime, "client");
-    world.detach(&attached).await
+    fixture.detach(&attached).await
 }
 
-async fn persistent_lifetime_is_not(world: &mut World) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", MIB)?;
-    let attached = world.attach(&image.open()?, &plain()).await?;
+async fn persistent_lifetime_is_not_autoclear(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
+    let attached = fixture.attach(&image.open()?, &plain()).await?;
     assert!(!attached.device.flag("loop/autoclear")?);
-    let properties = world.properties(&attached.path).await?;
+    let properties = fixture.properties(&attached.path).await?;
     assert!(!properties.autoclear);
     assert_eq!((properties.lifetime.as_str(), properties.client.as_str()), ("persistent", ""));
-    world.detach(&attached).await
+    fixture.detach(&attached).await
 }
 
-async fn with_wait_udev_is_done(world: &mut World) -> Outcome {
-    // Several rounds over the same number, with another label each: what is known must be of this disk.
+async fn with_wait_the_reply_follows_udev(fixture: &mut Fixture) -> Outcome {
+    // Several rounds on the same number, each with another label: the properties must be those of this disk.
     for round in 0..5 {
         let label = format!("round-{round}");
         let uuid = format!("11111111-2222-3333-4444-00000000000{round}");
-        let image = Image::ext4(&world.folder, &label, &label, &uuid).await?;
-        let attached = world.attach(&image.open()?, &AttachOptions::default()).await?;
-        let volume = world.volume(&attached.path).await?;
+        let image = Image::ext4(&fixture.directory, &label, &label, &uuid).await?;
+        let attached = fixture.attach(&image.open()?, &AttachOptions::default()).await?;
+        let volume = fixture.volume(&attached.path).await?;
         assert_eq!(
             (volume.usage.as_str(), volume.filesystem_type.as_str(), volume.filesystem_version.as_str()),
             ("filesystem", "ext4", "1.0")
@@ -313,50 +316,50 @@ async fn with_wait_udev_is_done(world: &mut World) -> Outcome {
         assert!(known.lines().any(|line| line == format!("ID_FS_LABEL={label}")), "{known}");
         let link = std::fs::canonicalize(format!("/dev/disk/by-uuid/{uuid}"))?;
         assert_eq!(link.to_str(), Some(attached.device.node().as_str()));
-        world.detach(&attached).await?;
+        fixture.detach(&attached).await?;
     }
     Ok(())
 }
 
-async fn without_wait_udev_follows(world: &mut World) -> Outcome {
+async fn without_wait_udev_follows_the_reply(fixture: &mut Fixture) -> Outcome {
     let image =
-        Image::ext4(&world.folder, "image", "follows", "11111111-2222-3333-4444-00000000000a").await?;
-    let attached = world.attach(&image.open()?, &plain()).await?;
+        Image::ext4(&fixture.directory, "image", "follows", "11111111-2222-3333-4444-00000000000a").await?;
+    let attached = fixture.attach(&image.open()?, &plain()).await?;
     assert!(attached.device.bound());
     eventually("the daemon knows the file system", async || {
-        Ok(world.volume(&attached.path).await?.filesystem_label == "follows")
+        Ok(fixture.volume(&attached.path).await?.filesystem_label == "follows")
     })
     .await?;
-    world.detach(&attached).await
+    fixture.detach(&attached).await
 }
 
-async fn block_device_as_the_file(world: &mut World) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", MIB)?;
-    let lower = world.attach(&image.open()?, &plain()).await?;
+async fn block_device_is_attached(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
+    let lower = fixture.attach(&image.open()?, &plain()).await?;
     let node = std::fs::File::options().read(true).write(true).open(lower.device.node())?;
-    let upper = world.attach(&node, &plain()).await?;
+    let upper = fixture.attach(&node, &plain()).await?;
     drop(node);
     assert_eq!(upper.device.backing_file().unwrap(), lower.device.node().as_bytes());
     assert_eq!(upper.device.number::<u64>("size")?, MIB / 512);
-    world.detach(&upper).await?;
-    world.detach(&lower).await
+    fixture.detach(&upper).await?;
+    fixture.detach(&lower).await
 }
 
-async fn same_file_twice(world: &mut World) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", MIB)?;
-    let first = world.attach(&image.open()?, &plain()).await?;
-    let second = world.attach(&image.open()?, &plain()).await?;
+async fn same_file_is_attached_twice(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
+    let first = fixture.attach(&image.open()?, &plain()).await?;
+    let second = fixture.attach(&image.open()?, &plain()).await?;
     assert_ne!(first.device, second.device);
     assert_ne!(first.path, second.path);
-    // Through the object this time.
+    // Now with the method of the object.
     for attached in [first, second] {
-        world.object(&attached.path).await?.detach(DetachOptions::default()).await?;
+        fixture.object(&attached.path).await?.detach(DetachOptions::default()).await?;
         assert!(!attached.device.bound());
     }
     Ok(())
 }
 
-async fn version(world: &mut World) -> Outcome {
-    assert_eq!(world.manager.version().await?, env!("CARGO_PKG_VERSION"));
+async fn version_is_published(fixture: &mut Fixture) -> Outcome {
+    assert_eq!(fixture.manager.version().await?, env!("CARGO_PKG_VERSION"));
     Ok(())
 }

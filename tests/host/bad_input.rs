@@ -1,5 +1,5 @@
-//! Nothing that a caller sends does more than fail with a named error and a message, and nothing is
-//! left behind: the runner looks after each test for devices, descriptors and processes.
+//! Invalid input fails with a named error and a message, and leaves nothing behind: after each test the runner
+//! checks for devices, descriptors and processes.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{Read as _, Write as _};
@@ -11,11 +11,11 @@ use futures_util::StreamExt as _;
 use loopd_dbus::names::{BUS_NAME, MANAGER, ROOT_PATH};
 use loopd_dbus::properties::from_bus_path;
 use loopd_dbus::{AttachOptions, ErrorKind, Lifetime};
+use loopd_tests::fixture::{Fixture, expect_kind, refusal};
 use loopd_tests::image::{Image, MIB};
 use loopd_tests::polkit::{Answer, Setup};
 use loopd_tests::process::eventually;
 use loopd_tests::udev::Listener;
-use loopd_tests::world::{World, expect_kind, refusal};
 use loopd_tests::{GAMES, Outcome, ROOT, User};
 
 loopd_tests::tests! {
@@ -33,41 +33,41 @@ loopd_tests::tests! {
         unknown_detach_option, detach_lazy_as_string, unknown_list_option, list_all_as_u32,
         list_file_as_string, list_offset_as_u32,
         uevents_flow_after_bad_block_sizes,
-        number_taken,
-        arguments_missing,
-        unknown_members,
+        number_in_use_is_busy,
+        missing_arguments_are_refused,
+        unknown_members_are_refused,
         trailing_space, newline, not_utf8, quotes_and_backslashes, long_name,
-        unlinked, memfd,
-        append_only, sealed, made_when_it_is_read,
+        unlinked_file_is_attached, memfd_is_attached,
+        append_only_descriptor_is_refused, sealed_memfd_is_read_only, kernel_generated_files_are_refused,
     ];
-    Setup::StandIn(Answer::No) => [block_device_without_right];
-    Setup::StandIn(Answer::Yes) => [as_a_user];
+    Setup::StandIn(Answer::No) => [block_device_needs_authorization];
+    Setup::StandIn(Answer::Yes) => [bad_input_of_an_authorized_user_is_refused];
 }
 
-/// The probe's words for `SetupLoop` on a fresh image, or on what the kind stands for.
-fn setup_words(world: &World, kind: &str, options: &[&str]) -> anyhow::Result<Vec<OsString>> {
+/// The probe's arguments for `SetupLoop` on a new image, or on a file of this kind.
+fn setup_arguments(fixture: &Fixture, kind: &str, options: &[&str]) -> anyhow::Result<Vec<OsString>> {
     let path = match kind {
-        "dir" => world.folder.clone(),
-        "empty" => Image::sparse(&world.folder, "empty", 0)?.path,
-        _ => Image::sparse(&world.folder, "image", MIB)?.path,
+        "dir" => fixture.directory.clone(),
+        "empty" => Image::sparse(&fixture.directory, "empty", 0)?.path,
+        _ => Image::sparse(&fixture.directory, "image", MIB)?.path,
     };
     let kind = if kind == "empty" { "regular" } else { kind };
-    let words = [OsStr::new("setup"), OsStr::new(kind), path.as_os_str()];
-    Ok(words.into_iter().chain(options.iter().map(OsStr::new)).map(OsStr::to_owned).collect())
+    let arguments = [OsStr::new("setup"), OsStr::new(kind), path.as_os_str()];
+    Ok(arguments.into_iter().chain(options.iter().map(OsStr::new)).map(OsStr::to_owned).collect())
 }
 
-async fn refused(world: &World, user: User, kind: &str, options: &[&str], error: ErrorKind) -> Outcome {
-    let words = setup_words(world, kind, options)?;
-    world.probe(user, words).await?.refused(error)?;
-    assert!(world.list(false).await?.is_empty());
+async fn refused(fixture: &Fixture, user: User, kind: &str, options: &[&str], error: ErrorKind) -> Outcome {
+    let arguments = setup_arguments(fixture, kind, options)?;
+    fixture.probe(user, arguments).await?.refused(error)?;
+    assert!(fixture.list(false).await?.is_empty());
     Ok(())
 }
 
 /// Tests that attach a file of this kind with these options and get this error.
 macro_rules! refused {
     ($($name:ident: $kind:literal $(, $option:literal)* => $error:ident;)*) => {$(
-        async fn $name(world: &mut World) -> Outcome {
-            refused(world, ROOT, $kind, &[$($option),*], ErrorKind::$error).await
+        async fn $name(fixture: &mut Fixture) -> Outcome {
+            refused(fixture, ROOT, $kind, &[$($option),*], ErrorKind::$error).await
         }
     )*};
 }
@@ -114,18 +114,18 @@ refused! {
         "reference=s:éééééééééééééééééééééééééééééééé" => InvalidArgs;
 }
 
-/// Tests of the other methods' options, on a device that must stay as it is.
+/// Tests of the options of other methods, on a device that must not change.
 macro_rules! refused_option {
     ($($name:ident: $($word:literal),* => $error:ident;)*) => {$(
-        async fn $name(world: &mut World) -> Outcome {
-            let image = Image::sparse(&world.folder, "image", MIB)?;
+        async fn $name(fixture: &mut Fixture) -> Outcome {
+            let image = Image::sparse(&fixture.directory, "image", MIB)?;
             let options = AttachOptions { lifetime: Lifetime::Persistent, ..AttachOptions::default() };
-            let attached = world.attach(&image.open()?, &options).await?;
+            let attached = fixture.attach(&image.open()?, &options).await?;
             let node = attached.device.node();
-            let words = [$($word),*].map(|word| word.replace("DEVICE", &node));
-            world.probe(ROOT, words).await?.refused(ErrorKind::$error)?;
+            let arguments = [$($word),*].map(|word| word.replace("DEVICE", &node));
+            fixture.probe(ROOT, arguments).await?.refused(ErrorKind::$error)?;
             assert!(attached.device.bound());
-            world.detach(&attached).await
+            fixture.detach(&attached).await
         }
     )*};
 }
@@ -139,41 +139,42 @@ refused_option! {
     list_offset_as_u32: "list", "offset=u:0" => InvalidArgs;
 }
 
-/// The kernel keeps uevents back after a LOOP_CONFIGURE with a bad block size.
-async fn uevents_flow_after_bad_block_sizes(world: &mut World) -> Outcome {
-    let image = Image::ext4(&world.folder, "image", "flows", "11111111-2222-3333-4444-00000000000e").await?;
+/// The kernel suppresses uevents after a LOOP_CONFIGURE with an invalid block size.
+async fn uevents_flow_after_bad_block_sizes(fixture: &mut Fixture) -> Outcome {
+    let image =
+        Image::ext4(&fixture.directory, "image", "flows", "11111111-2222-3333-4444-00000000000e").await?;
     let device = loopd_tests::sysfs::last_free()?;
     let at = AttachOptions { number: Some(device.0), ..AttachOptions::default() };
     for block_size in [1000, 256, 131_072] {
-        let error = world.attach_fails(&image.open()?, &AttachOptions { block_size, ..at.clone() }).await?;
+        let error = fixture.attach_fails(&image.open()?, &AttachOptions { block_size, ..at.clone() }).await?;
         expect_kind(&error, ErrorKind::InvalidArgs)?;
     }
     assert!(!device.flag("ro")?);
-    let listener = Listener::start(&world.folder).await?;
-    let attached = world.attach(&image.open()?, &at).await?;
-    eventually("udev tells of the device", async || {
+    let listener = Listener::start(&fixture.directory).await?;
+    let attached = fixture.attach(&image.open()?, &at).await?;
+    eventually("udev has processed the device", async || {
         let events = listener.about(device)?;
         Ok(["KERNEL", "UDEV"].iter().all(|source| events.iter().any(|event| event.source == *source)))
     })
     .await?;
-    assert_eq!(world.volume(&attached.path).await?.filesystem_label, "flows");
-    world.detach(&attached).await?;
+    assert_eq!(fixture.volume(&attached.path).await?.filesystem_label, "flows");
+    fixture.detach(&attached).await?;
     listener.stop().await
 }
 
-async fn number_taken(world: &mut World) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", MIB)?;
-    let first = world.attach(&image.open()?, &AttachOptions::default()).await?;
+async fn number_in_use_is_busy(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
+    let first = fixture.attach(&image.open()?, &AttachOptions::default()).await?;
     let same = AttachOptions { number: Some(first.device.0), ..AttachOptions::default() };
-    let error = world.attach_fails(&image.open()?, &same).await?;
+    let error = fixture.attach_fails(&image.open()?, &same).await?;
     expect_kind(&error, ErrorKind::Busy)?;
     assert!(error.message.contains(&first.device.node()), "{error}");
     assert!(first.device.bound());
-    world.detach(&first).await
+    fixture.detach(&first).await
 }
 
-async fn arguments_missing(world: &mut World) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", MIB)?;
+async fn missing_arguments_are_refused(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
     let file = image.open()?;
     let method = |name: &'static str| {
         zbus::Message::method_call(ROOT_PATH, name).destination(BUS_NAME).interface(MANAGER)
@@ -186,9 +187,9 @@ async fn arguments_missing(world: &mut World) -> Outcome {
         method("Detach").build(&(0u32,))?,
         method("List").build(&())?,
     ];
-    let mut messages = zbus::MessageStream::from(&world.connection);
+    let mut messages = zbus::MessageStream::from(&fixture.connection);
     for call in &calls {
-        world.connection.send(call).await?;
+        fixture.connection.send(call).await?;
         let serial = Some(call.primary_header().serial_num());
         let reply = loop {
             let message = messages.next().await.context("the bus is gone")??;
@@ -201,37 +202,37 @@ async fn arguments_missing(world: &mut World) -> Outcome {
             Some(ErrorKind::InvalidArgs.name())
         );
     }
-    assert!(world.list(false).await?.is_empty());
+    assert!(fixture.list(false).await?.is_empty());
     Ok(())
 }
 
-async fn unknown_members(world: &mut World) -> Outcome {
+async fn unknown_members_are_refused(fixture: &mut Fixture) -> Outcome {
     for (path, method) in [(ROOT_PATH, "Format"), ("/org/loopd1/attachment/0", "Detach"), ("/", "List")] {
-        let reply = world.connection.call_method(Some(BUS_NAME), path, Some(MANAGER), method, &()).await;
+        let reply = fixture.connection.call_method(Some(BUS_NAME), path, Some(MANAGER), method, &()).await;
         assert!(reply.is_err(), "{path} {method}");
     }
     Ok(())
 }
 
 /// Attaches a file of this name as root; its path comes back byte for byte.
-async fn name_comes_back(world: &World, name: &[u8]) -> Outcome {
-    let image = Image::sparse(&world.folder, OsStr::from_bytes(name), MIB)?;
-    let mut probe = world.probe_hold(
+async fn name_comes_back(fixture: &Fixture, name: &[u8]) -> Outcome {
+    let image = Image::sparse(&fixture.directory, OsStr::from_bytes(name), MIB)?;
+    let mut probe = fixture.probe_hold(
         ROOT,
         [OsStr::new("--hold"), OsStr::new("setup"), OsStr::new("regular"), image.path.as_os_str()],
     )?;
     let attached = probe.reply().await?.attached()?;
-    let shown = world.properties(&attached.path).await?.backing_file;
+    let shown = fixture.properties(&attached.path).await?.backing_file;
     assert_eq!(from_bus_path(&shown), image.path.as_os_str().as_bytes());
     probe.close().await?;
-    world.gone(&attached).await
+    fixture.gone(&attached).await
 }
 
 /// Tests that attach a file of this name.
 macro_rules! names {
     ($($name:ident: $bytes:expr;)*) => {$(
-        async fn $name(world: &mut World) -> Outcome {
-            name_comes_back(world, $bytes).await
+        async fn $name(fixture: &mut Fixture) -> Outcome {
+            name_comes_back(fixture, $bytes).await
         }
     )*};
 }
@@ -244,14 +245,14 @@ names! {
     long_name: &[b'n'; 200];
 }
 
-/// What is written through the device of such a file can be read back.
-async fn nameless(world: &World, kind: &str) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", MIB)?;
+/// Data written to the device of such a file can be read back.
+async fn nameless(fixture: &Fixture, kind: &str) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
     let path = image.path.to_str().unwrap();
-    let mut probe = world.probe_hold(ROOT, ["--hold", "setup", kind, path])?;
+    let mut probe = fixture.probe_hold(ROOT, ["--hold", "setup", kind, path])?;
     let attached = probe.reply().await?.attached()?;
     assert_eq!(attached.device.number::<u64>("size")?, MIB / 512);
-    world.properties(&attached.path).await?;
+    fixture.properties(&attached.path).await?;
     let mut device = std::fs::File::options().write(true).open(attached.device.node())?;
     device.write_all(&[7; 4096])?;
     device.sync_all()?;
@@ -260,31 +261,31 @@ async fn nameless(world: &World, kind: &str) -> Outcome {
     std::fs::File::open(attached.device.node())?.read_exact(&mut bytes)?;
     assert_eq!(bytes, [7; 4096]);
     probe.close().await?;
-    world.gone(&attached).await
+    fixture.gone(&attached).await
 }
 
-async fn unlinked(world: &mut World) -> Outcome {
-    nameless(world, "unlinked").await
+async fn unlinked_file_is_attached(fixture: &mut Fixture) -> Outcome {
+    nameless(fixture, "unlinked").await
 }
 
-async fn memfd(world: &mut World) -> Outcome {
-    nameless(world, "memfd").await
+async fn memfd_is_attached(fixture: &mut Fixture) -> Outcome {
+    nameless(fixture, "memfd").await
 }
 
-async fn block_device_without_right(world: &mut World) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", MIB)?;
-    let lower = world.attach(&image.open()?, &AttachOptions::default()).await?;
+async fn block_device_needs_authorization(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
+    let lower = fixture.attach(&image.open()?, &AttachOptions::default()).await?;
     let node = std::fs::File::options().read(true).write(true).open(lower.device.node())?;
-    let mut command = world.tool(GAMES, "loopd-probe")?;
+    let mut command = fixture.tool(GAMES, "loopd-probe")?;
     command.args(["setup", "stdin", "-"]).stdin(node);
     let mut probe = loopd_tests::probe::Probe::spawn_with_input(command)?;
     probe.reply().await?.refused(ErrorKind::AccessDenied)?;
     probe.close().await?;
-    world.detach(&lower).await
+    fixture.detach(&lower).await
 }
 
-/// The same refusals for someone whom polkit lets: a permission is no way round the checks.
-async fn as_a_user(world: &mut World) -> Outcome {
+/// The same refusals for an authorized user: authorization does not bypass the checks.
+async fn bad_input_of_an_authorized_user_is_refused(fixture: &mut Fixture) -> Outcome {
     for (kind, options, error) in [
         ("dir", &[][..], ErrorKind::InvalidBackingFile),
         ("pipe", &[], ErrorKind::InvalidBackingFile),
@@ -292,34 +293,34 @@ async fn as_a_user(world: &mut World) -> Outcome {
         ("regular", &["offset=t:100"], ErrorKind::InvalidArgs),
         ("regular", &["block-size=u:1000"], ErrorKind::InvalidArgs),
     ] {
-        refused(world, GAMES, kind, options, error).await?;
-        let _ = std::fs::remove_file(world.folder.join("image"));
+        refused(fixture, GAMES, kind, options, error).await?;
+        let _ = std::fs::remove_file(fixture.directory.join("image"));
     }
     Ok(())
 }
 
-/// Linux would overwrite what only may be appended to, or append every block.
-async fn append_only(world: &mut World) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", MIB)?;
+/// Linux would overwrite an append-only file, or append every block.
+async fn append_only_descriptor_is_refused(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
     let appending = std::fs::File::options().read(true).append(true).open(&image.path)?;
-    let error = world.attach_fails(&appending, &AttachOptions::default()).await?;
+    let error = fixture.attach_fails(&appending, &AttachOptions::default()).await?;
     expect_kind(&error, ErrorKind::InvalidBackingFile)?;
     assert!(error.message.contains("O_APPEND") && error.message.contains("for reading only"), "{error}");
     // A read-only device never writes.
     let read_only = AttachOptions { read_only: true, ..AttachOptions::default() };
-    let attached = world.attach(&appending, &read_only).await?;
-    let object = world.object(&attached.path).await?;
+    let attached = fixture.attach(&appending, &read_only).await?;
+    let object = fixture.object(&attached.path).await?;
     let error = refusal(object.replace_backing_file(appending.as_fd()).await)?;
     expect_kind(&error, ErrorKind::InvalidBackingFile)?;
     assert!(error.message.contains("O_APPEND"), "{error}");
-    world.detach(&attached).await?;
+    fixture.detach(&attached).await?;
     let only_reading = image.open_read_only()?;
-    let attached = world.attach(&only_reading, &AttachOptions::default()).await?;
-    world.detach(&attached).await
+    let attached = fixture.attach(&only_reading, &AttachOptions::default()).await?;
+    fixture.detach(&attached).await
 }
 
-/// What may not be written to is a read-only device, however it was opened.
-async fn sealed(world: &mut World) -> Outcome {
+/// A sealed file gives a read-only device, independent of the open mode.
+async fn sealed_memfd_is_read_only(fixture: &mut Fixture) -> Outcome {
     use nix::fcntl::{FcntlArg, SealFlag, fcntl};
     use nix::sys::memfd::{MFdFlags, memfd_create};
     for (seal, read_only) in [
@@ -330,15 +331,15 @@ async fn sealed(world: &mut World) -> Outcome {
         let file = std::fs::File::from(memfd_create("sealed", MFdFlags::MFD_ALLOW_SEALING)?);
         file.set_len(MIB)?;
         fcntl(&file, FcntlArg::F_ADD_SEALS(seal))?;
-        let attached = world.attach(&file, &AttachOptions::default()).await?;
-        assert_eq!(world.properties(&attached.path).await?.read_only, read_only, "{seal:?}");
-        world.detach(&attached).await?;
+        let attached = fixture.attach(&file, &AttachOptions::default()).await?;
+        assert_eq!(fixture.properties(&attached.path).await?.read_only, read_only, "{seal:?}");
+        fixture.detach(&attached).await?;
     }
     Ok(())
 }
 
-/// The kernel would read it by its own rights, and not by those of whoever opened it.
-async fn made_when_it_is_read(world: &mut World) -> Outcome {
+/// The kernel would read it with its own rights, not with those of the user who opened it.
+async fn kernel_generated_files_are_refused(fixture: &mut Fixture) -> Outcome {
     for path in [
         "/proc/kallsyms",
         "/proc/self/status",
@@ -346,7 +347,7 @@ async fn made_when_it_is_read(world: &mut World) -> Outcome {
         "/sys/power/state",
     ] {
         let Ok(file) = std::fs::File::open(path) else { continue };
-        let error = world.attach_fails(&file, &AttachOptions::default()).await?;
+        let error = fixture.attach_fails(&file, &AttachOptions::default()).await?;
         expect_kind(&error, ErrorKind::InvalidBackingFile)?;
         assert!(error.message.contains("copy it first"), "{error}");
     }

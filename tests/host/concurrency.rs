@@ -7,24 +7,24 @@ use std::sync::{Arc, Mutex};
 use loopd_dbus::proxy::{Interaction, Manager};
 use loopd_dbus::{AttachOptions, DetachOptions};
 use loopd_tests::Outcome;
+use loopd_tests::fixture::Fixture;
 use loopd_tests::image::{Image, MIB};
 use loopd_tests::polkit::Setup;
-use loopd_tests::world::World;
 
 loopd_tests::tests! {
     "concurrency";
-    Setup::None => [eight_clients, one_client_all_at_once];
+    Setup::None => [eight_clients_attach_and_detach, concurrent_calls_of_one_client];
 }
 
 const CLIENTS: usize = 8;
 const ROUNDS: usize = 25;
 
-async fn eight_clients(world: &mut World) -> Outcome {
+async fn eight_clients_attach_and_detach(fixture: &mut Fixture) -> Outcome {
     let live = Arc::new(Mutex::new(HashSet::new()));
     let mut clients = Vec::new();
     for client in 0..CLIENTS {
-        let image = Image::sparse(&world.folder, format!("image-{client}"), MIB)?;
-        let connection = world.connect().await?;
+        let image = Image::sparse(&fixture.directory, format!("image-{client}"), MIB)?;
+        let connection = fixture.connect().await?;
         let live = Arc::clone(&live);
         clients.push(tokio::spawn(async move {
             let manager = Manager::new(&connection, Interaction::Forbidden).await?;
@@ -42,20 +42,20 @@ async fn eight_clients(world: &mut World) -> Outcome {
     for client in clients {
         client.await??;
     }
-    assert!(world.list(false).await?.is_empty());
-    world.assert_no_leak().await
+    assert!(fixture.list(false).await?.is_empty());
+    fixture.assert_no_leak().await
 }
 
-async fn one_client_all_at_once(world: &mut World) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", MIB)?;
+async fn concurrent_calls_of_one_client(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
     let files: Vec<_> = (0..CLIENTS).map(|_| image.open()).collect::<Result<_, _>>()?;
     let options = AttachOptions::default();
-    let calls = files.iter().map(|file| world.manager.setup_loop(file.as_fd(), &options));
+    let calls = files.iter().map(|file| fixture.manager.setup_loop(file.as_fd(), &options));
     let nodes: HashSet<String> =
         futures_util::future::try_join_all(calls).await?.into_iter().map(|(_, node)| node).collect();
     assert_eq!(nodes.len(), CLIENTS);
-    let calls = nodes.iter().map(|node| world.manager.detach(node, DetachOptions::default()));
+    let calls = nodes.iter().map(|node| fixture.manager.detach(node, DetachOptions::default()));
     futures_util::future::try_join_all(calls).await?;
-    assert!(world.list(false).await?.is_empty());
+    assert!(fixture.list(false).await?.is_empty());
     Ok(())
 }

@@ -1,94 +1,94 @@
-//! Clients that are not ours: busctl, gdbus, python3-dbus.
+//! Other D-Bus clients: busctl, gdbus, python3-dbus.
 
 use anyhow::Context as _;
 use loopd_dbus::names::ROOT_PATH;
 use loopd_dbus::{AttachOptions, Lifetime};
+use loopd_tests::fixture::{Attached, Fixture};
 use loopd_tests::image::{Image, MIB};
 use loopd_tests::polkit::Setup;
 use loopd_tests::process::{needs, output};
-use loopd_tests::world::{Attached, World};
 use loopd_tests::{Outcome, skip};
 
 loopd_tests::tests! {
     "foreign";
-    Setup::None => [busctl, busctl_shows_everything, gdbus, python, unknown_interface_is_kept_out];
+    Setup::None => [busctl_can_list_and_detach, busctl_shows_all_members, gdbus_can_list_and_detach, python_can_attach, bus_policy_denies_unknown_interfaces];
 }
 
-/// Runs a program on the test's bus; gives what it printed.
-async fn run(world: &World, program: &str, words: &[&str]) -> anyhow::Result<String> {
-    let mut command = world.command(program);
-    command.args(words);
+/// Runs a program on the test's bus; returns its output.
+async fn run(fixture: &Fixture, program: &str, arguments: &[&str]) -> anyhow::Result<String> {
+    let mut command = fixture.command(program);
+    command.args(arguments);
     let output = output(command).await?;
     let errors = String::from_utf8_lossy(&output.stderr);
-    anyhow::ensure!(output.status.success(), "{program} {words:?}: {}: {errors}", output.status);
+    anyhow::ensure!(output.status.success(), "{program} {arguments:?}: {}: {errors}", output.status);
     Ok(String::from_utf8(output.stdout)?)
 }
 
-async fn attach(world: &World, image: &Image) -> anyhow::Result<Attached> {
+async fn attach(fixture: &Fixture, image: &Image) -> anyhow::Result<Attached> {
     let options = AttachOptions { lifetime: Lifetime::Persistent, ..AttachOptions::default() };
-    world.attach(&image.open()?, &options).await
+    fixture.attach(&image.open()?, &options).await
 }
 
-async fn busctl(world: &mut World) -> Outcome {
+async fn busctl_can_list_and_detach(fixture: &mut Fixture) -> Outcome {
     needs("busctl")?;
-    let image = Image::sparse(&world.folder, "image", MIB)?;
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
     let manager = ["call", "org.loopd1", ROOT_PATH, "org.loopd1.Manager"];
-    let call = async |words: &[&str]| run(world, "busctl", &[&manager[..], words].concat()).await;
+    let call = async |arguments: &[&str]| run(fixture, "busctl", &[&manager[..], arguments].concat()).await;
 
-    let attached = attach(world, &image).await?;
+    let attached = attach(fixture, &image).await?;
     let node = attached.device.node();
     let listed = call(&["List", "a{sv}", "1", "all", "b", "true"]).await?;
     assert!(listed.contains(attached.path.as_str()) && listed.contains(&node), "{listed}");
     call(&["Detach", "sa{sv}", &node, "1", "lazy", "b", "false"]).await?;
     assert!(!attached.device.bound());
 
-    let attached = attach(world, &image).await?;
+    let attached = attach(fixture, &image).await?;
     let path = attached.path.as_str();
-    run(world, "busctl", &["call", "org.loopd1", path, "org.loopd1.Attachment", "Detach", "a{sv}", "0"])
+    run(fixture, "busctl", &["call", "org.loopd1", path, "org.loopd1.Attachment", "Detach", "a{sv}", "0"])
         .await?;
     assert!(!attached.device.bound());
 
     let version =
-        run(world, "busctl", &["get-property", "org.loopd1", ROOT_PATH, "org.loopd1.Manager", "Version"])
+        run(fixture, "busctl", &["get-property", "org.loopd1", ROOT_PATH, "org.loopd1.Manager", "Version"])
             .await?;
     assert_eq!(version.trim(), format!("s {:?}", env!("CARGO_PKG_VERSION")));
     Ok(())
 }
 
-async fn busctl_shows_everything(world: &mut World) -> Outcome {
+async fn busctl_shows_all_members(fixture: &mut Fixture) -> Outcome {
     needs("busctl")?;
-    let image = Image::sparse(&world.folder, "image", MIB)?;
-    let attached = attach(world, &image).await?;
-    let tree = run(world, "busctl", &["tree", "--list", "org.loopd1"]).await?;
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
+    let attached = attach(fixture, &image).await?;
+    let tree = run(fixture, "busctl", &["tree", "--list", "org.loopd1"]).await?;
     assert!(tree.lines().any(|line| line == attached.path.as_str()), "{tree}");
-    let shown = run(world, "busctl", &["introspect", "org.loopd1", attached.path.as_str()]).await?;
+    let shown = run(fixture, "busctl", &["introspect", "org.loopd1", attached.path.as_str()]).await?;
     for word in ["org.loopd1.Attachment", "org.loopd1.Volume", ".DiskSequence", ".MountPoints", ".Detach"] {
         assert!(shown.contains(word), "no {word} in {shown}");
     }
-    world.detach(&attached).await
+    fixture.detach(&attached).await
 }
 
-async fn gdbus(world: &mut World) -> Outcome {
+async fn gdbus_can_list_and_detach(fixture: &mut Fixture) -> Outcome {
     needs("gdbus")?;
-    let image = Image::sparse(&world.folder, "image", MIB)?;
-    let call = async |path: &str, method: &str, words: &[&str]| {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
+    let call = async |path: &str, method: &str, arguments: &[&str]| {
         let start = ["call", "--system", "--dest", "org.loopd1", "--object-path", path, "--method", method];
-        run(world, "gdbus", &[&start[..], words].concat()).await
+        run(fixture, "gdbus", &[&start[..], arguments].concat()).await
     };
 
-    let attached = attach(world, &image).await?;
+    let attached = attach(fixture, &image).await?;
     let node = attached.device.node();
     let listed = call(ROOT_PATH, "org.loopd1.Manager.List", &["{'all': <true>}"]).await?;
     assert!(listed.contains(attached.path.as_str()), "{listed}");
     call(ROOT_PATH, "org.loopd1.Manager.Detach", &[&node, "{}"]).await?;
     assert!(!attached.device.bound());
 
-    let attached = attach(world, &image).await?;
+    let attached = attach(fixture, &image).await?;
     call(attached.path.as_str(), "org.loopd1.Attachment.Detach", &["{'lazy': <true>}"]).await?;
-    world.gone(&attached).await?;
+    fixture.gone(&attached).await?;
 
-    let words = ["introspect", "--system", "--dest", "org.loopd1", "--object-path", ROOT_PATH];
-    let shown = run(world, "gdbus", &words).await?;
+    let arguments = ["introspect", "--system", "--dest", "org.loopd1", "--object-path", ROOT_PATH];
+    let shown = run(fixture, "gdbus", &arguments).await?;
     assert!(shown.contains("interface org.loopd1.Manager"), "{shown}");
     Ok(())
 }
@@ -119,24 +119,24 @@ assert not manager.List(file)
 print(device)
 "#;
 
-async fn python(world: &mut World) -> Outcome {
-    // Debian's own, which is the one that python3-dbus is for.
+async fn python_can_attach(fixture: &mut Fixture) -> Outcome {
+    // Debian's python3, for which python3-dbus is built.
     let python = "/usr/bin/python3";
-    let mut probe = world.command(python);
+    let mut probe = fixture.command(python);
     probe.args(["-c", "import dbus"]);
     if !output(probe).await.is_ok_and(|output| output.status.success()) {
         return skip("python3-dbus is not installed");
     }
-    let image = Image::sparse(&world.folder, "image", MIB)?;
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
     let path = image.path.to_str().context("path")?;
-    let device = run(world, python, &["-c", SCRIPT, path]).await?;
+    let device = run(fixture, python, &["-c", SCRIPT, path]).await?;
     assert!(device.starts_with("/dev/loop"), "{device}");
     Ok(())
 }
 
-/// The shipped bus policy lets through what the contract has, and nothing else.
-async fn unknown_interface_is_kept_out(world: &mut World) -> Outcome {
-    let reply = world
+/// The shipped bus policy allows only the members of the contract.
+async fn bus_policy_denies_unknown_interfaces(fixture: &mut Fixture) -> Outcome {
+    let reply = fixture
         .connection
         .call_method(Some("org.loopd1"), ROOT_PATH, Some("org.loopd1.Other"), "Call", &())
         .await;

@@ -1,4 +1,4 @@
-//! Backing files whose file system does not answer: they cost their own client its time, and nobody else.
+//! Backing files whose file system does not answer: only their own client waits.
 
 use std::fs::File;
 use std::os::fd::AsFd as _;
@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use loopd_dbus::proxy::{Interaction, Manager};
 use loopd_dbus::{AttachOptions, DetachOptions, ErrorKind, Lifetime, ListOptions, Overlap};
+use loopd_tests::fixture::{Attached, Fixture, expect_kind, refusal};
 use loopd_tests::hanging::Hanging;
 use loopd_tests::image::{Image, MIB};
 use loopd_tests::polkit::{Answer, Setup};
 use loopd_tests::process::{eventually, run};
 use loopd_tests::service_manager::ServiceManager;
 use loopd_tests::sysfs::LoopDevice;
-use loopd_tests::world::{Attached, World, expect_kind, refusal};
 use loopd_tests::{GAMES, Outcome, udev};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -21,205 +21,208 @@ use tokio::time::timeout;
 loopd_tests::tests! {
     "hanging";
     Setup::None => [
-        a_file_that_cannot_be_looked_at,
-        a_device_that_is_being_read,
-        a_device_that_cannot_be_written_back,
-        a_client_that_leaves_one_behind,
-        a_restart_beside_one,
-        an_end_beside_one,
-        one_that_has_broken_down,
+        hanging_stat_delays_only_its_caller,
+        hanging_read_delays_only_its_device,
+        hanging_write_back_delays_only_its_device,
+        client_with_a_hanging_device_disconnects,
+        restart_with_a_hanging_device,
+        sigterm_with_a_hanging_device,
+        failing_file_system_is_reported,
     ];
-    Setup::StandIn(Answer::Yes) => [a_file_system_for_its_user_alone];
+    Setup::StandIn(Answer::Yes) => [fuse_file_of_a_user_is_attached];
 }
 
 const BYTES: usize = 16 << 20;
-/// More than anything takes that must not wait for the file system.
+/// A time limit for calls that must not wait for the file system.
 const SOON: Duration = Duration::from_secs(8);
 
-/// Without udev, which hangs itself when a device does.
+/// Without waiting for udev, which hangs itself on such a device.
 fn options() -> AttachOptions {
     AttachOptions { wait: false, ..AttachOptions::default() }
 }
 
-/// Everything else goes on meanwhile.
-async fn others_go_on(world: &World) -> Outcome {
+/// Checks that other clients are served.
+async fn others_go_on(fixture: &Fixture) -> Outcome {
     for overlap in [Overlap::Allow, Overlap::Refuse, Overlap::Reuse] {
-        other_goes_on(world, overlap).await?;
+        other_goes_on(fixture, overlap).await?;
     }
     Ok(())
 }
 
-async fn other_goes_on(world: &World, overlap: Overlap) -> Outcome {
-    let image = Image::sparse(&world.folder, format!("other {overlap:?}"), MIB)?;
+async fn other_goes_on(fixture: &Fixture, overlap: Overlap) -> Outcome {
+    let image = Image::sparse(&fixture.directory, format!("other {overlap:?}"), MIB)?;
     let options = AttachOptions { overlap, ..options() };
-    let attached = timeout(SOON, world.attach(&image.open()?, &options)).await??;
+    let attached = timeout(SOON, fixture.attach(&image.open()?, &options)).await??;
     let all = ListOptions { all: true, ..ListOptions::default() };
-    let list = timeout(SOON, world.manager.list(&all)).await??;
+    let list = timeout(SOON, fixture.manager.list(&all)).await??;
     assert!(list.iter().any(|(path, _)| *path == attached.path));
-    timeout(SOON, world.detach(&attached)).await??;
+    timeout(SOON, fixture.detach(&attached)).await??;
     Ok(std::fs::remove_file(&image.path)?)
 }
 
-async fn a_file_that_cannot_be_looked_at(world: &mut World) -> Outcome {
-    let hanging = Hanging::mount(&world.folder, BYTES)?;
-    let connection = world.connect().await?;
+async fn hanging_stat_delays_only_its_caller(fixture: &mut Fixture) -> Outcome {
+    let hanging = Hanging::mount(&fixture.directory, BYTES)?;
+    let connection = fixture.connect().await?;
     let client = Manager::new(&connection, Interaction::Forbidden).await?;
     let file = hanging.open()?;
     hanging.hang();
     let call = tokio::spawn(async move { client.setup_loop(file.as_fd(), &options()).await });
     hanging.asked().await?;
-    others_go_on(world).await?;
+    others_go_on(fixture).await?;
     assert!(!call.is_finished());
     connection.close().await?;
-    others_go_on(world).await?;
+    others_go_on(fixture).await?;
     hanging.go_on();
     assert!(call.await?.is_err());
-    world.assert_no_leak().await
+    fixture.assert_no_leak().await
 }
 
-async fn a_device_that_is_being_read(world: &mut World) -> Outcome {
-    let hanging = Hanging::mount(&world.folder, BYTES)?;
-    let attached = world.attach(&hanging.open()?, &AttachOptions::default()).await?;
+async fn hanging_read_delays_only_its_device(fixture: &mut Fixture) -> Outcome {
+    let hanging = Hanging::mount(&fixture.directory, BYTES)?;
+    let attached = fixture.attach(&hanging.open()?, &AttachOptions::default()).await?;
     hanging.hang();
     let node = attached.device.node();
     let reader = spawn_blocking(move || File::open(node)?.read_exact_at(&mut [0; 512], 5 << 20));
     hanging.asked().await?;
-    others_go_on(world).await?;
-    let error = timeout(SOON, world.detach_fails(attached.device)).await??;
+    others_go_on(fixture).await?;
+    let error = timeout(SOON, fixture.detach_fails(attached.device)).await??;
     expect_kind(&error, ErrorKind::Busy)?;
     hanging.go_on();
     reader.await??;
-    world.detach(&attached).await
+    fixture.detach(&attached).await
 }
 
-/// Has each close of the device hang, udev's first: there is something to be written back.
+/// Makes each close of the device hang, udev's first: there is dirty data to write back.
 fn write_in_vain(hanging: &Hanging, attached: &Attached) -> Outcome {
     let node = File::options().write(true).open(attached.device.node())?;
     hanging.hang();
     Ok(node.write_all_at(&[7; 4096], 0)?)
 }
 
-async fn a_device_that_cannot_be_written_back(world: &mut World) -> Outcome {
-    let hanging = Hanging::mount(&world.folder, BYTES)?;
-    let attached = world.attach(&hanging.open()?, &AttachOptions::default()).await?;
+async fn hanging_write_back_delays_only_its_device(fixture: &mut Fixture) -> Outcome {
+    let hanging = Hanging::mount(&fixture.directory, BYTES)?;
+    let attached = fixture.attach(&hanging.open()?, &AttachOptions::default()).await?;
     write_in_vain(&hanging, &attached)?;
     let lazy = DetachOptions { lazy: true };
-    timeout(SOON, world.manager.detach(&attached.device.node(), lazy)).await??;
+    timeout(SOON, fixture.manager.detach(&attached.device.node(), lazy)).await??;
     hanging.asked().await?;
-    assert_eq!(world.properties(&attached.path).await?.state, "detaching");
-    others_go_on(world).await?;
-    let again = timeout(SOON, world.manager.detach(&attached.device.node(), lazy)).await?;
+    assert_eq!(fixture.properties(&attached.path).await?.state, "detaching");
+    others_go_on(fixture).await?;
+    let again = timeout(SOON, fixture.manager.detach(&attached.device.node(), lazy)).await?;
     let error = refusal(again)?;
     expect_kind(&error, ErrorKind::Busy)?;
     assert!(error.message.contains("may hang"), "{error}");
     hanging.go_on();
-    world.gone(&attached).await?;
+    fixture.gone(&attached).await?;
     let mut written = [0; 4096];
     hanging.open()?.read_exact_at(&mut written, 0)?;
     assert_eq!(written, [7; 4096], "nothing is lost");
     Ok(())
 }
 
-async fn a_client_that_leaves_one_behind(world: &mut World) -> Outcome {
-    let hanging = Hanging::mount(&world.folder, BYTES)?;
-    let connection = world.connect().await?;
+async fn client_with_a_hanging_device_disconnects(fixture: &mut Fixture) -> Outcome {
+    let hanging = Hanging::mount(&fixture.directory, BYTES)?;
+    let connection = fixture.connect().await?;
     let client = Manager::new(&connection, Interaction::Forbidden).await?;
     let attached =
         Attached::new(client.setup_loop(hanging.open()?.as_fd(), &AttachOptions::default()).await?)?;
     write_in_vain(&hanging, &attached)?;
     drop(client);
     connection.close().await?;
-    eventually("it is detaching", async || Ok(world.properties(&attached.path).await?.state == "detaching"))
-        .await?;
-    others_go_on(world).await?;
+    eventually(
+        "it is detaching",
+        async || Ok(fixture.properties(&attached.path).await?.state == "detaching"),
+    )
+    .await?;
+    others_go_on(fixture).await?;
     hanging.go_on();
-    world.gone(&attached).await
+    fixture.gone(&attached).await
 }
 
-async fn a_restart_beside_one(world: &mut World) -> Outcome {
-    let manager = ServiceManager::start(&world.folder)?;
-    world.restart_managed(&manager).await?;
-    let hanging = Hanging::mount(&world.folder, BYTES)?;
-    let image = Image::sparse(&world.folder, "image", MIB)?;
+async fn restart_with_a_hanging_device(fixture: &mut Fixture) -> Outcome {
+    let manager = ServiceManager::start(&fixture.directory)?;
+    fixture.restart_managed(&manager).await?;
+    let hanging = Hanging::mount(&fixture.directory, BYTES)?;
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
     let persistent = AttachOptions { lifetime: Lifetime::Persistent, ..AttachOptions::default() };
-    let lasting = world.attach(&hanging.open()?, &persistent).await?;
-    let bound = world.attach(&hanging.open()?, &AttachOptions::default()).await?;
-    let other = world.attach(&image.open()?, &AttachOptions::default()).await?;
+    let lasting = fixture.attach(&hanging.open()?, &persistent).await?;
+    let bound = fixture.attach(&hanging.open()?, &AttachOptions::default()).await?;
+    let other = fixture.attach(&image.open()?, &AttachOptions::default()).await?;
     let all = [&lasting, &bound, &other];
     let mut before = Vec::new();
     for attached in all {
-        before.push(world.properties(&attached.path).await?);
+        before.push(fixture.properties(&attached.path).await?);
     }
     let foreign = run("losetup", ["-f", "--show", image.path.to_str().unwrap()]).await?;
     udev::settle().await?;
     hanging.hang();
-    world.kill_daemon().await?;
-    world.restart_managed(&manager).await?;
-    assert_eq!(world.properties(&other.path).await?, before[2]);
+    fixture.kill_daemon().await?;
+    fixture.restart_managed(&manager).await?;
+    assert_eq!(fixture.properties(&other.path).await?, before[2]);
     let foreign = LoopDevice::from_node(foreign.trim())?;
-    assert!(world.object_of(foreign).await?.is_some(), "others' devices are seen");
+    assert!(fixture.object_of(foreign).await?.is_some(), "others' devices are seen");
     run("losetup", ["-d", &foreign.node()]).await?;
-    other_goes_on(world, Overlap::Allow).await?;
-    // What cannot be known is not guessed.
+    other_goes_on(fixture, Overlap::Allow).await?;
+    // Unknown properties are not guessed.
     let refuse = AttachOptions { overlap: Overlap::Refuse, ..options() };
-    let error = timeout(SOON, world.attach_fails(&image.open()?, &refuse)).await??;
+    let error = timeout(SOON, fixture.attach_fails(&image.open()?, &refuse)).await??;
     expect_kind(&error, ErrorKind::Timeout)?;
     assert!(error.message.contains("does not answer"), "{error}");
-    let error = timeout(SOON, world.detach_fails(lasting.device)).await??;
+    let error = timeout(SOON, fixture.detach_fails(lasting.device)).await??;
     expect_kind(&error, ErrorKind::Timeout)?;
     assert!(error.message.contains(&lasting.device.node()), "{error}");
     hanging.go_on();
     for (attached, before) in all.iter().zip(&before) {
         eventually("it is there again", async || {
-            Ok(world.properties(&attached.path).await.is_ok_and(|after| after == *before))
+            Ok(fixture.properties(&attached.path).await.is_ok_and(|after| after == *before))
         })
         .await?;
     }
     for attached in all {
-        world.detach(attached).await?;
+        fixture.detach(attached).await?;
     }
     assert!(manager.kept().is_empty(), "{:?}", manager.kept());
     Ok(())
 }
 
-async fn an_end_beside_one(world: &mut World) -> Outcome {
-    let hanging = Hanging::mount(&world.folder, BYTES)?;
+async fn sigterm_with_a_hanging_device(fixture: &mut Fixture) -> Outcome {
+    let hanging = Hanging::mount(&fixture.directory, BYTES)?;
     let file = hanging.open()?;
     hanging.hang();
-    let client = world.manager.clone();
+    let client = fixture.manager.clone();
     let call = tokio::spawn(async move { client.setup_loop(file.as_fd(), &options()).await });
     hanging.asked().await?;
-    world.daemon()?.ask_to_end()?;
+    fixture.daemon()?.ask_to_end()?;
     assert!(timeout(SOON, call).await??.is_err());
-    eventually("the name is free", async || Ok(!world.daemon_is_there().await?)).await?;
-    // The kernel keeps a process whose thread waits for a file system.
+    eventually("the name is free", async || Ok(!fixture.daemon_is_there().await?)).await?;
+    // The kernel keeps a process while a thread waits for a file system.
     hanging.go_on();
-    world.restart_daemon(&[]).await
+    fixture.restart_daemon(&[]).await
 }
 
-/// A device of which nothing can be learned is not said to be free.
-async fn one_that_has_broken_down(world: &mut World) -> Outcome {
-    let hanging = Hanging::mount(&world.folder, BYTES)?;
-    world.end_daemon().await?;
+/// A device whose state is unknown is not reported as free.
+async fn failing_file_system_is_reported(fixture: &mut Fixture) -> Outcome {
+    let hanging = Hanging::mount(&fixture.directory, BYTES)?;
+    fixture.end_daemon().await?;
     let foreign = run("losetup", ["-f", "--show", hanging.path().to_str().unwrap()]).await?;
     let foreign = LoopDevice::from_node(foreign.trim())?;
     udev::settle().await?;
     hanging.break_down(true);
-    world.restart_daemon(&[]).await?;
-    other_goes_on(world, Overlap::Refuse).await?;
-    let error = world.detach_fails(foreign).await?;
+    fixture.restart_daemon(&[]).await?;
+    other_goes_on(fixture, Overlap::Refuse).await?;
+    let error = fixture.detach_fails(foreign).await?;
     expect_kind(&error, ErrorKind::Kernel)?;
     assert!(error.message.contains(&foreign.node()) && error.message.contains("EIO"), "{error}");
     hanging.break_down(false);
-    world.manager.detach(&foreign.node(), DetachOptions::default()).await?;
+    fixture.manager.detach(&foreign.node(), DetachOptions::default()).await?;
     assert!(!foreign.bound());
     Ok(())
 }
 
-async fn a_file_system_for_its_user_alone(world: &mut World) -> Outcome {
-    let alone = Hanging::mount_for(GAMES, &world.folder, BYTES)?;
+async fn fuse_file_of_a_user_is_attached(fixture: &mut Fixture) -> Outcome {
+    let alone = Hanging::mount_for(GAMES, &fixture.directory, BYTES)?;
     let path = alone.path();
-    let reply = world.probe(GAMES, ["setup", "regular", path.to_str().unwrap()]).await?;
+    let reply = fixture.probe(GAMES, ["setup", "regular", path.to_str().unwrap()]).await?;
     let error = reply.refused(ErrorKind::InvalidBackingFile)?;
     assert!(format!("{error:?}").contains("allow_other"), "{error:?}");
     Ok(())

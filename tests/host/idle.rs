@@ -1,164 +1,164 @@
-//! The daemon ends when nobody needs it, and no call is lost over it.
+//! Exit on idle loses no call.
 
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use loopd_dbus::proxy::{Interaction, Manager};
 use loopd_dbus::{AttachOptions, DetachOptions, Lifetime, ListOptions};
+use loopd_tests::fixture::{Attached, Fixture};
 use loopd_tests::image::{Image, MIB};
 use loopd_tests::polkit::Setup;
 use loopd_tests::process::{eventually, run};
 use loopd_tests::service_manager::ServiceManager;
-use loopd_tests::world::{Attached, World};
 use loopd_tests::{Outcome, rounds};
 use tokio::time::sleep;
 
 loopd_tests::tests! {
     "idle";
     Setup::None => [
-        ends_and_is_started_again,
-        stays_while_something_is_attached,
-        not_before_it_is_told_to,
-        a_call_in_the_last_moment_is_answered,
-        what_is_attached_in_the_last_moment_stays,
-        a_thousand_calls_around_its_end,
+        daemon_exits_on_idle_and_is_activated_again,
+        daemon_stays_while_attachments_exist,
+        daemon_does_not_exit_before_the_idle_time,
+        call_during_the_exit_is_answered,
+        attach_during_the_exit_is_kept,
+        thousand_calls_around_the_exit_are_answered,
     ];
 }
 
 const IDLE: Duration = Duration::from_millis(30);
 const CONFIGURATION: &str = "[times]\nidle-exit = 0.03\n";
 
-async fn ended(world: &World) -> Outcome {
-    eventually("the daemon ends", async || Ok(!world.daemon_is_there().await?)).await
+async fn ended(fixture: &Fixture) -> Outcome {
+    eventually("the daemon ends", async || Ok(!fixture.daemon_is_there().await?)).await
 }
 
-async fn ends_and_is_started_again(world: &mut World) -> Outcome {
-    world.configure(CONFIGURATION)?;
-    world.restart_daemon(&[]).await?;
-    let status = world.daemon()?.end().await?;
+async fn daemon_exits_on_idle_and_is_activated_again(fixture: &mut Fixture) -> Outcome {
+    fixture.configure(CONFIGURATION)?;
+    fixture.restart_daemon(&[]).await?;
+    let status = fixture.daemon()?.end().await?;
     assert_eq!(status.code(), Some(0), "{status}");
-    world.take_daemon();
-    world.activate_daemon().await?;
+    fixture.take_daemon();
+    fixture.activate_daemon().await?;
     for _ in 0..3 {
-        world.manager.version().await?;
-        ended(world).await?;
+        fixture.manager.version().await?;
+        ended(fixture).await?;
     }
     Ok(())
 }
 
-async fn stays_while_something_is_attached(world: &mut World) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", MIB)?;
-    world.configure(CONFIGURATION)?;
-    world.activate_daemon().await?;
+async fn daemon_stays_while_attachments_exist(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
+    fixture.configure(CONFIGURATION)?;
+    fixture.activate_daemon().await?;
     let foreign = run("losetup", ["-f", "--show", image.path.to_str().unwrap()]).await?;
     for lifetime in [Lifetime::Client, Lifetime::Persistent] {
         let options = AttachOptions { lifetime, ..AttachOptions::default() };
-        let attached = world.attach(&image.open()?, &options).await?;
+        let attached = fixture.attach(&image.open()?, &options).await?;
         let opener = std::fs::File::open(attached.device.node())?;
         sleep(10 * IDLE).await;
-        assert!(world.daemon_is_there().await?);
-        world.manager.detach(&attached.device.node(), DetachOptions { lazy: true }).await?;
+        assert!(fixture.daemon_is_there().await?);
+        fixture.manager.detach(&attached.device.node(), DetachOptions { lazy: true }).await?;
         sleep(10 * IDLE).await;
-        assert!(world.daemon_is_there().await?, "{lifetime}: it is still being detached");
+        assert!(fixture.daemon_is_there().await?, "{lifetime}: it is still being detached");
         drop(opener);
-        // What is not loopd's does not keep it.
-        ended(world).await?;
+        // A foreign device does not keep it running.
+        ended(fixture).await?;
         assert!(!attached.device.bound());
     }
     run("losetup", ["-d", foreign.trim()]).await.map(drop)
 }
 
-async fn not_before_it_is_told_to(world: &mut World) -> Outcome {
-    world.configure("[times]\nidle-exit = 0\n")?;
-    world.restart_daemon(&[]).await?;
+async fn daemon_does_not_exit_before_the_idle_time(fixture: &mut Fixture) -> Outcome {
+    fixture.configure("[times]\nidle-exit = 0\n")?;
+    fixture.restart_daemon(&[]).await?;
     sleep(10 * IDLE).await;
-    assert!(world.daemon_is_there().await?);
-    world.configure(CONFIGURATION)?;
-    world.daemon()?.reload()?;
-    let status = world.daemon()?.end().await?;
+    assert!(fixture.daemon_is_there().await?);
+    fixture.configure(CONFIGURATION)?;
+    fixture.daemon()?.reload()?;
+    let status = fixture.daemon()?.end().await?;
     assert_eq!(status.code(), Some(0), "{status}");
-    world.take_daemon();
+    fixture.take_daemon();
     Ok(())
 }
 
-/// So long that a busy machine does not matter.
+/// Long enough for a busy machine.
 const LONG_IDLE: Duration = Duration::from_millis(400);
 const LONG_CONFIGURATION: &str = "[times]\nidle-exit = 0.4\n";
 
-/// Stops the bus for so long that the daemon gives up its name after the call was made, and learns of
-/// the call before it has lost the name.
-async fn in_the_last_moment<T>(world: &World, call: impl Future<Output = T>) -> anyhow::Result<T> {
-    world.manager.version().await?;
+/// Stops the bus until the daemon has decided to release its name, with the call already sent. So the daemon
+/// receives the call before it has lost the name.
+async fn in_the_last_moment<T>(fixture: &Fixture, call: impl Future<Output = T>) -> anyhow::Result<T> {
+    fixture.manager.version().await?;
     sleep(LONG_IDLE / 4).await;
-    world.bus().freeze(true)?;
+    fixture.bus().freeze(true)?;
     let thaw = async {
         sleep(2 * LONG_IDLE).await;
-        world.bus().freeze(false)
+        fixture.bus().freeze(false)
     };
     let (answer, thawed) = futures_util::future::join(call, thaw).await;
     thawed?;
     Ok(answer)
 }
 
-async fn a_call_in_the_last_moment_is_answered(world: &mut World) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", MIB)?;
+async fn call_during_the_exit_is_answered(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
     let file = image.open()?;
-    world.configure(LONG_CONFIGURATION)?;
-    world.restart_daemon(&[]).await?;
-    // Without a service manager the daemon takes its name again.
-    let pid = world.daemon()?.pid();
-    let attached = in_the_last_moment(world, world.attach(&file, &AttachOptions::default())).await??;
-    assert!(world.log().contains("a call arrived during the exit on idle"), "{}", world.log());
+    fixture.configure(LONG_CONFIGURATION)?;
+    fixture.restart_daemon(&[]).await?;
+    // Without a service manager the daemon acquires its name again.
+    let pid = fixture.daemon()?.pid();
+    let attached = in_the_last_moment(fixture, fixture.attach(&file, &AttachOptions::default())).await??;
+    assert!(fixture.log().contains("a call arrived during the exit on idle"), "{}", fixture.log());
     assert!(attached.device.bound());
-    world.detach(&attached).await?;
-    assert_eq!(world.daemon()?.pid(), pid);
-    let status = world.daemon()?.end().await?;
+    fixture.detach(&attached).await?;
+    assert_eq!(fixture.daemon()?.pid(), pid);
+    let status = fixture.daemon()?.end().await?;
     assert_eq!(status.code(), Some(0), "{status}");
-    world.take_daemon();
-    // With one it cannot go back, answers, and ends.
-    let manager = ServiceManager::start(&world.folder)?;
-    world.restart_managed(&manager).await?;
-    in_the_last_moment(world, world.manager.list(&ListOptions::default())).await??;
-    let status = world.daemon()?.end().await?;
+    fixture.take_daemon();
+    // With a service manager it cannot stay: it answers and exits.
+    let manager = ServiceManager::start(&fixture.directory)?;
+    fixture.restart_managed(&manager).await?;
+    in_the_last_moment(fixture, fixture.manager.list(&ListOptions::default())).await??;
+    let status = fixture.daemon()?.end().await?;
     assert_eq!(status.code(), Some(0), "{status}");
-    world.take_daemon();
+    fixture.take_daemon();
     Ok(())
 }
 
-/// The daemon has told the service manager that it ends: another one is to take over.
-async fn what_is_attached_in_the_last_moment_stays(world: &mut World) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", MIB)?;
+/// The daemon has notified STOPPING=1, so another daemon takes over.
+async fn attach_during_the_exit_is_kept(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
     let file = image.open()?;
-    world.configure(LONG_CONFIGURATION)?;
-    let manager = ServiceManager::start(&world.folder)?;
-    world.restart_managed(&manager).await?;
-    let attached = in_the_last_moment(world, world.attach(&file, &AttachOptions::default())).await??;
-    let status = world.daemon()?.end().await?;
+    fixture.configure(LONG_CONFIGURATION)?;
+    let manager = ServiceManager::start(&fixture.directory)?;
+    fixture.restart_managed(&manager).await?;
+    let attached = in_the_last_moment(fixture, fixture.attach(&file, &AttachOptions::default())).await??;
+    let status = fixture.daemon()?.end().await?;
     assert_eq!(status.code(), Some(75), "{status}");
-    world.take_daemon();
+    fixture.take_daemon();
     assert!(attached.device.bound());
-    world.restart_managed(&manager).await?;
-    assert_eq!(world.properties(&attached.path).await?.state, "attached");
-    world.detach(&attached).await?;
-    let status = world.daemon()?.end().await?;
+    fixture.restart_managed(&manager).await?;
+    assert_eq!(fixture.properties(&attached.path).await?.state, "attached");
+    fixture.detach(&attached).await?;
+    let status = fixture.daemon()?.end().await?;
     assert_eq!(status.code(), Some(0), "{status}");
-    world.take_daemon();
+    fixture.take_daemon();
     Ok(())
 }
 
-/// Eight clients call at moments around the end of the daemon, each in its own way.
-async fn a_thousand_calls_around_its_end(world: &mut World) -> Outcome {
-    let (mut random, rounds) = rounds::of("idle::a_thousand_calls_around_its_end", 125);
-    let image = Image::sparse(&world.folder, "image", MIB)?;
-    world.configure(CONFIGURATION)?;
-    world.activate_daemon().await?;
+/// Eight clients make different calls around the exit of the daemon.
+async fn thousand_calls_around_the_exit_are_answered(fixture: &mut Fixture) -> Outcome {
+    let (mut random, rounds) = rounds::of("idle::thousand_calls_around_the_exit_are_answered", 125);
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
+    fixture.configure(CONFIGURATION)?;
+    fixture.activate_daemon().await?;
     let mut clients = Vec::new();
     for _ in 0..8 {
-        let connection = world.connect().await?;
+        let connection = fixture.connect().await?;
         clients.push((Manager::new(&connection, Interaction::Forbidden).await?, connection));
     }
     for round in 0..rounds {
-        world.manager.version().await?;
+        fixture.manager.version().await?;
         let mut calls = tokio::task::JoinSet::new();
         for (kind, (client, connection)) in clients.iter().enumerate() {
             let (client, connection, file) = (client.clone(), connection.clone(), image.open()?);
@@ -172,8 +172,8 @@ async fn a_thousand_calls_around_its_end(world: &mut World) -> Outcome {
             answer?.map_err(|error| error.context(format!("round {round}")))?;
         }
     }
-    ended(world).await?;
-    let log = world.log();
+    ended(fixture).await?;
+    let log = fixture.log();
     let count = |what: &str| log.lines().filter(|line| line.contains(what)).count();
     let (starts, returns) = (count("ready"), count("a call arrived during the exit on idle"));
     println!("{} calls, {starts} starts, {returns} in the last moment", 9 * rounds);

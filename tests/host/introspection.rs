@@ -1,4 +1,4 @@
-//! The shipped XML is what the daemon says of itself.
+//! The shipped XML matches the daemon's introspection.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,20 +7,20 @@ use loopd_dbus::names::{ATTACHMENT, BUS_NAME, MANAGER, PARTITION, ROOT_PATH, VOL
 use loopd_dbus::{AttachOptions, AttachmentProperties, PartitionProperties, VolumeProperties};
 use loopd_tests::Outcome;
 use loopd_tests::bus::repository;
+use loopd_tests::fixture::Fixture;
 use loopd_tests::image::{Image, MIB};
 use loopd_tests::polkit::Setup;
 use loopd_tests::table::Gpt;
-use loopd_tests::world::World;
 use roxmltree::{Document, Node, ParsingOptions};
 
 loopd_tests::tests! {
     "introspection";
-    Setup::None => [shipped_xml_is_true, properties_are_the_contracts, tree_shows_the_objects];
+    Setup::None => [shipped_xml_matches_the_daemon, properties_match_the_contract, introspection_shows_the_object_tree];
 }
 
 const EMITS: &str = "org.freedesktop.DBus.Property.EmitsChangedSignal";
 
-/// An interface without its documentation: each member with everything that a caller depends on.
+/// The members of an interface, with the parts that a caller depends on.
 type Members = BTreeMap<String, String>;
 
 fn interface(xml: &str, name: &str) -> anyhow::Result<Members> {
@@ -55,8 +55,8 @@ fn member(node: Node<'_, '_>) -> Option<(String, String)> {
     Some((format!("{kind} {}", attribute(node, "name")), described))
 }
 
-async fn introspect(world: &World, path: &str) -> anyhow::Result<String> {
-    let proxy = zbus::Proxy::new(&world.connection, BUS_NAME, path, MANAGER).await?;
+async fn introspect(fixture: &Fixture, path: &str) -> anyhow::Result<String> {
+    let proxy = zbus::Proxy::new(&fixture.connection, BUS_NAME, path, MANAGER).await?;
     Ok(proxy.introspect().await?)
 }
 
@@ -66,28 +66,28 @@ fn shipped(name: &str) -> anyhow::Result<Members> {
 }
 
 /// An image with one partition.
-fn partitioned(world: &World) -> anyhow::Result<Image> {
-    let image = Image::sparse(&world.folder, "image", 4 * MIB)?;
+fn partitioned(fixture: &Fixture) -> anyhow::Result<Image> {
+    let image = Image::sparse(&fixture.directory, "image", 4 * MIB)?;
     Gpt::new(&[(2048, 4095)]).write(&image)?;
     Ok(image)
 }
 
-async fn shipped_xml_is_true(world: &mut World) -> Outcome {
-    assert_eq!(interface(&introspect(world, ROOT_PATH).await?, MANAGER)?, shipped(MANAGER)?);
-    let image = partitioned(world)?;
-    let attached = world.attach(&image.open()?, &AttachOptions::default()).await?;
+async fn shipped_xml_matches_the_daemon(fixture: &mut Fixture) -> Outcome {
+    assert_eq!(interface(&introspect(fixture, ROOT_PATH).await?, MANAGER)?, shipped(MANAGER)?);
+    let image = partitioned(fixture)?;
+    let attached = fixture.attach(&image.open()?, &AttachOptions::default()).await?;
     let partition = format!("{}/p1", attached.path);
     for (path, names) in [(attached.path.as_str(), [ATTACHMENT, VOLUME]), (&partition, [PARTITION, VOLUME])] {
-        let own = introspect(world, path).await?;
+        let own = introspect(fixture, path).await?;
         for name in names {
             assert_eq!(interface(&own, name)?, shipped(name)?, "{name} of {path}");
         }
     }
     assert!(shipped(ATTACHMENT)?.contains_key("method RescanPartitions"));
-    world.detach(&attached).await
+    fixture.detach(&attached).await
 }
 
-async fn properties_are_the_contracts(_: &mut World) -> Outcome {
+async fn properties_match_the_contract(_: &mut Fixture) -> Outcome {
     for (interface, dictionary) in [
         (ATTACHMENT, AttachmentProperties::default().to_dict()),
         (VOLUME, VolumeProperties::default().to_dict()),
@@ -107,9 +107,9 @@ async fn properties_are_the_contracts(_: &mut World) -> Outcome {
     Ok(())
 }
 
-async fn tree_shows_the_objects(world: &mut World) -> Outcome {
-    let image = partitioned(world)?;
-    let attached = world.attach(&image.open()?, &AttachOptions::default()).await?;
+async fn introspection_shows_the_object_tree(fixture: &mut Fixture) -> Outcome {
+    let image = partitioned(fixture)?;
+    let attached = fixture.attach(&image.open()?, &AttachOptions::default()).await?;
     let sequence: u64 = attached.device.number("diskseq")?;
     for (path, child) in [
         ("/".to_owned(), "org".to_owned()),
@@ -117,8 +117,8 @@ async fn tree_shows_the_objects(world: &mut World) -> Outcome {
         (format!("{ROOT_PATH}/attachment"), sequence.to_string()),
         (format!("{ROOT_PATH}/attachment/{sequence}"), "p1".to_owned()),
     ] {
-        let xml = introspect(world, &path).await?;
+        let xml = introspect(fixture, &path).await?;
         assert!(xml.contains(&format!("<node name=\"{child}\"")), "{path} has no {child}: {xml}");
     }
-    world.detach(&attached).await
+    fixture.detach(&attached).await
 }

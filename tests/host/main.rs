@@ -1,8 +1,8 @@
-//! The host tests: the built daemon and client, on a private bus, with the machine's real loop
-//! devices and udev. They want root; `make test` sees to it.
+//! The host tests: the built daemon and client, on a private bus, with the machine's loop devices and
+//! udev. They need root, which `make test` provides.
 //!
-//! One test: `make test TESTS=detach::mounted`, or as root
-//! `cargo test -p loopd-tests --test host -- detach::mounted`.
+//! One test: `make test TESTS=detach::mounted_device_is_busy`, or as root
+//! `cargo test -p loopd-tests --test host -- detach::mounted_device_is_busy`.
 #![allow(clippy::unwrap_used)]
 
 mod attach;

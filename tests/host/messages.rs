@@ -1,4 +1,4 @@
-//! Nothing that can be sent over the bus ends the daemon or the client, or costs others their time.
+//! No message on the bus ends the daemon or the client, or delays others.
 
 use std::collections::HashSet;
 use std::os::fd::AsFd as _;
@@ -9,13 +9,13 @@ use loopd_dbus::names::{BUS_NAME, MANAGER, ROOT_PATH, TAKES_DESCRIPTORS};
 use loopd_dbus::proxy::{Interaction, Manager};
 use loopd_dbus::{AttachOptions, ErrorKind, ListOptions};
 use loopd_tests::daemon::Daemon;
+use loopd_tests::fixture::{Fixture, expect_kind, refusal};
 use loopd_tests::hanging::Hanging;
 use loopd_tests::hostile::{Attack, Trial};
 use loopd_tests::image::{Image, MIB};
 use loopd_tests::polkit::Setup;
 use loopd_tests::process::{Process, eventually, resident, run, tied};
 use loopd_tests::raw_bus::{Bytes, RawBus, RawMessage, become_user};
-use loopd_tests::world::{World, expect_kind, refusal};
 use loopd_tests::{GAMES, NOBODY, Outcome, ROOT, User, rounds};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -23,24 +23,24 @@ use tokio::time::timeout;
 loopd_tests::tests! {
     "messages";
     Setup::None => [
-        any_messages_at_all,
-        any_messages_to_loopctl,
-        a_signature_that_nests_too_deep,
-        a_long_option_name,
-        a_body_that_is_too_long,
-        descriptors_that_nobody_takes,
-        descriptor_indices,
-        closing_that_hangs,
-        closing_that_hangs_for_a_user,
-        no_descriptors_left,
-        introspection_names_children_only,
+        random_messages_do_not_harm_loopd,
+        random_messages_do_not_harm_loopctl,
+        deep_signature_is_refused,
+        long_option_name_is_shortened_in_the_error,
+        long_body_is_refused,
+        unexpected_descriptors_are_refused,
+        invalid_descriptor_indices_are_refused,
+        hanging_close_does_not_delay_others,
+        hanging_closes_of_a_user_are_limited,
+        call_without_free_descriptors_fails,
+        introspection_returns_direct_children_only,
     ];
 }
 
-/// More than any answer takes.
+/// A time limit that no reply exceeds.
 const SOON: Duration = Duration::from_secs(8);
 
-/// Runs as this user on a thread of its own.
+/// Runs as this user on another thread.
 async fn as_user<T: Send + 'static>(
     user: User,
     address: &str,
@@ -60,9 +60,9 @@ async fn as_user<T: Send + 'static>(
     timeout(Duration::from_secs(60), result).await??
 }
 
-/// A call to the manager, sent as it is; gives the error's name, empty where there is none.
-async fn answer_to(world: &World, call: RawMessage) -> anyhow::Result<String> {
-    as_user(NOBODY, world.bus_address(), move |bus| {
+/// Sends a raw call to the manager; returns the error's name, or an empty text.
+async fn answer_to(fixture: &Fixture, call: RawMessage) -> anyhow::Result<String> {
+    as_user(NOBODY, fixture.bus_address(), move |bus| {
         let mut call = call;
         call.serial = bus.next_serial();
         bus.send(&call.bytes(), &[])?;
@@ -75,20 +75,20 @@ fn call(member: &str) -> RawMessage {
     RawMessage::call(BUS_NAME, ROOT_PATH, MANAGER, member)
 }
 
-/// Another client is served.
-async fn is_served(world: &World) -> Outcome {
-    timeout(SOON, world.manager.list(&ListOptions::default())).await.context("no answer in time")??;
+/// Checks that another client is served.
+async fn is_served(fixture: &Fixture) -> Outcome {
+    timeout(SOON, fixture.manager.list(&ListOptions::default())).await.context("no answer in time")??;
     Ok(())
 }
 
 /// `LOOPD_TEST_ROUNDS` is the number of messages.
-async fn any_messages_at_all(world: &mut World) -> Outcome {
-    let (mut random, messages) = rounds::of("messages::any_messages_at_all", 100_000);
+async fn random_messages_do_not_harm_loopd(fixture: &mut Fixture) -> Outcome {
+    let (mut random, messages) = rounds::of("messages::random_messages_do_not_harm_loopd", 100_000);
     let is_long = rounds::is_set();
-    world.restart_daemon(&[("LOOPD_LOG", "warn")]).await?;
-    let pid = world.daemon()?.pid();
+    fixture.restart_daemon(&[("LOOPD_LOG", "warn")]).await?;
+    let pid = fixture.daemon()?.pid();
     let attack = Attack {
-        address: world.bus_address().to_owned(),
+        address: fixture.bus_address().to_owned(),
         user: NOBODY,
         target: BUS_NAME.to_owned(),
         answers: true,
@@ -99,18 +99,18 @@ async fn any_messages_at_all(world: &mut World) -> Outcome {
     };
     let trial = spawn_blocking(move || Trial::run(&attack, pid)).await??;
     println!("{trial}");
-    assert_eq!(world.daemon()?.exited()?, None);
-    is_served(world).await
+    assert_eq!(fixture.daemon()?.exited()?, None);
+    is_served(fixture).await
 }
 
-async fn any_messages_to_loopctl(world: &mut World) -> Outcome {
-    let names = zbus::fdo::DBusProxy::new(&world.connection).await?;
+async fn random_messages_do_not_harm_loopctl(fixture: &mut Fixture) -> Outcome {
+    let names = zbus::fdo::DBusProxy::new(&fixture.connection).await?;
     let before = names.list_names().await?;
-    let output = world.folder.join("monitor");
-    let mut command = tied(world.tool(NOBODY, "loopctl")?.get_program());
+    let output = fixture.directory.join("monitor");
+    let mut command = tied(fixture.tool(NOBODY, "loopctl")?.get_program());
     command
         .args(["monitor", "--json"])
-        .env("DBUS_SYSTEM_BUS_ADDRESS", world.bus_address())
+        .env("DBUS_SYSTEM_BUS_ADDRESS", fixture.bus_address())
         .stdout(std::fs::File::create(&output)?);
     let mut monitor = Process::spawn("loopctl", &mut command)?;
     let mut target = None;
@@ -122,7 +122,7 @@ async fn any_messages_to_loopctl(world: &mut World) -> Outcome {
     .await?;
     let target = target.context("no monitor")?.to_string();
     let attack = Attack {
-        address: world.bus_address().to_owned(),
+        address: fixture.bus_address().to_owned(),
         user: NOBODY,
         target,
         answers: false,
@@ -135,27 +135,27 @@ async fn any_messages_to_loopctl(world: &mut World) -> Outcome {
         spawn_blocking(|| std::thread::spawn(move || attack.run()).join()).await?.expect("no panic")?;
     println!("{outcome:?}");
     assert_eq!(monitor.exited()?, None);
-    let image = Image::sparse(&world.folder, "image", MIB)?;
-    let attached = world.attach(&image.open()?, &AttachOptions::default()).await?;
-    eventually("the monitor tells of it", async || {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
+    let attached = fixture.attach(&image.open()?, &AttachOptions::default()).await?;
+    eventually("the monitor reports it", async || {
         Ok(std::fs::read_to_string(&output)?.contains(&attached.device.node()))
     })
     .await?;
-    world.detach(&attached).await?;
+    fixture.detach(&attached).await?;
     monitor.terminate().await.map(drop)
 }
 
-async fn a_signature_that_nests_too_deep(world: &mut World) -> Outcome {
-    let pid = world.daemon()?.pid();
+async fn deep_signature_is_refused(fixture: &mut Fixture) -> Outcome {
+    let pid = fixture.daemon()?.pid();
     let signature = format!("{}y{}", "aa(".repeat(17), ")".repeat(17));
-    let error = answer_to(world, call("List").body(&signature, vec![0; 4])).await?;
+    let error = answer_to(fixture, call("List").body(&signature, vec![0; 4])).await?;
     assert_eq!(error, ErrorKind::InvalidArgs.name());
-    is_served(world).await?;
-    assert_eq!((world.daemon()?.pid(), world.daemon()?.exited()?), (pid, None));
+    is_served(fixture).await?;
+    assert_eq!((fixture.daemon()?.pid(), fixture.daemon()?.exited()?), (pid, None));
     Ok(())
 }
 
-async fn a_long_option_name(world: &mut World) -> Outcome {
+async fn long_option_name_is_shortened_in_the_error(fixture: &mut Fixture) -> Outcome {
     let mut body = Bytes::new(false);
     let mut entry = Bytes::new(false);
     entry.text(&[0x1b; 60_000]);
@@ -165,7 +165,7 @@ async fn a_long_option_name(world: &mut World) -> Outcome {
     body.align(8);
     body.bytes.extend(entry.bytes);
     let call = call("List").body("a{sv}", body.bytes);
-    let text = as_user(NOBODY, world.bus_address(), move |bus| {
+    let text = as_user(NOBODY, fixture.bus_address(), move |bus| {
         let mut call = call;
         call.serial = bus.next_serial();
         bus.send(&call.bytes(), &[])?;
@@ -177,20 +177,20 @@ async fn a_long_option_name(world: &mut World) -> Outcome {
     Ok(())
 }
 
-async fn a_body_that_is_too_long(world: &mut World) -> Outcome {
-    let before = resident(world.daemon()?.pid())?;
+async fn long_body_is_refused(fixture: &mut Fixture) -> Outcome {
+    let before = resident(fixture.daemon()?.pid())?;
     let mut body = Bytes::new(false);
     body.text(&vec![b'x'; 31 << 20]);
-    let error = answer_to(world, call("Detach").body("s", body.bytes)).await?;
+    let error = answer_to(fixture, call("Detach").body("s", body.bytes)).await?;
     assert_eq!(error, "org.freedesktop.DBus.Error.LimitsExceeded");
-    let after = resident(world.daemon()?.pid())?;
+    let after = resident(fixture.daemon()?.pid())?;
     assert!(after < before + 8 * 1024, "{before} kB before, {after} kB after");
-    is_served(world).await
+    is_served(fixture).await
 }
 
-async fn descriptors_that_nobody_takes(world: &mut World) -> Outcome {
-    // Past the bus's own policy: to a daemon on a bus that allows everything, the unit tests speak.
-    let error = as_user(NOBODY, world.bus_address(), |bus| {
+async fn unexpected_descriptors_are_refused(fixture: &mut Fixture) -> Outcome {
+    // The bus policy refuses most of them; the unit tests of the transport cover a bus that allows everything.
+    let error = as_user(NOBODY, fixture.bus_address(), |bus| {
         let file = std::fs::File::open("/dev/null")?;
         let mut call = call("FindFree").descriptors(1);
         call.serial = bus.next_serial();
@@ -199,16 +199,16 @@ async fn descriptors_that_nobody_takes(world: &mut World) -> Outcome {
     })
     .await?;
     assert_eq!(error, ErrorKind::AccessDenied.name());
-    is_served(world).await
+    is_served(fixture).await
 }
 
-async fn descriptor_indices(world: &mut World) -> Outcome {
+async fn invalid_descriptor_indices_are_refused(fixture: &mut Fixture) -> Outcome {
     for (index, expected) in [
         (0, ErrorKind::InvalidBackingFile.name()),
         (1, ErrorKind::InvalidArgs.name()),
         (u32::MAX, ErrorKind::InvalidArgs.name()),
     ] {
-        let error = as_user(ROOT, world.bus_address(), move |bus| {
+        let error = as_user(ROOT, fixture.bus_address(), move |bus| {
             let file = std::fs::File::open("/dev/null")?;
             let mut body = Bytes::new(false);
             body.number(index);
@@ -222,17 +222,17 @@ async fn descriptor_indices(world: &mut World) -> Outcome {
         .await?;
         assert_eq!(error, expected, "index {index}");
     }
-    is_served(world).await
+    is_served(fixture).await
 }
 
-async fn closing_that_hangs(world: &mut World) -> Outcome {
-    let hanging = Hanging::mount(&world.folder, 1 << 20)?;
-    let image = Image::sparse(&world.folder, "image", MIB)?;
+async fn hanging_close_does_not_delay_others(fixture: &mut Fixture) -> Outcome {
+    let hanging = Hanging::mount(&fixture.directory, 1 << 20)?;
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
     let read_only = AttachOptions { read_only: true, ..AttachOptions::default() };
-    let attached = world.attach(&image.open()?, &read_only).await?;
-    let object = world.object(&attached.path).await?;
-    hanging.withhold_flush(world.daemon()?.pid());
-    let connection = world.connect().await?;
+    let attached = fixture.attach(&image.open()?, &read_only).await?;
+    let object = fixture.object(&attached.path).await?;
+    hanging.withhold_flush(fixture.daemon()?.pid());
+    let connection = fixture.connect().await?;
     let client = Manager::new(&connection, Interaction::Forbidden).await?;
     let file = hanging.open()?;
     let listed = ListOptions { file: Some(hanging.open()?.into()), ..ListOptions::default() };
@@ -245,56 +245,56 @@ async fn closing_that_hangs(world: &mut World) -> Outcome {
         ErrorKind::InvalidArgs,
     )?;
     eventually("closes hang", async || Ok(hanging.closing() >= 4)).await?;
-    is_served(world).await?;
-    let other = timeout(SOON, world.attach(&image.open()?, &AttachOptions::default())).await??;
-    world.detach(&other).await?;
+    is_served(fixture).await?;
+    let other = timeout(SOON, fixture.attach(&image.open()?, &AttachOptions::default())).await??;
+    fixture.detach(&other).await?;
     hanging.go_on();
     if let Ok((path, device)) = of_the_file {
-        let attached = loopd_tests::world::Attached::new((path, device))?;
-        world.detach(&attached).await?;
+        let attached = loopd_tests::fixture::Attached::new((path, device))?;
+        fixture.detach(&attached).await?;
     }
-    world.detach(&attached).await?;
+    fixture.detach(&attached).await?;
     drop(file);
-    world.assert_no_leak().await
+    fixture.assert_no_leak().await
 }
 
-/// More than there are threads that close one user's files.
+/// More than the threads that close files of one user.
 const CALLS_THAT_HANG: usize = 12;
-/// How many there are.
+/// The number of these threads.
 const THREADS_THAT_HANG: usize = 8;
 
-/// The same by a user without any rights, with a file system of their own, in each method that takes a file.
-async fn closing_that_hangs_for_a_user(world: &mut World) -> Outcome {
-    let alone = Hanging::mount_for(NOBODY, &world.folder, 1 << 20)?;
-    let image = Image::sparse(&world.folder, "image", MIB)?;
-    closing_hangs_by(world, &alone, &image).await?;
+/// The same by an unprivileged user with their own file system, in each method that takes a file.
+async fn hanging_closes_of_a_user_are_limited(fixture: &mut Fixture) -> Outcome {
+    let alone = Hanging::mount_for(NOBODY, &fixture.directory, 1 << 20)?;
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
+    closing_hangs_by(fixture, &alone, &image).await?;
     drop(alone);
-    let for_all = Hanging::mount_for_all(NOBODY, &world.folder, 1 << 20)?;
-    closing_hangs_by(world, &for_all, &image).await
+    let for_all = Hanging::mount_for_all(NOBODY, &fixture.directory, 1 << 20)?;
+    closing_hangs_by(fixture, &for_all, &image).await
 }
 
-async fn closing_hangs_by(world: &mut World, hanging: &Hanging, image: &Image) -> Outcome {
-    let attached = world.attach(&image.open()?, &AttachOptions::default()).await?;
+async fn closing_hangs_by(fixture: &mut Fixture, hanging: &Hanging, image: &Image) -> Outcome {
+    let attached = fixture.attach(&image.open()?, &AttachOptions::default()).await?;
     for &(interface, member, _) in TAKES_DESCRIPTORS {
-        hanging.withhold_flush(world.daemon()?.pid());
+        hanging.withhold_flush(fixture.daemon()?.pid());
         let path = if interface == MANAGER { ROOT_PATH } else { attached.path.as_str() };
         let call = RawMessage::call(BUS_NAME, path, interface, member).descriptors(1);
         let call = with_a_file(call, member)?;
-        let errors = send_file(world, call, hanging.path()).await?;
+        let errors = send_file(fixture, call, hanging.path()).await?;
         println!("{member}: {errors:?}");
         let hang = format!("{member} leaves files whose close hangs");
         eventually(&hang, async || Ok(hanging.closing() == THREADS_THAT_HANG)).await?;
-        others_are_served(world, image).await?;
-        let old = ends_and_starts_again(world, image).await?;
+        others_are_served(fixture, image).await?;
+        let old = ends_and_starts_again(fixture, image).await?;
         hanging.go_on();
         let status = { old }.end().await?;
         assert!(status.success(), "{status}");
     }
-    world.detach(&attached).await?;
-    world.assert_no_leak().await
+    fixture.detach(&attached).await?;
+    fixture.assert_no_leak().await
 }
 
-/// The body with which a member takes its file.
+/// Adds the body with the file, in the form of the member.
 fn with_a_file(call: RawMessage, member: &str) -> anyhow::Result<RawMessage> {
     let mut body = Bytes::new(false);
     Ok(match member {
@@ -322,13 +322,13 @@ fn with_a_file(call: RawMessage, member: &str) -> anyhow::Result<RawMessage> {
     })
 }
 
-/// Makes the call several times as nobody with the file at this path; gives the errors, empty for none.
+/// Makes the call several times as `nobody` with the file at this path; returns the errors, empty for none.
 async fn send_file(
-    world: &World,
+    fixture: &Fixture,
     call: RawMessage,
     path: std::path::PathBuf,
 ) -> anyhow::Result<HashSet<String>> {
-    as_user(NOBODY, world.bus_address(), move |bus| {
+    as_user(NOBODY, fixture.bus_address(), move |bus| {
         let mut errors = HashSet::new();
         for _ in 0..CALLS_THAT_HANG {
             let file = std::fs::File::open(&path)?;
@@ -342,52 +342,52 @@ async fn send_file(
     .await
 }
 
-async fn others_are_served(world: &World, image: &Image) -> Outcome {
-    let other = timeout(SOON, world.attach(&image.open()?, &AttachOptions::default())).await??;
-    timeout(SOON, world.detach(&other)).await??;
-    timeout(SOON, world.probe(GAMES, ["list"])).await??.ok().map(drop)
+async fn others_are_served(fixture: &Fixture, image: &Image) -> Outcome {
+    let other = timeout(SOON, fixture.attach(&image.open()?, &AttachOptions::default())).await??;
+    timeout(SOON, fixture.detach(&other)).await??;
+    timeout(SOON, fixture.probe(GAMES, ["list"])).await??.ok().map(drop)
 }
 
-/// The kernel keeps the old daemon until its threads are through, but not its name and its lock.
-async fn ends_and_starts_again(world: &mut World, image: &Image) -> anyhow::Result<Daemon> {
-    let old = world.take_daemon().context("there is no loopd")?;
+/// The kernel keeps the old daemon until its threads have finished, but releases its name and its lock.
+async fn ends_and_starts_again(fixture: &mut Fixture, image: &Image) -> anyhow::Result<Daemon> {
+    let old = fixture.take_daemon().context("there is no loopd")?;
     old.ask_to_end()?;
-    let gone = timeout(SOON, eventually("the name is free", async || Ok(!world.daemon_is_there().await?)));
+    let gone = timeout(SOON, eventually("the name is free", async || Ok(!fixture.daemon_is_there().await?)));
     gone.await.context("it did not give up its name")??;
-    timeout(SOON, world.restart_daemon(&[])).await.context("another one did not start")??;
-    others_are_served(world, image).await?;
+    timeout(SOON, fixture.restart_daemon(&[])).await.context("another one did not start")??;
+    others_are_served(fixture, image).await?;
     Ok(old)
 }
 
-async fn no_descriptors_left(world: &mut World) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", MIB)?;
-    let attached = world.attach(&image.open()?, &AttachOptions::default()).await?;
-    let daemon = world.daemon()?;
+async fn call_without_free_descriptors_fails(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
+    let attached = fixture.attach(&image.open()?, &AttachOptions::default()).await?;
+    let daemon = fixture.daemon()?;
     let pid = daemon.pid().to_string();
     let open: Vec<u64> = std::fs::read_dir(format!("/proc/{pid}/fd"))?
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .collect();
     let limit = async |limit: u64| run("prlimit", ["--pid", &pid, &format!("--nofile={limit}:16384")]).await;
-    // The lowest number that is free is the next one's.
+    // The next descriptor gets the lowest free number.
     let lowest = (0..).find(|number| !open.contains(number)).context("no free number")?;
     for room in 0..3 {
         limit(lowest + room).await?;
-        let error = timeout(SOON, world.attach_fails(&image.open()?, &AttachOptions::default())).await??;
+        let error = timeout(SOON, fixture.attach_fails(&image.open()?, &AttachOptions::default())).await??;
         println!("room for {room}: {error}");
         if room == 0 {
             expect_kind(&error, ErrorKind::LimitExceeded)?;
         }
-        is_served(world).await?;
+        is_served(fixture).await?;
     }
     limit(16384).await?;
-    let other = world.attach(&image.open()?, &AttachOptions::default()).await?;
-    world.detach(&other).await?;
-    world.detach(&attached).await
+    let other = fixture.attach(&image.open()?, &AttachOptions::default()).await?;
+    fixture.detach(&other).await?;
+    fixture.detach(&attached).await
 }
 
-async fn introspection_names_children_only(world: &mut World) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", MIB)?;
-    let attached = world.attach(&image.open()?, &AttachOptions::default()).await?;
+async fn introspection_returns_direct_children_only(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
+    let attached = fixture.attach(&image.open()?, &AttachOptions::default()).await?;
     for (path, is_told) in [
         ("/", false),
         ("/org", false),
@@ -395,9 +395,9 @@ async fn introspection_names_children_only(world: &mut World) -> Outcome {
         ("/org/loopd1/attachment", false),
         (attached.path.as_str(), true),
     ] {
-        let proxy = zbus::Proxy::new(&world.connection, BUS_NAME, path, MANAGER).await?;
+        let proxy = zbus::Proxy::new(&fixture.connection, BUS_NAME, path, MANAGER).await?;
         let xml = proxy.introspect().await?;
         assert_eq!(xml.contains("org.loopd1.Attachment"), is_told, "{path}: {xml}");
     }
-    world.detach(&attached).await
+    fixture.detach(&attached).await
 }

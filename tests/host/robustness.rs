@@ -1,104 +1,104 @@
-//! Daemons that die, that are too many, and that are asked to end.
+//! Killed daemons, second daemons, and the end of the daemon.
 
 use std::time::{Duration, Instant};
 
 use loopd_dbus::{AttachOptions, ErrorKind, Lifetime};
 use loopd_tests::daemon::Daemon;
+use loopd_tests::fixture::Fixture;
 use loopd_tests::image::{Image, MIB};
 use loopd_tests::polkit::{Answer, Setup};
 use loopd_tests::process::eventually;
-use loopd_tests::world::World;
 use loopd_tests::{GAMES, Outcome, ROOT};
 
 loopd_tests::tests! {
     "robustness";
     Setup::None => [
-        killed_daemon,
-        killed_daemon_and_an_opener,
-        second_daemon,
-        asked_to_end,
+        killed_daemon_leaves_no_client_devices,
+        device_of_a_killed_daemon_stays_while_open,
+        second_daemon_exits,
+        sigterm_ends_the_daemon,
         readiness_is_notified,
-        no_bus,
-        old_kernel,
-        no_loop_driver,
-        a_thousand_calls,
+        missing_bus_is_reported,
+        old_kernel_is_reported,
+        missing_loop_driver_is_reported,
+        thousand_calls_leak_nothing,
     ];
-    Setup::StandIn(Answer::Never) => [asked_twice_to_end];
+    Setup::StandIn(Answer::Never) => [second_sigterm_ends_at_once];
 }
 
-async fn killed_daemon(world: &mut World) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", MIB)?;
-    let client = world.attach(&image.open()?, &AttachOptions::default()).await?;
+async fn killed_daemon_leaves_no_client_devices(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
+    let client = fixture.attach(&image.open()?, &AttachOptions::default()).await?;
     let options = AttachOptions { lifetime: Lifetime::Persistent, ..AttachOptions::default() };
-    let persistent = world.attach(&image.open()?, &options).await?;
-    let mut daemon = world.take_daemon().unwrap();
+    let persistent = fixture.attach(&image.open()?, &options).await?;
+    let mut daemon = fixture.take_daemon().unwrap();
     daemon.kill().await?;
     drop(daemon);
     eventually("the kernel takes the client's", async || Ok(!client.device.bound())).await?;
     assert!(persistent.device.bound());
 
-    world.restart_daemon(&[]).await?;
-    assert_eq!(world.list(false).await?.len(), 1);
-    assert!(world.properties(&persistent.path).await?.managed);
-    world.detach(&persistent).await?;
+    fixture.restart_daemon(&[]).await?;
+    assert_eq!(fixture.list(false).await?.len(), 1);
+    assert!(fixture.properties(&persistent.path).await?.managed);
+    fixture.detach(&persistent).await?;
     assert!(!persistent.device.bound());
     Ok(())
 }
 
-async fn killed_daemon_and_an_opener(world: &mut World) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", MIB)?;
-    let attached = world.attach(&image.open()?, &AttachOptions::default()).await?;
+async fn device_of_a_killed_daemon_stays_while_open(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
+    let attached = fixture.attach(&image.open()?, &AttachOptions::default()).await?;
     let opener = std::fs::File::open(attached.device.node())?;
-    let mut daemon = world.take_daemon().unwrap();
+    let mut daemon = fixture.take_daemon().unwrap();
     daemon.kill().await?;
     assert!(attached.device.bound(), "taken from under its opener");
     drop(opener);
     eventually("the last close takes it", async || Ok(!attached.device.bound())).await?;
-    world.restart_daemon(&[]).await
+    fixture.restart_daemon(&[]).await
 }
 
-async fn second_daemon(world: &mut World) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", MIB)?;
-    let attached = world.attach(&image.open()?, &AttachOptions::default()).await?;
-    let folder = world.folder.join("second");
-    std::fs::create_dir(&folder)?;
-    let mut second = world.spawn_daemon(&folder)?;
+async fn second_daemon_exits(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
+    let attached = fixture.attach(&image.open()?, &AttachOptions::default()).await?;
+    let directory = fixture.directory.join("second");
+    std::fs::create_dir(&directory)?;
+    let mut second = fixture.spawn_daemon(&directory)?;
     let status = second.end().await?;
     assert!(status.code().is_some_and(|code| code != 0), "{status}");
     assert!(second.log().contains("org.loopd1"), "{}", second.log());
-    // The first one does not mind.
+    // The first one is not affected.
     assert!(attached.device.bound());
-    world.detach(&attached).await
+    fixture.detach(&attached).await
 }
 
-async fn asked_to_end(world: &mut World) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", MIB)?;
-    let client = world.attach(&image.open()?, &AttachOptions::default()).await?;
+async fn sigterm_ends_the_daemon(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
+    let client = fixture.attach(&image.open()?, &AttachOptions::default()).await?;
     let options = AttachOptions { lifetime: Lifetime::Persistent, ..AttachOptions::default() };
-    let persistent = world.attach(&image.open()?, &options).await?;
-    // restart_daemon looks at the exit status.
-    world.restart_daemon(&[]).await?;
+    let persistent = fixture.attach(&image.open()?, &options).await?;
+    // restart_daemon checks the exit status.
+    fixture.restart_daemon(&[]).await?;
     eventually("the client's is gone", async || Ok(!client.device.bound())).await?;
     assert!(persistent.device.bound());
-    world.detach(&persistent).await
+    fixture.detach(&persistent).await
 }
 
-async fn readiness_is_notified(world: &mut World) -> Outcome {
-    let path = world.folder.join("notify");
+async fn readiness_is_notified(fixture: &mut Fixture) -> Outcome {
+    let path = fixture.directory.join("notify");
     let socket = tokio::net::UnixDatagram::bind(&path)?;
-    world.restart_daemon(&[("NOTIFY_SOCKET", path.to_str().unwrap())]).await?;
-    let mut said = String::new();
+    fixture.restart_daemon(&[("NOTIFY_SOCKET", path.to_str().unwrap())]).await?;
+    let mut output = String::new();
     let mut buffer = [0; 4096];
-    while !said.contains("READY=1") {
+    while !output.contains("READY=1") {
         let length = tokio::time::timeout(loopd_tests::process::PATIENCE, socket.recv(&mut buffer)).await??;
-        said += &String::from_utf8_lossy(&buffer[..length]);
+        output += &String::from_utf8_lossy(&buffer[..length]);
     }
     Ok(())
 }
 
-async fn no_bus(world: &mut World) -> Outcome {
+async fn missing_bus_is_reported(fixture: &mut Fixture) -> Outcome {
     let program = loopd_tests::host::built("loopd");
-    let mut command = world.command(program);
+    let mut command = fixture.command(program);
     command.env("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent");
     let output = loopd_tests::process::output(command).await?;
     assert!(output.status.code().is_some_and(|code| code != 0), "{}", output.status);
@@ -106,41 +106,42 @@ async fn no_bus(world: &mut World) -> Outcome {
     Ok(())
 }
 
-/// What a daemon says that does not start, and is not to be started again.
-async fn unfit(world: &World, wrapper: &[&str]) -> anyhow::Result<String> {
-    let folder = world.folder.join("unfit");
-    std::fs::create_dir(&folder)?;
-    let mut daemon = Daemon::spawn(world.bus(), &folder, wrapper, &[])?;
+/// The message of a daemon that fails to start and must not be restarted.
+async fn unfit(fixture: &Fixture, wrapper: &[&str]) -> anyhow::Result<String> {
+    let directory = fixture.directory.join("unfit");
+    std::fs::create_dir(&directory)?;
+    let mut daemon = Daemon::spawn(fixture.bus(), &directory, wrapper, &[])?;
     let status = daemon.end().await?;
     assert_eq!(status.code(), Some(78), "{status}: {}", daemon.log());
     Ok(daemon.log())
 }
 
-async fn old_kernel(world: &mut World) -> Outcome {
+async fn old_kernel_is_reported(fixture: &mut Fixture) -> Outcome {
     // It says 2.6 then.
-    let said = unfit(world, &["setarch", "--uname-2.6"]).await?;
-    assert!(said.contains("Linux 2.6") && said.contains("needs Linux 5.15 or newer"), "{said}");
+    let output = unfit(fixture, &["setarch", "--uname-2.6"]).await?;
+    assert!(output.contains("Linux 2.6") && output.contains("needs Linux 5.15 or newer"), "{output}");
     Ok(())
 }
 
-async fn no_loop_driver(world: &mut World) -> Outcome {
-    let socket = world.folder.join("bus");
+async fn missing_loop_driver_is_reported(fixture: &mut Fixture) -> Outcome {
+    let socket = fixture.directory.join("bus");
     let script = r#"mount --bind "$0" /dev/loop-control && exec "$@""#;
-    let said = unfit(world, &["unshare", "--mount", "sh", "-c", script, socket.to_str().unwrap()]).await?;
-    assert!(said.contains("/dev/loop-control") && said.contains("modprobe loop"), "{said}");
+    let output =
+        unfit(fixture, &["unshare", "--mount", "sh", "-c", script, socket.to_str().unwrap()]).await?;
+    assert!(output.contains("/dev/loop-control") && output.contains("modprobe loop"), "{output}");
     Ok(())
 }
 
-async fn asked_twice_to_end(world: &mut World) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", MIB)?;
+async fn second_sigterm_ends_at_once(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
     let path = image.path.to_str().unwrap();
-    let mut probe = world.probe_hold(GAMES, ["--interactive", "setup", "regular", path])?;
-    let polkit = world.stand_in()?;
+    let mut probe = fixture.probe_hold(GAMES, ["--interactive", "setup", "regular", path])?;
+    let polkit = fixture.stand_in()?;
     eventually("polkit is asked", async || Ok(polkit.checks().len() == 1)).await?;
-    let mut daemon = world.take_daemon().unwrap();
+    let mut daemon = fixture.take_daemon().unwrap();
     daemon.ask_to_end()?;
-    // It gives its name up, and waits for the call that is under way.
-    eventually("the name is free", async || Ok(!world.daemon_is_there().await?)).await?;
+    // It releases its name, and waits for the call in progress.
+    eventually("the name is free", async || Ok(!fixture.daemon_is_there().await?)).await?;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(daemon.exited()?.is_none());
     let asked_again = Instant::now();
@@ -152,15 +153,15 @@ async fn asked_twice_to_end(world: &mut World) -> Outcome {
     Ok(())
 }
 
-/// The daemon's descriptors and its answers stay what they are.
-async fn a_thousand_calls(world: &mut World) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", MIB)?;
+/// The daemon's descriptors and its replies do not change.
+async fn thousand_calls_leak_nothing(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
     let path = image.path.to_str().unwrap().to_owned();
     let file = image.open()?;
     for _ in 0..1000 {
         let options = AttachOptions { offset: 100, ..AttachOptions::default() };
-        world.attach_fails(&file, &options).await?;
+        fixture.attach_fails(&file, &options).await?;
     }
-    world.probe(ROOT, ["setup", "opath", &path]).await?.refused(ErrorKind::InvalidBackingFile)?;
-    world.assert_no_leak().await
+    fixture.probe(ROOT, ["setup", "opath", &path]).await?.refused(ErrorKind::InvalidBackingFile)?;
+    fixture.assert_no_leak().await
 }

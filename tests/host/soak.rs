@@ -1,5 +1,5 @@
-//! Long runs: many clients beside another program, and many rounds by one. `make soak` runs them at full
-//! length.
+//! Long runs: many clients and another program at once, and many rounds of one client. `make soak` runs them at
+//! full length.
 
 use std::collections::HashMap;
 use std::os::fd::AsFd as _;
@@ -10,34 +10,36 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use anyhow::{Context as _, Result, bail, ensure};
 use loopd_dbus::proxy::{Attachment, Interaction, Manager};
 use loopd_dbus::{AttachOptions, AttachmentProperties, DetachOptions, Lifetime, ListOptions};
+use loopd_tests::fixture::{Attached, Fixture};
 use loopd_tests::image::{Image, MIB};
 use loopd_tests::polkit::Setup;
 use loopd_tests::process::{eventually, run};
 use loopd_tests::sysfs::LoopDevice;
-use loopd_tests::world::{Attached, World};
 use loopd_tests::{Outcome, rounds};
 
 loopd_tests::tests! {
     "soak";
-    Setup::None => [fifty_clients_beside_losetup, many_attaches_and_detaches];
+    Setup::None => [fifty_clients_beside_losetup, memory_stays_level_over_many_rounds];
 }
 
 const CLIENTS: u64 = 50;
-/// Attachments that one client has at most: the machine's other tests want devices, too.
+/// The maximum number of attachments of a client.
 const MOST: usize = 3;
 
-/// Fifty clients make random calls and compare each answer with the kernel, while losetup attaches and
-/// detaches beside them. `LOOPD_TEST_ROUNDS` is the number of calls.
-async fn fifty_clients_beside_losetup(world: &mut World) -> Outcome {
+/// Fifty clients make random calls and compare each reply with the kernel, while losetup attaches and
+/// detaches. `LOOPD_TEST_ROUNDS` is the number of calls.
+async fn fifty_clients_beside_losetup(fixture: &mut Fixture) -> Outcome {
     let (mut random, calls) = rounds::of("soak::fifty_clients_beside_losetup", 1000);
     let ended = Arc::new(AtomicBool::new(false));
-    let losetup =
-        tokio::spawn(attach_by_losetup(Image::sparse(&world.folder, "foreign", MIB)?, Arc::clone(&ended)));
+    let losetup = tokio::spawn(attach_by_losetup(
+        Image::sparse(&fixture.directory, "foreign", MIB)?,
+        Arc::clone(&ended),
+    ));
     let left = Arc::new(AtomicU64::new(calls));
     let mut clients = tokio::task::JoinSet::new();
     for number in 0..CLIENTS {
-        let image = Image::sparse(&world.folder, format!("image {number}"), MIB)?;
-        let client = Client::new(world.connect().await?, image, random.fork()).await?;
+        let image = Image::sparse(&fixture.directory, format!("image {number}"), MIB)?;
+        let client = Client::new(fixture.connect().await?, image, random.fork()).await?;
         clients.spawn(client.run(Arc::clone(&left)));
     }
     while let Some(outcome) = clients.join_next().await {
@@ -47,17 +49,17 @@ async fn fifty_clients_beside_losetup(world: &mut World) -> Outcome {
     let foreign = losetup.await??;
     println!("{calls} calls of {CLIENTS} clients beside {foreign} attaches by losetup");
     ensure!(foreign > 0, "losetup attached nothing");
-    let ours = world.list(false).await?;
+    let ours = fixture.list(false).await?;
     ensure!(ours.is_empty(), "left: {ours:?}");
-    eventually("nothing is listed", async || Ok(world.list(true).await?.is_empty())).await?;
-    world.assert_no_leak().await
+    eventually("nothing is listed", async || Ok(fixture.list(true).await?.is_empty())).await?;
+    fixture.assert_no_leak().await
 }
 
-/// Attaches and detaches by losetup until the end; returns how often. Nobody else may touch the device.
+/// Attaches and detaches with losetup until the end; returns how often. No client may touch the device.
 async fn attach_by_losetup(image: Image, ended: Arc<AtomicBool>) -> Result<u64> {
     let mut rounds = 0;
     while !ended.load(Ordering::Relaxed) {
-        // losetup itself loses the race for a number to others now and then.
+        // losetup sometimes loses the race for a number.
         let Ok(node) = run("losetup", ["--find", "--show", image.name()]).await else { continue };
         let device = LoopDevice::from_node(node.trim_end())?;
         for _ in 0..5 {
@@ -80,7 +82,7 @@ struct Client {
     manager: Manager,
     image: Image,
     random: fastrand::Rng,
-    /// What it has attached, with the lifetime that it asked for last.
+    /// Its attachments, with the lifetime requested last.
     attached: Vec<(Attached, Lifetime)>,
 }
 
@@ -127,7 +129,7 @@ impl Client {
         } else {
             self.manager.detach(&attached.device.node(), DetachOptions::default()).await?;
         }
-        // The number may be in use again, by somebody else or by another attachment of ours.
+        // The number may be in use again, by another client or another attachment of this one.
         let listed = self.listed().await?;
         ensure!(!listed.contains_key(attached.path.as_str()), "{attached:?} is still there");
         Ok(())
@@ -142,7 +144,7 @@ impl Client {
         Ok(())
     }
 
-    /// Compares what loopd says of each attachment with what was asked for and with the kernel.
+    /// Compares each attachment with the request and with the kernel.
     async fn look(&self) -> Result<()> {
         let listed = self.listed().await?;
         for (attached, lifetime) in &self.attached {
@@ -187,37 +189,37 @@ impl Client {
     }
 }
 
-/// After the first thousand rounds memory, descriptors and threads are level.
-async fn many_attaches_and_detaches(world: &mut World) -> Outcome {
+/// After the first thousand rounds memory, descriptors and threads do not grow.
+async fn memory_stays_level_over_many_rounds(fixture: &mut Fixture) -> Outcome {
     const FIRST: u64 = 1000;
     const MOST_GROWTH: u64 = 1024;
-    let (_, rounds) = rounds::of("soak::many_attaches_and_detaches", 2 * FIRST);
-    let image = Image::sparse(&world.folder, "image", MIB)?;
-    attach_and_detach(world, &image, FIRST).await?;
-    let before = settled(world).await?;
-    attach_and_detach(world, &image, rounds.saturating_sub(FIRST)).await?;
-    let after = settled(world).await?;
+    let (_, rounds) = rounds::of("soak::memory_stays_level_over_many_rounds", 2 * FIRST);
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
+    attach_and_detach(fixture, &image, FIRST).await?;
+    let before = settled(fixture).await?;
+    attach_and_detach(fixture, &image, rounds.saturating_sub(FIRST)).await?;
+    let after = settled(fixture).await?;
     println!("resident KiB, threads, descriptors after {FIRST} rounds {before:?}, after {rounds} {after:?}");
     ensure!(after.0 <= before.0 + MOST_GROWTH, "resident memory grew from {} to {} KiB", before.0, after.0);
     ensure!((after.1, after.2) == (before.1, before.2), "threads or descriptors: {before:?}, then {after:?}");
     Ok(())
 }
 
-async fn attach_and_detach(world: &World, image: &Image, rounds: u64) -> Outcome {
+async fn attach_and_detach(fixture: &Fixture, image: &Image, rounds: u64) -> Outcome {
     let file = image.open()?;
     for round in 0..rounds {
         let lifetime = if round % 2 == 0 { Lifetime::Client } else { Lifetime::Persistent };
         let options = AttachOptions { lifetime, wait: false, ..AttachOptions::default() };
-        let attached = world.attach(&file, &options).await?;
-        world.detach(&attached).await?;
+        let attached = fixture.attach(&file, &options).await?;
+        fixture.detach(&attached).await?;
     }
     Ok(())
 }
 
 /// Resident KiB, threads and descriptors once the threads of the last calls have ended: they stay for a
 /// second.
-async fn settled(world: &mut World) -> Result<(u64, u64, usize)> {
-    let daemon = world.daemon()?;
+async fn settled(fixture: &mut Fixture) -> Result<(u64, u64, usize)> {
+    let daemon = fixture.daemon()?;
     eventually("one thread is left", async || Ok(daemon.memory_and_threads()?.1 == 1)).await?;
     let (resident, threads) = daemon.memory_and_threads()?;
     Ok((resident, threads, daemon.descriptors()?.len()))

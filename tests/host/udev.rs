@@ -1,25 +1,25 @@
-//! No udev, a udev that does not answer, and the rules for what users attach.
+//! No udev, a udev that does not answer, and the rules for devices of users.
 
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use loopd_dbus::{AttachOptions, ErrorKind, Lifetime};
 use loopd_tests::bus::repository;
+use loopd_tests::fixture::{Fixture, expect_kind};
 use loopd_tests::image::{Image, MIB};
 use loopd_tests::polkit::Answer;
 use loopd_tests::polkit::Setup;
 use loopd_tests::process::run;
 use loopd_tests::sysfs::LoopDevice;
-use loopd_tests::world::{World, expect_kind};
 use loopd_tests::{GAMES, Outcome, host, sysfs};
 
 loopd_tests::tests! {
     "udev";
-    Setup::None => [absent, stuck, stuck_and_not_waited_for];
-    Setup::StandIn(Answer::Yes) => [types_are_hidden_of_what_users_attach, nothing_is_attached_without_a_mark];
+    Setup::None => [attach_without_udev, attach_with_a_hanging_udev_is_undone, attach_without_wait_ignores_a_hanging_udev];
+    Setup::StandIn(Answer::Yes) => [types_of_user_images_are_hidden, attach_without_a_mark_fails];
 }
 
-/// Stops udev for as long as it lives, in one way or the other.
+/// Stops or freezes udev until it is dropped.
 struct Outage {
     absent: bool,
 }
@@ -44,48 +44,48 @@ impl Drop for Outage {
     }
 }
 
-async fn absent(world: &mut World) -> Outcome {
+async fn attach_without_udev(fixture: &mut Fixture) -> Outcome {
     let _outage = Outage::absent()?;
     for restart in [false, true] {
         if restart {
-            world.restart_daemon(&[]).await?;
+            fixture.restart_daemon(&[]).await?;
         }
-        let image = Image::sparse(&world.folder, format!("image-{restart}"), MIB)?;
-        let attached = world.attach(&image.open()?, &AttachOptions::default()).await?;
+        let image = Image::sparse(&fixture.directory, format!("image-{restart}"), MIB)?;
+        let attached = fixture.attach(&image.open()?, &AttachOptions::default()).await?;
         assert!(attached.device.bound());
-        assert_eq!(world.properties(&attached.path).await?.state, "attached");
-        world.detach(&attached).await?;
+        assert_eq!(fixture.properties(&attached.path).await?.state, "attached");
+        fixture.detach(&attached).await?;
         assert!(!attached.device.bound());
     }
     Ok(())
 }
 
-async fn stuck(world: &mut World) -> Outcome {
-    world.configure("[times]\nwait-for-udev = 0.5\n")?;
-    world.restart_daemon(&[]).await?;
-    let image = Image::sparse(&world.folder, "image", MIB)?;
+async fn attach_with_a_hanging_udev_is_undone(fixture: &mut Fixture) -> Outcome {
+    fixture.configure("[times]\nwait-for-udev = 0.5\n")?;
+    fixture.restart_daemon(&[]).await?;
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
     let outage = Outage::frozen()?;
     for lifetime in [Lifetime::Client, Lifetime::Persistent] {
         let options = AttachOptions { lifetime, ..AttachOptions::default() };
-        let error = world.attach_fails(&image.open()?, &options).await?;
+        let error = fixture.attach_fails(&image.open()?, &options).await?;
         expect_kind(&error, ErrorKind::Timeout)?;
-        assert!(sysfs::bound_by_tests(&world.folder).is_empty(), "{lifetime}: still attached");
-        assert!(world.list(false).await?.is_empty());
+        assert!(sysfs::bound_by_tests(&fixture.directory).is_empty(), "{lifetime}: still attached");
+        assert!(fixture.list(false).await?.is_empty());
     }
     drop(outage);
     loopd_tests::udev::settle().await?;
-    assert!(sysfs::bound_by_tests(&world.folder).is_empty());
-    // And all is well again.
-    let attached = world.attach(&image.open()?, &AttachOptions::default()).await?;
-    world.detach(&attached).await
+    assert!(sysfs::bound_by_tests(&fixture.directory).is_empty());
+    // Afterwards everything works again.
+    let attached = fixture.attach(&image.open()?, &AttachOptions::default()).await?;
+    fixture.detach(&attached).await
 }
 
-async fn stuck_and_not_waited_for(world: &mut World) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", MIB)?;
+async fn attach_without_wait_ignores_a_hanging_udev(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
     let outage = Outage::frozen()?;
     let options = AttachOptions { wait: false, ..AttachOptions::default() };
-    let attached = world.attach(&image.open()?, &options).await?;
-    world.detach(&attached).await?;
+    let attached = fixture.attach(&image.open()?, &options).await?;
+    fixture.detach(&attached).await?;
     assert!(!attached.device.bound());
     drop(outage);
     loopd_tests::udev::settle().await
@@ -97,7 +97,7 @@ struct Rules {
 }
 
 impl Rules {
-    async fn install(world: &World) -> anyhow::Result<Self> {
+    async fn install(fixture: &Fixture) -> anyhow::Result<Self> {
         let directory = Path::new("/run/udev/rules.d");
         std::fs::create_dir_all(directory)?;
         let sources = repository().join("systemd");
@@ -107,7 +107,7 @@ impl Rules {
             ("98-untrusted-loop.rules", "98-untrusted-loop.rules"),
         ] {
             let text = std::fs::read_to_string(sources.join(source))?;
-            let run = world.folder.join("run").display().to_string();
+            let run = fixture.directory.join("run").display().to_string();
             let text =
                 text.replace("/run/loopd", &run).replace("@LIBEXECDIR@", &sources.display().to_string());
             rules.installed.push(directory.join(name));
@@ -123,7 +123,7 @@ impl Drop for Rules {
         for rules in &self.installed {
             let _ = std::fs::remove_file(rules);
         }
-        // One that others use is not empty.
+        // The directory is not empty if others use it.
         let _ = std::fs::remove_dir("/run/udev/rules.d");
         let _ = std::process::Command::new("udevadm").args(["control", "--reload"]).status();
     }
@@ -137,15 +137,15 @@ async fn property(device: LoopDevice, name: &str) -> anyhow::Result<String> {
 }
 
 /// A type that no rule of udev acts on, and that is not known to be harmless.
-async fn types_are_hidden_of_what_users_attach(world: &mut World) -> Outcome {
-    let _rules = Rules::install(world).await?;
-    let image = Image::sparse(&world.folder, "image", MIB)?;
+async fn types_of_user_images_are_hidden(fixture: &mut Fixture) -> Outcome {
+    let _rules = Rules::install(fixture).await?;
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
     image.chown(GAMES)?;
     image.open()?.write_all_at(b"verity\0\0\x01\0\0\0\x01\0\0\0", 0)?;
     let path = image.path.display().to_string();
     let kind = "DM_verity_hash";
     for wait in ["wait=b:true", "wait=b:false"] {
-        let attached = world
+        let attached = fixture
             .probe(GAMES, ["setup", "regular", &path, "lifetime=s:persistent", wait])
             .await?
             .attached()?;
@@ -153,32 +153,32 @@ async fn types_are_hidden_of_what_users_attach(world: &mut World) -> Outcome {
         assert_eq!(property(attached.device, "LOOPD_UNTRUSTED").await?, "1");
         assert_eq!(property(attached.device, "LOOPD_FS_TYPE").await?, kind);
         assert_eq!(property(attached.device, "ID_FS_TYPE").await?, "");
-        assert_eq!(world.volume(&attached.path).await?.filesystem_type, kind, "loopd knows it");
+        assert_eq!(fixture.volume(&attached.path).await?.filesystem_type, kind, "loopd knows it");
         // The mark outlives the daemon.
-        world.end_daemon().await?;
+        fixture.end_daemon().await?;
         run("udevadm", ["trigger", "--settle", "--action=change", &attached.device.node()]).await?;
         assert_eq!(property(attached.device, "ID_FS_TYPE").await?, "");
-        world.restart_daemon(&[]).await?;
-        world.detach(&attached).await?;
+        fixture.restart_daemon(&[]).await?;
+        fixture.detach(&attached).await?;
     }
     let options = AttachOptions { lifetime: Lifetime::Persistent, ..AttachOptions::default() };
-    let attached = world.attach(&image.open()?, &options).await?;
+    let attached = fixture.attach(&image.open()?, &options).await?;
     assert_eq!(property(attached.device, "LOOPD_UNTRUSTED").await?, "");
     assert_eq!(property(attached.device, "ID_FS_TYPE").await?, kind);
-    world.detach(&attached).await?;
-    world.assert_no_leak().await
+    fixture.detach(&attached).await?;
+    fixture.assert_no_leak().await
 }
 
-async fn nothing_is_attached_without_a_mark(world: &mut World) -> Outcome {
-    let image = Image::sparse(&world.folder, "image", MIB)?;
+async fn attach_without_a_mark_fails(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
     image.chown(GAMES)?;
     let path = image.path.display().to_string();
-    std::fs::remove_dir_all(world.folder.join("run/untrusted"))?;
+    std::fs::remove_dir_all(fixture.directory.join("run/untrusted"))?;
     for lifetime in ["lifetime=s:client", "lifetime=s:persistent"] {
         let error =
-            world.probe(GAMES, ["setup", "regular", &path, lifetime]).await?.refused(ErrorKind::Kernel)?;
+            fixture.probe(GAMES, ["setup", "regular", &path, lifetime]).await?.refused(ErrorKind::Kernel)?;
         assert!(error.message.contains("cannot tell udev"), "{error}");
     }
-    assert!(sysfs::bound_by_tests(&world.folder).is_empty());
-    world.assert_no_leak().await
+    assert!(sysfs::bound_by_tests(&fixture.directory).is_empty());
+    fixture.assert_no_leak().await
 }

@@ -9,16 +9,16 @@ use nix::sys::signal::Signal;
 
 use crate::process::{Process, tied};
 
-/// The repository, for the shipped files.
+/// The root of the repository.
 #[must_use]
 pub fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("/"))
 }
 
-/// The folder of what the bus starts on demand, below a test's own.
+/// The directory of the activation files, below the directory of the test.
 pub const SERVICES: &str = "services";
 
-/// The bus; ended when dropped.
+/// The bus; killed when dropped.
 #[derive(Debug)]
 pub struct Bus {
     address: String,
@@ -26,27 +26,27 @@ pub struct Bus {
 }
 
 impl Bus {
-    /// Starts a bus with its socket in the folder, which must be open to all users.
+    /// Starts a bus with its socket in the directory, which must be open to all users.
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn start(folder: &Path) -> Result<Self> {
-        let configuration = folder.join("bus.conf");
-        std::fs::create_dir_all(folder.join(SERVICES))?;
-        std::fs::write(&configuration, bus_configuration(folder))?;
+    pub fn start(directory: &Path) -> Result<Self> {
+        let configuration = directory.join("bus.conf");
+        std::fs::create_dir_all(directory.join(SERVICES))?;
+        std::fs::write(&configuration, bus_configuration(directory))?;
         let mut command = tied("dbus-daemon");
         command
             .args(["--nofork", "--nopidfile", "--nosyslog", "--print-address", "--config-file"])
             .arg(&configuration)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(std::fs::File::create(folder.join("bus.log"))?);
+            .stderr(std::fs::File::create(directory.join("bus.log"))?);
         let mut process = Process::spawn("dbus-daemon", &mut command)?;
         let output = process.child().stdout.take().context("no pipe")?;
         // It prints the address once it listens.
         let mut address = String::new();
         BufReader::new(output).read_line(&mut address)?;
-        let log = || std::fs::read_to_string(folder.join("bus.log")).unwrap_or_default();
+        let log = || std::fs::read_to_string(directory.join("bus.log")).unwrap_or_default();
         ensure!(address.starts_with("unix:"), "dbus-daemon did not start: {}", log());
         Ok(Self { address: address.trim_end().to_owned(), process })
     }
@@ -57,7 +57,7 @@ impl Bus {
         &self.address
     }
 
-    /// Stops it where it is, or lets it go on.
+    /// Stops or continues the process.
     ///
     /// # Errors
     /// It has ended.
@@ -65,7 +65,7 @@ impl Bus {
         self.process.signal(if frozen { Signal::SIGSTOP } else { Signal::SIGCONT })
     }
 
-    /// Ends it without a word.
+    /// Kills it.
     ///
     /// # Errors
     /// It cannot be killed.
@@ -77,16 +77,16 @@ impl Bus {
     /// A new connection as the user who runs the tests.
     ///
     /// # Errors
-    /// The bus does not let us in.
+    /// The bus refuses the connection.
     pub async fn connect(&self) -> Result<zbus::Connection> {
         Ok(zbus::connection::Builder::address(self.address.as_str()).build().await?)
     }
 }
 
-/// The rules of a system bus as dbus ships them, the shipped policies of loopd, of polkit and of the
-/// peer that the benchmark measures, and that root may stand in for polkit and the service manager.
-fn bus_configuration(folder: &Path) -> String {
-    let folder = folder.display();
+/// The rules of a system bus as dbus ships them, the policies of loopd, polkit and UDisks2, and a rule that
+/// root may own the names of polkit and the service manager.
+fn bus_configuration(directory: &Path) -> String {
+    let directory = directory.display();
     let shipped = repository().join("dbus/org.loopd1.conf");
     let shipped = shipped.display();
     format!(
@@ -94,8 +94,8 @@ fn bus_configuration(folder: &Path) -> String {
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
 <busconfig>
   <type>system</type>
-  <listen>unix:path={folder}/bus</listen>
-  <servicedir>{folder}/{SERVICES}</servicedir>
+  <listen>unix:path={directory}/bus</listen>
+  <servicedir>{directory}/{SERVICES}</servicedir>
   <auth>EXTERNAL</auth>
   <policy context="default">
     <allow user="*"/>

@@ -15,15 +15,15 @@ mod tests {
         name: &'static str,
         /// Our crates that it may name in `[dependencies]`.
         below: &'static [&'static str],
-        /// Crates that must not be anywhere below it, whoever names them.
+        /// Crates that it must not depend on, directly or indirectly.
         free_of: &'static [&'static str],
     }
 
-    /// Whatever reaches outside of the process.
+    /// Crates that access the system outside of the process.
     const INPUT_AND_OUTPUT: &[&str] = &["linux-raw-sys", "nix", "rustix", "tokio", "udev", "zbus"];
     const SYSTEM_CALLS_AND_BUS: &[&str] = &["linux-raw-sys", "nix", "rustix", "udev", "zbus"];
 
-    /// Every crate of ours, with the lowest first.
+    /// All our crates, the lowest first.
     const LAYERS: &[Layer] = &[
         Layer { name: "loopd-test-support", below: &[], free_of: INPUT_AND_OUTPUT },
         Layer { name: "loopd-common", below: &[], free_of: INPUT_AND_OUTPUT },
@@ -44,10 +44,10 @@ mod tests {
         Layer { name: "loopd-tests", below: &["loopctl", "loopd-dbus"], free_of: &[] },
     ];
 
-    /// What the tests of any crate may use besides.
+    /// What the tests of any crate may use in addition.
     const SUPPORT: &str = "loopd-test-support";
 
-    /// The only files that may lift the workspace's ban on unsafe code.
+    /// The only files that may allow unsafe code.
     const UNSAFE: &[&str] =
         &["daemon/kernel/src/ioctl.rs", "daemon/kernel/src/readiness.rs", "tests/src/loop_ioctl.rs"];
 
@@ -57,14 +57,14 @@ mod tests {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// The workspace's packages, as cargo reads their manifests.
+    /// The packages of the workspace, from cargo metadata.
     fn packages() -> Vec<Value> {
         let metadata = cargo(&["metadata", "--offline", "--locked", "--no-deps", "--format-version", "1"]);
         let metadata: Value = serde_json::from_str(&metadata).unwrap();
         metadata["packages"].as_array().unwrap().clone()
     }
 
-    /// What a package names in its manifest: the crates, and whether only its tests use them.
+    /// The dependencies in the manifest of a package: name, and whether only its tests use it.
     fn dependencies(package: &Value) -> Vec<(&str, bool)> {
         let named = package["dependencies"].as_array().unwrap().iter();
         named.map(|one| (one["name"].as_str().unwrap(), one["kind"] == "dev")).collect()

@@ -11,12 +11,12 @@ use crate::bus::Bus;
 use crate::host::built;
 use crate::process::{Process, eventually, tied};
 
-/// The configuration of a daemon whose files are in this folder; empty where no test has written one.
+/// The configuration of a daemon whose files are in this directory; created empty if missing.
 ///
 /// # Errors
 /// It cannot be made.
-pub fn configuration(folder: &Path) -> Result<PathBuf> {
-    let file = folder.join("loopd.toml");
+pub fn configuration(directory: &Path) -> Result<PathBuf> {
+    let file = directory.join("loopd.toml");
     std::fs::File::options().create(true).append(true).open(&file)?;
     Ok(file)
 }
@@ -29,14 +29,18 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts it, without waiting for anything: through the wrapper, a command that runs the rest of
-    /// its words in its own place, where that is not empty. Its standard error goes to a file in the
-    /// folder.
+    /// Starts it and does not wait. If `wrapper` is not empty, that command is run with the daemon as its
+    /// last argument, which it must exec. Standard error goes to a file in the directory.
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn spawn(bus: &Bus, folder: &Path, wrapper: &[&str], environment: &[(&str, &str)]) -> Result<Self> {
-        let log = folder.join("loopd.log");
+    pub fn spawn(
+        bus: &Bus,
+        directory: &Path,
+        wrapper: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Result<Self> {
+        let log = directory.join("loopd.log");
         let log_file = std::fs::File::options().create(true).append(true).open(&log)?;
         let program = std::env::var_os("LOOPD_BIN").map_or_else(|| built("loopd"), PathBuf::from);
         ensure!(program.exists(), "{} is not built", program.display());
@@ -53,14 +57,14 @@ impl Daemon {
         }
         command
             .arg("--config")
-            .arg(configuration(folder)?)
+            .arg(configuration(directory)?)
             .env("DBUS_SYSTEM_BUS_ADDRESS", bus.address())
-            .env("RUNTIME_DIRECTORY", std::env::join_paths([folder.join("run"), folder.join("media")])?)
+            .env("RUNTIME_DIRECTORY", std::env::join_paths([directory.join("run"), directory.join("media")])?)
             .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log_file);
-        std::fs::create_dir_all(folder.join("run"))?;
+        std::fs::create_dir_all(directory.join("run"))?;
         Ok(Self { process: Process::spawn("loopd", &mut command)?, log })
     }
 
@@ -70,11 +74,11 @@ impl Daemon {
     /// It does not.
     pub async fn start(
         bus: &Bus,
-        folder: &Path,
+        directory: &Path,
         wrapper: &[&str],
         environment: &[(&str, &str)],
     ) -> Result<Self> {
-        let mut daemon = Self::spawn(bus, folder, wrapper, environment)?;
+        let mut daemon = Self::spawn(bus, directory, wrapper, environment)?;
         let connection = bus.connect().await?;
         let names = zbus::fdo::DBusProxy::new(&connection).await?;
         let process = &mut daemon.process;
@@ -96,19 +100,19 @@ impl Daemon {
         self.process.pid()
     }
 
-    /// What it said on its standard error.
+    /// Its standard error.
     #[must_use]
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// What its open descriptors point to.
+    /// The targets of its open descriptors.
     ///
     /// # Errors
     /// It has ended.
     pub fn descriptors(&self) -> Result<Vec<String>> {
-        let folder = format!("/proc/{}/fd", self.pid());
-        let mut targets: Vec<_> = std::fs::read_dir(&folder)
+        let directory = format!("/proc/{}/fd", self.pid());
+        let mut targets: Vec<_> = std::fs::read_dir(&directory)
             .with_context(|| "loopd has ended".to_owned())?
             .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
             .map(|target| target.to_string_lossy().into_owned())
@@ -130,7 +134,7 @@ impl Daemon {
         number("VmRSS:").zip(number("Threads:")).context("no VmRSS or Threads in its status")
     }
 
-    /// Asks it to end, and does not wait.
+    /// Sends SIGTERM, and does not wait.
     ///
     /// # Errors
     /// It has ended.
@@ -146,7 +150,7 @@ impl Daemon {
         self.process.exited()
     }
 
-    /// Ends it as a service manager does.
+    /// Sends SIGTERM, and waits for its end.
     ///
     /// # Errors
     /// It does not end.
@@ -162,7 +166,7 @@ impl Daemon {
         self.process.end().await
     }
 
-    /// Stops it where it is, or lets it go on.
+    /// Stops or continues the process.
     ///
     /// # Errors
     /// It has ended.
@@ -170,7 +174,7 @@ impl Daemon {
         self.process.signal(if frozen { Signal::SIGSTOP } else { Signal::SIGCONT })
     }
 
-    /// Has it read its configuration again.
+    /// Sends SIGHUP: it reads its configuration again.
     ///
     /// # Errors
     /// It has ended.
@@ -178,7 +182,7 @@ impl Daemon {
         self.process.signal(Signal::SIGHUP)
     }
 
-    /// Ends it without a word.
+    /// Kills it.
     ///
     /// # Errors
     /// It cannot be killed.

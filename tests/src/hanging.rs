@@ -1,4 +1,4 @@
-//! A file system with one file, which answers nobody while it is told to hang.
+//! A FUSE file system with one file, which can stop answering.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -23,16 +23,16 @@ const FILE: INodeNo = INodeNo(2);
 /// The kernel asks each time.
 const AT_ONCE: Duration = Duration::ZERO;
 
-/// The mounted file system. It answers when dropped, and is unmounted, or left to the runner where a
-/// device shows its file still.
+/// The mounted file system. When dropped, it answers again and is unmounted, or left to the runner if its file is
+/// still attached.
 pub struct Hanging {
-    folder: PathBuf,
+    directory: PathBuf,
     gate: Arc<Gate>,
     _session: BackgroundSession,
 }
 
 impl Hanging {
-    /// Mounts it at a new folder; its file is as long as this, and empty.
+    /// Mounts it at a new directory; its file is as long as this, and empty.
     ///
     /// # Errors
     /// The kernel has no FUSE.
@@ -40,36 +40,36 @@ impl Hanging {
         Self::mount_for(crate::ROOT, parent, bytes)
     }
 
-    /// The same, for this user alone.
+    /// The same, accessible to this user only.
     ///
     /// # Errors
     /// The kernel has no FUSE.
     pub fn mount_for(user: User, parent: &Path, bytes: usize) -> Result<Self> {
-        let folder = parent.join("hanging");
-        std::fs::create_dir(&folder)?;
-        Self::mount_on(folder, user, bytes, "hanging", "fuse", "")
+        let directory = parent.join("hanging");
+        std::fs::create_dir(&directory)?;
+        Self::mount_on(directory, user, bytes, "hanging", "fuse", "")
     }
 
-    /// The same, this user's, and open to all.
+    /// The same, of this user, and accessible to all.
     ///
     /// # Errors
     /// The kernel has no FUSE.
     pub fn mount_for_all(user: User, parent: &Path, bytes: usize) -> Result<Self> {
-        let folder = parent.join("hanging for all");
-        std::fs::create_dir(&folder)?;
-        Self::mount_on(folder, user, bytes, "hanging", "fuse", ",allow_other")
+        let directory = parent.join("hanging for all");
+        std::fs::create_dir(&directory)?;
+        Self::mount_on(directory, user, bytes, "hanging", "fuse", ",allow_other")
     }
 
     /// Mounts it over a directory under a source and a type that a user could give fusermount.
     ///
     /// # Errors
     /// The kernel has no FUSE.
-    pub fn pretend(folder: &Path, source: &str, kind: &str) -> Result<Self> {
-        Self::mount_on(folder.to_owned(), crate::ROOT, 0, source, kind, "")
+    pub fn pretend(directory: &Path, source: &str, kind: &str) -> Result<Self> {
+        Self::mount_on(directory.to_owned(), crate::ROOT, 0, source, kind, "")
     }
 
     fn mount_on(
-        folder: PathBuf,
+        directory: PathBuf,
         user: User,
         bytes: usize,
         source: &str,
@@ -92,20 +92,20 @@ impl Hanging {
             user.gid
         );
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-        mount(Some(source), &folder, Some(kind), flags, Some(options.as_str()))
+        mount(Some(source), &directory, Some(kind), flags, Some(options.as_str()))
             .context("mounting with FUSE")?;
         let session = Session::from_fd(files, channel, SessionACL::All, Config::default())
             .and_then(Session::spawn)
             .inspect_err(|_| {
-                let _in_use = umount(&folder);
+                let _in_use = umount(&directory);
             })?;
-        Ok(Self { folder, gate, _session: session })
+        Ok(Self { directory, gate, _session: session })
     }
 
     /// The file's path.
     #[must_use]
     pub fn path(&self) -> PathBuf {
-        self.folder.join(NAME)
+        self.directory.join(NAME)
     }
 
     /// Opens the file for reading and writing.
@@ -116,42 +116,42 @@ impl Hanging {
         Ok(File::options().read(true).write(true).open(self.path())?)
     }
 
-    /// From now on nobody gets an answer.
+    /// Stops answering.
     pub fn hang(&self) {
         self.gate.state().closed = true;
     }
 
-    /// From now on a process waits when it closes the file.
+    /// Stops answering the FLUSH of this process, so its closes hang.
     pub fn withhold_flush(&self, from: nix::unistd::Pid) {
         self.gate.state().withheld = Some(from);
     }
 
-    /// How many closes wait.
+    /// The number of closes that wait.
     #[must_use]
     pub fn closing(&self) -> usize {
         self.gate.state().closing.len()
     }
 
-    /// Whether who looks at a file gets an error from now on.
+    /// Sets whether stat(2) fails.
     pub fn break_down(&self, broken: bool) {
         self.gate.state().broken = broken;
     }
 
-    /// Waits until somebody waits for an answer.
+    /// Waits until a request is waiting for an answer.
     ///
     /// # Errors
-    /// Nobody does.
+    /// None arrives.
     pub async fn asked(&self) -> Result<()> {
         eventually("the file system is asked", async || Ok(!self.gate.state().waiting.is_empty())).await
     }
 
-    /// How many wait for an answer.
+    /// The number of requests that wait.
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.gate.state().waiting.len()
     }
 
-    /// Answers, also those who wait.
+    /// Answers again, also the requests that wait.
     pub fn go_on(&self) {
         let mut state = self.gate.state();
         state.closed = false;
@@ -168,11 +168,11 @@ impl Hanging {
 impl Drop for Hanging {
     fn drop(&mut self) {
         self.go_on();
-        let _in_use = umount(&self.folder);
+        let _in_use = umount(&self.directory);
     }
 }
 
-/// Whether there is no such device, or no driver behind it.
+/// Whether the error means that the device or its driver is missing.
 fn is_missing(error: &std::io::Error) -> bool {
     use nix::errno::Errno;
     [Errno::ENOENT, Errno::ENODEV, Errno::ENXIO]
@@ -182,7 +182,7 @@ fn is_missing(error: &std::io::Error) -> bool {
 
 type Answer = Box<dyn FnOnce(&mut Vec<u8>) + Send>;
 
-/// The contents, and the answers that are held back.
+/// The contents, and the delayed answers.
 #[derive(Default)]
 struct Gate {
     state: Mutex<GateState>,
@@ -203,7 +203,7 @@ impl Gate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Answers, now or when the gate is opened.
+    /// Answers now, or when the gate is opened.
     fn answer(&self, answer: impl FnOnce(&mut Vec<u8>) + Send + 'static) {
         let mut state = self.state();
         if state.closed {
@@ -268,7 +268,7 @@ impl Filesystem for Files {
 
     fn flush(&self, request: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
         let mut state = self.gate.state();
-        // The kernel names the thread.
+        // The request has the id of the thread.
         let is_of = |process| Path::new(&format!("/proc/{process}/task/{}", request.pid())).exists();
         if state.withheld.is_some_and(is_of) {
             state.closing.push(reply);

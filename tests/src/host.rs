@@ -1,4 +1,4 @@
-//! What all tests of one program share: a folder, the built programs, udev.
+//! Resources that all tests of a program share: a directory, the built programs, udev.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use crate::udev::Udev;
 
 static HOST: Mutex<Option<Host>> = Mutex::new(None);
-/// Where the daemon may keep state when no service manager gives it a folder.
+/// The daemon's state directory if no service manager passes one.
 const RUN_LOOPD: &str = "/run/loopd";
 
 /// The machine, as the tests use it.
@@ -18,11 +18,11 @@ const RUN_LOOPD: &str = "/run/loopd";
 pub struct Host {
     /// udev.
     pub udev: Udev,
-    folder: TempDir,
+    directory: TempDir,
     made_run_loopd: bool,
 }
 
-/// Why the tests cannot run here at all.
+/// The reason why no test can run on this machine.
 #[must_use]
 pub fn unfit() -> Option<String> {
     if !nix::unistd::Uid::effective().is_root() {
@@ -36,7 +36,7 @@ pub fn unfit() -> Option<String> {
     Some(format!("{missing} is not installed; run `make deps`"))
 }
 
-/// A program of the workspace, beside the running test's own folder.
+/// The path of a built program of the workspace.
 #[must_use]
 pub fn built(name: &str) -> PathBuf {
     let exe = std::env::current_exe().unwrap_or_default();
@@ -44,10 +44,10 @@ pub fn built(name: &str) -> PathBuf {
     exe.ancestors().nth(2).unwrap_or(Path::new("/")).join(name)
 }
 
-/// The host, made ready at the first call.
+/// The host, prepared at the first call.
 ///
 /// # Errors
-/// It cannot be made ready.
+/// The preparation failed.
 pub fn get() -> Result<HostGuard> {
     let mut host = HOST.lock().unwrap_or_else(PoisonError::into_inner);
     if host.is_none() {
@@ -56,12 +56,12 @@ pub fn get() -> Result<HostGuard> {
     Ok(HostGuard(host))
 }
 
-/// Takes down what the tests had in common.
+/// Releases the shared resources.
 pub fn stop() {
     HOST.lock().unwrap_or_else(PoisonError::into_inner).take();
 }
 
-/// The host, for one user at a time.
+/// Exclusive access to the host.
 #[derive(Debug)]
 pub struct HostGuard(MutexGuard<'static, Option<Host>>);
 
@@ -81,35 +81,35 @@ impl std::ops::DerefMut for HostGuard {
 
 impl Host {
     fn start() -> Result<Self> {
-        // /tmp may be a tmpfs, where direct I/O differs.
-        let folder = tempfile::Builder::new().prefix("loopd-tests-").tempdir_in("/var/tmp")?;
-        open_to_all(folder.path())?;
-        let tools = folder.path().join("bin");
+        // /tmp may be a tmpfs, on which direct I/O differs.
+        let directory = tempfile::Builder::new().prefix("loopd-tests-").tempdir_in("/var/tmp")?;
+        open_to_all(directory.path())?;
+        let tools = directory.path().join("bin");
         std::fs::create_dir(&tools)?;
-        // Other users cannot reach a target folder in someone's home.
+        // Other users cannot enter a target directory below a home directory.
         for name in ["loopd-probe", "loopctl"] {
             if built(name).exists() {
                 std::fs::copy(built(name), tools.join(name)).with_context(|| name.to_owned())?;
             }
         }
         let made_run_loopd = !Path::new(RUN_LOOPD).exists();
-        Ok(Self { udev: Udev::find_or_start()?, folder, made_run_loopd })
+        Ok(Self { udev: Udev::find_or_start()?, directory, made_run_loopd })
     }
 
     /// A program of the workspace that every user can run.
     #[must_use]
     pub fn tool(&self, name: &str) -> PathBuf {
-        self.folder.path().join("bin").join(name)
+        self.directory.path().join("bin").join(name)
     }
 
-    /// A new folder that every user can enter and only root can write to.
+    /// A new directory that every user can enter and only root can write to.
     ///
     /// # Errors
     /// It cannot be made.
-    pub fn new_folder(&self) -> Result<TempDir> {
-        let folder = tempfile::Builder::new().prefix("world-").tempdir_in(self.folder.path())?;
-        open_to_all(folder.path())?;
-        Ok(folder)
+    pub fn new_directory(&self) -> Result<TempDir> {
+        let directory = tempfile::Builder::new().prefix("fixture-").tempdir_in(self.directory.path())?;
+        open_to_all(directory.path())?;
+        Ok(directory)
     }
 }
 
@@ -121,6 +121,6 @@ impl Drop for Host {
     }
 }
 
-fn open_to_all(folder: &Path) -> Result<()> {
-    Ok(std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755))?)
+fn open_to_all(directory: &Path) -> Result<()> {
+    Ok(std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755))?)
 }

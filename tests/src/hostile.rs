@@ -1,4 +1,4 @@
-//! Messages that nobody sends by accident: made up from a seed, so that a run can be repeated.
+//! Malformed messages, generated from a seed so that a run can be repeated.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -14,59 +14,59 @@ use crate::{ROOT, User};
 
 const MANAGER: &str = "org.loopd1.Manager";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
-/// How many of the longest messages: four are as much as the bus keeps for a service.
+/// The number of messages of the maximum length: the bus keeps at most four for a service.
 const MOST_HUGE: usize = 2;
-/// Messages after which the target has allocated what it allocates once.
+/// The number of messages after which one-time allocations are complete.
 const WARM_UP: usize = 5000;
-/// How long the bus and the target may take to answer some messages, and how long where the bus may have taken all
-/// of the rest for one message.
+/// The time limits for the bus and the target to answer a batch: normally, and if the bus may treat the rest of the
+/// batch as one message.
 const WHOLE: Duration = Duration::from_secs(2);
 const CUT: Duration = Duration::from_millis(200);
 /// How long another client may wait for an answer.
 const SOON: Duration = Duration::from_secs(8);
-/// What the target's resident memory may grow by, in KiB.
+/// The allowed growth of the target's resident memory, in KiB.
 const MOST_GROWTH: u64 = 32 << 10;
 
-/// What an attack does.
+/// The parameters of an attack.
 #[derive(Clone, Debug)]
 pub struct Attack {
     /// The address of the bus.
     pub address: String,
-    /// Who sends.
+    /// The sender.
     pub user: User,
-    /// To whom.
+    /// The bus name of the target.
     pub target: String,
-    /// Whether that answers calls.
+    /// Whether the target answers calls.
     pub answers: bool,
-    /// Another seed, other messages.
+    /// The seed of the messages.
     pub seed: u64,
-    /// How many messages.
+    /// The number of messages.
     pub messages: usize,
-    /// How many are sent before the bus is asked whether it is still there. Where it ends the connection,
-    /// all of them count as lost.
+    /// The number of messages sent between checks of the connection. If the bus closes the connection, all of
+    /// them count as lost.
     pub batch: usize,
-    /// How long at most.
+    /// The maximum duration.
     pub time: Duration,
 }
 
-/// What came of it.
+/// The result of an attack.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Outcome {
     /// Messages that were written to the bus.
     pub sent: usize,
-    /// Messages that the target has answered: so many have reached it at least.
+    /// Messages that the target has answered, and so has received.
     pub answered: usize,
-    /// Messages of which it is not known whether the bus took them: it has ended the connection.
+    /// Messages that the bus may not have received, since it closed the connection.
     pub lost: usize,
     /// Connections that were made.
     pub connections: usize,
 }
 
 impl Attack {
-    /// Runs it, on the calling thread, which is this user's from then on.
+    /// Runs the attack on the calling thread, which changes to the user for good.
     ///
     /// # Errors
-    /// The bus lets nobody in.
+    /// The bus refuses connections.
     pub fn run(&self) -> Result<Outcome> {
         if self.user != ROOT {
             become_user(self.user)?;
@@ -82,7 +82,7 @@ impl Attack {
                 outcome.sent += self.batch;
                 match self.batch(&mut bus, &mut generator) {
                     Ok(answered) => outcome.answered += answered,
-                    // The bus has enough of us.
+                    // The bus refuses further connections.
                     Err(_) => {
                         outcome.lost += self.batch;
                         break;
@@ -93,7 +93,7 @@ impl Attack {
         Ok(outcome)
     }
 
-    /// Sends some messages; gives how many of them the target has answered.
+    /// Sends a batch; returns how many messages the target has answered.
     fn batch(&self, bus: &mut RawBus, generator: &mut Generator) -> Result<usize> {
         generator.is_cut = false;
         for _ in 0..self.batch {
@@ -119,10 +119,10 @@ impl Attack {
     }
 }
 
-/// What an attack cost its target and another client.
+/// The effect of an attack on its target and on another client.
 #[derive(Clone, Copy, Debug)]
 pub struct Trial {
-    /// Of the attack.
+    /// The result of the attack.
     pub outcome: Outcome,
     /// Calls of the other client that were answered.
     pub served: usize,
@@ -137,7 +137,7 @@ pub struct Trial {
 }
 
 impl Trial {
-    /// Attacks the process beside a client of root's that calls it all the time.
+    /// Attacks the process while a client of root calls it continuously.
     ///
     /// # Errors
     /// The process has ended, the client was not served, or memory grew.
@@ -152,7 +152,7 @@ impl Trial {
         std::thread::spawn(move || done.send(running.run()));
         let outcome = loop {
             client.call()?;
-            // The other client is not a flood itself.
+            // The other client must not flood the bus itself.
             match ended.recv_timeout(Duration::from_millis(100)) {
                 Ok(outcome) => break outcome?,
                 Err(RecvTimeoutError::Timeout) => {}
@@ -181,7 +181,7 @@ impl std::fmt::Display for Trial {
         let Outcome { sent, answered, lost, connections } = self.outcome;
         write!(
             f,
-            "{sent} messages, {answered} answered, {lost} lost in {connections} connections; beside them {} calls \
+            "{sent} messages, {answered} answered, {lost} lost in {connections} connections; with {} other calls \
              served, the slowest in {} ms, {} refused by the bus; resident KiB {} before, {} after",
             self.served,
             self.slowest.as_millis(),
@@ -209,7 +209,7 @@ impl Client {
         Ok(Self { bus, target, served: 0, refused: 0, slowest: Duration::ZERO })
     }
 
-    /// Asks for the list. The bus may refuse: what it keeps for a service is bounded.
+    /// Calls `List`. The bus may refuse, since its queue for a service is limited.
     fn call(&mut self) -> Result<()> {
         let asked = Instant::now();
         loop {
@@ -237,20 +237,20 @@ impl Client {
     }
 }
 
-/// What a bus does with what it could keep from a service.
+/// How the bus filters messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BusConduct {
-    /// It passes on header fields that the specification does not know.
+    /// It forwards header fields that the specification does not define.
     pub passes_unknown_fields: bool,
-    /// It refuses a call with more descriptors than the policy lets the member have.
+    /// It refuses a call with more descriptors than the policy allows for the member.
     pub bounds_descriptors: bool,
 }
 
 impl BusConduct {
-    /// Tries both, on the calling thread, which is this user's from then on.
+    /// Tests both on the calling thread, which changes to the user for good.
     ///
     /// # Errors
-    /// The bus lets nobody in, or a call with too many descriptors is not refused at all.
+    /// The bus refuses the connection, or neither bus nor target refuses a call with too many descriptors.
     pub fn learn(address: &str, user: User, target: &str) -> Result<Self> {
         if user != ROOT {
             become_user(user)?;
@@ -297,7 +297,7 @@ struct Generator {
     random: Rng,
     target: String,
     huge: usize,
-    /// Whether a message was made for whose rest the bus may wait.
+    /// Whether the bus may wait for the rest of a generated message.
     is_cut: bool,
 }
 
@@ -389,7 +389,7 @@ impl Generator {
         word.repeat(self.random.usize(1..20)).into_bytes()
     }
 
-    /// Arrays and structures in turn: the bus counts the arrays that follow each other.
+    /// Alternates arrays and structures: the bus limits consecutive arrays.
     fn deep_signature(&mut self) -> RawMessage {
         let depth = self.random.usize(1..32);
         let signature = format!("{}y{}", "aa(".repeat(depth), ")".repeat(depth));
@@ -428,14 +428,14 @@ impl Generator {
         call.body("a{sv}", body.bytes)
     }
 
-    /// As many as the header says, or not, named by an index that may be wrong.
+    /// Usually as many descriptors as the header declares, with an index that may be invalid.
     fn with_descriptors(&mut self) -> (RawMessage, Vec<OwnedFd>) {
         let members = ["SetupLoop", "List", "Detach"];
         let member = members[self.random.usize(..members.len())];
         let call = self.call(MANAGER, member);
         let there = self.random.usize(..4);
-        // What is not true ends the connection.
-        let said =
+        // A wrong count ends the connection.
+        let declared =
             if self.random.u8(..40) == 0 { self.random.u32(..20) } else { u32::try_from(there).unwrap_or(0) };
         let indices = [0, 1, 2, u32::MAX, 1 << 31];
         let mut body = Bytes::new(call.big);
@@ -443,7 +443,7 @@ impl Generator {
         body.number(0);
         body.align(8);
         let files = (0..there).filter_map(|_| std::fs::File::open("/dev/null").ok()).map(OwnedFd::from);
-        (call.descriptors(said).body("ha{sv}", body.bytes), files.collect())
+        (call.descriptors(declared).body("ha{sv}", body.bytes), files.collect())
     }
 
     fn long(&mut self) -> RawMessage {
@@ -488,7 +488,7 @@ impl Generator {
         let mut call = self.any_call();
         call.serial = bus.next_serial();
         let mut bytes = call.bytes();
-        // Most changes end the connection: those of flags and body need not.
+        // Most changes end the connection, except those of flags and body.
         let is_tame = self.random.u8(..4) != 0;
         self.is_cut |= !is_tame;
         for _ in 0..self.random.usize(1..4) {

@@ -1,5 +1,5 @@
-//! A peer that owns loopd's name and answers each call with what no daemon sends: made up from a seed, so that
-//! a run can be repeated.
+//! A service that owns loopd's name and sends malformed replies, generated from a seed so that a run can be
+//! repeated.
 
 use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,7 +16,7 @@ use crate::raw_bus::{Arrived, Bytes, RawBus, RawMessage, Value};
 const BUS: &str = "org.freedesktop.DBus";
 const OBJECT_MANAGER: &str = "org.freedesktop.DBus.ObjectManager";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
-/// A little less than the bus takes.
+/// A little less than the limit of the bus.
 const HUGE: usize = 31 << 20;
 
 /// The properties of attachments, volumes and partitions, and their types.
@@ -56,7 +56,7 @@ const PROPERTIES_SENT: [(&str, &str); 33] = [
     ("Version", "s"),
 ];
 
-/// The running service. It gives its name up when dropped.
+/// The running service. It releases its name when dropped.
 #[derive(Debug)]
 pub struct HostileService {
     shared: Arc<Shared>,
@@ -71,10 +71,10 @@ struct Shared {
 }
 
 impl HostileService {
-    /// Takes the name on this bus.
+    /// Acquires the name on this bus.
     ///
     /// # Errors
-    /// Another one has it.
+    /// Another connection owns it.
     pub fn start(address: &str) -> Result<Self> {
         let shared = Arc::new(Shared {
             random: Mutex::new(Rng::with_seed(0)),
@@ -86,21 +86,21 @@ impl HostileService {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// From now on its answers come from this seed.
+    /// Sets the seed of further replies.
     pub fn seed(&self, seed: u64) {
         *self.shared.random.lock().unwrap_or_else(PoisonError::into_inner) = Rng::with_seed(seed);
     }
 
-    /// How many calls it has answered.
+    /// The number of calls that it has answered.
     #[must_use]
     pub fn answered(&self) -> u64 {
         self.shared.answered.load(Ordering::Relaxed)
     }
 
-    /// Gives the name up.
+    /// Releases the name.
     ///
     /// # Errors
-    /// It could not go on.
+    /// The service has failed.
     pub fn stop(mut self) -> Result<()> {
         self.shared.ended.store(true, Ordering::Relaxed);
         self.thread.take().map_or(Ok(()), |thread| thread.join().expect("no panic"))
@@ -127,14 +127,14 @@ fn own_name(address: &str) -> Result<RawBus> {
 }
 
 fn serve(mut bus: RawBus, address: &str, shared: &Shared) -> Result<()> {
-    // What the bus was asked after the last answer, and when.
+    // The call to the bus after the last reply, and its time.
     let mut asked: Option<(u32, Instant)> = None;
     while !shared.ended.load(Ordering::Relaxed) {
         let served = match bus.is_readable(Duration::from_millis(20))? {
             true => serve_one(&mut bus, &mut asked, shared),
             false => Ok(()),
         };
-        // The bus has ended the connection, or waits for the rest of a message: the caller gets an error from it.
+        // The bus has closed the connection or waits for the rest of a message: it sends the caller an error.
         if served.is_err() || asked.is_some_and(|(_, when)| when.elapsed() > Duration::from_secs(1)) {
             drop(bus);
             bus = own_name(address)?;
@@ -176,13 +176,13 @@ fn answer(bus: &mut RawBus, call: &Arrived, random: &mut Rng) -> Result<()> {
     } else {
         bus.send(&bytes, &[])?;
     }
-    // Where the bus did not take that for an answer. A second answer to one call it drops.
+    // In case the bus did not accept that as a reply. It drops a second reply to the same call.
     let mut last = failure(call, "org.example.Last", b"the last word");
     last.serial = bus.next_serial();
     Ok(bus.send(&last.bytes(), &[])?)
 }
 
-/// Changes the body, and now and then the header: most changes of that end the connection.
+/// Changes the body, and sometimes the header: most changes of a header end the connection.
 fn mutate(bytes: &mut [u8], body: usize, random: &mut Rng) {
     let start = if random.u8(..16) == 0 { 0 } else { bytes.len() - body };
     for _ in 0..random.usize(1..6) {
@@ -241,7 +241,7 @@ fn reply(call: &Arrived, random: &mut Rng) -> RawMessage {
             reply.body(signature, body)
         }
         77..80 => {
-            // What it says that it is, it is not.
+            // The value does not have the declared type.
             let body = (0..random.usize(..64)).map(|_| random.u8(..)).collect();
             reply.body(if expected.is_empty() { "as" } else { expected }, body)
         }
@@ -265,7 +265,7 @@ fn reply(call: &Arrived, random: &mut Rng) -> RawMessage {
     }
 }
 
-/// A broadcast, as the daemon sends them.
+/// A broadcast like those of the daemon.
 fn signal(random: &mut Rng) -> RawMessage {
     let signals = [
         (ROOT_PATH, OBJECT_MANAGER, "InterfacesAdded", "oa{sa{sv}}"),
@@ -344,7 +344,7 @@ impl<'r> Maker<'r> {
         Self { random, bytes: Bytes::new(big), is_huge: false }
     }
 
-    /// One value of the body has almost all of a message's length.
+    /// One value of the body has almost the maximum length of a message.
     fn huge(random: &'r mut Rng, big: bool) -> Self {
         Self { is_huge: true, ..Self::new(random, big) }
     }
@@ -357,7 +357,7 @@ impl<'r> Maker<'r> {
         self.bytes.bytes
     }
 
-    /// Writes a value of the first type; gives the types after it.
+    /// Writes a value of the first type; returns the types after it.
     fn value<'s>(&mut self, signature: &'s str, depth: usize) -> &'s str {
         let (first, rest) = signature.split_at(1);
         match first {
@@ -415,7 +415,7 @@ impl<'r> Maker<'r> {
         for _ in 0..self.random.usize(..if depth < 3 { 5 } else { 2 }) {
             let _rest = self.value(element, depth + 1);
         }
-        // One value is huge: there must be one.
+        // An array must have an element if it is to have the huge value.
         if self.is_huge && self.bytes.bytes.len() < HUGE / 2 && depth < 8 {
             let _rest = self.value(element, depth + 1);
         }
@@ -423,7 +423,7 @@ impl<'r> Maker<'r> {
         &element[end..]
     }
 
-    /// Each property, nearly always of its own type: without one a client looks no further.
+    /// All properties, nearly always with their own types: a client stops at a missing one.
     fn all_properties(&mut self, depth: usize) {
         for (name, kind) in PROPERTIES_SENT {
             self.bytes.align(8);
@@ -473,7 +473,7 @@ impl<'r> Maker<'r> {
     }
 }
 
-/// Where the first type of a signature ends.
+/// The end of the first type of a signature.
 fn end_of(signature: &str) -> usize {
     let mut depth = 0;
     for (index, kind) in signature.char_indices() {

@@ -16,7 +16,7 @@ pub const MIB: u64 = 1 << 20;
 /// A file that any user may read and write.
 #[derive(Clone, Debug)]
 pub struct Image {
-    /// Where it is.
+    /// Its path.
     pub path: PathBuf,
 }
 
@@ -25,8 +25,8 @@ impl Image {
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn sparse(folder: &Path, name: impl AsRef<OsStr>, bytes: u64) -> Result<Self> {
-        let path = folder.join(Path::new(&name));
+    pub fn sparse(directory: &Path, name: impl AsRef<OsStr>, bytes: u64) -> Result<Self> {
+        let path = directory.join(Path::new(&name));
         File::create_new(&path)?.set_len(bytes)?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666))?;
         Ok(Self { path })
@@ -36,16 +36,22 @@ impl Image {
     ///
     /// # Errors
     /// It cannot be made.
-    pub async fn ext4(folder: &Path, name: &str, label: &str, uuid: &str) -> Result<Self> {
-        Self::ext4_sized(folder, name, label, uuid, 16 * MIB).await
+    pub async fn ext4(directory: &Path, name: &str, label: &str, uuid: &str) -> Result<Self> {
+        Self::ext4_sized(directory, name, label, uuid, 16 * MIB).await
     }
 
     /// An ext4 file system.
     ///
     /// # Errors
     /// It cannot be made.
-    pub async fn ext4_sized(folder: &Path, name: &str, label: &str, uuid: &str, bytes: u64) -> Result<Self> {
-        let image = Self::sparse(folder, name, bytes)?;
+    pub async fn ext4_sized(
+        directory: &Path,
+        name: &str,
+        label: &str,
+        uuid: &str,
+        bytes: u64,
+    ) -> Result<Self> {
+        let image = Self::sparse(directory, name, bytes)?;
         let path = image.path.as_os_str();
         run("mkfs.ext4", ["-q", "-F", "-L", label, "-U", uuid].map(OsStr::new).into_iter().chain([path]))
             .await?;
@@ -64,7 +70,7 @@ impl Image {
         Ok(())
     }
 
-    /// Its path, for commands.
+    /// Its path as text, for commands.
     #[must_use]
     pub fn name(&self) -> &str {
         self.path.to_str().expect("the tests' names are UTF-8")
@@ -94,7 +100,7 @@ impl Image {
         Ok(std::fs::set_permissions(&self.path, std::fs::Permissions::from_mode(mode))?)
     }
 
-    /// Gives it to someone.
+    /// Changes its owner.
     ///
     /// # Errors
     /// It is gone.
@@ -103,16 +109,16 @@ impl Image {
     }
 }
 
-/// A mount; taken down when dropped.
+/// A mount; unmounted when dropped.
 #[derive(Debug)]
 pub struct Mounted {
-    /// Where.
-    pub folder: PathBuf,
+    /// The mount point.
+    pub directory: PathBuf,
     mounted: bool,
 }
 
 impl Mounted {
-    /// Mounts the device at a new folder of this name.
+    /// Mounts the device at a new directory of this name.
     ///
     /// # Errors
     /// mount's.
@@ -120,23 +126,23 @@ impl Mounted {
         Self::node(&device.node(), parent, name).await
     }
 
-    /// Mounts the device with this node at a new folder of this name.
+    /// Mounts the device with this node at a new directory of this name.
     ///
     /// # Errors
     /// mount's.
     pub async fn node(node: &str, parent: &Path, name: &str) -> Result<Self> {
-        let folder = parent.join(name);
-        std::fs::create_dir_all(&folder)?;
-        run("mount", [OsStr::new(node), folder.as_os_str()]).await?;
-        Ok(Self { folder, mounted: true })
+        let directory = parent.join(name);
+        std::fs::create_dir_all(&directory)?;
+        run("mount", [OsStr::new(node), directory.as_os_str()]).await?;
+        Ok(Self { directory, mounted: true })
     }
 
-    /// Takes it down.
+    /// Unmounts it.
     ///
     /// # Errors
     /// umount's.
     pub async fn unmount(mut self) -> Result<()> {
-        run("umount", [&self.folder]).await?;
+        run("umount", [&self.directory]).await?;
         self.mounted = false;
         Ok(())
     }
@@ -145,7 +151,7 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         if self.mounted {
-            let _ = std::process::Command::new("umount").arg("-l").arg(&self.folder).status();
+            let _ = std::process::Command::new("umount").arg("-l").arg(&self.directory).status();
         }
     }
 }

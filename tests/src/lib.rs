@@ -1,13 +1,14 @@
-//! The test house: everything that the tests of the whole system stand on.
+//! The harness of the host tests.
 //!
-//! A [`World`](world::World) is a private system bus with the shipped policy, a polkit (the real
-//! one, a stand-in or none) and the built daemon. The loop devices and udev are the machine's own,
-//! which is why the tests want root; see [`host`].
+//! A [`Fixture`](fixture::Fixture) has a private system bus with the shipped policy, a polkit (the real
+//! one, a stand-in or none) and the built daemon. Loop devices and udev are those of the machine, so the
+//! tests need root; see [`host`].
 
 pub mod bus;
 pub mod crates;
 pub mod daemon;
 pub mod docs;
+pub mod fixture;
 pub mod hanging;
 pub mod host;
 pub mod hostile;
@@ -29,9 +30,8 @@ pub mod table;
 pub mod threat_model;
 pub mod udev;
 pub mod units;
-pub mod world;
 
-/// An unprivileged user that every Debian has, with its uid and gid.
+/// A user that exists on every Debian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct User {
     /// The name, for polkit rules.
@@ -44,20 +44,20 @@ pub struct User {
 
 /// The superuser.
 pub const ROOT: User = User { name: "root", uid: 0, gid: 0 };
-/// The user that the real polkit's rule says yes to.
+/// The user that the rule of the real polkit allows.
 pub const GAMES: User = User { name: "games", uid: 5, gid: 60 };
-/// The user that the real polkit's rule says no to.
+/// The user that the rule of the real polkit denies.
 pub const WWW_DATA: User = User { name: "www-data", uid: 33, gid: 33 };
-/// A user that no rule names.
+/// A user without a rule.
 pub const NOBODY: User = User { name: "nobody", uid: 65534, gid: 65534 };
 
-/// What a test function gives back.
+/// The result of a test function.
 pub type Outcome = anyhow::Result<()>;
 
 /// The error of a test that cannot run on this machine.
 #[derive(Debug)]
 pub struct Skipped(
-    /// Why.
+    /// The reason.
     pub String,
 );
 
@@ -72,7 +72,7 @@ impl std::error::Error for Skipped {}
 /// Ends a test as skipped.
 ///
 /// # Errors
-/// Always: that is how it ends the test.
+/// Always: the error ends the test.
 pub fn skip<T>(why: impl Into<String>) -> anyhow::Result<T> {
     Err(Skipped(why.into()).into())
 }

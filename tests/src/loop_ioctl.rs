@@ -1,4 +1,4 @@
-//! The loop driver's ioctls, bare: what the daemon is measured against and checked with.
+//! Direct calls of the loop driver's ioctls, for comparisons with the daemon.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -34,7 +34,7 @@ pub fn control() -> Result<File> {
     File::options().read(true).write(true).open("/dev/loop-control").context("/dev/loop-control")
 }
 
-/// A device that was free a moment ago.
+/// A device that was free at the time of the call.
 ///
 /// # Errors
 /// The kernel's.
@@ -44,17 +44,17 @@ pub fn get_free(control: &File) -> Result<LoopDevice> {
     Ok(LoopDevice(u32::try_from(number)?))
 }
 
-/// Makes a device.
+/// Creates a device.
 ///
 /// # Errors
-/// It is there.
+/// It already exists.
 pub fn add(control: &File, device: LoopDevice) -> Result<()> {
     // SAFETY: the argument is a plain number.
     unsafe { raw::add(control.as_raw_fd(), device.0.cast_signed()) }?;
     Ok(())
 }
 
-/// Takes a free device's number away.
+/// Removes a free device.
 ///
 /// # Errors
 /// The device is in use.
@@ -77,7 +77,7 @@ pub fn configure(device: &File, backing: &File, flags: u32) -> nix::Result<()> {
     unsafe { raw::configure(device.as_raw_fd(), &raw const config) }.map(drop)
 }
 
-/// Detaches; at the last close where others have it open.
+/// Detaches; a device in use is detached at its last close.
 ///
 /// # Errors
 /// The kernel's.
@@ -86,7 +86,7 @@ pub fn clear(device: &File) -> nix::Result<()> {
     unsafe { raw::clear(device.as_raw_fd()) }.map(drop)
 }
 
-/// What losetup shows as REF.
+/// The text that losetup shows as REF.
 ///
 /// # Errors
 /// Nothing is attached to the device.

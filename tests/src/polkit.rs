@@ -1,4 +1,4 @@
-//! polkit: the real one, or one that answers as it is told.
+//! polkit: the real one, or a stand-in with a configured answer.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -18,14 +18,14 @@ const NAME: &str = "org.freedesktop.PolicyKit1";
 const ACTIONS: &str = "/usr/share/polkit-1/actions";
 const RULES: &str = "/etc/polkit-1/rules.d";
 
-/// Which polkit a test wants.
+/// The kind of polkit that a test uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Setup {
-    /// None at all.
+    /// No polkit.
     None,
-    /// polkitd with the shipped actions, and a rule: yes for `games`, no for `www-data`.
+    /// polkitd with the shipped actions, and a rule that allows `games` and denies `www-data`.
     Real,
-    /// Ours, with this answer.
+    /// A stand-in with this answer.
     StandIn(Answer),
 }
 
@@ -36,7 +36,7 @@ pub enum Polkit {
     None,
     /// polkitd.
     Real(Process),
-    /// Ours.
+    /// The stand-in.
     StandIn(StandIn),
 }
 
@@ -45,23 +45,23 @@ impl Polkit {
     ///
     /// # Errors
     /// It does not start; or polkitd is not installed, and the test is skipped.
-    pub async fn start(setup: Setup, bus: &Bus, folder: &Path) -> Result<Self> {
+    pub async fn start(setup: Setup, bus: &Bus, directory: &Path) -> Result<Self> {
         Ok(match setup {
             Setup::None => Self::None,
-            Setup::Real => Self::Real(start_polkitd(bus, folder).await?),
+            Setup::Real => Self::Real(start_polkitd(bus, directory).await?),
             Setup::StandIn(answer) => Self::StandIn(StandIn::start(bus, answer).await?),
         })
     }
 }
 
-async fn start_polkitd(bus: &Bus, folder: &Path) -> Result<Process> {
+async fn start_polkitd(bus: &Bus, directory: &Path) -> Result<Process> {
     let programs = ["/usr/lib/polkit-1/polkitd", "/usr/libexec/polkitd"];
     let Some(program) = programs.into_iter().find(|path| Path::new(path).exists()) else {
         return skip("polkitd is not installed");
     };
-    // Only polkitd sees these two folders, in a mount namespace of its own.
-    let actions = folder.join("actions");
-    let rules = folder.join("rules.d");
+    // Only polkitd sees these two directories, in its own mount namespace.
+    let actions = directory.join("actions");
+    let rules = directory.join("rules.d");
     std::fs::create_dir(&actions)?;
     std::fs::create_dir(&rules)?;
     for entry in std::fs::read_dir(ACTIONS).into_iter().flatten() {
@@ -90,13 +90,13 @@ async fn start_polkitd(bus: &Bus, folder: &Path) -> Result<Process> {
         .env("DBUS_SYSTEM_BUS_ADDRESS", bus.address())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(std::fs::File::create(folder.join("polkitd.log"))?);
+        .stderr(std::fs::File::create(directory.join("polkitd.log"))?);
     let mut process = Process::spawn("polkitd", &mut command)?;
     let connection = bus.connect().await?;
     let names = zbus::fdo::DBusProxy::new(&connection).await?;
     eventually("polkitd is on the bus", async || {
         if let Some(status) = process.exited()? {
-            let log = std::fs::read_to_string(folder.join("polkitd.log")).unwrap_or_default();
+            let log = std::fs::read_to_string(directory.join("polkitd.log")).unwrap_or_default();
             anyhow::bail!("polkitd ended: {status}\n{log}");
         }
         Ok(names.name_has_owner(NAME.try_into()?).await?)
@@ -105,22 +105,22 @@ async fn start_polkitd(bus: &Bus, folder: &Path) -> Result<Process> {
     Ok(process)
 }
 
-/// What the stand-in says.
+/// An answer of the stand-in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// Yes.
+    /// Allows.
     Yes,
-    /// No.
+    /// Denies.
     No,
-    /// A challenge; yes where the caller allows a prompt.
+    /// A challenge; allows if the caller permits a prompt.
     Prompt,
-    /// A challenge; the user closes the prompt where the caller allows one.
+    /// A challenge; if the caller permits a prompt, the user dismisses it.
     Dismissed,
-    /// Nothing, until the check is cancelled.
+    /// No answer until the check is cancelled.
     Never,
 }
 
-/// A question that the stand-in was asked.
+/// An authorization check that the stand-in received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
     /// The action.
@@ -129,7 +129,7 @@ pub struct Check {
     pub details: HashMap<String, String>,
     /// Whether a prompt was allowed.
     pub interactive: bool,
-    /// What it would be cancelled by.
+    /// The cancellation id.
     pub cancellation_id: String,
     /// The subject's kind.
     pub subject_kind: String,
@@ -144,7 +144,7 @@ struct State {
     cancelled: Vec<String>,
 }
 
-/// A polkit in this process.
+/// A stand-in for polkit in this process.
 #[derive(Debug)]
 pub struct StandIn {
     state: Arc<Mutex<State>>,
@@ -164,12 +164,12 @@ impl StandIn {
         Ok(Self { state, _connection: connection })
     }
 
-    /// Says something else from now on.
+    /// Sets the answer to further checks.
     pub fn answer(&self, answer: Answer) {
         lock(&self.state).answer = answer;
     }
 
-    /// The questions so far.
+    /// The checks so far.
     #[must_use]
     pub fn checks(&self) -> Vec<Check> {
         lock(&self.state).checks.clone()

@@ -1,4 +1,4 @@
-//! `loopd-probe`, seen from the tests: a client of any user that can be killed at any moment.
+//! Runs `loopd-probe`: a client of any user, which can be killed at any moment.
 
 use std::process::{Command, Stdio};
 
@@ -8,11 +8,11 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout};
 
+use crate::fixture::Attached;
 use crate::process::{PATIENCE, pid};
 use crate::sysfs::LoopDevice;
-use crate::world::Attached;
 
-/// What the daemon answered.
+/// The daemon's reply.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Reply {
     /// The method's result.
@@ -31,7 +31,7 @@ impl Reply {
         })
     }
 
-    /// What `SetupLoop` gave.
+    /// The result of `SetupLoop`.
     ///
     /// # Errors
     /// It failed.
@@ -56,7 +56,7 @@ impl Reply {
     /// The contract's error of this kind, with a message.
     ///
     /// # Errors
-    /// It worked, or failed otherwise.
+    /// It succeeded, or failed with another error.
     pub fn refused(&self, kind: ErrorKind) -> Result<Error> {
         match self {
             Self::Error(name, message) if name == kind.name() && !message.is_empty() => {
@@ -84,7 +84,7 @@ impl Probe {
         Self::spawn_with_input(command)
     }
 
-    /// Starts it with the standard input that the command has.
+    /// Starts it with the standard input of the command.
     ///
     /// # Errors
     /// It cannot be started.
@@ -96,7 +96,7 @@ impl Probe {
         Ok(Self { child, lines: BufReader::new(output).lines() })
     }
 
-    /// The next line that it prints: the answer.
+    /// The next printed line: the reply.
     ///
     /// # Errors
     /// It ends without one, or takes too long.
@@ -110,10 +110,10 @@ impl Probe {
     /// It ends before.
     pub async fn ready(&mut self) -> Result<()> {
         let line = self.line().await?;
-        if line != "ready" { bail!("the probe said {line:?}") } else { Ok(()) }
+        if line != "ready" { bail!("the probe printed {line:?}") } else { Ok(()) }
     }
 
-    /// Lets a prompted one make its call.
+    /// Lets a probe with `--prompted` make its call.
     ///
     /// # Errors
     /// It has ended.
@@ -124,7 +124,7 @@ impl Probe {
 
     async fn line(&mut self) -> Result<String> {
         let line = tokio::time::timeout(3 * PATIENCE, self.lines.next_line()).await;
-        line.context("the probe says nothing")??.context("the probe ended without an answer")
+        line.context("the probe printed nothing")??.context("the probe ended without an answer")
     }
 
     /// Its process id.
@@ -135,7 +135,7 @@ impl Probe {
         self.child.id().map(pid).context("the probe has ended")
     }
 
-    /// Kills it without a word.
+    /// Kills it.
     ///
     /// # Errors
     /// It cannot be killed.
@@ -143,7 +143,7 @@ impl Probe {
         Ok(self.child.kill().await?)
     }
 
-    /// Lets it end: its standard input is closed.
+    /// Closes its standard input, and waits for its end.
     ///
     /// # Errors
     /// It does not end.

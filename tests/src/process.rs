@@ -1,4 +1,4 @@
-//! Processes that the tests start, and waiting for what they do.
+//! Processes that the tests start, and waiting for conditions.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -10,9 +10,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
-/// How long anything that must happen may take.
+/// The time limit for an expected event.
 pub const PATIENCE: Duration = Duration::from_secs(10);
-/// How long a command may run.
+/// The time limit for a command.
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 
 /// Waits until the condition holds.
@@ -23,15 +23,15 @@ pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> Result<b
     let start = Instant::now();
     while !condition().await? {
         if start.elapsed() > PATIENCE {
-            bail!("waited {PATIENCE:?} in vain until {what}");
+            bail!("not within {PATIENCE:?}: {what}");
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     Ok(())
 }
 
-/// A command that the kernel ends when the thread that starts it goes, so that a killed test
-/// program leaves nothing behind.
+/// A command that the kernel kills when the thread that started it exits, so a killed test program leaves
+/// nothing behind.
 pub fn tied(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "TERM", "--"]).arg(program);
@@ -97,7 +97,7 @@ impl Process {
         status.context("no status")
     }
 
-    /// Asks it to end, and waits.
+    /// Sends SIGTERM, and waits.
     ///
     /// # Errors
     /// It does not.
@@ -109,13 +109,13 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // The child may have been stopped; SIGKILL ends it all the same.
+        // SIGKILL also ends a stopped child.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Runs a command to its end with nothing on its standard input.
+/// Runs a command to its end, with an empty standard input.
 ///
 /// # Errors
 /// It cannot be started, or does not end.
@@ -129,7 +129,7 @@ pub async fn output(command: Command) -> Result<Output> {
         .with_context(|| format!("cannot run {shown}"))
 }
 
-/// Runs a program that must succeed; gives what it printed.
+/// Runs a program that must succeed; returns its output.
 ///
 /// # Errors
 /// It failed.
@@ -150,18 +150,18 @@ pub fn installed(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/usr/sbin".into(), "/sbin".into()])
-        .any(|folder| folder.join(program).is_file())
+        .any(|directory| directory.join(program).is_file())
 }
 
-/// Ends the test as skipped where a program is not installed.
+/// Skips the test if a program is not installed.
 ///
 /// # Errors
-/// It is not.
+/// The program is not installed.
 pub fn needs(program: &str) -> Result<()> {
     if installed(program) { Ok(()) } else { crate::skip(format!("{program} is not installed")) }
 }
 
-/// A process id as a signal wants it.
+/// Converts a process id.
 #[must_use]
 pub fn pid(id: u32) -> Pid {
     Pid::from_raw(id.cast_signed())
@@ -177,7 +177,7 @@ pub fn resident(process: Pid) -> Result<u64> {
     Ok(line.trim().trim_end_matches(" kB").parse()?)
 }
 
-/// Whether the process exists and is not just waiting to be reaped.
+/// Whether the process exists and is not a zombie.
 #[must_use]
 pub fn alive(process: Pid) -> bool {
     stat(process).is_some_and(|(state, _)| state != 'Z')
@@ -197,13 +197,13 @@ pub fn children(parent: Pid) -> Vec<Pid> {
 /// State and parent of a process.
 fn stat(process: Pid) -> Option<(char, Pid)> {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    // The name, in brackets, may hold anything.
+    // The name, in brackets, may contain any character.
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
     Some((fields.next()?.chars().next()?, Pid::from_raw(fields.next()?.parse().ok()?)))
 }
 
-/// Ends the children of this process that are not in `known`; gives the names of those that were
-/// still running. Orphans count: the runner makes this process their new parent.
+/// Kills the children of this process that are not in `known`; returns the names of those that were still
+/// running. Includes orphans: the runner makes this process their parent.
 #[must_use]
 pub fn end_strays(known: &[Pid]) -> Vec<String> {
     let mut running = Vec::new();

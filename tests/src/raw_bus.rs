@@ -1,4 +1,4 @@
-//! A client of the bus made of bytes: it can send what no library sends.
+//! A bus client that writes raw bytes, so it can send messages that no library sends.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
@@ -15,10 +15,10 @@ use crate::User;
 
 const FIXED: usize = 16;
 
-/// Makes the calling thread, and it alone, this user's. It can never be another's again.
+/// Changes the calling thread, and only it, to this user for good.
 ///
 /// # Errors
-/// It is not root's.
+/// The thread does not run as root.
 pub fn become_user(user: User) -> Result<()> {
     let (uid, gid) = (rustix::process::Uid::from_raw(user.uid), rustix::process::Gid::from_raw(user.gid));
     rustix::thread::set_thread_groups(&[])?;
@@ -26,16 +26,16 @@ pub fn become_user(user: User) -> Result<()> {
     Ok(rustix::thread::set_thread_res_uid(uid, uid, uid)?)
 }
 
-/// A message as it is written, in either byte order.
+/// A serializer for messages, in either byte order.
 #[derive(Clone, Debug)]
 pub struct Bytes {
-    /// What is written so far.
+    /// The bytes written so far.
     pub bytes: Vec<u8>,
     big: bool,
 }
 
 impl Bytes {
-    /// Nothing yet.
+    /// An empty message.
     #[must_use]
     pub fn new(big: bool) -> Self {
         Self { bytes: Vec::new(), big }
@@ -66,7 +66,7 @@ impl Bytes {
         self.bytes.push(0);
     }
 
-    /// Puts a number of four bytes where one was written already.
+    /// Overwrites a number of four bytes.
     pub fn put_number(&mut self, at: usize, number: usize) {
         let number = u32::try_from(number).unwrap_or(u32::MAX);
         let bytes = if self.big { number.to_be_bytes() } else { number.to_le_bytes() };
@@ -83,7 +83,7 @@ pub struct RawMessage {
     pub kind: u8,
     /// The flags.
     pub flags: u8,
-    /// The sender's number for it.
+    /// The serial.
     pub serial: u32,
     /// The fields: code, signature of one type, and the text or number.
     pub fields: Vec<(u8, u8, Value)>,
@@ -94,9 +94,9 @@ pub struct RawMessage {
 /// The value of a header field.
 #[derive(Clone, Debug)]
 pub enum Value {
-    /// Of a string, an object path or a signature.
+    /// A string, an object path or a signature.
     Text(Vec<u8>),
-    /// Of a number.
+    /// A number.
     Number(u32),
 }
 
@@ -130,7 +130,7 @@ impl RawMessage {
         self
     }
 
-    /// The same, said to come with this many descriptors.
+    /// The same, with this number of descriptors in its header.
     #[must_use]
     pub fn descriptors(mut self, count: u32) -> Self {
         self.fields.push((9, b'u', Value::Number(count)));
@@ -170,23 +170,23 @@ impl RawMessage {
 #[derive(Debug)]
 pub struct RawBus {
     stream: UnixStream,
-    /// The name that the bus has given us.
+    /// Our unique name.
     pub name: String,
     serial: u32,
 }
 
-/// What of a message that came can be told at a glance.
+/// The header of a received message.
 #[derive(Debug, Default)]
 pub struct Arrived {
     /// The type.
     pub kind: u8,
-    /// The sender's number for it.
+    /// The serial.
     pub serial: u32,
     /// The method or signal.
     pub member: String,
     /// The call that it answers.
     pub reply_serial: u32,
-    /// Who sent it.
+    /// The sender.
     pub sender: String,
     /// The error's name.
     pub error: String,
@@ -195,10 +195,10 @@ pub struct Arrived {
 }
 
 impl RawBus {
-    /// Connects as the user that the calling thread is.
+    /// Connects as the user of the calling thread.
     ///
     /// # Errors
-    /// The bus does not let us in.
+    /// The bus refuses the connection.
     pub fn connect(address: &str) -> Result<Self> {
         let path = address.strip_prefix("unix:path=").context("a unix:path= is needed")?;
         let mut stream = UnixStream::connect(path.split(',').next().unwrap_or_default())?;
@@ -219,13 +219,13 @@ impl RawBus {
         let mut bus = Self { stream, name: String::new(), serial: 0 };
         let hello = bus.call_bus("Hello")?;
         let (_, body) = bus.answer(hello)?;
-        // Where a message was cut off the bus waits for the rest of it, and does not answer.
+        // After a truncated message the bus waits for the rest, and does not answer.
         bus.stream.set_read_timeout(Some(Duration::from_secs(2)))?;
         bus.name = String::from_utf8(body.get(4..body.len().saturating_sub(1)).unwrap_or_default().to_vec())?;
         Ok(bus)
     }
 
-    /// Sets how long an answer may take.
+    /// Sets the time limit for a reply.
     ///
     /// # Errors
     /// The socket is closed.
@@ -236,7 +236,7 @@ impl RawBus {
     /// Whether a message, or the end of the connection, arrives within this time.
     ///
     /// # Errors
-    /// The socket cannot be watched.
+    /// The socket cannot be polled.
     pub fn is_readable(&self, within: Duration) -> Result<bool> {
         let mut watched = [PollFd::new(self.stream.as_fd(), PollFlags::POLLIN)];
         let within = PollTimeout::try_from(within).unwrap_or(PollTimeout::MAX);
@@ -246,7 +246,7 @@ impl RawBus {
         }
     }
 
-    /// A number for a message that was not used yet.
+    /// An unused serial.
     pub fn next_serial(&mut self) -> u32 {
         self.serial += 1;
         self.serial
@@ -293,7 +293,7 @@ impl RawBus {
             (if big { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) }) as usize
         };
         let fields = number(&fixed, 12);
-        ensure!(fields < 1 << 20, "no message: {fixed:?}");
+        ensure!(fields < 1 << 20, "not a message: {fixed:?}");
         let mut header = fixed.to_vec();
         header.resize(FIXED + fields.next_multiple_of(8), 0);
         self.stream.read_exact(&mut header[FIXED..])?;
@@ -327,7 +327,7 @@ impl RawBus {
         Ok((arrived, body))
     }
 
-    /// The answer to a call; other messages are passed over.
+    /// The reply to a call; other messages are skipped.
     ///
     /// # Errors
     /// The bus has ended the connection.

@@ -1,4 +1,4 @@
-//! How long a randomized test runs, and how it is repeated.
+//! The number of rounds and the seed of a randomized test.
 
 use std::str::FromStr;
 
@@ -12,14 +12,14 @@ pub fn from_environment<T: FromStr>(name: &str) -> Option<T> {
     std::env::var(name).ok().and_then(|value| value.parse().ok())
 }
 
-/// The random numbers and the number of rounds of a test, printed so that a failing run can be repeated.
+/// The random numbers and the number of rounds of a test. Prints both so that a failed run can be repeated.
 #[must_use]
 pub fn of(test: &str, default: u64) -> (fastrand::Rng, u64) {
     let rounds = from_environment(ROUNDS).unwrap_or(default);
     (seeded(test, &format!(" {ROUNDS}={rounds}")), rounds)
 }
 
-/// Whether the number of rounds is given: such a run may take long.
+/// Whether the number of rounds is set: such a run may take long.
 #[must_use]
 pub fn is_set() -> bool {
     std::env::var_os(ROUNDS).is_some()

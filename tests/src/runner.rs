@@ -1,4 +1,4 @@
-//! Runs the tests, one world each, and looks whether they left anything behind.
+//! Runs the tests, each with its own fixture, and checks that they leave nothing behind.
 
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
@@ -11,28 +11,28 @@ use futures_util::FutureExt as _;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use nix::unistd::Pid;
 
+use crate::fixture::Fixture;
 use crate::polkit::Setup;
-use crate::world::World;
 use crate::{Outcome, Skipped, host, process, rounds, sysfs};
 
-/// How long a test may take, in seconds; a long run sets `LOOPD_TEST_LIMIT`.
+/// The time limit of a test, in seconds; a long run sets `LOOPD_TEST_LIMIT`.
 const LIMIT: u64 = 180;
 
-/// A test, before it has its world.
+/// A test.
 #[derive(Clone, Copy, Debug)]
 pub struct Test {
     /// `subject::name`.
     pub name: &'static str,
-    /// The polkit of its world.
+    /// The polkit of its fixture.
     pub polkit: Setup,
-    /// The test itself.
+    /// The test function.
     pub run: TestFn,
 }
 
-/// A test's body.
-pub type TestFn = for<'w> fn(&'w mut World) -> Pin<Box<dyn Future<Output = Outcome> + 'w>>;
+/// The type of test functions.
+pub type TestFn = for<'w> fn(&'w mut Fixture) -> Pin<Box<dyn Future<Output = Outcome> + 'w>>;
 
-/// Lists the tests of a module, in groups by the polkit that they want:
+/// Lists the tests of a module, grouped by their polkit:
 /// `tests! { "subject"; Setup::None => [first, second]; Setup::Real => [third]; }`.
 #[macro_export]
 macro_rules! tests {
@@ -41,12 +41,12 @@ macro_rules! tests {
         pub const TESTS: &[$crate::runner::Test] = &[$($($crate::runner::Test {
             name: concat!($subject, "::", stringify!($name)),
             polkit: $polkit,
-            run: |world| Box::pin($name(world)),
+            run: |fixture| Box::pin($name(fixture)),
         },)*)*];
     };
 }
 
-/// Runs them, one after the other: they share the machine's udev and its loop devices.
+/// Runs the tests one at a time: they share the machine's udev and its loop devices.
 #[must_use]
 pub fn main(tests: impl IntoIterator<Item = Test>) -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -57,7 +57,7 @@ pub fn main(tests: impl IntoIterator<Item = Test>) -> ExitCode {
         println!("SKIPPED all tests of this program: {why}");
         return ExitCode::SUCCESS;
     }
-    // Whatever a test orphans becomes our child, and is seen.
+    // Orphans of a test become children of this process, so they are found.
     if let Err(error) = nix::sys::prctl::set_child_subreaper(true) {
         eprintln!("orphans of the tests will not be seen: {error}");
     }
@@ -68,7 +68,7 @@ pub fn main(tests: impl IntoIterator<Item = Test>) -> ExitCode {
 }
 
 fn run(test: Test) -> Result<Completion, Failed> {
-    match in_a_world(test) {
+    match run_in_new_fixture(test) {
         Ok(()) => Ok(Completion::Completed),
         Err(error) if error.is::<Skipped>() => {
             println!("SKIPPED {}: {error}", test.name);
@@ -78,26 +78,26 @@ fn run(test: Test) -> Result<Completion, Failed> {
     }
 }
 
-fn in_a_world(test: Test) -> Outcome {
-    let folder = host::get()?.new_folder()?;
+fn run_in_new_fixture(test: Test) -> Outcome {
+    let directory = host::get()?.new_directory()?;
     let mut known = process::children(Pid::this());
     let limit = Duration::from_secs(rounds::from_environment("LOOPD_TEST_LIMIT").unwrap_or(LIMIT));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let mut log = String::new();
     let outcome = runtime.block_on(async {
-        let mut world = World::start(test.polkit, folder.path()).await?;
-        let body = AssertUnwindSafe(in_this_world(test, &mut world)).catch_unwind();
+        let mut fixture = Fixture::start(test.polkit, directory.path()).await?;
+        let body = AssertUnwindSafe(run_in_fixture(test, &mut fixture)).catch_unwind();
         let outcome = tokio::time::timeout(limit, body).await;
-        log = world.log();
+        log = fixture.log();
         match outcome.with_context(|| format!("still not done after {limit:?}"))? {
             Ok(outcome) => outcome,
             Err(panic) => bail!("{}", panic_message(&*panic)),
         }
     });
     drop(runtime);
-    // What a failed test left must not fail the next one.
-    let devices = detach_all(folder.path());
-    // The test may have started udev again.
+    // Leftovers of a failed test must not fail the next one.
+    let devices = detach_all(directory.path());
+    // The test may have restarted udev.
     known.extend(host::get()?.udev.pids());
     let strays = process::end_strays(&known);
     let verdict = match outcome {
@@ -113,10 +113,10 @@ fn in_a_world(test: Test) -> Outcome {
     }
 }
 
-async fn in_this_world(test: Test, world: &mut World) -> Outcome {
-    (test.run)(world).await?;
-    world.assert_no_leak().await?;
-    if let Some(mut daemon) = world.take_daemon() {
+async fn run_in_fixture(test: Test, fixture: &mut Fixture) -> Outcome {
+    (test.run)(fixture).await?;
+    fixture.assert_no_leak().await?;
+    if let Some(mut daemon) = fixture.take_daemon() {
         let status = daemon.terminate().await?;
         if !status.success() {
             bail!("loopd answered SIGTERM with {status}");
@@ -125,20 +125,20 @@ async fn in_this_world(test: Test, world: &mut World) -> Outcome {
     Ok(())
 }
 
-/// Where the error came from, in our own sources: known where `RUST_BACKTRACE` is set.
+/// The source lines of the error in our tests, if `RUST_BACKTRACE` is set.
 fn lines_of_ours(error: &anyhow::Error) -> String {
     let trace = error.backtrace().to_string();
     let ours = trace.lines().filter(|line| line.contains("tests/") && !line.contains("runner.rs"));
     ours.map(|line| format!("{}\n", line.trim())).collect()
 }
 
-fn detach_all(folder: &Path) -> Vec<String> {
-    // First: a file on something unmounted has not its path any more. One that is mounted goes with that.
-    let left = sysfs::bound_by_tests(folder);
+fn detach_all(directory: &Path) -> Vec<String> {
+    // Before the unmount: a file on an unmounted file system loses its path. A mounted device is detached with the unmount.
+    let left = sysfs::bound_by_tests(directory);
     for device in &left {
         let _ = std::process::Command::new("losetup").arg("-d").arg(device.node()).status();
     }
-    for mount in sysfs::mounts_below(folder) {
+    for mount in sysfs::mounts_below(directory) {
         let _ = std::process::Command::new("umount").arg("-l").arg(mount).status();
     }
     left.into_iter().map(sysfs::LoopDevice::node).collect()

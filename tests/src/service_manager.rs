@@ -1,5 +1,5 @@
-//! A stand-in for the service manager: hears what a service tells (`sd_notify(3)`), keeps the
-//! descriptors that it is given, and hands them to the next start.
+//! A stand-in for the service manager: receives notifications (`sd_notify(3)`), stores descriptors, and
+//! passes them to the next start.
 
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::Result;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
-/// The service manager; forgets everything when dropped.
+/// The service manager; closes its descriptors when dropped.
 #[derive(Debug)]
 pub struct ServiceManager {
     path: PathBuf,
@@ -27,12 +27,12 @@ struct Heard {
 }
 
 impl ServiceManager {
-    /// Listens on a socket in the folder.
+    /// Listens on a socket in the directory.
     ///
     /// # Errors
     /// It cannot.
-    pub fn start(folder: &Path) -> Result<Self> {
-        let path = folder.join("notify");
+    pub fn start(directory: &Path) -> Result<Self> {
+        let path = directory.join("notify");
         let socket = UnixDatagram::bind(&path)?;
         socket.set_read_timeout(Some(Duration::from_millis(20)))?;
         let heard = Arc::new(Mutex::new(Heard::default()));
@@ -47,13 +47,13 @@ impl ServiceManager {
         Ok(Self { path, heard })
     }
 
-    /// What a service finds in its environment.
+    /// The environment of a service.
     #[must_use]
     pub fn environment(&self) -> Vec<(&str, &str)> {
         vec![("NOTIFY_SOCKET", self.path.to_str().unwrap_or_default())]
     }
 
-    /// A command that starts the rest of its words with what is in the store.
+    /// A command that executes its arguments with the stored descriptors.
     #[must_use]
     pub fn wrapper(&self) -> Vec<String> {
         let heard = lock(&self.heard);
@@ -73,23 +73,23 @@ impl ServiceManager {
         ["bash", "-c", &script, "start"].map(str::to_owned).to_vec()
     }
 
-    /// The names of what it keeps.
+    /// The names of the stored descriptors.
     #[must_use]
     pub fn kept(&self) -> Vec<String> {
         lock(&self.heard).store.iter().map(|(name, _)| name.clone()).collect()
     }
 
-    /// Adds to the store what nobody knows.
+    /// Adds a descriptor to the store.
     pub fn plant(&self, name: &str, descriptor: OwnedFd) {
         lock(&self.heard).store.push((name.to_owned(), descriptor));
     }
 
-    /// Closes all that it keeps, as when the service is stopped.
+    /// Closes all stored descriptors, as at a stop of the service.
     pub fn forget(&self) {
         lock(&self.heard).store.clear();
     }
 
-    /// How often it has heard this line.
+    /// How often it has received this line.
     #[must_use]
     pub fn heard(&self, line: &str) -> usize {
         lock(&self.heard).lines.iter().filter(|heard| *heard == line).count()

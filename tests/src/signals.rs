@@ -1,4 +1,4 @@
-//! The daemon's signals, written down as they come.
+//! Records the daemon's signals.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +15,7 @@ use crate::process::eventually;
 /// A signal about an object below `/org/loopd1`.
 #[derive(Debug)]
 pub struct Event {
-    /// Where it stood among all that its connection received.
+    /// Its position among the messages that the connection received.
     pub position: Sequence,
     /// The object.
     pub path: OwnedObjectPath,
@@ -26,9 +26,9 @@ pub struct Event {
 /// What happened to an object.
 #[derive(Debug)]
 pub enum What {
-    /// It has these interfaces now.
+    /// Interfaces were added.
     Added(Vec<String>),
-    /// It has lost these interfaces.
+    /// Interfaces were removed.
     Removed(Vec<String>),
     /// Properties of one of its interfaces have new values.
     Changed {
@@ -47,7 +47,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Writes down what comes over this connection from now on.
+    /// Starts to record the signals on this connection.
     ///
     /// # Errors
     /// The bus refuses the match rule.
@@ -67,12 +67,12 @@ impl Signals {
         Ok(Self { events, task })
     }
 
-    /// Looks through what came so far.
+    /// Searches the recorded signals.
     pub fn find<T>(&self, mut wanted: impl FnMut(&Event) -> Option<T>) -> Option<T> {
         self.events.lock().unwrap_or_else(PoisonError::into_inner).iter().find_map(&mut wanted)
     }
 
-    /// Waits for one that fits.
+    /// Waits for a matching signal.
     ///
     /// # Errors
     /// None comes.
@@ -114,7 +114,7 @@ impl Signals {
         .await
     }
 
-    /// Waits until a property of the object has a new value that fits.
+    /// Waits until a property of the object has a matching new value.
     ///
     /// # Errors
     /// It does not get one.

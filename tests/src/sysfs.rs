@@ -1,4 +1,4 @@
-//! The kernel's own word about loop devices.
+//! The state of loop devices in sysfs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::ffi::OsStrExt as _;
@@ -30,7 +30,7 @@ impl LoopDevice {
         format!("/dev/loop{}", self.0)
     }
 
-    /// An attribute's bytes without the newline at the end; `None` where there is none.
+    /// The bytes of an attribute without the newline at the end; `None` if it does not exist.
     #[must_use]
     pub fn attribute(self, name: &str) -> Option<Vec<u8>> {
         let mut value = std::fs::read(format!("/sys/block/loop{}/{name}", self.0)).ok()?;
@@ -56,7 +56,7 @@ impl LoopDevice {
         Ok(self.number::<u8>(name)? != 0)
     }
 
-    /// The path of what it is bound to.
+    /// The path of its backing file.
     #[must_use]
     pub fn backing_file(self) -> Option<Vec<u8>> {
         self.attribute("loop/backing_file")
@@ -69,16 +69,16 @@ impl LoopDevice {
     }
 }
 
-/// A partition's place on its device, in bytes.
+/// The position and size of a partition, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
     /// Its first byte.
     pub start: u64,
-    /// How many there are.
+    /// Its size.
     pub size: u64,
 }
 
-/// Where the partitions are, by number.
+/// The extents of partitions, by number.
 pub type Extents = BTreeMap<u32, Extent>;
 
 impl LoopDevice {
@@ -88,17 +88,17 @@ impl LoopDevice {
         format!("{}p{number}", self.node())
     }
 
-    /// The partitions that the kernel has now.
+    /// The partitions that the kernel has.
     #[must_use]
     pub fn partitions(self) -> Extents {
-        let folder = format!("/sys/block/loop{}", self.0);
+        let directory = format!("/sys/block/loop{}", self.0);
         let sectors = |number: u32, name: &str| -> Option<u64> {
-            let path = format!("{folder}/loop{}p{number}/{name}", self.0);
+            let path = format!("{directory}/loop{}p{number}/{name}", self.0);
             Some(std::fs::read_to_string(path).ok()?.trim_end().parse::<u64>().ok()? * 512)
         };
         let extent =
             |number| Some(Extent { start: sectors(number, "start")?, size: sectors(number, "size")? });
-        numbers_in(&folder, &format!("loop{}p", self.0))
+        numbers_in(&directory, &format!("loop{}p", self.0))
             .into_iter()
             .filter_map(|number| Some((number, extent(number)?)))
             .collect()
@@ -111,9 +111,9 @@ impl LoopDevice {
     }
 }
 
-/// The numbers after this prefix in the names in a folder.
-fn numbers_in(folder: &str, prefix: &str) -> BTreeSet<u32> {
-    let Ok(entries) = Path::new(folder).read_dir() else { return BTreeSet::new() };
+/// The numbers that follow this prefix in the file names of a directory.
+fn numbers_in(directory: &str, prefix: &str) -> BTreeSet<u32> {
+    let Ok(entries) = Path::new(directory).read_dir() else { return BTreeSet::new() };
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_prefix(prefix)?.parse().ok()).collect()
 }
 
@@ -123,22 +123,22 @@ pub fn stale_partitions() -> Vec<LoopDevice> {
     all().into_iter().filter(|device| !device.bound() && !device.partitions().is_empty()).collect()
 }
 
-/// Every loop device that the kernel has.
+/// All loop devices.
 #[must_use]
 pub fn all() -> Vec<LoopDevice> {
     numbers_in("/sys/block", "loop").into_iter().map(LoopDevice).collect()
 }
 
-/// The bound devices that only a test with this folder can have made: their file lies in it, or is a
-/// memory file, or a loop device. Whatever else the machine attaches meanwhile is not our business.
+/// The devices that a test with this directory has attached: their file is in it, or is a memory file or a loop
+/// device. Other devices belong to other programs.
 #[must_use]
-pub fn bound_by_tests(folder: &Path) -> Vec<LoopDevice> {
-    let ours = [folder.as_os_str().as_bytes(), b"/memfd:loopd-", b"/dev/loop"];
+pub fn bound_by_tests(directory: &Path) -> Vec<LoopDevice> {
+    let ours = [directory.as_os_str().as_bytes(), b"/memfd:loopd-", b"/dev/loop"];
     let is_ours = |file: Vec<u8>| ours.iter().any(|prefix| file.starts_with(prefix));
     all().into_iter().filter(|device| device.backing_file().is_some_and(is_ours)).collect()
 }
 
-/// A device that is free, from the far end, where nobody else looks for one.
+/// The free device with the highest number, which other programs are unlikely to choose.
 ///
 /// # Errors
 /// None is free.
@@ -146,14 +146,14 @@ pub fn last_free() -> Result<LoopDevice> {
     all().into_iter().rev().find(|device| !device.bound()).context("no loop device is free")
 }
 
-/// Where the mount table says that something is mounted below this folder.
+/// The mount points below this directory.
 #[must_use]
-pub fn mounts_below(folder: &Path) -> Vec<PathBuf> {
+pub fn mounts_below(directory: &Path) -> Vec<PathBuf> {
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     table
         .lines()
         .filter_map(|line| line.split(' ').nth(4))
         .map(PathBuf::from)
-        .filter(|mount| mount.starts_with(folder))
+        .filter(|mount| mount.starts_with(directory))
         .collect()
 }

@@ -1,5 +1,4 @@
-//! Partition tables: what tools say of them, what the kernel makes of them, and tables that no tool
-//! would write.
+//! Partition tables: as tools and the kernel read them, and tables that no tool writes.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt as _;
@@ -16,7 +15,7 @@ use crate::sysfs::{Extent, Extents, LoopDevice};
 /// Bytes of a sector.
 pub const SECTOR: u64 = 512;
 
-/// A partition as util-linux sees it.
+/// A partition as util-linux reports it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Entry {
     /// Its first byte.
@@ -27,17 +26,17 @@ pub struct Entry {
     pub table: String,
     /// A GUID, or `0x83`.
     pub kind: String,
-    /// What `/dev/disk/by-partuuid` has.
+    /// The UUID, as in `/dev/disk/by-partuuid`.
     pub uuid: String,
     /// The name in the table.
     pub label: String,
 }
 
-/// The partitions in an image or on a device: libblkid's word, by partx, with the names that sfdisk
-/// reads. Fails where the two do not agree.
+/// The partitions in an image or on a device, as libblkid reports them through partx, with the names that
+/// sfdisk reads. Fails if the two disagree.
 ///
 /// # Errors
-/// They cannot be run, or do not agree.
+/// They cannot be run, or disagree.
 pub async fn of(target: &str, sector_size: u32) -> Result<BTreeMap<u32, Entry>> {
     let columns = "NR,START,SECTORS,TYPE,UUID,SCHEME";
     let size = sector_size.to_string();
@@ -72,7 +71,7 @@ fn partx_line(line: &str) -> Option<(u32, Entry)> {
         let start = line.find(&format!("{name}=\""))? + name.len() + 2;
         line[start..].split('"').next()
     };
-    // Its sectors are of 512 bytes whatever the device has.
+    // partx prints sectors of 512 bytes, independent of the device.
     let sectors = |name: &str| Some(value(name)?.parse::<u64>().ok()? * SECTOR);
     let entry = Entry {
         offset: sectors("START")?,
@@ -90,13 +89,13 @@ fn partx_line(line: &str) -> Option<(u32, Entry)> {
 /// # Errors
 /// The kernel's.
 pub fn kernel_reads() -> Result<bool> {
-    let folder = crate::host::get()?.new_folder()?;
-    let image = Image::sparse(folder.path(), "image", 1 << 20)?;
+    let directory = crate::host::get()?.new_directory()?;
+    let image = Image::sparse(directory.path(), "image", 1 << 20)?;
     Mbr::new(&[(0x83, 8, 8)]).write(&image, 0)?;
     Ok(!by_kernel(&image)?.is_empty())
 }
 
-/// What the kernel makes of an image.
+/// The partitions that the kernel finds in an image.
 ///
 /// # Errors
 /// The kernel's.
@@ -107,7 +106,7 @@ pub fn by_kernel(image: &Image) -> Result<Extents> {
         let device = loop_ioctl::get_free(&control)?;
         let file = std::fs::File::open(device.node())?;
         match loop_ioctl::configure(&file, &image.open()?, flags) {
-            // Somebody else was faster.
+            // Another program has taken the device.
             Err(nix::Error::EBUSY) => {}
             configured => return configured.map(|()| device.partitions()).map_err(Into::into),
         }
@@ -129,13 +128,13 @@ pub struct Losetup {
 }
 
 impl Losetup {
-    /// Runs losetup with these words before the image.
+    /// Runs losetup with these arguments, followed by the image.
     ///
     /// # Errors
     /// losetup's.
-    pub async fn new(words: &[&str], image: &Image) -> Result<Self> {
-        let words = [words, &["--show", image.name()]].concat();
-        let node = run("losetup", words).await?;
+    pub async fn new(arguments: &[&str], image: &Image) -> Result<Self> {
+        let arguments = [arguments, &["--show", image.name()]].concat();
+        let node = run("losetup", arguments).await?;
         Ok(Self { device: LoopDevice::from_node(node.trim_end())? })
     }
 }
@@ -146,7 +145,7 @@ impl Drop for Losetup {
     }
 }
 
-/// A GUID partition table, both copies, with whatever entries.
+/// A GUID partition table, both copies, with any entries.
 #[derive(Clone, Debug)]
 pub struct Gpt<'a> {
     /// First and last sector of each partition.
@@ -166,12 +165,12 @@ impl<'a> Gpt<'a> {
         Self { entries }
     }
 
-    /// Where the primary header begins.
+    /// The position of the primary header.
     pub const HEADER: u64 = SECTOR;
-    /// Where the primary entries begin.
+    /// The position of the primary entries.
     pub const ENTRIES: u64 = 2 * SECTOR;
 
-    /// Writes it into the image, as large as that is.
+    /// Writes it into the image, for the size of the image.
     ///
     /// # Errors
     /// The image cannot be written.
@@ -217,7 +216,7 @@ fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(u32::MAX, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), shift))
 }
 
-/// A boot record: of a disk, or a link of the chain of logical partitions.
+/// A boot record: of a disk, or an extended one in the chain of logical partitions.
 #[derive(Clone, Debug)]
 pub struct Mbr<'a> {
     entries: &'a [(u8, u32, u32)],
@@ -253,12 +252,12 @@ mod tests {
     use super::{crc32, partx_line};
 
     #[test]
-    fn checksum_is_the_known_one() {
+    fn checksum_matches_a_known_value() {
         assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
     }
 
     #[test]
-    fn lines_of_partx_are_read() {
+    fn lines_of_partx_are_parsed() {
         let line = r#"NR="5" START="8" SECTORS="2" TYPE="0x83" UUID="6c6f6f70-05" SCHEME="dos""#;
         let (number, entry) = partx_line(line).unwrap();
         assert_eq!((number, entry.offset, entry.size), (5, 4096, 1024));

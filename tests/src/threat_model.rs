@@ -41,7 +41,7 @@ mod tests {
         quoted.map(|name| name.rsplit("::").next().unwrap_or(name)).collect()
     }
 
-    /// The text of every source file in which a test may stand.
+    /// The text of all source files that may contain tests.
     fn sources(directory: &Path, text: &mut String) {
         for entry in fs::read_dir(directory).unwrap().map(Result::unwrap) {
             let (path, kind) = (entry.path(), entry.file_type().unwrap());

@@ -1,4 +1,4 @@
-//! The machine's udev: the one that runs, or one of our own where none does.
+//! The machine's udev: the running one, or one that the tests start.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -11,25 +11,25 @@ use crate::process::{PATIENCE, Process, children, tied};
 use crate::skip;
 
 const CONTROL: &str = "/run/udev/control";
-const FOLDER: &str = "/run/udev";
+const DIRECTORY: &str = "/run/udev";
 const PROGRAM: &str = "/lib/systemd/systemd-udevd";
 
-/// udev, as the tests found it.
+/// The udev of the tests.
 #[derive(Debug)]
 pub enum Udev {
-    /// It ran before us; hands off.
+    /// It was already running, and must not be stopped.
     Theirs,
-    /// We started it, or would.
+    /// The tests started it.
     Ours {
         /// The running daemon.
         process: Option<Process>,
-        /// Whether `/run/udev` goes with it.
+        /// Whether `/run/udev` is removed with it.
         made_folder: bool,
     },
 }
 
 impl Udev {
-    /// Starts a udevd where none runs.
+    /// Starts udevd if it is not running.
     ///
     /// # Errors
     /// It does not start.
@@ -38,7 +38,7 @@ impl Udev {
         if Path::new(CONTROL).exists() && ping() {
             return Ok(Self::Theirs);
         }
-        let made_folder = !Path::new(FOLDER).exists();
+        let made_folder = !Path::new(DIRECTORY).exists();
         let mut udev = Self::Ours { process: None, made_folder };
         udev.start()?;
         Ok(udev)
@@ -72,7 +72,7 @@ impl Udev {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut process = Process::spawn("systemd-udevd", &mut command)?;
         let start = Instant::now();
-        // The ping is answered from the main loop: rules are loaded and events are read by then.
+        // The main loop answers the ping: then rules are loaded and events are received.
         while !Path::new(CONTROL).exists() || !ping() {
             if let Some(status) = process.exited()? {
                 bail!("systemd-udevd ended: {status}");
@@ -86,7 +86,7 @@ impl Udev {
         Ok(())
     }
 
-    /// Ends it; then the machine has none.
+    /// Stops it; then the machine has no udev.
     ///
     /// # Errors
     /// It is not ours: the test is skipped.
@@ -105,7 +105,7 @@ impl Udev {
         }
     }
 
-    /// Stops it and its workers where they are, or lets them go on.
+    /// Stops or continues the daemon and its workers.
     ///
     /// # Errors
     /// It is not ours: the test is skipped.
@@ -114,7 +114,7 @@ impl Udev {
         let process = self.ours()?.as_ref().context("udevd does not run")?;
         kill(process.pid(), signal)?;
         for worker in children(process.pid()) {
-            // A worker may end between the two lines.
+            // A worker may end in between.
             let _ = kill(worker, signal);
         }
         Ok(())
@@ -132,7 +132,7 @@ impl Drop for Udev {
     fn drop(&mut self) {
         let _ = self.stop();
         if let Self::Ours { made_folder: true, .. } = self {
-            let _ = std::fs::remove_dir_all(FOLDER);
+            let _ = std::fs::remove_dir_all(DIRECTORY);
         }
     }
 }
@@ -151,7 +151,7 @@ fn ping() -> bool {
     command.status().is_ok_and(|status| status.success())
 }
 
-/// An event of a block device, as udev or the kernel told it.
+/// An event of a block device, from udev or the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Uevent {
     /// `KERNEL` or `UDEV`.
@@ -162,7 +162,7 @@ pub struct Uevent {
     pub device: String,
 }
 
-/// Writes down every event of a block device from now on.
+/// Records all events of block devices.
 #[derive(Debug)]
 pub struct Listener {
     process: Process,
@@ -170,18 +170,18 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Starts to listen; the folder takes the record.
+    /// Starts to record into a file in the directory.
     ///
     /// # Errors
     /// udevadm cannot be started.
-    pub async fn start(folder: &Path) -> Result<Self> {
-        let output = folder.join("uevents");
+    pub async fn start(directory: &Path) -> Result<Self> {
+        let output = directory.join("uevents");
         let file = std::fs::File::create(&output)?;
         let mut command = tied("stdbuf");
         command.args(["-oL", "udevadm", "monitor", "-u", "-k", "-s", "block"]);
         command.stdin(Stdio::null()).stdout(file);
         let listener = Self { process: Process::spawn("udevadm monitor", &mut command)?, output };
-        // The last line of its preamble comes once both sockets listen.
+        // The last line of its preamble is printed when both sockets receive.
         crate::process::eventually("udevadm listens", async || {
             Ok(std::fs::read_to_string(&listener.output)?.contains("KERNEL - the kernel uevent"))
         })
@@ -189,7 +189,7 @@ impl Listener {
         Ok(listener)
     }
 
-    /// What was heard so far.
+    /// The recorded events.
     ///
     /// # Errors
     /// The record cannot be read.
@@ -198,7 +198,7 @@ impl Listener {
         Ok(text.lines().filter_map(parse).collect())
     }
 
-    /// Those about one device.
+    /// The events of one device.
     ///
     /// # Errors
     /// The record cannot be read.
@@ -207,7 +207,7 @@ impl Listener {
         Ok(self.heard()?.into_iter().filter(|event| event.device == name).collect())
     }
 
-    /// Those about one device's partitions.
+    /// The events of the partitions of one device.
     ///
     /// # Errors
     /// The record cannot be read.
@@ -239,7 +239,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_of_udevadm_are_read() {
+    fn lines_of_udevadm_are_parsed() {
         let event = parse("UDEV  [42.5] change   /devices/virtual/block/loop0 (block)").unwrap();
         assert_eq!((event.source.as_str(), event.action.as_str()), ("UDEV", "change"));
         assert_eq!(event.device, "loop0");

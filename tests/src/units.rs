@@ -1,5 +1,5 @@
-//! A stand-in for the service manager on the bus: it mounts what it is told to, in this process's name
-//! space, or behaves as badly as a test wants.
+//! A stand-in for the service manager on the bus: it mounts in this process's mount namespace, or fails as a
+//! test requests.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -21,19 +21,19 @@ const PATH: &str = "/org/freedesktop/systemd1";
 /// How it behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Conduct {
-    /// It does what it is told.
+    /// It mounts and unmounts.
     Works,
-    /// The same, and takes its time.
+    /// The same, slowly.
     Slow(Duration),
     /// Its jobs fail.
     Fails,
-    /// Its jobs come to no end.
+    /// Its jobs never finish.
     Hangs,
-    /// It wants nothing to do with it.
+    /// It refuses the calls.
     Refuses,
 }
 
-/// A unit that it was told to start.
+/// A unit that a call has started.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Started {
     /// Its name.
@@ -46,12 +46,12 @@ pub struct Started {
 struct State {
     conduct: Conduct,
     started: Vec<Started>,
-    /// Where the mount units that there are have mounted.
+    /// The mount points of the mount units.
     mounts: HashMap<String, PathBuf>,
     jobs: u32,
 }
 
-/// The service manager; what it has mounted is unmounted when it is dropped.
+/// The service manager; unmounts its mounts when dropped.
 #[derive(Debug)]
 pub struct Units {
     state: Arc<Mutex<State>>,
@@ -59,7 +59,7 @@ pub struct Units {
 }
 
 impl Units {
-    /// Takes its name on the bus.
+    /// Acquires its name on the bus.
     ///
     /// # Errors
     /// The name is taken.
@@ -75,18 +75,18 @@ impl Units {
         Ok(Self { state, connection })
     }
 
-    /// Behaves so from now on.
+    /// Sets its behaviour.
     pub fn behave(&self, conduct: Conduct) {
         lock(&self.state).conduct = conduct;
     }
 
-    /// What it was told to start.
+    /// The started units.
     #[must_use]
     pub fn started(&self) -> Vec<Started> {
         lock(&self.state).started.clone()
     }
 
-    /// The units of mounts that were started and not stopped.
+    /// The mount units that were started and not stopped.
     #[must_use]
     pub fn units(&self) -> Vec<String> {
         lock(&self.state).mounts.keys().cloned().collect()
@@ -103,8 +103,9 @@ impl Units {
 
 impl Drop for Units {
     fn drop(&mut self) {
-        for folder in lock(&self.state).mounts.values().filter(|folder| folder.exists()) {
-            let _not_mounted = std::process::Command::new("umount").args(["-q", "-l"]).arg(folder).output();
+        for directory in lock(&self.state).mounts.values().filter(|directory| directory.exists()) {
+            let _not_mounted =
+                std::process::Command::new("umount").args(["-q", "-l"]).arg(directory).output();
         }
     }
 }
@@ -158,13 +159,13 @@ impl Manager {
             if state.conduct == Conduct::Refuses {
                 return Err(UnitError::JobTypeNotApplicable("not today".to_owned()));
             }
-            // A unit goes with its mount, whoever has unmounted it.
+            // A unit ends with its mount, no matter who unmounts it.
             if state.mounts.get(&name).is_some_and(|place| is_mounted(place)) {
                 return Err(UnitError::UnitExists(format!("Unit {name} was already loaded.")));
             }
             state.started.push(started.clone());
-            if let Some(folder) = started.settings.get("Where") {
-                state.mounts.insert(name.clone(), PathBuf::from(folder));
+            if let Some(directory) = started.settings.get("Where") {
+                state.mounts.insert(name.clone(), PathBuf::from(directory));
             }
         }
         let work = command.map_or(Work::Mount(started), Work::Command);
@@ -197,7 +198,7 @@ impl Manager {
     ) -> zbus::Result<()>;
 }
 
-/// The words of a service's command: an array of structures of a path, words and flags.
+/// The arguments of a service's command: an array of structures of a path, arguments and flags.
 fn words(value: &OwnedVariant) -> Vec<String> {
     let commands: Vec<(String, Vec<String>, Vec<String>)> =
         value.try_clone().ok().and_then(|value| value.try_into().ok()).unwrap_or_default();
@@ -221,11 +222,11 @@ impl Manager {
     }
 }
 
-/// Does the work, and says what the job ends with.
+/// Does the work, and returns the result of the job.
 async fn carry_out(state: &Mutex<State>, work: Work) -> &'static str {
     let conduct = lock(state).conduct;
     match (&work, conduct) {
-        // A stop calls off what hangs.
+        // A stop cancels a job that hangs.
         (Work::Unmount(_), _) => {}
         (_, Conduct::Hangs) => std::future::pending().await,
         (_, Conduct::Slow(time)) => tokio::time::sleep(time).await,
@@ -250,7 +251,7 @@ async fn carry_out(state: &Mutex<State>, work: Work) -> &'static str {
 
 async fn mount(state: &Mutex<State>, started: &Started) -> bool {
     let setting = |name: &str| started.settings.get(name).map(String::as_str).unwrap_or_default();
-    // Stopped before it began.
+    // Stopped before it started.
     if !lock(state).mounts.contains_key(&started.unit) {
         return false;
     }
@@ -263,8 +264,8 @@ async fn mount(state: &Mutex<State>, started: &Started) -> bool {
 }
 
 async fn unmount(state: &Mutex<State>, unit: &str) -> bool {
-    let Some(folder) = lock(state).mounts.get(unit).cloned() else { return true };
-    let text = folder.to_string_lossy().into_owned();
+    let Some(directory) = lock(state).mounts.get(unit).cloned() else { return true };
+    let text = directory.to_string_lossy().into_owned();
     let is_mounted = run("mountpoint", ["-q", &text]).await.is_ok();
     let done = !is_mounted || run("umount", ["--internal-only", &text]).await.is_ok();
     if done {

@@ -1,6 +1,6 @@
 #!/bin/bash
-# Prints the folder of a Debian image for `make test-vm`: a disk, its kernel and its initrd. What is
-# there already, made by this very script, is taken again.
+# Prints the directory of a Debian image for `make test-vm`: a disk, its kernel and its initrd. An image
+# that this version of the script has built is reused.
 # usage: image.sh SUITE
 set -euo pipefail
 
@@ -8,18 +8,18 @@ suite=${1:?usage: image.sh SUITE}
 cache=${LOOPD_VM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/loopd-vm}
 packages=(
     linux-image-cloud-amd64 initramfs-tools zstd        # a distribution's kernel
-    systemd systemd-sysv udev libpam-systemd dbus polkitd # what loopd is at home with
-    passwd util-linux mount expect jq                   # users, what they type and what they read
-    e2fsprogs fdisk dosfstools xorriso                  # images
-    squashfs-tools erofs-utils xfsprogs cryptsetup-bin  # more of them
+    systemd systemd-sysv udev libpam-systemd dbus polkitd # services that loopd uses
+    passwd util-linux mount expect jq                   # users and their commands
+    e2fsprogs fdisk dosfstools xorriso                  # image tools
+    squashfs-tools erofs-utils xfsprogs cryptsetup-bin  # more image tools
     btrfs-progs                                         # file systems over several devices
     lvm2 mdadm bcache-tools multipath-tools             # what udev activates from an image's content
     dbus-broker                                         # the other message bus
-    acl                                                 # who may look into a folder
-    udisks2                                             # memory beside its peer's
+    acl                                                 # access control lists
+    udisks2                                             # for comparisons
 )
 
-# Debian 13 has it no more.
+# Not in Debian 13.
 [[ $suite != bookworm ]] || packages+=(dmraid)
 
 as_root=()
@@ -29,10 +29,10 @@ say() {
     echo "image: $*" >&2
 }
 
-# The sources of the machine's own apt, for another suite.
+# The package sources of the machine's apt, for another suite.
 sources() {
     local label uri
-    # shellcheck disable=SC2016 # apt's own words
+    # shellcheck disable=SC2016 # apt expands these
     apt-get indextargets --format '$(ORIGIN) $(LABEL) $(REPO_URI)' 'Created-By: Packages' |
         sed -n 's/^Debian //p' | sort -u |
         while read -r label uri; do
@@ -43,42 +43,42 @@ sources() {
         done
 }
 
-# Whatever the machine needs to get there: proxies, time-outs, clocks.
+# The machine's apt options for downloads: proxies, time-outs, clocks.
 apt_options() {
     echo 'Acquire::Retries "5";'
     apt-config dump | grep -E '^Acquire::(http|https|Retries|Check-[A-Za-z-]+)\b' || true
 }
 
-# mmdebstrap calls this for the new root, with the privileges that it has there.
+# mmdebstrap calls this for the new root, with its privileges there.
 customize() {
     local root=$1 user
     for user in alice bob carol admin; do
         chroot "$root" useradd --create-home --shell /bin/bash "$user"
         echo "$user:$user" | chroot "$root" chpasswd
     done
-    # Their service managers have no part in this, and are slow under emulation; sessions want that there is one.
+    # User service managers are not tested and slow under emulation, but sessions need the unit.
     mkdir -p "$root/var/lib/systemd/linger" "$root/etc/systemd/system/user@.service.d"
     touch "$root"/var/lib/systemd/linger/{alice,bob}
     printf '[Service]\nType=simple\nExecStart=\nExecStart=/bin/sleep infinity\n' \
         >"$root/etc/systemd/system/user@.service.d/none.conf"
-    # Whom Debian's polkit takes for administrators.
+    # Debian's polkit treats this group as administrators.
     chroot "$root" usermod --append --groups sudo admin
     echo debian >"$root/etc/hostname"
-    # The tests own the virtual terminals; nothing else should run meanwhile.
+    # The tests use the virtual terminals; nothing else should run during the tests.
     chroot "$root" systemctl -q mask getty@tty1.service getty@tty2.service autovt@.service \
         serial-getty@ttyS0.service e2scrub_all.timer fstrim.timer apt-daily.timer apt-daily-upgrade.timer \
         dpkg-db-backup.timer
     chroot "$root" systemctl -q disable e2scrub_reap.service
-    # Their udev rules are under test, their services are not; dbus-broker is started by its own test.
+    # The tests need their udev rules, not their services; a test starts dbus-broker itself.
     chroot "$root" systemctl -q disable dbus-broker.service
     chroot "$root" systemctl -q mask multipathd.service multipathd.socket mdmonitor.service \
         mdcheck_start.timer mdcheck_continue.timer mdmonitor-oneshot.timer lvm2-monitor.service \
         lvm2-lvmpolld.socket blk-availability.service
-    # The bus starts it for the tests that want it.
+    # Bus activation starts it for the tests that use it.
     chroot "$root" systemctl -q disable udisks2.service
     cat >"$root/etc/systemd/system/system-tests.service" <<'UNIT'
 [Unit]
-Description=What the payload wants to be run
+Description=System tests of the payload
 After=multi-user.target
 FailureAction=poweroff
 
@@ -90,7 +90,7 @@ StandardError=journal+console
 WantedBy=multi-user.target
 UNIT
     chroot "$root" systemctl -q enable system-tests.service
-    # What is installed later is installed whole.
+    # Packages installed later are installed completely.
     rm "$root/etc/dpkg/dpkg.cfg.d/99mmdebstrap"
 }
 
@@ -115,12 +115,12 @@ make_image() {
     say "building $suite in $work"
     make_root
     mkdir "$work/image"
-    # By the links that Debian keeps in /, whatever the version.
+    # Through the links in /, which do not depend on the version.
     "${as_root[@]}" install -m 644 "$work/root/vmlinuz" "$work/root/initrd.img" "$work/image/"
-    # It is never written to, and thrown away after each run: a journal would be for nothing.
+    # The disk is never written to, so it needs no journal.
     truncate -s 2G "$work/image/disk"
     "${as_root[@]}" mkfs.ext4 -q -O ^has_journal -E lazy_itable_init=0 -L debian -d "$work/root" "$work/image/disk"
-    # Images of earlier versions of this script go.
+    # Remove the images of earlier versions of this script.
     rm -rf "$cache/$suite"-*
     mv "$work/image" "$image"
 }

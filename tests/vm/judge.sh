@@ -1,10 +1,10 @@
 #!/bin/bash
-# Judges the results of a run (TAP), and writes a file for each test that failed.
-# usage: judge.sh FOLDER STATUS-OF-QEMU
+# Judges the results of a run (TAP), and writes a log file for each failed test.
+# usage: judge.sh DIRECTORY STATUS-OF-QEMU
 set -euo pipefail
-cd "${1:?usage: judge.sh FOLDER STATUS}"
+cd "${1:?usage: judge.sh DIRECTORY STATUS}"
 touch console
-status=${2:?usage: judge.sh FOLDER STATUS}
+status=${2:?usage: judge.sh DIRECTORY STATUS}
 
 verdict=0
 fail() {
@@ -31,14 +31,14 @@ fi
 if grep -q 'Failed unmounting' console; then
     fail "the power went off under a mounted file system"
 fi
-# Seconds; less than systemd gives a unit that does not end.
+# Seconds; less than systemd's time-out for a unit that does not stop.
 readonly power_off_limit=60
 asked=$(sed -n 's/^# off with .* at //p' results)
 off=$(sed -n 's/.*\[ *\([0-9.]*\)\] reboot: Power down.*/\1/p' console)
 if [[ ! $asked || ! $off ]]; then
-    fail "the machine did not go off with a mounted attachment"
+    fail "the machine did not power off with a mounted attachment"
 elif awk "BEGIN {exit !($off - $asked > $power_off_limit)}"; then
-    fail "to go off with a mounted attachment took the machine from $asked to $off s"
+    fail "powering off with a mounted attachment took from $asked s to $off s"
 fi
 if [[ ! $planned ]]; then
     fail "no plan: the tests did not start"

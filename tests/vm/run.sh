@@ -1,19 +1,19 @@
 #!/bin/bash
-# Boots a Debian in virtual machines, has tests/vm/guest/run test our package in them, each a part, and
-# judges what came back. Everything that is left of a run is in target/vm/SUITE.
-# usage: run.sh SUITE PROGRAMS [WORD…]    PROGRAMS: the folder of loopd-probe; a WORD selects tests
+# Boots a Debian in virtual machines. In each of them tests/vm/guest/run tests our package with a part of the tests;
+# then the results are judged. target/vm/SUITE keeps all files of a run.
+# usage: run.sh SUITE PROGRAMS [TEXT…]    PROGRAMS: the directory of loopd-probe; TEXT: part of the names of tests to run
 # PARTS=parts-release runs the files whose tests depend on the release: on what systemd, udev, polkit, the bus and the
 # kernel do, not only on loopd and loopctl.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-suite=${1:?usage: run.sh SUITE PROGRAMS [WORD…]}
-programs=$(realpath "${2:?usage: run.sh SUITE PROGRAMS [WORD…]}")
+suite=${1:?usage: run.sh SUITE PROGRAMS [TEXT…]}
+programs=$(realpath "${2:?usage: run.sh SUITE PROGRAMS [TEXT…]}")
 words=("${@:3}")
 plan=tests/vm/guest/${PARTS:-parts}
-# Seconds until the machine counts as hung; many times what it takes under emulation.
+# Seconds until the machine counts as hung; many times the usual duration under emulation.
 readonly limit=${LOOPD_VM_TIMEOUT:-1800}
-# Seconds in which a kernel under KVM must have come as far as its root file system.
+# Seconds within which a kernel under KVM must reach its root file system.
 readonly probe_limit=10
 
 out=$(realpath -m "${CARGO_TARGET_DIR:-target}/vm/$suite")
@@ -32,7 +32,7 @@ cleanup() {
 trap cleanup EXIT
 trap 'exit 130' INT TERM
 
-# Whether a kernel boots with this accelerator: a /dev/kvm alone does not tell.
+# Whether a kernel boots with this accelerator: /dev/kvm alone is no proof.
 boots_with() {
     timeout --signal=KILL "$probe_limit" qemu-system-x86_64 -accel "$1" -cpu max -m 512 -nodefaults -display none \
         -no-reboot -serial "file:$work/probe" -kernel "$image/vmlinuz" -append 'console=ttyS0 panic=-1' \
@@ -48,15 +48,15 @@ accelerator() {
     fi
 }
 
-# Under emulation code is translated, and what was translated is of use again at the same addresses
-# only: with them at random a process takes four times as long to start. The rest spares the zeroing
-# of memory byte by byte, a switch of mode around each copy, and system calls to know the time.
+# The emulator translates code, and can reuse a translation only at the same addresses: with address
+# randomization a process takes four times as long to start. The other options avoid zeroing memory byte
+# by byte, a mode switch around each copy, and system calls to read the time.
 set_up_emulation() {
     cpu=max,-erms,-smap,-smep,-la57,-avx2
     options="norandmaps init_on_alloc=0 transparent_hugepage=never tsc=reliable rcupdate.rcu_expedited=1"
 }
 
-# What the guest unpacks: the package, a later version of it, and the tests.
+# The files for the guest: the package, a later version of it, and the tests.
 make_payload() {
     cp "$(packaging/deb.sh 1)" "$out/payload/loopd-1.deb"
     cp "$(packaging/deb.sh 2)" "$out/payload/loopd-2.deb"
@@ -91,18 +91,18 @@ is_selected() {
     ((${#words[@]} == 0))
 }
 
-# Every file is in one part, and in one at most of those that the release matters to.
+# Checks that `parts` has every file once, and `parts-release` at most once.
 check_parts() {
     diff <(tr ' ' '\n' <tests/vm/guest/parts | sort) <(basename -s .sh tests/vm/guest/tests/*.sh | sort) ||
         { echo "vm: tests/vm/guest/parts does not have each file once" >&2; exit 1; }
     local unknown
     unknown=$(comm -23 <(tr ' ' '\n' <tests/vm/guest/parts-release | sort) <(tr ' ' '\n' <tests/vm/guest/parts | sort))
     [[ -z $unknown ]] ||
-        { echo "vm: tests/vm/guest/parts-release has what is no file, or twice: $unknown" >&2; exit 1; }
+        { echo "vm: tests/vm/guest/parts-release has unknown or duplicate files: $unknown" >&2; exit 1; }
     [[ -e $plan ]] || { echo "vm: there is no $plan; PARTS is parts or parts-release" >&2; exit 1; }
 }
 
-# start_machine PART FOLDER
+# start_machine PART DIRECTORY
 start_machine() {
     mkdir "$2"
     : >"$2/results"
@@ -117,8 +117,7 @@ start_machine() {
     machines+=($!)
 }
 
-# follow MACHINE FOLDER: shows the results as they come, without traces and journals, until the machine
-# is off.
+# follow MACHINE DIRECTORY: shows the results, without traces and journals, until the machine is off.
 follow() {
     tail -n +1 -s 0.5 --pid="$1" -F "$2/results" 2>/dev/null | grep --line-buffered -v '^#[a-z]' |
         sed -u "s/^/${2##*/}: /" || true

@@ -203,7 +203,7 @@ fn unattached_value(number: Option<u32>, column: Column) -> Option<String> {
     match column {
         Column::Autoclear | Column::Dio => Some("0".to_owned()),
         Column::Ro => Some(number.and_then(|number| attribute(number, "ro")).unwrap_or("0".to_owned())),
-        // losetup prints 1 whatever sysfs says.
+        // losetup prints 1, independent of sysfs.
         Column::PartScan => Some("1".to_owned()),
         Column::LogSec => attribute(number?, "queue/logical_block_size"),
         _ => None,

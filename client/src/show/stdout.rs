@@ -54,7 +54,7 @@ pub fn terminal_width() -> Option<u16> {
     terminal_size::terminal_size_of(io::stdout()).map(|(width, _)| width.0)
 }
 
-/// Escapes in JSON whatever [`is_deceptive`], so that a terminal shows strings as they are. JSON allows that for
+/// Escapes in JSON all characters for which [`is_deceptive`] is true, so that a terminal shows strings exactly. JSON allows that for
 /// each character; serde does it for some.
 #[must_use]
 pub fn plain_json(json: &str) -> String {

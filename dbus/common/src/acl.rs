@@ -1,7 +1,7 @@
-//! The access control list of `/run/media/USER`, which one user besides root may look into: loopd sets it,
-//! and both sides check it. In the kernel's format (`acl(5)`, `include/uapi/linux/posix_acl_xattr.h`).
+//! The access control list of `/run/media/USER`, which only root and one user can enter. loopd sets it, and
+//! daemon and client check it. In the kernel's format (`acl(5)`, `include/uapi/linux/posix_acl_xattr.h`).
 
-/// The extended attribute that holds it.
+/// The extended attribute with the list.
 pub const ATTRIBUTE: &str = "system.posix_acl_access";
 
 const VERSION: u32 = 2;
@@ -9,7 +9,7 @@ const NOBODY: u32 = u32::MAX;
 const READ_AND_ENTER: u16 = 5;
 const EVERYTHING: u16 = 7;
 
-/// Root may do everything, this user read and enter, and everyone else nothing.
+/// A list that allows root everything, this user to read and enter, and all others nothing.
 #[must_use]
 pub fn for_one_reader(uid: u32) -> Vec<u8> {
     let entries = [
@@ -28,7 +28,7 @@ pub fn for_one_reader(uid: u32) -> Vec<u8> {
     bytes
 }
 
-/// The one user that a list names. `None` if it names nobody, several users or a group, or makes no sense.
+/// The one user that a list names. `None` if it names no user, several users or a group, or is invalid.
 #[must_use]
 pub fn only_reader(list: &[u8]) -> Option<u32> {
     let entries = list.strip_prefix(&VERSION.to_le_bytes())?;
@@ -48,7 +48,7 @@ pub fn only_reader(list: &[u8]) -> Option<u32> {
     reader
 }
 
-/// Bytes of an entry: tag, permissions, id.
+/// The size of an entry: tag, permissions, id.
 const ENTRY: usize = 8;
 /// The entries that every list has, which name neither user nor group.
 const UNNAMED: [Tag; 4] = [Tag::Owner, Tag::OwnersGroup, Tag::Mask, Tag::Other];

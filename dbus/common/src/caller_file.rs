@@ -7,22 +7,22 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// How many descriptors of one uid may be with us at once, open or being closed.
+/// How many descriptors of one uid loopd keeps at once, open or being closed.
 const MOST_OF_A_UID: usize = 512;
-/// How many threads may close descriptors of one uid: each that hangs keeps one.
+/// How many threads may close descriptors of one uid. A close that hangs occupies one.
 const MOST_THREADS_OF_A_UID: usize = 8;
-/// How many threads close descriptors of other users than root.
+/// How many threads may close descriptors of all users except root.
 const MOST_THREADS: usize = 256;
 /// How long a thread waits for more work.
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
 const STACK: usize = 64 * 1024;
 
-/// An open file of a caller. Its last clone does not close it, but leaves that to a thread of its own.
+/// An open file of a caller. Dropping the last clone closes it in another thread, since a close can hang.
 #[derive(Clone)]
 pub struct CallerFile(Arc<Owned>);
 
 struct Owned {
-    /// There until it is dropped.
+    /// `Some` until it is dropped.
     descriptor: Option<OwnedFd>,
     uid: u32,
     closer: Closer,
@@ -40,7 +40,7 @@ impl Deref for CallerFile {
     type Target = OwnedFd;
 
     fn deref(&self) -> &OwnedFd {
-        self.0.descriptor.as_ref().expect("it is there until it is dropped")
+        self.0.descriptor.as_ref().expect("present until it is dropped")
     }
 }
 
@@ -59,7 +59,7 @@ impl fmt::Debug for CallerFile {
     }
 }
 
-/// Closes descriptors, on threads of its own.
+/// Closes descriptors in its own threads.
 #[derive(Clone, Default)]
 pub struct Closer(Arc<Closing>);
 
@@ -113,21 +113,21 @@ impl Closer {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says why this uid may hand over no descriptors now.
+    /// The reason why this uid may not pass descriptors now.
     pub fn refusal(&self, uid: u32, wanted: usize) -> Option<String> {
         let count = self.state().users.get(&uid).copied().unwrap_or_default();
         let is_hanging = count.closing >= MOST_THREADS_OF_A_UID;
         let advice = if is_hanging {
             "the file system of some does not answer when they are closed"
         } else {
-            "wait for calls under way"
+            "wait for calls in progress"
         };
         (count.held + wanted > MOST_OF_A_UID).then(|| {
             format!("limit of {MOST_OF_A_UID} open files that uid {uid} handed over reached: {advice}")
         })
     }
 
-    /// Takes charge of a descriptor of this uid.
+    /// Takes ownership of a descriptor of this uid.
     pub fn adopt(&self, uid: u32, descriptor: OwnedFd) -> CallerFile {
         self.state().users.entry(uid).or_default().held += 1;
         CallerFile(Arc::new(Owned { descriptor: Some(descriptor), uid, closer: self.clone() }))
@@ -141,7 +141,7 @@ impl Closer {
         } else if state.threads < MOST_THREADS || uid == 0 {
             let closer = self.clone();
             let thread = std::thread::Builder::new().name("close".to_owned()).stack_size(STACK);
-            // Without a new thread the next one that is free takes it.
+            // If no thread can be started, the next free one closes it.
             if thread.spawn(move || closer.work()).is_ok() {
                 state.threads += 1;
             }
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_uid_has_a_bound() {
+    fn descriptors_of_a_uid_are_limited() {
         let closer = Closer::default();
         let files: Vec<_> = (0..MOST_OF_A_UID).map(|_| closer.adopt(7, file())).collect();
         assert!(closer.refusal(7, 1).unwrap().contains("uid 7"));

@@ -2,12 +2,12 @@
 
 macro_rules! error_kinds {
     ($($(#[$doc:meta])* $kind:ident = $name:literal,)*) => {
-        /// What went wrong, as a program tells it apart.
+        /// What went wrong, for programs.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum ErrorKind { $($(#[$doc])* $kind,)* }
 
         impl ErrorKind {
-            /// Every kind of the contract.
+            /// All kinds of the contract.
             pub const ALL: &[Self] = &[$(Self::$kind,)*];
 
             /// The error's name on the bus.
@@ -22,29 +22,29 @@ macro_rules! error_kinds {
 error_kinds! {
     /// The call's arguments are wrong.
     InvalidArgs = "org.freedesktop.DBus.Error.InvalidArgs",
-    /// The answer is no.
+    /// Not authorized.
     AccessDenied = "org.freedesktop.DBus.Error.AccessDenied",
-    /// It would be yes after a prompt, and the call did not allow one.
+    /// Authorization needs a prompt, which the call did not allow.
     InteractiveAuthorizationRequired = "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired",
     /// The object is gone.
     UnknownObject = "org.freedesktop.DBus.Error.UnknownObject",
     /// There is no such device, or nothing is attached to it.
     NotFound = "org.loopd1.Error.NotFound",
-    /// Someone uses the device.
+    /// The device is in use.
     Busy = "org.loopd1.Error.Busy",
-    /// The file is attached already, and the caller did not want that.
+    /// The file is already attached, and the caller requested overlap checking.
     Overlap = "org.loopd1.Error.Overlap",
-    /// The descriptor is not one of a file that can be attached.
+    /// The file cannot be attached.
     InvalidBackingFile = "org.loopd1.Error.InvalidBackingFile",
-    /// This kernel, file or configuration cannot do it.
+    /// The kernel, the file or the configuration does not support it.
     NotSupported = "org.loopd1.Error.NotSupported",
-    /// The caller has as many as it may have.
+    /// A limit of the caller or of all users is reached.
     LimitExceeded = "org.loopd1.Error.LimitExceeded",
     /// The kernel has no free loop device.
     NoFreeDevice = "org.loopd1.Error.NoFreeDevice",
-    /// Something did not happen in time.
+    /// Another component did not answer in time.
     Timeout = "org.loopd1.Error.Timeout",
-    /// A system call failed in a way that no other kind names.
+    /// A system call failed with an errno that no other kind covers.
     Kernel = "org.loopd1.Error.Kernel",
 }
 
@@ -62,15 +62,15 @@ impl ErrorKind {
 pub struct Error {
     /// What went wrong.
     pub kind: ErrorKind,
-    /// What was asked, what went wrong and, where there is one, what to do.
+    /// The request, what went wrong and, if possible, a remedy.
     pub message: String,
 }
 
-/// The longest message, in bytes. What a caller sent may stand in it, and it is sent, logged and shown.
+/// The longest message, in bytes. It can contain text of the caller, and is sent, logged and shown.
 const LONGEST: usize = 4096;
 
 impl Error {
-    /// An error of this kind. A message of more than 4 KiB is cut.
+    /// An error of this kind. A message longer than 4 KiB is cut.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         let mut message = message.into();
         if message.len() > LONGEST {
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_read_back() {
+    fn names_are_parsed_back() {
         for kind in ErrorKind::ALL {
             assert_eq!(ErrorKind::from_name(kind.name()), Some(*kind));
         }

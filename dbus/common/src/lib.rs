@@ -1,4 +1,4 @@
-//! What the daemon and its clients both need and that is not D-Bus.
+//! What daemon and clients share and is not D-Bus.
 //!
 //! The engine is built on this crate, which therefore depends on no D-Bus library and makes no system
 //! calls.

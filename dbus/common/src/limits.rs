@@ -1,6 +1,6 @@
 //! Limits of the loop driver.
 
-/// The kernel keeps this many bytes of a reference.
+/// The maximum length of a reference in the kernel, in bytes.
 pub const REFERENCE_LENGTH: usize = 63;
 
 /// Whether a loop device can have logical blocks of this size: a power of two from 512 to 64 KiB.

@@ -4,31 +4,30 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
-/// The file that holds the mounts of the own mount namespace. It reports `POLLPRI` if a mount comes or goes.
+/// The file with the mounts of the process's mount namespace. It reports `POLLPRI` when a mount is added or removed.
 pub const FILE: &str = "/proc/self/mountinfo";
 
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount<'a> {
-    /// Major and minor number of the device, which only the kernel sets. Major 0 is a file system without
-    /// one block device.
+    /// Major and minor number of the device; only the kernel sets them. Major 0: a file system without a
+    /// block device of its own.
     pub device: (u32, u32),
-    /// Where it is mounted.
+    /// The mount point.
     pub point: PathBuf,
     /// The type of the file system.
     pub file_system: &'a [u8],
-    /// The source: for most file systems text that the user chose.
+    /// The source: for most file systems a text that the user has chosen.
     pub source: Vec<u8>,
 }
 
-/// The mounts in the text of the file, in the order in which they were made. Lines that make no sense are
-/// left out.
+/// Parses the file: the mounts, in the order in which they were made. Invalid lines are skipped.
 pub fn mounts(text: &[u8]) -> impl Iterator<Item = Mount<'_>> {
     text.split(|byte| *byte == b'\n').filter_map(mount)
 }
 
-/// A line has: ID, parent, device, root within the file system, mount point, options, optional fields, `-`,
-/// type, source, options of the file system.
+/// A line consists of: ID, parent, device, root within the file system, mount point, options, optional
+/// fields, `-`, type, source, options of the file system.
 fn mount(line: &[u8]) -> Option<Mount<'_>> {
     let mut fields = line.split(|byte| *byte == b' ');
     let device = device_number(std::str::from_utf8(fields.nth(2)?).ok()?)?;
@@ -39,14 +38,14 @@ fn mount(line: &[u8]) -> Option<Mount<'_>> {
     Some(Mount { device, point, file_system, source })
 }
 
-/// Reads `MAJOR:MINOR`.
+/// Parses `MAJOR:MINOR`.
 #[must_use]
 pub fn device_number(text: &str) -> Option<(u32, u32)> {
     let (major, minor) = text.split_once(':')?;
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
-/// Undoes the kernel's octal escapes of space, tab, newline and backslash.
+/// Decodes the kernel's octal escapes of space, tab, newline and backslash.
 fn unescaped(field: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
@@ -74,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_read() {
+    fn fields_are_parsed() {
         let text = b"23 1 7:3 / /mnt/c rw,nosuid shared:7 master:1 - ext4 /dev/loop3 rw\n";
         let expected = Mount {
             device: (7, 3),
@@ -86,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn escapes_are_undone() {
+    fn escapes_are_decoded() {
         let text = b"22 1 7:3 / /mnt/a\\040b\\134 rw - ext4 none rw\n";
         assert_eq!(points(text), [PathBuf::from("/mnt/a b\\")]);
         for kept in ["\\04", "\\", "\\08b", "\\+12", "\\777", "\\  "] {
@@ -95,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_make_no_sense_are_left_out() {
+    fn invalid_lines_are_skipped() {
         let text = b"nonsense\n\n22 1 x:3 / /a rw - ext4 none rw\n22 1 7:3 /\n22 1 0:5 / /b rw";
         assert_eq!(points(text), [PathBuf::from("/b")]);
     }

@@ -1,38 +1,38 @@
-//! How fast one user's work may follow.
+//! A rate limit for each user.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Spaces out the work of each user: so much a second, and so much at once after a rest.
+/// Limits the rate of each user's work: so much a second, and so much at once after a rest.
 ///
-/// The generic cell rate algorithm: one instant for each user says when all that is booked is paid for.
+/// The generic cell rate algorithm: for each user it keeps the instant at which all booked work is paid for.
 #[derive(Debug)]
 pub struct Pace {
-    /// What one piece of work costs.
+    /// The cost of one piece of work.
     each: Duration,
-    /// How far ahead of its payment work may begin.
+    /// How long before its payment work may begin.
     ahead: Duration,
     paid: Mutex<Paid>,
 }
 
 #[derive(Debug, Default)]
 struct Paid {
-    /// When the work of each uid is paid for.
+    /// When the booked work of each uid is paid for.
     at: HashMap<u32, Instant>,
-    /// How many uids there may be before those that owe nothing are forgotten.
+    /// The number of uids above which those without debt are removed.
     most: usize,
 }
 
 impl Pace {
-    /// So many pieces of work a second, and so many at once.
+    /// Allows so many pieces of work a second, and so many at once.
     #[must_use]
     pub fn new(per_second: u32, at_once: u32) -> Self {
         let each = Duration::from_secs(1) / per_second.max(1);
         Self { each, ahead: each * at_once.saturating_sub(1), paid: Mutex::default() }
     }
 
-    /// Books work of this user's. Returns when it may begin; work booked later begins no earlier.
+    /// Books work of this user. Returns when it may begin; work booked later begins no earlier.
     #[must_use]
     pub fn book(&self, now: Instant, uid: u32, work: u32) -> Instant {
         let mut paid = self.paid.lock().unwrap_or_else(PoisonError::into_inner);
@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn the_work_of_each_user_is_spaced_out() {
+    fn the_rate_of_each_user_is_limited() {
         let pace = Pace::new(100, 10);
         let start = Instant::now();
         let wait =
@@ -67,7 +67,7 @@ mod tests {
         }
         assert_eq!(wait(0, 1, 1), milliseconds(10));
         assert_eq!(wait(0, 1, 1), milliseconds(20));
-        assert_eq!(wait(0, 2, 1), Duration::ZERO, "another user owes nothing");
+        assert_eq!(wait(0, 2, 1), Duration::ZERO, "another user has no debt");
         assert_eq!(wait(30, 1, 1), Duration::ZERO);
         // A debt is paid off before anything else begins.
         assert_eq!(wait(30, 2, 255), Duration::ZERO);
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_who_owes_nothing_is_forgotten() {
+    fn users_without_debt_are_removed() {
         let (pace, start) = (Pace::new(1000, 10), Instant::now());
         for uid in 0..100_000 {
             let now = start + milliseconds(uid.into());

@@ -1,14 +1,14 @@
-//! Bytes from outside, made fit to be shown: in prompts, messages, logs and tables.
+//! Escapes untrusted bytes for prompts, messages, logs and tables.
 
-/// Characters of a path or a name that are shown at most.
+/// The maximum number of characters shown of a path or a name.
 const LONGEST: usize = 200;
 
-/// A path or name for a message or a prompt: whatever [`is_deceptive`] and bytes that are not UTF-8 are
-/// escaped, so that it cannot forge a line, draw on a terminal or look like another name; at most 200
-/// characters.
+/// A path or name for a message or a prompt, at most 200 characters. Characters for which
+/// [`is_deceptive`] is true and bytes that are not UTF-8 are escaped, so that it cannot forge a line,
+/// control a terminal or look like another name.
 #[must_use]
 pub fn printable(bytes: &[u8]) -> String {
-    // Each shown character stands for a byte at least.
+    // Each shown character represents at least one byte.
     let shown = escaped(&bytes[..bytes.len().min(LONGEST * 4 + 4)]);
     match shown.char_indices().nth(LONGEST) {
         Some((end, _)) => format!("{}…", &shown[..end]),
@@ -17,7 +17,7 @@ pub fn printable(bytes: &[u8]) -> String {
     }
 }
 
-/// As [`printable`], of a text that is as long as it is.
+/// Like [`printable`], without a limit on the length.
 #[must_use]
 pub fn escaped(bytes: &[u8]) -> String {
     let mut shown = String::with_capacity(bytes.len());
@@ -36,7 +36,7 @@ pub fn escaped(bytes: &[u8]) -> String {
     shown
 }
 
-/// A name or word of a caller, for a message: at most 64 characters.
+/// A name or value from a caller, for a message: at most 64 characters.
 #[must_use]
 pub fn shortened(word: &str) -> String {
     match word.char_indices().nth(64) {
@@ -45,10 +45,10 @@ pub fn shortened(word: &str) -> String {
     }
 }
 
-/// Characters that can make a text look like another one, or be read as more than text: control characters
+/// Characters that can make a text look like another one, or that a terminal interprets: control characters
 /// (Cc), line and paragraph separators (Zl, Zp), formatting such as changes of the writing direction (Cf),
-/// what is not shown at all (Default_Ignorable_Code_Point, the blank U+2800), private use (Co), and what is
-/// no character or stands in a plane without any.
+/// invisible characters (Default_Ignorable_Code_Point, the blank U+2800), private use (Co), noncharacters, and
+/// planes without assigned characters.
 #[must_use]
 pub fn is_deceptive(character: char) -> bool {
     character.is_control()
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn writing_is_shown_as_it_is() {
+    fn ordinary_text_is_not_escaped() {
         for name in [
             "Größe.img",
             "ελληνικά",
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_bounded_and_a_text_is_not() {
+    fn a_name_is_shortened_and_a_text_is_not() {
         assert_eq!(printable(&[b'x'; 5000]).chars().count(), 201);
         assert_eq!(printable(&[0xff; 5000]).chars().count(), 201);
         assert_eq!(printable("\u{1f642}".repeat(300).as_bytes()).chars().count(), 201);

@@ -1,14 +1,14 @@
-//! The words of the contract: the same on the bus, on the command line and in JSON.
+//! Option values of the contract: the same on the bus, on the command line and in JSON.
 
-/// A word that the contract does not have.
+/// A value that the contract does not define.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("option {name:?} is {value:?}; it takes {known}")]
 pub struct UnknownWord {
-    /// The option that it was the value of.
+    /// The option.
     pub name: &'static str,
     /// The value, shortened to 64 characters.
     pub value: String,
-    /// The words that the option takes.
+    /// The values that the option accepts.
     pub known: &'static str,
 }
 
@@ -20,7 +20,7 @@ macro_rules! words {
         pub enum $type { $($(#[$variant_doc])* $variant,)* }
 
         impl $type {
-            /// The word for it on the bus and on the command line.
+            /// Its text on the bus and on the command line.
             #[must_use]
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $word,)* }
@@ -62,7 +62,7 @@ words! {
 words! {
     /// What to do if the file is already attached.
     Overlap, "overlap", "\"allow\", \"refuse\" or \"reuse\"", {
-        /// Attach it once more.
+        /// Attach it again.
         #[default]
         Allow = "allow",
         /// Fail with `Overlap`.
@@ -75,10 +75,10 @@ words! {
 words! {
     /// The state of an attachment.
     State, "state", "\"attached\" or \"detaching\"", {
-        /// In use, or ready to be.
+        /// In use, or ready for use.
         #[default]
         Attached = "attached",
-        /// It goes at the last close.
+        /// The last close detaches it.
         Detaching = "detaching",
     }
 }
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_read_back_and_others_are_rejected() {
+    fn values_are_parsed_back_and_others_are_rejected() {
         for lifetime in [Lifetime::Client, Lifetime::Mount, Lifetime::Persistent] {
             assert_eq!(lifetime.as_str().parse(), Ok(lifetime));
         }

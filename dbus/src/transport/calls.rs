@@ -1,22 +1,22 @@
-//! The calls that have arrived and are not answered yet, which are bounded.
+//! The calls that are received and not answered yet. Their number and size are limited.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// How many calls of one connection may wait for an answer. What a user may have under way is bounded
-/// by the daemon; this bounds what waits for that.
+/// How many calls of one connection may wait for a reply. The daemon limits the calls that a user has in
+/// progress; this limits those that wait for it.
 const MOST_OF_A_SENDER: usize = 512;
-/// How many of all connections. As many again are left for those that have none under way.
+/// How many of all connections. The same number is reserved for connections without a call.
 const MOST: usize = 4096;
-/// How many bytes they may have, and again as many.
+/// How many bytes these calls may have. The same number is reserved as above.
 const MOST_BYTES: usize = 16 << 20;
 
-/// How many calls of all connections of one uid other than root's may wait for an answer.
+/// How many calls of all connections of one uid other than root may wait for a reply.
 const MOST_OF_A_UID: usize = 1024;
-/// How many bytes they may have.
+/// How many bytes these calls may have.
 const MOST_BYTES_OF_A_UID: usize = 4 << 20;
 
-/// The calls under way.
+/// The calls in progress.
 #[derive(Debug, Default)]
 pub struct Calls(Mutex<State>);
 
@@ -36,11 +36,11 @@ struct Total {
 /// One call.
 #[derive(Debug)]
 pub struct Call {
-    /// Whose it is.
+    /// The uid of the caller.
     pub uid: u32,
-    /// How long its message is.
+    /// The length of its message.
     pub bytes: usize,
-    /// Whether its sender waits for the answer.
+    /// Whether its sender expects a reply.
     pub wants_reply: bool,
     /// The keys of its descriptors.
     pub descriptors: Vec<u64>,
@@ -51,31 +51,31 @@ impl Calls {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says why one more call is too many.
+    /// The reason why a further call exceeds a limit.
     pub fn refusal(&self, sender: &str, serial: u32, bytes: usize) -> Option<&'static str> {
         let state = self.state();
         let of_sender = state.senders.get(sender);
         let own = of_sender.map_or(0, HashMap::len);
         if of_sender.is_some_and(|calls| calls.contains_key(&serial)) {
-            return Some("a call with this serial is under way; each call of a connection needs its own");
+            return Some("a call with this serial is in progress; each call of a connection needs its own");
         }
         if own >= MOST_OF_A_SENDER {
-            return Some("this connection has too many calls under way; wait for answers");
+            return Some("this connection has too many calls in progress; wait for answers");
         }
         let share = if own == 0 { 2 } else { 1 };
         let is_full = state.total.count >= share * MOST || state.total.bytes + bytes > share * MOST_BYTES;
-        is_full.then_some("loopd has too many calls under way; try again later")
+        is_full.then_some("loopd has too many calls in progress; try again later")
     }
 
-    /// Says why one more call is too many for its user, whose connections share what they may have.
+    /// The reason why a further call exceeds a limit of its user, which all connections of the user share.
     pub fn refusal_of_uid(&self, uid: u32, bytes: usize) -> Option<&'static str> {
         let state = self.state();
         let own = state.users.get(&uid).copied().unwrap_or_default();
         let is_full = own.count >= MOST_OF_A_UID || own.bytes + bytes > MOST_BYTES_OF_A_UID;
-        (uid != 0 && is_full).then_some("this user has too many calls under way; wait for answers")
+        (uid != 0 && is_full).then_some("this user has too many calls in progress; wait for answers")
     }
 
-    /// Notes a call.
+    /// Records a call.
     pub fn begin(&self, sender: &str, serial: u32, call: Call) {
         let mut state = self.state();
         let own = state.users.entry(call.uid).or_default();
@@ -91,7 +91,7 @@ impl Calls {
         self.state().senders.get(sender).map_or(0, HashMap::len)
     }
 
-    /// A call is answered.
+    /// Removes a call that was answered.
     pub fn end(&self, sender: &str, serial: u32) -> Option<Call> {
         let mut state = self.state();
         let calls = state.senders.get_mut(sender)?;
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_are_bounded_and_others_still_get_one() {
+    fn calls_are_limited_and_other_connections_are_still_served() {
         let calls = Calls::default();
         for sender in 0..MOST / MOST_OF_A_SENDER {
             for serial in 0..MOST_OF_A_SENDER {
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_of_a_uid_share_its_calls() {
+    fn connections_of_a_uid_share_its_limit() {
         let calls = Calls::default();
         for serial in 0..MOST_OF_A_UID {
             assert_eq!(calls.refusal_of_uid(7, 100), None);

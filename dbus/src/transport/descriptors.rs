@@ -1,9 +1,8 @@
 //! Descriptors of callers.
 //!
-//! To close one can take as long as its file system likes: the kernel flushes the file, and the user
-//! that made a FUSE file system need not answer. So none is ever closed by the thread that serves the
-//! bus. The library gets the end of a pipe in the place of each, and a handler claims the descriptor
-//! itself with that.
+//! A close can block without a limit: the kernel flushes the file, and a FUSE file system of a user need
+//! not answer. So the thread that serves the bus never closes one. The library receives the end of a pipe
+//! in place of each descriptor. A method claims the descriptor with that placeholder.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use loopd_common::{CallerFile, Closer};
 use rustix::pipe::{PipeFlags, pipe_with};
 
-/// The descriptors of the calls under way that no handler has claimed yet; clones are the same ones.
+/// The descriptors of calls in progress that no method has claimed yet. Clones share the state.
 #[derive(Clone, Debug, Default)]
 pub struct Descriptors {
     closer: Closer,
@@ -24,7 +23,7 @@ impl Descriptors {
         self.unclaimed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The descriptor that this one stands for. Each can be claimed once.
+    /// Returns the descriptor for this placeholder. Each can be claimed once.
     #[must_use]
     pub fn claim(&self, placeholder: impl AsFd) -> Option<CallerFile> {
         let key = key(placeholder.as_fd()).ok()?;
@@ -35,7 +34,7 @@ impl Descriptors {
         &self.closer
     }
 
-    /// Keeps descriptors to be claimed; gives their placeholders and the keys of those.
+    /// Stores descriptors; returns their placeholders and the keys of these.
     pub(super) fn keep(&self, files: Vec<CallerFile>) -> std::io::Result<(Vec<OwnedFd>, Vec<u64>)> {
         let mut placeholders = Vec::with_capacity(files.len());
         let mut keys = Vec::with_capacity(files.len());
@@ -48,7 +47,7 @@ impl Descriptors {
         Ok((placeholders, keys))
     }
 
-    /// Forgets those that were not claimed.
+    /// Drops those that were not claimed.
     pub(super) fn release(&self, keys: &[u64]) {
         let mut unclaimed = self.unclaimed();
         let released: Vec<_> = keys.iter().filter_map(|key| unclaimed.remove(key)).collect();
@@ -57,7 +56,7 @@ impl Descriptors {
     }
 }
 
-/// What tells pipes apart: their inode.
+/// A pipe is identified by its inode.
 fn key(pipe: BorrowedFd<'_>) -> std::io::Result<u64> {
     Ok(rustix::fs::fstat(pipe)?.st_ino)
 }

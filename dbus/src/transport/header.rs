@@ -1,7 +1,7 @@
-//! The header of a message, read before the library sees it.
+//! The header of a message, parsed before the library receives the message.
 //!
-//! This reads no more than what decides about a message: lengths, kind, sender, serial and member. It
-//! is lenient: what it cannot read it leaves out, and the library then refuses the message.
+//! This parses only what the checks of [`super::reader`] need: lengths, kind, sender, serial and member.
+//! It is lenient: it skips fields that it cannot parse, and the library then rejects the message.
 
 use std::ops::Range;
 
@@ -9,7 +9,7 @@ use zbus::wire::Endian;
 use zbus::wire::serialized::{Context, Data};
 use zbus::{Message, Variant};
 
-/// Bytes of the fixed part: up to and with the length of the fields.
+/// The size of the fixed part, which ends with the length of the fields.
 pub const FIXED: usize = 16;
 /// The protocol's limit.
 pub const LONGEST_MESSAGE: usize = 128 << 20;
@@ -20,13 +20,13 @@ const NO_REPLY_EXPECTED: u8 = 1;
 pub enum Kind {
     /// A method call.
     Call,
-    /// What a method returned.
+    /// A reply of a method.
     Return,
-    /// What a method failed with.
+    /// An error of a method.
     Error,
     /// A signal.
     Signal,
-    /// A type that the specification does not know: to be ignored.
+    /// A type that the specification does not define: to be ignored.
     Unknown,
 }
 
@@ -37,17 +37,17 @@ impl Kind {
     }
 }
 
-/// How long a message is.
+/// The lengths in a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lengths {
     /// The header with the padding before the body.
     pub header: usize,
-    /// All of it.
+    /// The whole message.
     pub message: usize,
 }
 
 impl Lengths {
-    /// Reads the fixed part. `None` where it is none, after which nothing can be read from the socket.
+    /// Parses the fixed part. `None` if it is invalid; then the next message cannot be found either.
     pub fn read(fixed: &[u8; FIXED]) -> Option<Self> {
         let endian = endian(fixed[0])?;
         let number = |at: usize| usize::try_from(endian.read_u32(&fixed[at..])).ok();
@@ -57,16 +57,16 @@ impl Lengths {
     }
 }
 
-/// What decides about a message.
+/// The fields that the checks need.
 #[derive(Debug)]
 pub struct Head<'m> {
     /// The type.
     pub kind: Kind,
     /// The sender's number for it.
     pub serial: u32,
-    /// Who sent it, by the word of the bus.
+    /// The sender, as set by the bus.
     pub sender: Option<&'m str>,
-    /// Whom it is for; nobody where it is broadcast.
+    /// The destination; `None` for a broadcast.
     pub destination: Option<&'m str>,
     /// The interface.
     pub interface: Option<&'m str>,
@@ -74,17 +74,17 @@ pub struct Head<'m> {
     pub member: Option<&'m str>,
     /// The call that it answers.
     pub reply_serial: Option<u32>,
-    /// The types of its body.
+    /// The signature of its body.
     pub signature: Option<&'m str>,
-    /// How many descriptors come with it.
+    /// The number of its descriptors.
     pub descriptors: u32,
-    /// Whether the sender waits for an answer.
+    /// Whether the sender expects a reply.
     pub wants_reply: bool,
     has_unknown_fields: bool,
 }
 
 impl<'m> Head<'m> {
-    /// Reads a header, or the start of one. The fixed part must be whole.
+    /// Parses a header, or the start of one. The fixed part must be complete.
     pub fn read(header: &'m [u8]) -> Self {
         let mut head = Self {
             kind: match header[1] {
@@ -121,8 +121,8 @@ impl<'m> Head<'m> {
     }
 }
 
-/// Makes of a whole message one that the library reads: without the fields that the specification says
-/// to ignore, and with an answer expected, which [`super::writer`] leaves out where nobody waits for it.
+/// Rewrites a complete message so that the library can parse it: without the fields that the specification
+/// says to ignore, and with a reply expected. [`super::writer`] drops a reply that the sender does not expect.
 pub fn normalize(message: Vec<u8>, head: &Parts) -> Vec<u8> {
     let mut message = if head.has_unknown_fields { without_unknown_fields(&message) } else { message };
     if head.kind == Kind::Call {
@@ -131,18 +131,18 @@ pub fn normalize(message: Vec<u8>, head: &Parts) -> Vec<u8> {
     message
 }
 
-/// What of a [`Head`] outlives the header.
+/// The owned fields of a [`Head`].
 #[derive(Clone, Debug)]
 pub struct Parts {
     /// The type.
     pub kind: Kind,
     /// The sender's number for it.
     pub serial: u32,
-    /// Who sent it.
+    /// The sender.
     pub sender: Option<String>,
     /// The call that it answers.
     pub reply_serial: Option<u32>,
-    /// Whether the sender waits for an answer.
+    /// Whether the sender expects a reply.
     pub wants_reply: bool,
     has_unknown_fields: bool,
 }
@@ -175,7 +175,7 @@ fn without_unknown_fields(message: &[u8]) -> Vec<u8> {
     kept
 }
 
-/// Zero is no field: the specification calls a message with it invalid.
+/// Zero does not count as unknown: the specification calls a message with that field invalid.
 fn is_unknown(code: u8) -> bool {
     code > 9
 }
@@ -190,11 +190,11 @@ enum Value<'m> {
 struct Field<'m> {
     code: u8,
     value: Value<'m>,
-    /// Where it lies, from an alignment of eight on.
+    /// Its position, which starts at a multiple of eight.
     bytes: Range<usize>,
 }
 
-/// The fields of a header, up to the first that cannot be read.
+/// The fields of a header, up to the first that cannot be parsed.
 struct Fields<'m> {
     header: &'m [u8],
     endian: Endian,
@@ -211,7 +211,7 @@ impl<'m> Fields<'m> {
 
     fn field(&self, start: usize) -> Option<Field<'m>> {
         let code = *self.header.get(start)?;
-        // One type, which all known fields have, starts at an alignment of four.
+        // All known fields have a signature of one type, so their value starts at a multiple of four.
         let value = start + 4;
         let (end, found) = match self.header.get(start + 1..value)? {
             [1, b's' | b'o', 0] => {
@@ -235,7 +235,7 @@ impl<'m> Fields<'m> {
         Some(self.endian.read_u32(self.header.get(at..at + 4)?))
     }
 
-    /// How long a variant of any type is.
+    /// The length of a variant of any type.
     fn variant(&self, at: usize) -> Option<usize> {
         let data = Data::new(self.header.get(at..)?, Context::new(self.endian, at));
         data.deserialize::<Variant<'_>>().ok().map(|(_, length)| length)
@@ -252,7 +252,7 @@ impl<'m> Iterator for Fields<'m> {
     }
 }
 
-/// The bytes of an error that answers a call, with no serial that anybody could answer to.
+/// Serializes an error reply to a call. Nobody replies to an error, so its serial is not used.
 pub fn error(reply_serial: u32, destination: Option<&str>, name: &str, text: &str) -> Vec<u8> {
     fn put_text(message: &mut Vec<u8>, text: &str) {
         message.extend(u32::try_from(text.len()).unwrap_or(u32::MAX).to_le_bytes());
@@ -286,7 +286,7 @@ pub fn error(reply_serial: u32, destination: Option<&str>, name: &str, text: &st
     message
 }
 
-/// The byte order that a message says it has.
+/// The byte order of a message.
 pub fn endian(byte: u8) -> Option<Endian> {
     match byte {
         b'l' => Some(Endian::Little),
@@ -299,7 +299,7 @@ fn align(length: usize) -> usize {
     length.saturating_add(7) & !7
 }
 
-/// The call that a message answers, and for whom.
+/// The call that a message replies to: its sender and serial.
 pub fn answered(message: &Message) -> Option<(String, u32)> {
     let header = message.header();
     Some((header.destination()?.to_string(), header.reply_serial()?.get()))
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_is_read() {
+    fn a_header_is_parsed() {
         let message = bytes(&call());
         let head = Head::read(&message);
         assert_eq!((head.kind, head.sender, head.member), (Kind::Call, Some(":1.7"), Some("List")));
@@ -335,15 +335,15 @@ mod tests {
     }
 
     #[test]
-    fn a_header_that_is_cut_off_is_read_as_far_as_it_goes() {
+    fn a_truncated_header_is_parsed_up_to_its_end() {
         let message = bytes(&call());
         for length in FIXED..message.len() {
-            let _whatever = Head::read(&message[..length]);
+            let _ = Head::read(&message[..length]);
         }
     }
 
     #[test]
-    fn lengths_beyond_the_protocol_are_refused() {
+    fn lengths_beyond_the_limits_of_the_protocol_are_rejected() {
         let mut fixed = [0; FIXED];
         fixed[0] = b'l';
         assert_eq!(Lengths::read(&fixed), Some(Lengths { header: 16, message: 16 }));

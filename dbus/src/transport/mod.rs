@@ -1,12 +1,12 @@
-//! The socket of a connection to the bus, which lets in only what the library can read.
+//! The socket of a connection to the bus, which passes only messages that the library can parse.
 //!
-//! The library ends a connection when a message cannot be parsed, and allocates what a header says that
-//! a message is long. Anybody on the bus can send such messages. So each message is judged by its header
-//! before it is received: its length is bounded, its descriptors are taken only where the member has a use
-//! for them, and what cannot be parsed is answered with an error, or fails the call that it answers.
+//! The library closes the connection if a message cannot be parsed, and allocates the length that a header
+//! claims. Any process on the bus can send such messages. So each message is checked by its header before
+//! it is received: its length is limited, and descriptors are accepted only if the member takes them. A call
+//! that cannot be parsed is answered with an error; a reply that cannot be parsed fails its call.
 //!
-//! Calls of a user other than root that come faster than [`loopd_common::Pace`] allows wait in a queue, so
-//! that a flood of theirs is no delay for the calls of others: these, and answers to our own calls, pass by.
+//! If calls of a user other than root come faster than [`loopd_common::Pace`] allows, they wait in a queue.
+//! Calls of other users, and replies to our own calls, overtake them, so a flood does not delay others.
 
 mod calls;
 mod descriptors;
@@ -37,7 +37,7 @@ pub use queue::Backlog;
 pub use reader::Reader;
 pub use writer::{LONGEST_SENT, Writer};
 
-/// How many answers to refused calls may wait to be sent. Beyond it a caller gets none.
+/// How many replies to refused calls may wait to be sent. Beyond that a caller gets no reply.
 const MOST_REFUSALS: usize = 256;
 
 /// A socket for [`zbus::connection::Builder::socket`].
@@ -48,10 +48,10 @@ pub struct Transport {
 }
 
 impl Transport {
-    /// Over a socket that is connected to the bus. Needs a runtime of tokio.
+    /// Wraps a socket that is connected to the bus. Needs a tokio runtime.
     ///
     /// # Errors
-    /// The runtime cannot watch the socket.
+    /// The runtime cannot register the socket.
     pub fn new(socket: UnixStream, policy: Policy) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         let stream = Arc::new(tokio::net::UnixStream::from_std(socket)?);
@@ -76,21 +76,21 @@ impl Socket for Transport {
     }
 }
 
-/// Why there is no socket to the bus.
+/// Why connecting to the bus failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The address names something else than a Unix socket.
-    #[error("{0} is no address of a Unix socket: unix:path= or unix:abstract= is needed")]
+    /// The address is not one of a Unix socket.
+    #[error("{0} is not the address of a Unix socket: unix:path= or unix:abstract= is needed")]
     NotASocket(Address),
-    /// It cannot be connected to.
+    /// The connection failed.
     #[error("{0}: {1}")]
     Unreachable(Address, #[source] io::Error),
 }
 
-/// Connects to the bus at this address, without a word yet.
+/// Connects to the bus at this address, and sends nothing.
 ///
 /// # Errors
-/// It is no Unix socket, or nobody listens.
+/// The address is not one of a Unix socket, or no bus listens there.
 pub fn connect(address: &Address) -> Result<UnixStream, ConnectError> {
     let unreachable = |error| ConnectError::Unreachable(address.clone(), error);
     let Way::Unix(unix) = address.transport() else {

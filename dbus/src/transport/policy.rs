@@ -10,20 +10,20 @@ use super::descriptors::Descriptors;
 use super::header;
 use super::queue::Backlog;
 
-/// What a connection lets in.
+/// What a connection accepts.
 #[derive(Clone, Debug)]
 pub struct Policy {
     /// The longest reply, in bytes.
     pub longest_reply: usize,
     /// The longest signal.
     pub longest_signal: usize,
-    /// The calls. Without it they are ignored.
+    /// The policy for calls; `None`: calls are ignored.
     pub calls: Option<CallPolicy>,
 }
 
 impl Policy {
-    /// For a client: no calls, and whatever length the bus allows. What that costs is bounded by the number of
-    /// values.
+    /// For a client: no calls, and any length that the bus allows. The limit on the number of values bounds
+    /// the memory.
     pub const CLIENT: Self =
         Self { longest_reply: header::LONGEST_MESSAGE, longest_signal: header::LONGEST_MESSAGE, calls: None };
 
@@ -31,20 +31,20 @@ impl Policy {
     pub const QUESTIONS: Self = Self { longest_reply: 1 << 20, longest_signal: 64 << 10, calls: None };
 }
 
-/// What calls a connection lets in.
+/// Which calls a connection accepts.
 #[derive(Clone)]
 pub struct CallPolicy {
     /// The longest call, in bytes.
     pub longest: usize,
     /// How many descriptors a member of an interface takes.
     pub takes_descriptors: fn(interface: &str, member: &str) -> u32,
-    /// Who the callers are.
+    /// Looks up the uid of a caller.
     pub users: Arc<dyn Users>,
-    /// Where the descriptors go.
+    /// Stores the descriptors of calls.
     pub descriptors: Descriptors,
-    /// How fast the calls of one user other than root follow each other. What comes faster waits.
+    /// The rate of calls of one user other than root. Calls above it wait.
     pub pace: Arc<Pace>,
-    /// What waits.
+    /// The number of calls that wait.
     pub backlog: Backlog,
 }
 
@@ -54,14 +54,14 @@ impl fmt::Debug for CallPolicy {
     }
 }
 
-/// Knows the user behind a connection to the bus.
+/// Looks up the user of a connection to the bus.
 #[async_trait]
 pub trait Users: Send + Sync {
-    /// The uid of the connection with this unique name. Must not ask over the connection that it is asked
-    /// for: that waits for the answer.
+    /// The uid of the connection with this unique name. It must not use the connection that this policy
+    /// belongs to: that one waits for the result.
     async fn uid(&self, sender: &str) -> Option<u32>;
 
-    /// The uid with whose calls those of this one are spaced out.
+    /// The uid whose rate limit the calls of this uid count against.
     fn payer(&self, uid: u32) -> u32 {
         uid
     }

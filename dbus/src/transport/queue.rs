@@ -1,4 +1,4 @@
-//! The calls that wait for their turn.
+//! The calls that wait because of the rate limit.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -9,18 +9,18 @@ use tokio::time::Instant;
 
 use super::header::Parts;
 
-/// A call that was received, and that nobody has read yet.
+/// A call that was received and is not parsed yet.
 #[derive(Debug)]
 pub struct QueuedCall {
     /// Its bytes.
     pub message: Vec<u8>,
-    /// What stands for its descriptors.
+    /// The placeholders of its descriptors.
     pub placeholders: Vec<OwnedFd>,
-    /// Of its header.
+    /// The fields of its header.
     pub parts: Parts,
 }
 
-/// The calls, by when their turn comes. Those of one user have turns in the order of their arrival.
+/// The calls, ordered by the time at which they may begin. Calls of one user keep their order.
 #[derive(Debug)]
 pub struct Queue {
     waiting: BTreeMap<(Instant, u64), QueuedCall>,
@@ -33,19 +33,19 @@ impl Queue {
         Self { waiting: BTreeMap::new(), arrived: 0, backlog }
     }
 
-    /// Keeps a call until then.
+    /// Queues a call until `begin`.
     pub fn push(&mut self, begin: Instant, call: QueuedCall) {
         self.arrived += 1;
         self.waiting.insert((begin, self.arrived), call);
         self.backlog.0.send_replace(self.waiting.len());
     }
 
-    /// When the next turn comes.
+    /// When the next call may begin.
     pub fn next(&self) -> Option<Instant> {
         self.waiting.first_key_value().map(|((begin, _), _)| *begin)
     }
 
-    /// The call whose turn it is.
+    /// Takes a call that may begin now.
     pub fn pop(&mut self) -> Option<QueuedCall> {
         if self.next()? > Instant::now() {
             return None;
@@ -56,7 +56,7 @@ impl Queue {
     }
 }
 
-/// How many calls wait for their turn; clones count the same ones.
+/// The number of calls in the queue. Clones share the counter.
 #[derive(Clone, Debug)]
 pub struct Backlog(Arc<watch::Sender<usize>>);
 
@@ -67,7 +67,7 @@ impl Default for Backlog {
 }
 
 impl Backlog {
-    /// Resolves when none waits.
+    /// Waits until the queue is empty.
     pub async fn cleared(&self) {
         let mut count = self.0.subscribe();
         let _never_closed = count.wait_for(|waiting| *waiting == 0).await;

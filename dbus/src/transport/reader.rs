@@ -1,4 +1,4 @@
-//! Messages from the bus.
+//! Receives messages from the bus.
 
 use std::fmt::Display;
 use std::io;
@@ -22,20 +22,20 @@ use super::{stream, values};
 use crate::ErrorKind;
 use loopd_common::CallerFile;
 
-/// What a call with descriptors costs the bus, loopd and polkit, in calls without.
+/// What a call with descriptors costs the bus, loopd and polkit, in calls without descriptors.
 const WORK_WITH_DESCRIPTORS: u32 = 10;
-/// The longest header. What is known of ours has a few hundred bytes; names have 255 at most.
+/// The longest header. The known headers have a few hundred bytes; names have at most 255.
 const LONGEST_HEADER: usize = 16 << 10;
-/// Whose calls wait for nobody's.
+/// Calls of this uid never wait.
 const ROOT: u32 = 0;
-/// The bus itself, which nobody can pretend to be.
+/// The sender name of the bus itself, which no client can have.
 const BUS: &str = "org.freedesktop.DBus";
 const LIMITS_EXCEEDED: &str = "org.freedesktop.DBus.Error.LimitsExceeded";
 const INVALID_ARGS: &str = "org.freedesktop.DBus.Error.InvalidArgs";
-/// Of a long message as much is allocated at once as has arrived, to this.
+/// A long message is allocated step by step as it arrives, so much at a time.
 const CHUNK: usize = 256 << 10;
 
-/// Receives messages, and passes on those that the library can read.
+/// Receives messages, and passes those that the library can parse.
 #[derive(Debug)]
 pub struct Reader {
     stream: Arc<UnixStream>,
@@ -47,19 +47,19 @@ pub struct Reader {
     log: Log,
 }
 
-/// What becomes of a message.
+/// What to do with a message.
 enum Verdict {
-    /// It is passed on.
+    /// Pass it to the library.
     Pass,
-    /// It is a call of this user's, and waits for its turn.
+    /// A call of this user: queue it.
     Queue(u32),
-    /// It is left out.
+    /// Drop it.
     Ignore(&'static str),
-    /// It is left out, and who waits for an answer gets this error.
+    /// Drop it. The caller, or our call that it replies to, gets this error.
     Refuse(Refusal),
 }
 
-/// An error in the place of a message.
+/// The error that replaces a message.
 struct Refusal {
     name: &'static str,
     text: String,
@@ -83,7 +83,7 @@ impl Reader {
         Self { stream, policy, calls, queue, refusals, scratch: Vec::new(), log: Log::default() }
     }
 
-    /// The next message that is passed on, or the error that takes the place of an answer.
+    /// The next message that passes, or the error that replaces a reply.
     async fn next(&mut self, sequence: u64) -> zbus::Result<Message> {
         loop {
             if let Some(call) = self.queue.pop() {
@@ -103,11 +103,11 @@ impl Reader {
         }
     }
 
-    /// Receives the message that begins so. Gives what is passed on at once.
+    /// Receives the message with this fixed part. Returns it unless it was queued or dropped.
     async fn take(&mut self, fixed: &[u8; FIXED], sequence: u64) -> zbus::Result<Option<Message>> {
-        // Without a length the next message cannot be found.
+        // Without a length the start of the next message is unknown.
         let lengths = Lengths::read(fixed).ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidData, "the bus has sent what is no message")
+            io::Error::new(io::ErrorKind::InvalidData, "the bus has sent an invalid message")
         })?;
         let mut start = vec![0; lengths.header.min(LONGEST_HEADER)];
         stream::peek(&self.stream, &mut start).await?;
@@ -125,7 +125,7 @@ impl Reader {
             },
             Verdict::Ignore(why) => {
                 self.skip(lengths.message).await?;
-                self.log.say(&parts, &why);
+                self.log.record(&parts, &why);
                 return Ok(None);
             }
             Verdict::Refuse(refusal) => {
@@ -133,7 +133,7 @@ impl Reader {
                 refusal
             }
         };
-        self.log.say(&parts, &refusal.text);
+        self.log.record(&parts, &refusal.text);
         match self.refuse(&parts, &refusal) {
             Some(error) => parse(error, Vec::new(), sequence).await.map(Some),
             None => Ok(None),
@@ -143,11 +143,11 @@ impl Reader {
     async fn judge(&self, head: &Head<'_>, lengths: Lengths) -> Verdict {
         match (head.kind, &self.policy.calls) {
             (Kind::Call, Some(policy)) => self.judge_call(head, lengths, policy).await,
-            (Kind::Call, None) => Verdict::Ignore("nothing can be called here"),
+            (Kind::Call, None) => Verdict::Ignore("this connection has no objects"),
             (Kind::Unknown, _) => Verdict::Ignore("its type is unknown"),
-            // Broadcasts come only where they are subscribed to.
+            // Only broadcasts that match a subscription arrive.
             (Kind::Signal, _) if head.destination.is_some() && head.sender != Some(BUS) => {
-                Verdict::Ignore("a signal to this connection alone, which only the bus sends")
+                Verdict::Ignore("it is a unicast signal that is not from the bus")
             }
             (Kind::Signal, _) => bounded(lengths, self.policy.longest_signal),
             (Kind::Return | Kind::Error, _) => bounded(lengths, self.policy.longest_reply),
@@ -167,11 +167,11 @@ impl Reader {
         let taken = (policy.takes_descriptors)(interface, member);
         if wanted > taken {
             let text =
-                format!("{member} takes {taken} file descriptors at most, and the message has {wanted}");
+                format!("{member} takes at most {taken} file descriptors, and the message has {wanted}");
             return Verdict::Refuse(Refusal::new(INVALID_ARGS, text));
         }
         let Some(uid) = policy.users.uid(sender).await else {
-            return Verdict::Ignore("the bus does not know its sender any more");
+            return Verdict::Ignore("its sender has disconnected");
         };
         if let Some(why) = self.calls.refusal_of_uid(uid, lengths.message) {
             return Verdict::Refuse(Refusal::new(LIMITS_EXCEEDED, why));
@@ -182,7 +182,7 @@ impl Reader {
         }
     }
 
-    /// Receives an answer or a signal.
+    /// Receives a reply or a signal.
     async fn pass(
         &self,
         head: &Head<'_>,
@@ -191,16 +191,16 @@ impl Reader {
         sequence: u64,
     ) -> zbus::Result<Result<Message, Refusal>> {
         let message = self.receive(lengths.message, None).await?;
-        // Calls are bounded by their length.
+        // Calls are limited by their length.
         if has_too_many_values(head, lengths, &message) {
-            let text = format!("a message has too many values: {} are taken at most", values::MOST);
+            let text = format!("a message has too many values: the limit is {}", values::MOST);
             return Ok(Err(Refusal::new(LIMITS_EXCEEDED, text)));
         }
         let message = header::normalize(message, parts);
         Ok(parse(message, Vec::new(), sequence).await.map_err(|error| unreadable(&error)))
     }
 
-    /// Receives a call, which then waits for its turn among those of its user.
+    /// Receives a call and queues it after the other calls of its user.
     async fn enqueue(
         &mut self,
         uid: u32,
@@ -229,7 +229,7 @@ impl Reader {
         Ok(Ok(()))
     }
 
-    /// Has the library read a call whose turn it is. One that cannot be read is refused.
+    /// Passes a queued call to the library's parser. A call that cannot be parsed is refused.
     async fn parse_call(&mut self, call: QueuedCall, sequence: u64) -> Option<Message> {
         let QueuedCall { message, placeholders, parts } = call;
         match parse(message, placeholders, sequence).await {
@@ -240,7 +240,7 @@ impl Reader {
                     policy.descriptors.release(&ended.descriptors);
                 }
                 let refusal = unreadable(&error);
-                self.log.say(&parts, &refusal.text);
+                self.log.record(&parts, &refusal.text);
                 let _calls_have_none = self.refuse(&parts, &refusal);
                 None
             }
@@ -278,7 +278,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Answers a call that was left out. For an answer that was, gives the error that takes its place.
+    /// Sends an error reply to a dropped call. For a dropped reply, returns the error that replaces it.
     fn refuse(&self, message: &Parts, refusal: &Refusal) -> Option<Vec<u8>> {
         if message.kind.is_reply() {
             return message
@@ -288,7 +288,7 @@ impl Reader {
         if message.kind == Kind::Call && message.wants_reply {
             let error = header::error(message.serial, message.sender.as_deref(), refusal.name, &refusal.text);
             if self.refusals.try_send(error).is_err() {
-                debug!("a refused call gets no answer: too many are waiting to be sent");
+                debug!("a refused call gets no reply: too many are waiting to be sent");
             }
         }
         None
@@ -297,7 +297,7 @@ impl Reader {
 
 fn bounded(lengths: Lengths, longest: usize) -> Verdict {
     let too_long = |what, length, longest| {
-        let text = format!("{what} of {length} bytes is too long: {longest} are taken at most");
+        let text = format!("{what} of {length} bytes is too long: the limit is {longest}");
         Verdict::Refuse(Refusal::new(LIMITS_EXCEEDED, text))
     };
     if lengths.header > LONGEST_HEADER {
@@ -325,14 +325,15 @@ fn unreadable(error: &zbus::Error) -> Refusal {
     Refusal::new(INVALID_ARGS, format!("the message cannot be read: {error}"))
 }
 
-/// Keeps the descriptors of a call for its handler.
+/// Stores the descriptors of a call for its method.
 fn keep(
     policy: &CallPolicy,
     files: Vec<CallerFile>,
     wanted: u32,
 ) -> Result<(Vec<OwnedFd>, Vec<u64>), Refusal> {
     let shortage = |reason: &dyn Display| {
-        let text = format!("loopd cannot take the file descriptors of this call: {reason}; try again later");
+        let text =
+            format!("loopd cannot accept the file descriptors of this call: {reason}; try again later");
         Refusal::new(ErrorKind::LimitExceeded.name(), text)
     };
     if files.len() != wanted as usize {
@@ -341,12 +342,12 @@ fn keep(
     policy.descriptors.keep(files).map_err(|error| shortage(&error))
 }
 
-/// Has the library read a message.
+/// Parses a message with the library.
 async fn parse(bytes: Vec<u8>, descriptors: Vec<OwnedFd>, sequence: u64) -> zbus::Result<Message> {
     Whole { bytes, read: 0, descriptors }.receive_message(sequence, &mut Vec::new(), &mut Vec::new()).await
 }
 
-/// One message in memory, for the library's own reader.
+/// One message in memory, as a socket for the library's parser.
 #[derive(Debug)]
 struct Whole {
     bytes: Vec<u8>,
@@ -374,12 +375,12 @@ impl ReadHalf for Reader {
         _: &mut Vec<OwnedFd>,
     ) -> zbus::Result<Message> {
         if !already_received.is_empty() {
-            return Err(zbus::Error::Handshake("the bus has sent more than was asked for".to_owned()));
+            return Err(zbus::Error::Handshake("the bus has sent more than was requested".to_owned()));
         }
         self.next(sequence).await
     }
 
-    /// For the handshake alone: byte by byte, so that nothing of a message is received with it.
+    /// Only for the handshake: byte by byte, so that it receives no part of a message.
     async fn recvmsg(&mut self, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
         let one = buffer.len().min(1);
         Ok((stream::receive(&self.stream, &mut buffer[..one]).await?, Vec::new()))
@@ -390,25 +391,25 @@ impl ReadHalf for Reader {
     }
 }
 
-/// Logs what was left out: a line a second, however many messages there are.
+/// Logs dropped messages, at most one line a second.
 #[derive(Debug, Default)]
 struct Log {
     last: Option<Instant>,
-    unsaid: usize,
+    skipped: usize,
 }
 
 impl Log {
-    fn say(&mut self, message: &Parts, why: &dyn Display) {
+    fn record(&mut self, message: &Parts, why: &dyn Display) {
         const PAUSE: Duration = Duration::from_secs(1);
         if self.last.is_some_and(|last| last.elapsed() < PAUSE) {
-            self.unsaid += 1;
+            self.skipped += 1;
             return;
         }
         let Parts { kind, sender, .. } = message;
-        let sender = sender.as_deref().unwrap_or("nobody");
-        warn!(more = self.unsaid, "a message was left out ({kind:?} from {sender:?}): {why}");
+        let sender = sender.as_deref().unwrap_or("unknown");
+        warn!(more = self.skipped, "message dropped ({kind:?} from {sender:?}): {why}");
         self.last = Some(Instant::now());
-        self.unsaid = 0;
+        self.skipped = 0;
     }
 }
 

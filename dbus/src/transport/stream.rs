@@ -1,4 +1,4 @@
-//! Bytes and descriptors from and to the bus's socket.
+//! Receives and sends bytes and descriptors on the bus's socket.
 
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -12,13 +12,13 @@ use rustix::net::{
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
-/// The most descriptors that a message can bring: dbus-daemon's own limit on the system bus.
+/// The maximum number of descriptors of a message: dbus-daemon's limit on the system bus.
 pub const MOST_DESCRIPTORS: usize = 16;
 
-/// Fills the buffer, and leaves what it shows in the socket.
+/// Fills the buffer, and leaves the bytes in the socket.
 ///
-/// The kernel does not look behind the first part of a message that came with descriptors, which
-/// has some 36 KiB at least: a longer buffer would never be filled.
+/// The kernel does not peek beyond the first part of a message with descriptors, which has at least
+/// 36 KiB: a longer buffer would never be filled.
 pub async fn peek(stream: &UnixStream, buffer: &mut [u8]) -> io::Result<()> {
     stream
         .async_io(Interest::READABLE, || {
@@ -28,7 +28,7 @@ pub async fn peek(stream: &UnixStream, buffer: &mut [u8]) -> io::Result<()> {
             if !is_hung_up(stream)? {
                 return Err(ErrorKind::WouldBlock.into());
             }
-            // What came right before the end.
+            // The bytes sent right before the hang-up.
             let there = recv(stream, &mut *buffer, RecvFlags::PEEK)?.1;
             if there == buffer.len() { Ok(()) } else { Err(ErrorKind::UnexpectedEof.into()) }
         })
@@ -42,8 +42,8 @@ fn is_hung_up(stream: &UnixStream) -> io::Result<bool> {
     Ok(sockets[0].revents().intersects(ends))
 }
 
-/// Receives bytes. Descriptors that come with them are dropped by the kernel: they never become this
-/// process's own, so that nothing is flushed and nothing can hang.
+/// Receives bytes. The kernel drops descriptors that come with them. They are never installed in this
+/// process, so no close has to flush, and none can hang.
 pub async fn receive(stream: &UnixStream, buffer: &mut [u8]) -> io::Result<usize> {
     let received =
         stream.async_io(Interest::READABLE, || Ok(recv(stream, &mut *buffer, RecvFlags::empty())?.1));
@@ -53,8 +53,8 @@ pub async fn receive(stream: &UnixStream, buffer: &mut [u8]) -> io::Result<usize
     }
 }
 
-/// Receives bytes and the descriptors that come with them; those that this process has no room for
-/// are missing.
+/// Receives bytes and the descriptors that come with them. Descriptors beyond this process's limit are
+/// missing.
 pub async fn receive_with_descriptors(
     stream: &UnixStream,
     buffer: &mut [u8],
@@ -78,7 +78,7 @@ pub async fn receive_with_descriptors(
     }
 }
 
-/// Sends some bytes, and all of the descriptors with the first of them.
+/// Sends some of the bytes, and all descriptors with the first byte.
 pub async fn send(stream: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<usize> {
     let send = || {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
@@ -91,7 +91,7 @@ pub async fn send(stream: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'
     stream.async_io(Interest::WRITABLE, send).await
 }
 
-/// Sends all of the bytes.
+/// Sends all bytes.
 pub async fn send_all(
     stream: &UnixStream,
     mut bytes: &[u8],

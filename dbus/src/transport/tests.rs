@@ -1,4 +1,4 @@
-//! A bus's end of the socket, and what the library gets to see.
+//! Tests over a socket pair: the bus's end, and the messages that the library receives.
 
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -85,14 +85,14 @@ impl Pair {
         tokio::time::timeout(Duration::from_secs(10), next).await.unwrap()
     }
 
-    /// The next message is this call: everything before it was left out.
+    /// Checks that the next message is this call: all before it were dropped.
     async fn next_is(&mut self, member: &str) {
         assert_eq!(self.next().await.header().member().unwrap(), member);
     }
 
-    /// The answer to a refused call: the serial of the call, the error's name and its text.
+    /// The reply to a refused call: the serial of the call, the error's name and its text.
     async fn refusal(&mut self) -> (u32, String, String) {
-        // It is sent by a task of its own.
+        // Another task sends it.
         tokio::time::sleep(Duration::from_millis(100)).await;
         let mut answer = vec![0; 8192];
         self.bus.set_nonblocking(true).unwrap();
@@ -122,7 +122,7 @@ fn bytes(message: &Message) -> Vec<u8> {
     message.data().bytes().to_vec()
 }
 
-/// A call whose body is said to have this signature.
+/// A call whose header declares this signature of the body.
 fn call_of(signature: &str) -> Vec<u8> {
     let mut message = bytes(&call("Deep").build(&(7_u8,)).unwrap());
     let at = message.windows(5).position(|field| field == [8, 1, b'g', 0, 1]).unwrap();
@@ -147,7 +147,7 @@ fn open_descriptors() -> usize {
 }
 
 #[tokio::test]
-async fn a_signature_that_nests_too_deep_is_refused_and_the_next_call_served() {
+async fn a_signature_that_nests_too_deep_is_refused_and_the_next_call_is_served() {
     let mut pair = Pair::new();
     for depth in [1, 17, 33, 60] {
         pair.send(&call_of(&format!("{}y{}", "aa(".repeat(depth), ")".repeat(depth))));
@@ -181,7 +181,7 @@ async fn a_long_call_is_refused_before_it_is_received() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_too_long_fails_the_call_that_waits_for_it() {
+async fn a_reply_that_is_too_long_fails_its_call() {
     let mut pair = Pair::new();
     let question = call("Question").build(&()).unwrap();
     let answer =
@@ -196,11 +196,11 @@ async fn an_answer_that_is_too_long_fails_the_call_that_waits_for_it() {
 }
 
 #[tokio::test]
-async fn an_answer_that_cannot_be_read_fails_the_call_that_waits_for_it() {
+async fn a_reply_that_cannot_be_parsed_fails_its_call() {
     let mut pair = Pair::new();
     let question = call("Question").build(&()).unwrap();
     let mut answer = bytes(&Message::method_return(&question.header()).sender(":1.9").build(&()).unwrap());
-    // A protocol version that nobody knows.
+    // An unknown protocol version.
     answer[3] = 9;
     pair.send(&answer);
     let message = pair.next().await;
@@ -209,7 +209,7 @@ async fn an_answer_that_cannot_be_read_fails_the_call_that_waits_for_it() {
 }
 
 #[tokio::test]
-async fn signals_to_us_alone_come_from_the_bus() {
+async fn unicast_signals_are_accepted_only_from_the_bus() {
     let mut pair = Pair::new();
     let signal = |sender: &'static str, member: &'static str| {
         let signal = Message::signal("/", "org.freedesktop.DBus", member).sender(sender);
@@ -235,14 +235,14 @@ async fn messages_of_unknown_types_are_ignored() {
 }
 
 #[tokio::test]
-async fn what_is_no_message_ends_the_connection() {
+async fn an_invalid_message_ends_the_connection() {
     let mut pair = Pair::new();
     pair.send(b"HTTP/1.1 400 Bad Request");
     assert!(pair.try_next().await.is_err());
 }
 
 #[tokio::test]
-async fn a_message_that_is_cut_off_ends_the_connection() {
+async fn a_truncated_message_ends_the_connection() {
     for length in [1, 15, 17, 40] {
         let mut pair = Pair::new();
         pair.send(&bytes(&call("List").build(&()).unwrap())[..length]);
@@ -267,7 +267,7 @@ async fn a_message_in_many_pieces_is_received() {
 }
 
 #[tokio::test]
-async fn descriptors_come_with_the_members_that_take_them() {
+async fn descriptors_are_received_if_the_member_takes_them() {
     let mut pair = Pair::new();
     let file = file();
     let files = [file.as_fd(), file.as_fd()].map(Fd::from);
@@ -278,13 +278,13 @@ async fn descriptors_come_with_the_members_that_take_them() {
     let claimed = pair.descriptors.claim(&first).unwrap();
     let link = std::fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&*claimed)));
     assert_eq!(link.unwrap().to_str(), Some("/dev/null"));
-    // With the answer the other one is given up.
+    // The reply drops the unclaimed one.
     pair.writer.send_message(&Message::method_return(&message.header()).build(&()).unwrap()).await.unwrap();
     assert!(pair.descriptors.claim(&second).is_none());
 }
 
 #[tokio::test]
-async fn descriptors_that_nobody_takes_never_become_ours() {
+async fn unexpected_descriptors_are_never_installed() {
     let mut pair = Pair::new();
     let file = file();
     let descriptor = Fd::from(file.as_fd());
@@ -294,9 +294,9 @@ async fn descriptors_that_nobody_takes_never_become_ours() {
     pair.send(&bytes(&call("List").build(&()).unwrap()));
     pair.next_is("List").await;
     let (_, name, text) = pair.refusal().await;
-    assert!(name.ends_with("InvalidArgs") && text.contains("Detach takes 0"), "{name}: {text}");
+    assert!(name.ends_with("InvalidArgs") && text.contains("Detach takes at most 0"), "{name}: {text}");
     assert!(open_descriptors() <= before + 8, "other tests open some as well");
-    // As signals and messages with fewer in the header than with them.
+    // The same for signals, and for messages that have more descriptors than their header declares.
     let signal = Message::signal("/", "org.example.A", "B").sender(":1.2").build(&()).unwrap();
     pair.send_with(&bytes(&signal), &[file.try_clone().unwrap()]);
     let message = pair.next().await;
@@ -317,7 +317,7 @@ async fn descriptors_that_are_missing_fail_the_call() {
 }
 
 #[tokio::test]
-async fn an_answer_that_the_bus_would_not_take_is_an_error() {
+async fn a_reply_that_is_too_long_for_the_bus_becomes_an_error() {
     let mut pair = Pair::new();
     pair.send(&bytes(&call("List").build(&()).unwrap()));
     let message = pair.next().await;
@@ -328,7 +328,7 @@ async fn an_answer_that_the_bus_would_not_take_is_an_error() {
 }
 
 #[tokio::test]
-async fn calls_without_an_answer_end_as_well() {
+async fn calls_that_expect_no_reply_end_too() {
     let mut pair = Pair::new();
     let silent = call("List").with_flags(Flags::NO_REPLY_EXPECTED).build(&()).unwrap();
     for _ in 0..3000 {
@@ -341,12 +341,12 @@ async fn calls_without_an_answer_end_as_well() {
     assert!(pair.is_silent());
 }
 
-/// One call a second, and five at once: in the time of a test no more than these have their turn.
+/// One call a second, and five at once: no others begin during the test.
 #[tokio::test]
-async fn a_flood_holds_up_nobody_else() {
+async fn a_flood_delays_no_other_user() {
     const FLOOD: usize = 300;
     let mut pair = Pair::paced(Pace::new(1, 5));
-    // At once: each message of its own takes a lot of the socket's room.
+    // In one write: each message by itself takes a lot of the socket's buffer.
     let flood: Vec<u8> = (0..FLOOD).flat_map(|_| bytes(&call("Flood").build(&()).unwrap())).collect();
     pair.send(&flood);
     let question = call("Question").build(&()).unwrap();
@@ -381,9 +381,9 @@ async fn calls_of_a_user_keep_their_order() {
     }
 }
 
-/// Whatever waits for its turn, its descriptors count, and go where it cannot be read.
+/// Descriptors of a queued call count, and are dropped if it cannot be parsed.
 #[tokio::test]
-async fn a_call_that_waits_and_cannot_be_read_is_refused_in_its_turn() {
+async fn a_queued_call_that_cannot_be_parsed_is_refused_in_order() {
     let mut pair = Pair::paced(Pace::new(20, 1));
     pair.send(&bytes(&call("List").build(&()).unwrap()));
     pair.next_is("List").await;
@@ -393,5 +393,5 @@ async fn a_call_that_waits_and_cannot_be_read_is_refused_in_its_turn() {
     pair.next_is("After").await;
     let (_, name, text) = pair.refusal().await;
     assert_eq!(name, "org.freedesktop.DBus.Error.InvalidArgs", "{text}");
-    assert_eq!(calls.of_sender(CALLER), 2, "those that are not answered yet");
+    assert_eq!(calls.of_sender(CALLER), 2, "the calls that are not answered yet");
 }

@@ -1,17 +1,17 @@
-//! How many values a message has, counted before the library reads it.
+//! Counts the values in a message before the library parses it.
 //!
-//! In memory each value of a variant takes more than a hundred bytes, even where it is a byte of an array on the
-//! bus. So the length of a message alone does not bound what it costs.
+//! In memory each value of a variant takes more than a hundred bytes, even a byte of an array. So the length
+//! of a message alone does not bound its memory.
 
 use zbus::wire::Endian;
 
-/// How many values a message may have. A list of 7,000 attachments has as many.
+/// How many values a message may have. A list of 7,000 attachments has about as many.
 pub const MOST: usize = 1 << 20;
-/// Deeper than the specification lets values nest.
+/// More than the nesting depth that the specification allows.
 const DEEPEST: usize = 128;
 
-/// Whether a body of this signature has more than [`MOST`] values. What cannot be read is left to the library,
-/// which refuses it.
+/// Whether a body with this signature has more than [`MOST`] values. `false` for an invalid body, which the
+/// library rejects.
 pub fn are_too_many(signature: &str, body: &[u8], endian: Endian) -> bool {
     let mut walk = Walk { body, at: 0, left: MOST, endian };
     let mut rest = signature.as_bytes();
@@ -39,7 +39,7 @@ struct Walk<'b> {
 }
 
 impl<'b> Walk<'b> {
-    /// Passes over a value of the first type; gives the types after it.
+    /// Skips a value of the first type; returns the types after it.
     fn value<'s>(&mut self, signature: &'s [u8], depth: usize) -> Result<&'s [u8], End>
     where
         'b: 's,
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_daemon_answers_is_taken() {
+    fn replies_of_the_daemon_are_accepted() {
         let property = |name: &str| (name.to_owned(), Variant::from(vec![b'x'; 100]));
         let properties: HashMap<_, _> = (0..30).map(|number| property(&number.to_string())).collect();
         assert!(!judge(&vec![("/org/loopd1", properties.clone(), 7_u64, true); 300]));
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_left_to_the_library() {
+    fn an_invalid_body_is_left_to_the_library() {
         for signature in ["", "a", "(", "a(", "{", "a{sv", ")", "z", "s", "v", "ay", "a(oa{sv})"] {
             for body in
                 [&[][..], &[0xff; 64], &[1; 64], &[0, 0, 0, 0, 0], &[8, 0, 0, 0, 1, b'v', 0, 1, b'v', 0]]
@@ -206,7 +206,7 @@ mod tests {
                 assert!(!are_too_many(signature, body, Endian::Little), "{signature} {body:?}");
             }
         }
-        // An element without a length never ends its array.
+        // An array of empty elements would never end.
         assert!(are_too_many("a()", &[255, 0, 0, 0, 0, 0, 0, 0], Endian::Little));
         let endless = [1, b'v', 0].repeat(1000);
         assert!(!are_too_many("v", &endless, Endian::Little));

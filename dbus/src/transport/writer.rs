@@ -1,4 +1,4 @@
-//! Messages to the bus.
+//! Sends messages to the bus.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -17,15 +17,15 @@ use super::calls::Calls;
 use super::descriptors::Descriptors;
 use super::{header, stream};
 
-/// The longest message that is sent. dbus-daemon ends the connection of whoever sends more than 32 MiB
-/// to the system bus.
+/// The longest message that is sent. On the system bus, dbus-daemon disconnects a client that sends more
+/// than 32 MiB.
 pub const LONGEST_SENT: usize = 31 << 20;
 
-/// Sends messages, and leaves out the answers that nobody waits for.
+/// Sends messages, and drops replies that the caller does not expect.
 #[derive(Debug)]
 pub struct Writer {
     stream: Arc<UnixStream>,
-    /// Messages are sent one after the other, also the answers to refused calls.
+    /// Serializes the messages, including the replies to refused calls.
     turn: Arc<Mutex<()>>,
     calls: Arc<Calls>,
     descriptors: Descriptors,
@@ -41,7 +41,7 @@ impl Writer {
         Self { stream, turn, calls, descriptors }
     }
 
-    /// Whether somebody waits for this answer, after which the call is over.
+    /// Whether the caller expects this reply. Ends the call.
     fn ends_call(&self, message: &Message) -> bool {
         let Some((caller, serial)) = header::answered(message) else { return true };
         let Some(call) = self.calls.end(&caller, serial) else { return true };
@@ -55,7 +55,7 @@ impl Writer {
     }
 }
 
-/// What is sent in the place of a message that is too long; nothing where nobody waits for it.
+/// The error to send instead of a message that is too long; `None` if no reply is expected.
 fn too_long(message: &Message) -> zbus::Result<Option<Vec<u8>>> {
     let length = message.data().len();
     warn!("a message of {length} bytes was not sent: the bus takes {LONGEST_SENT} at most");
@@ -100,7 +100,7 @@ impl WriteHalf for Writer {
     }
 }
 
-/// Sends the answers to refused calls.
+/// Sends the replies to refused calls.
 pub(super) async fn refuse(
     stream: Arc<UnixStream>,
     turn: Arc<Mutex<()>>,
@@ -109,7 +109,7 @@ pub(super) async fn refuse(
     while let Some(refusal) = refusals.recv().await {
         let _turn = turn.lock().await;
         if stream::send_all(&stream, &refusal, &[]).await.is_err() {
-            // The connection has ended, as its reader sees.
+            // The connection is closed, which the reader reports.
             return;
         }
     }

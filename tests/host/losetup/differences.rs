@@ -1,4 +1,4 @@
-//! Where loopd's losetup is meant to differ from util-linux's.
+//! The intended differences of loopd's losetup from util-linux's.
 
 use super::script::Answer;
 
@@ -8,13 +8,13 @@ pub struct Difference {
     pub script: &'static str,
     /// The line.
     pub line: &'static str,
-    /// In what.
+    /// The part that differs.
     pub part: Part,
-    /// The version of util-linux from which on they do; before, they may.
+    /// The first version of util-linux that must differ; earlier ones may.
     pub since: (u32, u32),
 }
 
-/// What differs.
+/// A part of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// Standard error; the rest is the same.
@@ -24,16 +24,16 @@ pub enum Part {
 }
 
 impl Part {
-    /// Whether the two differ in this, and in nothing else.
+    /// Whether the two differ only in this part.
     pub fn differs(self, theirs: &Answer, ours: &Answer) -> bool {
         let is_same = (&theirs.stdout, theirs.status) == (&ours.stdout, ours.status);
         theirs != ours && (is_same || self == Self::Answer)
     }
 }
 
-/// A reason, and the lines that it holds for.
+/// A reason for differences, and the command lines that it applies to.
 struct Because {
-    /// As the manual page has it.
+    /// The text in the manual page.
     _reason: &'static str,
     part: Part,
     since: (u32, u32),
@@ -84,7 +84,7 @@ const LIST: &[Because] = &[
         lines: &[("a device that is not there yet", "--remove $C")],
     },
     Because {
-        _reason: "a detach that leaves the device in use says who uses it",
+        _reason: "a detach that leaves the device in use names its users",
         part: Part::Messages,
         since: OLD,
         lines: &[("reuse takes a lazy detach back", "-d $A"), ("detaching what is in use", "-d $A")],
@@ -131,7 +131,7 @@ const LIST: &[Because] = &[
     },
 ];
 
-/// All of them.
+/// All intended differences.
 pub fn all() -> impl Iterator<Item = Difference> {
     LIST.iter().flat_map(|because| {
         because.lines.iter().map(|(script, line)| Difference {

@@ -1,4 +1,4 @@
-//! What losetup from util-linux 2.42 answered, for machines whose losetup is older.
+//! The recorded answers of losetup from util-linux 2.42, for machines with an older one.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -10,14 +10,14 @@ use super::script::{Answer, Script, Stage};
 
 const FILE: &str = "tests/host/losetup/util-linux-2.42.txt";
 
-/// The answers by script and place in it, each as a text.
+/// The answers as texts, by script and position.
 #[derive(Debug, Default)]
 pub struct Recording {
     answers: BTreeMap<(String, usize), String>,
 }
 
 impl Recording {
-    /// The one that is kept with the tests.
+    /// Reads the recording that is stored with the tests.
     pub fn read() -> Result<Self> {
         let text = std::fs::read_to_string(path()).context(FILE)?;
         let mut recording = Self::default();
@@ -29,7 +29,7 @@ impl Recording {
         Ok(recording)
     }
 
-    /// Keeps it with the tests.
+    /// Stores it with the tests.
     pub fn write(&self) -> Result<()> {
         let mut text =
             "What losetup from util-linux 2.42 answers. Made by the tests; see losetup.rs.\n".to_owned();
@@ -45,7 +45,7 @@ impl Recording {
         self.answers.insert(place, written(stage, answer));
     }
 
-    /// What was recorded in place of this answer.
+    /// The recorded answer to the same command line.
     pub fn of(&self, script: &Script, answer: &Answer) -> Option<&String> {
         self.answers.get(&(script.name.to_owned(), answer.place))
     }
@@ -60,8 +60,8 @@ fn path() -> PathBuf {
     repository().join(FILE)
 }
 
-/// The answer as a text that is the same on every machine: without the devices and inodes of the
-/// files, the widths that come of them, and the order in which sysfs has the devices.
+/// The answer as a text that is the same on every machine: without device and inode numbers, the resulting column
+/// widths, and the order of the devices in sysfs.
 fn written(stage: &Stage, answer: &Answer) -> String {
     let mut text = format!("$ losetup {}\n", answer.line);
     let is_json = answer.stdout.starts_with('{');
@@ -83,7 +83,7 @@ fn general(stage: &Stage, line: &str) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
-/// Replaces the number where it does not stand within a longer one.
+/// Replaces the number, unless it is part of a longer one.
 fn replace_number(word: &str, number: &str, name: &str) -> String {
     let is_digit = |letter: Option<char>| letter.is_some_and(|letter| letter.is_ascii_digit());
     match word.split_once(number) {

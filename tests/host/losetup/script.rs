@@ -1,8 +1,8 @@
-//! Command lines of losetup, run one after the other on devices that nobody else has.
+//! Command lines of losetup, run in sequence on devices that no other program uses.
 //!
-//! A line is what stands behind `losetup`. In it `$A` and `$B` are two devices that are free when the
-//! script starts, `$C` is one that does not exist, `$D` is the folder of the script's files, and quotes
-//! keep blanks together. A line that starts with `!` is something that happens meanwhile.
+//! A line has the arguments of `losetup`. `$A` and `$B` are two devices that are free when the script starts, `$C`
+//! is one that does not exist, `$D` is the directory of the script's files, and quotes protect blanks. A line that
+//! starts with `!` is an action between two command lines.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -13,16 +13,16 @@ use std::process::{Command, Output};
 use std::sync::Mutex;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use loopd_tests::fixture::Fixture;
 use loopd_tests::process::{eventually, output, run};
 use loopd_tests::sysfs::{self, LoopDevice};
-use loopd_tests::world::World;
 use loopd_tests::{User, loop_ioctl};
 
 /// Lines that belong together.
 pub struct Script {
-    /// What they are about.
+    /// Their subject.
     pub name: &'static str,
-    /// One below the other.
+    /// The lines, separated by newlines.
     pub lines: &'static str,
 }
 
@@ -38,7 +38,7 @@ impl Script {
     }
 }
 
-/// A losetup, and who runs it.
+/// A losetup program and its user.
 pub struct Side {
     /// The program.
     pub program: PathBuf,
@@ -46,10 +46,10 @@ pub struct Side {
     pub user: User,
 }
 
-/// What a command line gave.
+/// The answer to a command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// Which of its script's command lines it is, from 0 on.
+    /// The position of its command line in the script, from 0.
     pub place: usize,
     /// The command line.
     pub line: &'static str,
@@ -57,7 +57,7 @@ pub struct Answer {
     pub stdout: String,
     /// Standard error.
     pub stderr: String,
-    /// Exit status; -1 where a signal ended it.
+    /// Exit status; -1 if a signal ended it.
     pub status: i32,
 }
 
@@ -69,44 +69,44 @@ impl Answer {
     }
 }
 
-/// Where scripts are played, one after the other.
+/// The devices and files on which scripts are run in sequence.
 pub struct Stage {
-    folder: PathBuf,
+    directory: PathBuf,
     devices: [LoopDevice; 3],
-    /// Every inode that a file of ours has had.
+    /// All inodes that the files have had.
     inodes: Mutex<BTreeSet<u64>>,
 }
 
 impl Stage {
-    /// In the world's folder, with numbers that no loop device has.
-    pub fn new(world: &World) -> Result<Self> {
-        let folder = world.folder.join("files");
-        std::fs::create_dir(&folder)?;
-        open_to_all(&folder)?;
+    /// In the fixture's directory, with unused numbers.
+    pub fn new(fixture: &Fixture) -> Result<Self> {
+        let directory = fixture.directory.join("files");
+        std::fs::create_dir(&directory)?;
+        open_to_all(&directory)?;
         let used = sysfs::all();
         let mut free = (700..).map(LoopDevice).filter(|device| !used.contains(device));
         let mut next = || free.next().context("no number");
         let devices = [next()?, next()?, next()?];
-        Ok(Self { folder, devices, inodes: Mutex::default() })
+        Ok(Self { directory, devices, inodes: Mutex::default() })
     }
 
-    /// Plays the script; whatever it attaches is detached when it ends.
-    pub async fn play(&self, world: &World, script: &Script, side: &Side) -> Result<Vec<Answer>> {
+    /// Runs the script; detaches its attachments at the end.
+    pub async fn play(&self, fixture: &Fixture, script: &Script, side: &Side) -> Result<Vec<Answer>> {
         self.lay_out()?;
-        let answers = self.perform(world, script, side).await;
-        self.clear(world).await.with_context(|| script.name)?;
+        let answers = self.perform(fixture, script, side).await;
+        self.clear(fixture).await.with_context(|| script.name)?;
         answers
     }
 
-    /// Plays the script with what there is, and leaves it so.
-    pub async fn perform(&self, world: &World, script: &Script, side: &Side) -> Result<Vec<Answer>> {
+    /// Runs the script with the current devices, and keeps their state.
+    pub async fn perform(&self, fixture: &Fixture, script: &Script, side: &Side) -> Result<Vec<Answer>> {
         let mut held = Vec::new();
         let mut answers = Vec::new();
         for line in script.lines() {
             let played = match line.strip_prefix('!') {
-                Some(words) => self.meanwhile(words, &mut held).await,
+                Some(arguments) => self.act(arguments, &mut held).await,
                 None => {
-                    let output = self.command(world, line, side).await;
+                    let output = self.command(fixture, line, side).await;
                     output.map(|output| answers.push(Answer::new(answers.len(), line, &output)))
                 }
             };
@@ -115,49 +115,53 @@ impl Stage {
         Ok(answers)
     }
 
-    async fn command(&self, world: &World, line: &str, side: &Side) -> Result<Output> {
-        let mut command = world.command(&side.program);
-        command.arg0("losetup").args(self.words(line)).current_dir(&self.folder).env("LC_ALL", "C.UTF-8");
+    async fn command(&self, fixture: &Fixture, line: &str, side: &Side) -> Result<Output> {
+        let mut command = fixture.command(&side.program);
+        command
+            .arg0("losetup")
+            .args(self.arguments(line))
+            .current_dir(&self.directory)
+            .env("LC_ALL", "C.UTF-8");
         if side.user != loopd_tests::ROOT {
             command.uid(side.user.uid).gid(side.user.gid);
         }
         let output = output(command).await?;
-        // A detach is seen by the next line only when udev does not hold the device any more.
+        // The next line sees a detach only after udev has closed the device.
         run("udevadm", ["settle"]).await?;
         Ok(output)
     }
 
-    /// Something that happens between two command lines.
-    async fn meanwhile(&self, words: &str, held: &mut Vec<File>) -> Result<()> {
-        let words = self.words(words);
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        match words.as_slice() {
-            // Somebody opens the device, and keeps it open.
+    /// An action between two command lines.
+    async fn act(&self, arguments: &str, held: &mut Vec<File>) -> Result<()> {
+        let arguments = self.arguments(arguments);
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        match arguments.as_slice() {
+            // Another program opens the device, and keeps it open.
             ["open", device] => {
-                // Just after a detach there is a moment without a medium.
+                // For a moment after a detach the device has no medium.
                 eventually("it can be opened", async || Ok(File::open(device).is_ok())).await?;
                 held.push(File::open(device)?);
             }
-            // They close all that they have opened.
+            // That program closes all its devices.
             ["close"] => held.clear(),
-            ["mount", device, folder] => drop(run("mount", [device, folder]).await?),
-            ["umount", folder] => drop(run("umount", [folder]).await?),
+            ["mount", device, directory] => drop(run("mount", [device, directory]).await?),
+            ["umount", directory] => drop(run("umount", [directory]).await?),
             ["size", bytes, file] => {
-                File::options().write(true).open(self.folder.join(file))?.set_len(bytes.parse()?)?;
+                File::options().write(true).open(self.directory.join(file))?.set_len(bytes.parse()?)?;
             }
-            ["remove", file] => std::fs::remove_file(self.folder.join(file))?,
+            ["remove", file] => std::fs::remove_file(self.directory.join(file))?,
             other => bail!("no such thing can happen: {other:?}"),
         }
         run("udevadm", ["settle"]).await.map(drop)
     }
 
-    fn words(&self, line: &str) -> Vec<String> {
+    fn arguments(&self, line: &str) -> Vec<String> {
         let [first, second, missing] = self.devices.map(LoopDevice::node);
         let line = line.replace("$A", &first).replace("$B", &second).replace("$C", &missing);
-        split(&line.replace("$D", &self.folder.to_string_lossy()))
+        split(&line.replace("$D", &self.directory.to_string_lossy()))
     }
 
-    /// The devices and files of every script; files that are there keep their inodes.
+    /// Creates the devices and files of every script; existing files keep their inodes.
     pub fn lay_out(&self) -> Result<()> {
         let control = loop_ioctl::control()?;
         for device in &self.devices[..2] {
@@ -179,32 +183,34 @@ impl Stage {
             ("read-only.img", MIB, 0o444),
             ("secret.img", MIB, 0o600),
         ] {
-            let path = self.folder.join(name);
+            let path = self.directory.join(name);
             let file = File::options().write(true).create(true).truncate(false).open(&path)?;
             file.set_len(size)?;
             self.inodes.lock().unwrap().insert(file.metadata()?.ino());
             std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode))?;
         }
-        let fifo = self.folder.join("fifo");
+        let fifo = self.directory.join("fifo");
         if !fifo.exists() {
             nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o666))?;
-            std::fs::create_dir(self.folder.join("folder"))?;
-            std::fs::create_dir(self.folder.join("mount"))?;
-            std::os::unix::fs::symlink("a.img", self.folder.join("link.img"))?;
+            std::fs::create_dir(self.directory.join("directory"))?;
+            std::fs::create_dir(self.directory.join("mount"))?;
+            std::os::unix::fs::symlink("a.img", self.directory.join("link.img"))?;
         }
         Ok(())
     }
 
-    /// Detaches what the script attached, and takes its devices away.
-    pub async fn clear(&self, world: &World) -> Result<()> {
-        for device in sysfs::bound_by_tests(&self.folder) {
+    /// Detaches the attachments of the script, and removes its devices.
+    pub async fn clear(&self, fixture: &Fixture) -> Result<()> {
+        for device in sysfs::bound_by_tests(&self.directory) {
             let node = File::open(device.node())?;
             let _ = loop_ioctl::clear(&node);
         }
-        eventually("what was attached is gone", async || Ok(sysfs::bound_by_tests(&self.folder).is_empty()))
-            .await?;
+        eventually("what was attached is gone", async || {
+            Ok(sysfs::bound_by_tests(&self.directory).is_empty())
+        })
+        .await?;
         eventually("loopd has seen it go", async || {
-            let listed = world.list(true).await?;
+            let listed = fixture.list(true).await?;
             let is_ours = |number: u32| self.devices.contains(&LoopDevice(number));
             let numbers = listed.iter().filter_map(|(_, properties)| properties.get("Number"));
             Ok(!numbers.filter_map(|number| u32::try_from(number).ok()).any(is_ours))
@@ -212,7 +218,7 @@ impl Stage {
         .await?;
         let control = loop_ioctl::control()?;
         for device in self.devices {
-            // loopd takes a number away by itself where it had made it in vain.
+            // loopd itself removes a number that it created for a failed attach.
             eventually("its number is taken away", async || {
                 Ok(!Path::new(&device.node()).exists() || loop_ioctl::remove(&control, device).is_ok())
             })
@@ -221,9 +227,9 @@ impl Stage {
         Ok(())
     }
 
-    /// Numbers that are this machine's or this run's, with names for them.
+    /// Numbers that depend on the machine or the run, with names for them.
     pub fn names_of_numbers(&self) -> Vec<(String, &'static str)> {
-        let device = std::fs::metadata(&self.folder).map(|folder| folder.dev()).unwrap_or_default();
+        let device = std::fs::metadata(&self.directory).map(|directory| directory.dev()).unwrap_or_default();
         let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
         let inodes = self.inodes.lock().unwrap().iter().map(|inode| (inode.to_string(), "INODE")).collect();
         let mut names: Vec<_> = inodes;
@@ -232,13 +238,13 @@ impl Stage {
         names
     }
 
-    /// The text with what changes from one run to the next replaced: the folder, the devices, the
-    /// inodes, and the numbers of other loop devices, which are the kernel's choice.
+    /// The text without what changes between runs: replaces the directory, the devices, the inodes, and the numbers
+    /// of other loop devices, which the kernel chooses.
     pub fn anonymous(&self, text: &str) -> String {
         let [first, second, missing] = self.devices;
-        let mut text = text.replace(&*self.folder.to_string_lossy(), "$D");
+        let mut text = text.replace(&*self.directory.to_string_lossy(), "$D");
         for inode in self.inodes.lock().unwrap().iter() {
-            // Only in the lines of old: in a table it would change widths.
+            // Only in the old line format: in a table it would change column widths.
             text = text.replace(&format!("]:{inode} ("), "]:INODE (");
         }
         let mut shown = String::new();
@@ -261,10 +267,10 @@ impl Stage {
 }
 
 /// A program under losetup's name that every user can run.
-pub fn ours(world: &World, user: User) -> Result<Side> {
-    let program = world.folder.join("losetup");
+pub fn ours(fixture: &Fixture, user: User) -> Result<Side> {
+    let program = fixture.directory.join("losetup");
     if !program.exists() {
-        let loopctl = world.tool(user, "loopctl")?;
+        let loopctl = fixture.tool(user, "loopctl")?;
         std::os::unix::fs::symlink(loopctl.get_program(), &program)?;
     }
     Ok(Side { program, user })
@@ -287,13 +293,13 @@ pub async fn version(side: &Side) -> Result<(u32, u32)> {
     Ok((numbers[0], numbers[1]))
 }
 
-fn open_to_all(folder: &Path) -> Result<()> {
-    Ok(std::fs::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(0o777))?)
+fn open_to_all(directory: &Path) -> Result<()> {
+    Ok(std::fs::set_permissions(directory, std::os::unix::fs::PermissionsExt::from_mode(0o777))?)
 }
 
 /// Words between blanks; single quotes keep a word with blanks, or an empty one, together.
 fn split(line: &str) -> Vec<String> {
-    let mut words = Vec::new();
+    let mut arguments = Vec::new();
     let mut word: Option<String> = None;
     let mut is_quoted = false;
     for letter in line.chars() {
@@ -302,10 +308,10 @@ fn split(line: &str) -> Vec<String> {
                 is_quoted = !is_quoted;
                 word.get_or_insert_default();
             }
-            ' ' if !is_quoted => words.extend(word.take()),
+            ' ' if !is_quoted => arguments.extend(word.take()),
             letter => word.get_or_insert_default().push(letter),
         }
     }
-    words.extend(word);
-    words
+    arguments.extend(word);
+    arguments
 }

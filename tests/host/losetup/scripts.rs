@@ -1,4 +1,4 @@
-//! What is asked of both losetups.
+//! The scripts for both losetups.
 
 use super::script::Script;
 
@@ -6,7 +6,7 @@ const fn script(name: &'static str, lines: &'static str) -> Script {
     Script { name, lines }
 }
 
-/// Scripts that look only at what they made themselves.
+/// Scripts that use only their own devices.
 pub const SCRIPTS: &[Script] = &[
     script(
         "what getopt refuses",
@@ -271,12 +271,12 @@ pub const SCRIPTS: &[Script] = &[
         "files that cannot be attached",
         "
         -f nonexistent
-        -f folder
+        -f directory
         -f fifo
         -f /dev/null
         -f ''
         $A nonexistent
-        $A folder
+        $A directory
         $A ''
         $A fifo
         $A /dev/null
@@ -284,7 +284,7 @@ pub const SCRIPTS: &[Script] = &[
         /dev/null fifo
         /dev/loop-control fifo
         -L -f nonexistent
-        -L -f folder
+        -L -f directory
         -L $A nonexistent
         ",
     ),
@@ -333,7 +333,7 @@ pub const SCRIPTS: &[Script] = &[
         -j b.img -l
         -j b.img -J -l
         -j nonexistent
-        -j folder
+        -j directory
         -b 512 -j a.img
         --direct-io=off -j a.img
         --loop-ref x -j a.img
@@ -727,8 +727,7 @@ pub const ROOTS: &[Script] = &[script(
     "$A read-only.img\n-l $A\n-d $A\n-r $A secret.img\n-l $A\n-d $A",
 )];
 
-/// Scripts that look at, or detach, every loop device of the machine: only where the machine has none
-/// but theirs.
+/// Scripts that list or detach all loop devices of the machine: only if the machine has no others.
 pub const WHOLE_MACHINE: &[Script] = &[
     script(
         "listing all",
@@ -775,7 +774,7 @@ pub const WHOLE_MACHINE: &[Script] = &[
     ),
 ];
 
-/// Beside `$A` with a.img and `$B` with b.img, which util-linux's losetup has attached.
+/// For `$A` with a.img and `$B` with b.img, attached by util-linux's losetup.
 pub const BESIDE_THEIRS: &[Script] = &[
     script(
         "look at theirs",
@@ -788,7 +787,7 @@ pub const BESIDE_THEIRS: &[Script] = &[
     script("detach theirs", "-d $A nonexistent $B\n$A\n-l $B\n-d $A\n$A b.img\n$A"),
 ];
 
-/// For a user to whom polkit says no: `$A` and `$B` are root's.
+/// For a user whom polkit denies: `$A` and `$B` belong to root.
 pub const DENIED: &[Script] = &[
     script("attach", "-f a.img\n--show -f a.img\n-f read-only.img\n-r -f a.img"),
     script("detach", "-d $A\n-d $A $B"),

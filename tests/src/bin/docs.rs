@@ -1,5 +1,5 @@
-//! `loopd-docs`: makes the manual pages and completions from what defines the programs and the bus,
-//! or looks whether the ones that are kept are still right (`--check`).
+//! `loopd-docs`: generates the manual pages and completions from the definitions of the programs and the
+//! bus interfaces, or checks that the committed ones are current (`--check`).
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -28,7 +28,7 @@ fn run(only_check: bool) -> Result<ExitCode> {
         if !only_check {
             write(&path, &page.text)?;
         } else if std::fs::read_to_string(&path).ok().as_deref() != Some(&page.text) {
-            eprintln!("{} is not what its sources say; run `make docs`", page.path.display());
+            eprintln!("{} is outdated; run `make docs`", page.path.display());
             is_right = false;
         }
     }
@@ -36,7 +36,7 @@ fn run(only_check: bool) -> Result<ExitCode> {
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {
-    let folder: PathBuf = path.parent().map(Path::to_owned).unwrap_or_default();
-    std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    let directory: PathBuf = path.parent().map(Path::to_owned).unwrap_or_default();
+    std::fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
     std::fs::write(path, text).with_context(|| path.display().to_string())
 }

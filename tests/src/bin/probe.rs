@@ -1,5 +1,5 @@
-//! A raw client for the tests: makes one call with whatever arguments it is told, right or wrong.
-//! Prints `ok` or the error's name, and on the next lines the result or the error's message.
+//! A raw client for the tests: makes one call with the given arguments, valid or not. Prints `ok` or the
+//! error's name, and on the next lines the result or the error's message.
 //!
 //! ```text
 //! loopd-probe [--json] [--hold] [--interactive] [--prompted] CALL
@@ -13,18 +13,19 @@
 //!   remove DEVICE
 //!   mount PATH [key=sig:value…]        PATH: the object of an attachment or a partition
 //!   unmount PATH [key=sig:value…]
-//!   storm ROUNDS CALLS FROM TO         so many calls within 20 ms, at a random moment FROM to TO ms after
-//!                                      the last; says how many got no answer
+//!   storm ROUNDS CALLS FROM TO         CALLS within 20 ms, at a random moment FROM to TO ms after
+//!                                      the last; prints how many got no reply
 //!   clock ROUNDS PATH                  attaches and detaches the file; the microseconds of each
-//!   flood KIND [PATH]                  a hundred calls at any time, until killed: ping, list, properties,
+//!   flood KIND [PATH]                  keeps a hundred calls pending until killed: ping, list, properties,
 //!                                      objects, introspect, setup (of PATH, failures and all), hang (SetupLoop
 //!                                      of standard input), bus (GetId, which only the bus answers)
-//!   attack PID MESSAGES SEED           malformed messages of nobody's to loopd, the process PID, beside a client of
-//!                                      root's that must be served; says what it cost, and what the bus keeps back
+//!   attack PID MESSAGES SEED           malformed messages of `nobody` to loopd, the process PID, next to a client of
+//!                                      root that must be served; prints the effect, and how the bus filters
 //! ```
 //!
 //! `--json` prints one line: `{"ok": …}` or `{"error": name, "message": …}`. `--hold` keeps the
-//! connection until standard input closes. `--interactive` allows polkit to ask. `--prompted` prints `ready` when connected, and calls when a line comes in.
+//! connection until standard input closes. `--interactive` allows polkit to prompt. `--prompted` prints `ready` when
+//! connected, and makes the call when it reads a line.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -52,12 +53,12 @@ const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
 fn main() -> Result<()> {
     let (flags, call): (Vec<_>, Vec<_>) =
-        std::env::args_os().skip(1).partition(|word| word.as_bytes().starts_with(b"--"));
-    let has = |flag: &str| flags.iter().any(|word| word == flag);
+        std::env::args_os().skip(1).partition(|argument| argument.as_bytes().starts_with(b"--"));
+    let has = |flag: &str| flags.iter().any(|argument| argument == flag);
     let interaction =
         if has("--interactive") { MethodFlags::ALLOW_INTERACTIVE_AUTH } else { MethodFlags::empty() };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    if call.first().is_some_and(|word| word == "attack") {
+    if call.first().is_some_and(|argument| argument == "attack") {
         return attack(&call[1..]);
     }
     let connection = runtime.block_on(Connection::system())?;
@@ -77,10 +78,13 @@ fn main() -> Result<()> {
 }
 
 /// Attacks loopd on the bus of `DBUS_SYSTEM_BUS_ADDRESS`.
-fn attack(words: &[OsString]) -> Result<()> {
+fn attack(arguments: &[OsString]) -> Result<()> {
     let number = |index: usize| -> Result<u64> {
-        let word = words.get(index).and_then(|word| word.to_str()).context("attack PID MESSAGES SEED")?;
-        Ok(word.parse()?)
+        let argument = arguments
+            .get(index)
+            .and_then(|argument| argument.to_str())
+            .context("attack PID MESSAGES SEED")?;
+        Ok(argument.parse()?)
     };
     let address = std::env::var("DBUS_SYSTEM_BUS_ADDRESS")?;
     let attack = Attack {
@@ -90,7 +94,7 @@ fn attack(words: &[OsString]) -> Result<()> {
         answers: true,
         seed: number(2)?,
         messages: usize::try_from(number(1)?)?,
-        // dbus-broker ends the connection of whoever sends a malformed header.
+        // dbus-broker disconnects a client that sends a malformed header.
         batch: 1,
         time: Duration::MAX,
     };
@@ -105,7 +109,7 @@ fn say(line: &str) -> Result<()> {
     Ok(output.flush()?)
 }
 
-/// The answer for a shell, which takes the first line off.
+/// The reply for shell scripts, which read the first line separately.
 fn plain(answer: &Value) -> String {
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     match answer.get("ok") {
@@ -114,7 +118,7 @@ fn plain(answer: &Value) -> String {
     }
 }
 
-/// What the other side said; our own failures stay failures.
+/// An error of the other side as a value; our own failures remain errors.
 fn error_of(error: anyhow::Error) -> Result<Value> {
     match error.downcast::<zbus::Error>()? {
         zbus::Error::MethodError(name, message, _) => {
@@ -128,47 +132,47 @@ fn error_of(error: anyhow::Error) -> Result<Value> {
     }
 }
 
-async fn make(words: &[OsString], connection: &Connection, flags: MethodFlags) -> Result<Value> {
+async fn make(arguments: &[OsString], connection: &Connection, flags: MethodFlags) -> Result<Value> {
     let text = |index: usize| {
-        let word = words.get(index).with_context(|| format!("argument {index} is missing"))?;
-        word.to_str().with_context(|| format!("{word:?} is not UTF-8"))
+        let argument = arguments.get(index).with_context(|| format!("argument {index} is missing"))?;
+        argument.to_str().with_context(|| format!("{argument:?} is not UTF-8"))
     };
     match text(0)? {
         "setup" => {
-            let path = words.get(2).context("which file?")?;
+            let path = arguments.get(2).context("which file?")?;
             let file = open(text(1)?, Path::new(path))?;
-            let body = (Fd::from(file.as_fd()), options(&words[3..])?);
+            let body = (Fd::from(file.as_fd()), options(&arguments[3..])?);
             let (attachment, device): (OwnedObjectPath, String) =
                 call(connection, ROOT_PATH, MANAGER, "SetupLoop", flags, &body).await?;
             Ok(json!({ "attachment": attachment.as_str(), "device": device }))
         }
         "detach" => {
-            let body = (text(1)?, options(&words[2..])?);
+            let body = (text(1)?, options(&arguments[2..])?);
             let () = call(connection, ROOT_PATH, MANAGER, "Detach", flags, &body).await?;
             Ok(Value::Null)
         }
         "detach-object" => {
-            let body = (options(&words[2..])?,);
+            let body = (options(&arguments[2..])?,);
             let () = call(connection, text(1)?, ATTACHMENT, "Detach", flags, &body).await?;
             Ok(Value::Null)
         }
         "list" => {
-            let body = (options(&words[1..])?,);
+            let body = (options(&arguments[1..])?,);
             let listed: Vec<(OwnedObjectPath, HashMap<String, OwnedVariant>)> =
                 call(connection, ROOT_PATH, MANAGER, "List", flags, &body).await?;
             Ok(listed.iter().map(|(path, properties)| json!([path.as_str(), shown(properties)])).collect())
         }
         "change" => {
-            change(connection, text(1)?, text(2)?, words.get(3).map(OsString::as_os_str), flags).await?;
+            change(connection, text(1)?, text(2)?, arguments.get(3).map(OsString::as_os_str), flags).await?;
             Ok(Value::Null)
         }
         "mount" => {
-            let body = (options(&words[2..])?,);
+            let body = (options(&arguments[2..])?,);
             let place: String = call(connection, text(1)?, VOLUME, "Mount", flags, &body).await?;
             Ok(place.into())
         }
         "unmount" => {
-            let body = (options(&words[2..])?,);
+            let body = (options(&arguments[2..])?,);
             let () = call(connection, text(1)?, VOLUME, "Unmount", flags, &body).await?;
             Ok(Value::Null)
         }
@@ -181,7 +185,7 @@ async fn make(words: &[OsString], connection: &Connection, flags: MethodFlags) -
             Ok(storm(connection, number(1)?, number(2)?, number(3)?..number(4)?).await.into())
         }
         "clock" => clock(connection, text(1)?.parse()?, Path::new(text(2)?)).await,
-        "flood" => flood(connection, text(1)?, words.get(2).map(Path::new), flags).await,
+        "flood" => flood(connection, text(1)?, arguments.get(2).map(Path::new), flags).await,
         "get" => {
             let body = (text(2)?,);
             let properties: HashMap<String, OwnedVariant> =
@@ -192,7 +196,7 @@ async fn make(words: &[OsString], connection: &Connection, flags: MethodFlags) -
     }
 }
 
-/// How long each attach and each detach took, in microseconds.
+/// The duration of each attach and each detach, in microseconds.
 async fn clock(connection: &Connection, rounds: usize, path: &Path) -> Result<Value> {
     let none = MethodFlags::empty();
     let mut times = Vec::new();
@@ -213,7 +217,7 @@ async fn clock(connection: &Connection, rounds: usize, path: &Path) -> Result<Va
     Ok(json!(times))
 }
 
-/// Calls and calls again, whatever the answers are.
+/// Calls continuously, ignoring the replies.
 async fn flood(
     connection: &Connection,
     kind: &str,
@@ -285,7 +289,7 @@ async fn change(
         return call(connection, path, ATTACHMENT, method, flags, &()).await;
     };
     let (signature, value) =
-        argument.to_str().and_then(|word| word.split_once(':')).context("not sig:value")?;
+        argument.to_str().and_then(|argument| argument.split_once(':')).context("not sig:value")?;
     match signature {
         "b" => call(connection, path, ATTACHMENT, method, flags, &(value.parse::<bool>()?,)).await,
         "u" => call(connection, path, ATTACHMENT, method, flags, &(value.parse::<u32>()?,)).await,
@@ -332,7 +336,7 @@ fn open(kind: &str, path: &Path) -> Result<OwnedFd> {
         "opath" => flagged(OFlag::O_PATH)?.into(),
         "direct" => flagged(OFlag::O_DIRECT)?.into(),
         "null" => File::options().read(true).write(true).open("/dev/null")?.into(),
-        // The other ends may close: what is sent stays what it is.
+        // The other ends may close: the type of the descriptor stays the same.
         "pipe" => std::io::pipe()?.0.into(),
         "socket" => std::os::unix::net::UnixStream::pair()?.0.into(),
         "memfd" => {
@@ -352,18 +356,18 @@ fn open(kind: &str, path: &Path) -> Result<OwnedFd> {
     })
 }
 
-/// `key=sig:value` words, whatever keys and types they have.
-fn options(words: &[OsString]) -> Result<HashMap<String, Variant<'static>>> {
-    words.iter().map(|word| option(word)).collect()
+/// `key=sig:value` arguments, with any keys and types.
+fn options(arguments: &[OsString]) -> Result<HashMap<String, Variant<'static>>> {
+    arguments.iter().map(|argument| option(argument)).collect()
 }
 
-fn option(word: &OsStr) -> Result<(String, Variant<'static>)> {
+fn option(argument: &OsStr) -> Result<(String, Variant<'static>)> {
     let parts = || {
-        let (key, typed) = word.to_str()?.split_once('=')?;
+        let (key, typed) = argument.to_str()?.split_once('=')?;
         let (signature, value) = typed.split_once(':')?;
         Some((key, signature, value.to_owned()))
     };
-    let (key, signature, value) = parts().with_context(|| format!("{word:?} is not key=sig:value"))?;
+    let (key, signature, value) = parts().with_context(|| format!("{argument:?} is not key=sig:value"))?;
     let variant = match signature {
         "b" => Variant::from(value.parse::<bool>()?),
         "y" => Variant::from(value.parse::<u8>()?),

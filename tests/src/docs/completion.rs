@@ -4,7 +4,7 @@ use clap_complete::Shell;
 
 use super::Page;
 
-/// One for each shell, under the name that the shell looks for.
+/// A script for each shell, with the file name that the shell expects.
 #[must_use]
 pub fn scripts() -> Vec<Page> {
     let files = [(Shell::Bash, "loopctl"), (Shell::Zsh, "_loopctl"), (Shell::Fish, "loopctl.fish")];

@@ -1,4 +1,4 @@
-//! loopd(8), from what the daemon says of itself.
+//! loopd(8), generated from `loopd --help`.
 
 use std::process::Command;
 
@@ -7,7 +7,7 @@ use roff::bold;
 
 use super::{Manual, Page};
 
-/// The page. The help's first paragraph is what loopd is; further ones are sections, where they start
+/// The page. The first paragraph of the help describes loopd. A further paragraph is a section if it starts
 /// with a heading and a colon.
 ///
 /// # Errors
@@ -37,23 +37,22 @@ pub fn page() -> Result<Page> {
 
 /// What `63-untrusted-loop.rules` does.
 const UDEV: &str = "\
-udev activates nothing that it finds in an image that a user other than root has attached: no LVM volume group, no MD array, no \
-bcache, no btrfs scan. The same holds for the partitions of such an image and for what is built on it. Those devices have \
-LOOPD_UNTRUSTED=1, and the type of what was hidden is in LOOPD_FS_TYPE. Their links in /dev/disk give way to those of any \
-other device.
+udev does not activate the contents of an image that a user other than root has attached: no LVM volume group, no MD array, no \
+bcache, no btrfs scan. The same holds for its partitions and for devices built on it. These devices have the property \
+LOOPD_UNTRUSTED=1, and a hidden type is in LOOPD_FS_TYPE. Links in /dev/disk of any other device take precedence over theirs.
 
-An administrator can allow it with a rule of a lower number that sets LOOPD_TRUSTED, for some of what udev finds or for all. For \
+An administrator can allow activation with a rule of a lower number that sets LOOPD_TRUSTED, for all types or for some. For \
 example, in /etc/udev/rules.d/62-trust.rules: ENV{ID_FS_TYPE}==\"LVM2_member\", ENV{LOOPD_TRUSTED}=\"1\"";
 
-/// What is installed beside it, and where it keeps things.
+/// The files of the daemon.
 const FILES: &[(&str, &str)] = &[
-    ("/run/loopd", "What it keeps while the machine is up."),
-    ("loopd.service", "The unit, which runs it without capabilities."),
+    ("/run/loopd", "State files, kept until the next boot."),
+    ("loopd.service", "The unit, which runs loopd without capabilities."),
     (
         "partitions.conf",
-        "A drop-in for the unit, which lets it make the nodes of partitions where the kernel does not.",
+        "A drop-in for the unit: loopd creates the nodes of partitions if the kernel does not.",
     ),
-    ("63-untrusted-loop.rules", "What udev leaves alone: see above."),
-    ("org.loopd1.policy", "The actions of polkit, with who may do what by default."),
-    ("org.loopd1.conf", "What the message bus lets through."),
+    ("63-untrusted-loop.rules", "Prevents activation by udev: see above."),
+    ("org.loopd1.policy", "The polkit actions and their default authorizations."),
+    ("org.loopd1.conf", "The policy of the message bus."),
 ];

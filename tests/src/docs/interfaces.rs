@@ -1,4 +1,4 @@
-//! org.loopd1(5), from the introspection XML and its comments.
+//! org.loopd1(5), generated from the introspection XML and its comments.
 
 use anyhow::{Context as _, Result};
 use loopd_dbus::names::{ATTACHMENT, MANAGER, PARTITION, VOLUME};
@@ -15,9 +15,9 @@ use crate::bus::repository;
 pub fn page() -> Result<Page> {
     let mut manual = Manual::new("org.loopd1", 5, "the D-Bus interface of loopd");
     manual.heading("Description").prose(
-        "loopd answers on the system bus under the name org.loopd1. The objects below /org/loopd1 come and go \
-         with the signals of org.freedesktop.DBus.ObjectManager, which that object has, and change with \
-         PropertiesChanged of org.freedesktop.DBus.Properties.",
+        "loopd has the name org.loopd1 on the system bus. The object /org/loopd1 has the interface \
+         org.freedesktop.DBus.ObjectManager, whose signals announce added and removed objects. Changes are announced \
+         with PropertiesChanged of org.freedesktop.DBus.Properties.",
     );
     for name in [MANAGER, ATTACHMENT, PARTITION, VOLUME] {
         let path = format!("dbus/{name}.xml");
@@ -40,26 +40,26 @@ fn describe(manual: &mut Manual, text: &str, name: &str) -> Result<()> {
             comment = node.text().map(unindented);
         } else if node.is_element() {
             let member = node.attribute("name").unwrap_or_default();
-            let said = comment.take().with_context(|| format!("{member} has no comment"))?;
-            let said = said
+            let description = comment.take().with_context(|| format!("{member} has no comment"))?;
+            let description = description
                 .strip_prefix(&format!("{member}:"))
-                .with_context(|| format!("not of {member}: {said}"))?;
+                .with_context(|| format!("not of {member}: {description}"))?;
             match node.tag_name().name() {
-                "property" => property(manual, node, said.trim()),
-                _ => method(manual, node, said),
+                "property" => property(manual, node, description.trim()),
+                _ => method(manual, node, description),
             }
         }
     }
     Ok(())
 }
 
-fn property(manual: &mut Manual, node: Node<'_, '_>, said: &str) {
+fn property(manual: &mut Manual, node: Node<'_, '_>, description: &str) {
     let attribute = |name| node.attribute(name).unwrap_or_default();
-    manual.item(vec![bold(attribute("name")), roman(" "), italic(attribute("type"))], said);
+    manual.item(vec![bold(attribute("name")), roman(" "), italic(attribute("type"))], description);
 }
 
-/// `Name (type argument, …) -> (type argument, …)`, what its arguments are, and what it does.
-fn method(manual: &mut Manual, node: Node<'_, '_>, said: &str) {
+/// Writes `Name (type argument, …) -> (type argument, …)`, its arguments and its description.
+fn method(manual: &mut Manual, node: Node<'_, '_>, description: &str) {
     let arguments = |direction| {
         let chosen = node.children().filter(|child| child.attribute("direction") == Some(direction));
         let shown = chosen.map(|argument| {
@@ -71,10 +71,11 @@ fn method(manual: &mut Manual, node: Node<'_, '_>, said: &str) {
     let head =
         format!("{} {} -> {}", node.attribute("name").unwrap_or_default(), arguments("in"), arguments("out"));
     manual.subheading(&head);
-    let (parameters, text) = said.trim_start_matches('\n').split_once("\n\n").unwrap_or((said, ""));
+    let (parameters, text) =
+        description.trim_start_matches('\n').split_once("\n\n").unwrap_or((description, ""));
     let (parameters, text) = match parameters.trim_start().starts_with('@') {
         true => (parameters, text),
-        false => ("", said),
+        false => ("", description),
     };
     for parameter in parameters.split('@').skip(1) {
         let (name, what) = parameter.split_once(':').unwrap_or((parameter, ""));
@@ -83,7 +84,7 @@ fn method(manual: &mut Manual, node: Node<'_, '_>, said: &str) {
     manual.prose(text);
 }
 
-/// The comment without the margin that all of its lines have.
+/// The comment without its common indentation.
 fn unindented(comment: &str) -> String {
     let lines = comment.lines().skip(usize::from(comment.starts_with('\n')));
     let indent = |line: &str| line.len() - line.trim_start().len();

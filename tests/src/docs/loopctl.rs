@@ -1,4 +1,4 @@
-//! loopctl(1), from the definition of its command line.
+//! loopctl(1), generated from the definition of its command line.
 
 use clap::builder::StyledStr;
 use clap::{Arg, Command};
@@ -35,7 +35,7 @@ pub fn page() -> Page {
     ])
 }
 
-/// A verb: how it is called, what it does, its arguments, and what its help says at the end.
+/// Writes a verb: its form, its description, its arguments and the sections of its help.
 fn describe(manual: &mut Manual, verb: &Command) {
     manual.subheading(verb.get_name());
     let usage = verb.clone().render_usage().to_string();
@@ -108,7 +108,7 @@ fn head(argument: &Arg) -> Vec<Inline> {
     names
 }
 
-/// What stands at the end of the help: a heading in capitals, and below it what is indented.
+/// Writes the sections at the end of the help: a heading in capitals with indented text.
 fn notes(manual: &mut Manual, command: &Command, is_top: bool) {
     let text = plain(command.get_after_long_help().or(command.get_after_help()));
     for part in text.split("\n\n") {
@@ -130,7 +130,7 @@ fn notes(manual: &mut Manual, command: &Command, is_top: bool) {
     }
 }
 
-/// Sentences flow; commands and what they print are kept as they are.
+/// Writes paragraphs; commands and their output are verbatim.
 fn paragraphs(manual: &mut Manual, body: &str) {
     let is_code = |line: &&str| line.starts_with("    ");
     let mut lines = body.lines().peekable();

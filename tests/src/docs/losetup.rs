@@ -1,4 +1,4 @@
-//! loopctl-losetup(1), from what losetup's help is made of.
+//! loopctl-losetup(1), generated from the sources of `losetup --help`.
 
 use ::loopctl::losetup::usage;
 use roff::bold;

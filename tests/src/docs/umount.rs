@@ -1,4 +1,4 @@
-//! umount.loopd(8), from what the helper itself is made of.
+//! umount.loopd(8), generated from the definitions of the helper.
 
 use ::loopctl::umount;
 use roff::bold;

@@ -1,16 +1,16 @@
-# What the tests have in common. A test is a function; a command that fails in it fails it.
+# Helpers for all tests. A test is a function; it fails if a command in it fails.
 # shellcheck shell=bash
 shopt -s inherit_errexit
 
-# ---- saying
+# ---- results
 
-# skip WHY: ends the test, which cannot be run here.
+# skip REASON: ends a test that cannot run on this machine.
 skip() {
     echo "SKIP: $*"
     exit 0
 }
 
-# note WHAT: a line that comes with the result, passed or not.
+# note TEXT: adds a line to the result.
 note() {
     echo "NOTE: $*"
 }
@@ -20,16 +20,16 @@ fail() {
     exit 1
 }
 
-# ---- comparing
+# ---- comparisons
 
-# equal WHAT IS SHOULD-BE
+# equal NAME ACTUAL EXPECTED
 equal() {
     local -
     set +x
     [[ $2 == "$3" ]] || fail "$1: '$2' instead of '$3'"
 }
 
-# contains TEXT PATTERN…: all of the extended regular expressions.
+# contains TEXT PATTERN…: TEXT matches all of the extended regular expressions.
 contains() {
     local - text=$1 pattern
     set +x
@@ -39,7 +39,7 @@ contains() {
     done
 }
 
-# eventually COMMAND…: it succeeds within half a minute; a busy host is slow.
+# eventually COMMAND…: waits until the command succeeds, at most half a minute.
 eventually() {
     local - end=$((SECONDS + 30))
     set +x
@@ -49,29 +49,29 @@ eventually() {
     done
 }
 
-# refused STATUS COMMAND…: it fails with that status; prints what it said.
+# refused STATUS COMMAND…: the command fails with this status; prints its output.
 refused() {
-    local expected=$1 status=0 said
+    local expected=$1 status=0 output
     shift
-    said=$("$@" 2>&1) || status=$?
-    echo "$said"
+    output=$("$@" 2>&1) || status=$?
+    echo "$output"
     ((status == expected)) || fail "status $status instead of $expected: $*"
 }
 
-# ---- users: each is a session as a real login makes it
+# ---- users, each with a real login session
 
-# session USER VT COMMAND…: at the seat; VT 1 is the one in front. Polkit takes all of a user's sessions
-# for active as long as one is: alice has to stand up.
+# session USER VT COMMAND…: a session at the seat; VT 1 is the active terminal. Polkit treats all sessions of a
+# user as active if one is, so alice's lasting session has to end first.
 session() {
     local user=$1 vt=$2
     shift 2
-    stand_up
+    end_seat
     systemd-run --quiet --wait --pipe --collect --working-directory="/home/$user" \
         -p User="$user" -p PAMName=login -p TTYPath="/dev/tty$vt" \
         --setenv=XDG_SEAT=seat0 --setenv=XDG_VTNR="$vt" --setenv=HOME="/home/$user" -- "$@"
 }
 
-# active USER COMMAND…: whoever sits at the machine.
+# active USER COMMAND…: in an active local session.
 active() {
     if [[ $1 == alice ]]; then
         seated "${@:2}"
@@ -80,11 +80,11 @@ active() {
     fi
 }
 
-# seated COMMAND…: alice's, in a session that stays until somebody else comes: a login costs more than
-# most of what is tested.
+# seated COMMAND…: in alice's lasting session, which is kept for later tests: a login takes longer than most
+# tests.
 seated() (
     set +x
-    sit_down
+    ensure_seated
     local pid environment
     pid=$(<"$seat")
     mapfile -d '' -t environment <"/proc/$pid/environ"
@@ -93,51 +93,61 @@ seated() (
     exec env --ignore-environment "${environment[@]}" setpriv --reuid=alice --regid=alice --init-groups -- "$@"
 )
 
-# Has the process that sits there.
+# The file with the pid of that session's process.
 readonly seat=$PWD/seat
 
-sit_down() {
+ensure_seated() {
     [[ -s $seat && -e /proc/$(<"$seat") ]] && return
     session_unit seat sleep infinity
-    eventually sits
+    eventually is_seated
     systemctl show -P MainPID seat.service >"$seat"
 }
 
-# Its process is logged in, and what it was to be.
-sits() {
+# The session's process has started its program.
+is_seated() {
     [[ $(readlink "/proc/$(systemctl show -P MainPID seat.service)/exe") == */sleep ]]
 }
 
-stand_up() {
+end_seat() {
     [[ ! -s $seat ]] || systemctl stop seat.service
     rm -f "$seat"
 }
 
-# inactive USER COMMAND…: at the seat, but somebody else is in front.
+# inactive USER COMMAND…: in a session at the seat that is not active.
 inactive() {
     session "$1" 2 "${@:2}"
 }
 
-# remote USER COMMAND…: a session at no seat, as over the network.
+# remote USER COMMAND…: in a session without a seat, as over the network.
 remote() {
     local user=$1
     shift
-    stand_up
+    end_seat
     systemd-run --quiet --wait --pipe --collect --working-directory="/home/$user" \
         -p User="$user" -p PAMName=login --setenv=HOME="/home/$user" -- "$@"
 }
 
-# login COMMAND…: alice logs in at the seat, runs it and stays.
+# login COMMAND…: alice logs in at the seat; the session runs the command.
 login() {
-    stand_up
+    end_seat
     session_unit login "$@"
 }
 
-# session_unit UNIT COMMAND…: alice's, at the seat.
+# session_unit UNIT COMMAND…: a session of alice at the seat, as a transient unit.
 session_unit() {
     systemd-run --quiet --collect --unit="$1" --working-directory=/home/alice \
         -p User=alice -p PAMName=login -p TTYPath=/dev/tty1 --setenv=HOME=/home/alice \
         --setenv=XDG_SEAT=seat0 --setenv=XDG_VTNR=1 -- "${@:2}"
+}
+
+# session_of UNIT: its logind session.
+session_of() {
+    sed 's,.*/session-\(.*\)\.scope$,\1,' "/proc/$(systemctl show -P MainPID "$1")/cgroup"
+}
+
+# end_login SIGNAL: sends it to every process of alice's login.
+end_login() {
+    loginctl kill-session --signal="$1" "$(session_of login.service)"
 }
 
 # Answers the prompt of a command on a terminal: active alice "$ask" PASSWORD COMMAND…
@@ -152,13 +162,13 @@ message() {
     echo "${1#*$'\n'}"
 }
 
-# refusal ANSWER-OF-PROBE ERROR [PATTERN…]: it is that error, and says so.
+# refusal ANSWER-OF-PROBE ERROR [PATTERN…]: it is this error, and the message matches.
 refusal() {
     equal "error of $1" "${1%%$'\n'*}" "$2"
     contains "$(message "$1")" "${@:3}"
 }
 
-# rule TEXT: polkit has this rule, before all others, until forget_rules.
+# rule TEXT: adds a polkit rule before all others, until forget_rules.
 rule() {
     cat >/etc/polkit-1/rules.d/10-test.rules <<<"$1"
     systemctl restart polkit.service
@@ -171,7 +181,7 @@ forget_rules() {
 
 # ---- images and devices
 
-# image PATH SIZE [OWNER]: an empty file.
+# image PATH SIZE [OWNER]: a file without data.
 image() {
     rm -f "$1"
     truncate -s "$2" "$1"
@@ -189,7 +199,7 @@ ext4_image() {
 partitioned_image() {
     local mib=$((1024 * 1024 / $3)) device
     image "$1" 12M
-    # sfdisk takes the size of the sectors from a device only.
+    # sfdisk reads the sector size from a device only.
     device=$(losetup --find --show --sector-size "$3" "$1")
     printf 'start=%s, size=%s\n' "$mib" $((4 * mib)) $((6 * mib)) $((4 * mib)) |
         sfdisk --quiet --no-reread --no-tell-kernel --label "$2" "$device"
@@ -241,8 +251,22 @@ is_inactive() {
     [[ $(systemctl is-active loopd.service) == inactive ]]
 }
 
-# survives COMMAND…: a persistent attachment, and what is mounted of it, outlive the death of the
-# daemon that the command brings about; afterwards it serves again.
+# is_another PID: another daemon runs.
+is_another() {
+    local pid
+    pid=$(daemon_pid)
+    ((pid != 0 && pid != $1))
+}
+
+kill_daemon() {
+    local pid
+    pid=$(daemon_pid)
+    kill -KILL "$pid"
+    eventually is_another "$pid"
+}
+
+# survives COMMAND…: a persistent attachment and its mount outlive the death of the daemon that the
+# command causes; afterwards a daemon serves again.
 survives() {
     ext4_image /home/alice/disk.img kept alice
     image /home/alice/other.img 1M alice

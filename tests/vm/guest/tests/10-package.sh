@@ -26,7 +26,7 @@ test_the_daemon_has_no_capability() {
 
 test_the_sandbox_scores_at_most_1_5() {
     loopctl list
-    local said
-    said=$(systemd-analyze security --no-pager --threshold=15 loopd.service)
-    note "$(tail -n 1 <<<"$said")"
+    local output
+    output=$(systemd-analyze security --no-pager --threshold=15 loopd.service)
+    note "$(tail -n 1 <<<"$output")"
 }

@@ -1,10 +1,10 @@
-# Who may do what, with the real polkit and sessions that logind made.
+# Authorization with the real polkit and sessions of logind.
 # shellcheck shell=bash disable=SC2154 # of lib.sh
 
 readonly needs_prompt=org.freedesktop.DBus.Error.InteractiveAuthorizationRequired
 readonly denied=org.freedesktop.DBus.Error.AccessDenied
 
-test_alice_at_the_seat_is_not_asked() {
+test_an_active_session_needs_no_prompt() {
     image /home/alice/disk.img 8M alice
     active alice bash -eux <<'END'
         device=$(loopctl --no-ask-password attach disk.img)
@@ -28,39 +28,39 @@ test_without_the_flag_a_remote_or_inactive_call_is_refused() {
 
 test_a_text_agent_asks_an_inactive_session() {
     image /home/alice/disk.img 8M alice
-    local said
-    said=$(inactive alice "$ask" admin loopctl attach disk.img)
-    contains "$said" 'attach the file /home/alice/disk.img to a loop device' 'Authenticating as: .*admin'
+    local output
+    output=$(inactive alice "$ask" admin loopctl attach disk.img)
+    contains "$output" 'attach the file /home/alice/disk.img to a loop device' 'Authenticating as: .*admin'
     loopctl detach /home/alice/disk.img
 }
 
 test_a_text_agent_asks_a_remote_session() {
     image /home/alice/disk.img 8M alice
-    local said
-    said=$(remote alice "$ask" admin loopctl attach disk.img)
-    contains "$said" 'attach the file /home/alice/disk.img' '/dev/loop[0-9]+'
+    local output
+    output=$(remote alice "$ask" admin loopctl attach disk.img)
+    contains "$output" 'attach the file /home/alice/disk.img' '/dev/loop[0-9]+'
     loopctl detach /home/alice/disk.img
 }
 
-test_a_text_agent_asks_where_there_is_no_session() {
+test_a_text_agent_asks_without_a_session() {
     image /home/carol/disk.img 8M carol
-    local said
-    said=$(cd /home/carol && runuser -u carol -- "$ask" admin loopctl attach disk.img)
-    contains "$said" 'attach the file /home/carol/disk.img' '/dev/loop[0-9]+'
+    local output
+    output=$(cd /home/carol && runuser -u carol -- "$ask" admin loopctl attach disk.img)
+    contains "$output" 'attach the file /home/carol/disk.img' '/dev/loop[0-9]+'
     loopctl detach /home/carol/disk.img
 }
 
 test_a_wrong_password_attaches_nothing() {
     image /home/alice/disk.img 8M alice
-    local said
-    said=$(refused 1 remote alice "$ask" wrong loopctl attach disk.img)
-    contains "$said" 'not authorized for org.loopd1.attach'
+    local output
+    output=$(refused 1 remote alice "$ask" wrong loopctl attach disk.img)
+    contains "$output" 'not authorized for org.loopd1.attach'
     equal "devices" "$(losetup -n -O NAME)" ""
 }
 
-test_bob_may_not_detach_what_is_alices() {
+test_bob_may_not_detach_alices_device() {
     image /home/alice/disk.img 8M alice
-    local device answer said
+    local device answer output
     device=$(active alice loopctl attach disk.img)
     answer=$(inactive bob "$probe" detach "$device")
     refusal "$answer" "$needs_prompt"
@@ -68,12 +68,12 @@ test_bob_may_not_detach_what_is_alices() {
     answer=$(active bob "$probe" detach "$device")
     refusal "$answer" "$needs_prompt"
     attached "$device"
-    said=$(active bob "$ask" admin loopctl detach "$device")
-    contains "$said" "change the loop device $device of user 1000, attached to the file /home/alice/disk.img"
+    output=$(active bob "$ask" admin loopctl detach "$device")
+    contains "$output" "change the loop device $device of user 1000, attached to the file /home/alice/disk.img"
     detached "$device"
 }
 
-test_alice_detaches_her_own_wherever_she_is() {
+test_an_owner_detaches_from_any_session() {
     image /home/alice/disk.img 8M alice
     local device
     device=$(active alice loopctl attach disk.img)
@@ -83,19 +83,19 @@ test_alice_detaches_her_own_wherever_she_is() {
 
 test_a_block_device_needs_an_administrator() {
     image /home/alice/disk.img 8M
-    local device answer said
+    local device answer output
     device=$(loopctl attach /home/alice/disk.img)
     chmod o+rw "$device"
     answer=$(active alice "$probe" setup block "$device")
     refusal "$answer" "$needs_prompt"
-    said=$(active alice "$ask" admin loopctl attach "$device")
-    contains "$said" "attach the block device $device to a loop device"
+    output=$(active alice "$ask" admin loopctl attach "$device")
+    contains "$output" "attach the block device $device to a loop device"
     loopctl detach "$(losetup -n -O NAME -j "$device")"
     chmod o-rw "$device"
     loopctl detach "$device"
 }
 
-test_a_rule_that_says_no_is_a_plain_no() {
+test_denial_by_a_rule_gives_no_prompt() {
     image /home/alice/disk.img 8M alice
     rule 'polkit.addRule(function(action, subject) { if (action.id == "org.loopd1.attach") return polkit.Result.NO; });'
     local answer
@@ -104,7 +104,7 @@ test_a_rule_that_says_no_is_a_plain_no() {
     refusal "$answer" "$denied"
 }
 
-test_without_polkit_the_answer_is_no() {
+test_calls_are_denied_without_polkit() {
     image /home/alice/disk.img 8M alice
     systemctl mask --quiet --runtime --now polkit.service
     local answer
@@ -123,7 +123,7 @@ test_the_example_rule_lets_a_group_attach() {
     groupadd --system disk-images
     usermod --append --groups disk-images bob
     remote bob loopctl --no-ask-password attach disk.img
-    # And nothing more: what is another's stays so.
+    # The rule does not cover attachments of other users.
     image /home/alice/disk.img 8M
     device=$(loopctl attach /home/alice/disk.img)
     answer=$(remote bob "$probe" detach "$device")

@@ -1,20 +1,20 @@
-# Images as they are found, by the partition scan of a distribution's kernel.
+# Common images with the partition scan of a distribution's kernel.
 # shellcheck shell=bash
 
 readonly MIB=$((1024 * 1024))
 
-# two_partitions TABLE SECTOR: nodes, links and what the bus says, as soon as the attach is back.
+# two_partitions TABLE SECTOR: nodes, links and properties exist as soon as the attach returns.
 two_partitions() {
     partitioned_image /home/alice/disk.img "$1" "$2" alice
-    local said device
-    said=$(active alice loopctl attach --read-only --json disk.img)
-    device=$(jq -r .device <<<"$said")
-    equal "partitions" "$(partitions <<<"$said")" \
+    local output device
+    output=$(active alice loopctl attach --read-only --json disk.img)
+    device=$(jq -r .device <<<"$output")
+    equal "partitions" "$(partitions <<<"$output")" \
         "1 $MIB $((4 * MIB)) $1 ext4 one"$'\n'"2 $((6 * MIB)) $((4 * MIB)) $1 vfat TWO"
-    equal "block size" "$(jq .block_size <<<"$said")" "$2"
+    equal "block size" "$(jq .block_size <<<"$output")" "$2"
     [[ -b ${device}p1 && -b ${device}p2 ]] || fail "no nodes"
     equal "link" "$(realpath /dev/disk/by-label/TWO)" "${device}p2"
-    # The kernel made them: the daemon could not.
+    # The kernel created them: the daemon cannot.
     equal "capabilities" "$(sed -n 's/^CapEff:\t//p' "/proc/$(daemon_pid)/status")" 0000000000000000
     loopctl detach "$device"
     [[ ! -e ${device}p1 ]] || fail "${device}p1 is still there"
@@ -33,19 +33,19 @@ test_a_gpt_image_with_sectors_of_4096() {
 }
 
 test_a_hybrid_iso_image() {
-    local said
+    local output
     mkdir -p iso
     cp lib.sh iso/
     image efi.img 4M
     mkfs.vfat -n EFI efi.img >/dev/null
     xorriso -as mkisofs -quiet -R -V HYBRID -partition_offset 16 -append_partition 2 0xef efi.img -o /home/alice/hybrid.iso iso
-    said=$(active alice loopctl attach --json hybrid.iso)
-    equal "file system" "$(jq -r '.filesystem | "\(.type) \(.label)"' <<<"$said")" "iso9660 HYBRID"
-    contains "$(partitions <<<"$said")" '^2 .* dos vfat EFI$' '^1 .* dos iso9660 HYBRID$'
+    output=$(active alice loopctl attach --json hybrid.iso)
+    equal "file system" "$(jq -r '.filesystem | "\(.type) \(.label)"' <<<"$output")" "iso9660 HYBRID"
+    contains "$(partitions <<<"$output")" '^2 .* dos vfat EFI$' '^1 .* dos iso9660 HYBRID$'
     loopctl detach /home/alice/hybrid.iso
 }
 
-# complete [OPTION]: twelve times, the labels that are known when the attach is back.
+# complete [OPTION]: the labels known when the attach returns, twelve times.
 complete() {
     active alice bash -eu -o pipefail -s -- "$@" <<'END'
         for round in $(seq 12); do
@@ -58,17 +58,17 @@ END
 # all_complete [OPTION]
 all_complete() {
     partitioned_image /home/alice/disk.img gpt 512 alice
-    local said
-    said=$(complete "$@")
-    note "$(grep -c '"one","TWO"' <<<"$said" || true) of 12 complete"
-    equal "answers" "$(sort -u <<<"$said")" '["one","TWO"]'
+    local output
+    output=$(complete "$@")
+    note "$(grep -c '"one","TWO"' <<<"$output" || true) of 12 complete"
+    equal "answers" "$(sort -u <<<"$output")" '["one","TWO"]'
 }
 
-test_a_read_only_attach_that_is_back_knows_the_file_systems() {
+test_a_read_only_attach_returns_with_known_file_systems() {
     all_complete --read-only
 }
 
-test_a_writable_attach_that_is_back_knows_the_file_systems() {
+test_a_writable_attach_returns_with_known_file_systems() {
     all_complete
 }
 
@@ -84,12 +84,12 @@ test_a_rescan_finds_that_a_partition_is_gone() {
 
 test_a_rescan_is_refused_while_a_partition_is_mounted() {
     partitioned_image /home/alice/disk.img gpt 512 alice
-    local device said
+    local device output
     device=$(active alice loopctl attach disk.img)
     mount "${device}p2" /mnt
     sfdisk --quiet --delete /home/alice/disk.img 2
-    said=$(refused 1 active alice loopctl rescan "$device")
-    contains "$said" "mounted on /mnt"
+    output=$(refused 1 active alice loopctl rescan "$device")
+    contains "$output" "mounted on /mnt"
     equal "partitions" "$(loopctl info --json "$device" | jq -c '[.partitions[].number]')" '[1,2]'
     umount /mnt
     loopctl detach "$device"

@@ -1,5 +1,5 @@
-# What udev does with the content of an image before anybody mounts it: nothing, if a user other than
-# root has attached it with loopd. Each test shows as well that udev would, since plain losetup does.
+# udev activates nothing on a device that a user other than root attached with loopd. Each test also shows that
+# udev does activate it if root attaches the image with losetup.
 # shellcheck shell=bash disable=SC2164 # what fails ends the test
 
 # settled: udev and the jobs that it starts are done.
@@ -8,7 +8,7 @@ settled() {
     while systemctl list-jobs --no-legend | grep -q .; do sleep 0.2; done
 }
 
-# What LVM remembers of events so far would keep it from what is tested.
+# LVM would not activate what it remembers from earlier events.
 forget_events() {
     systemctl reset-failed 'lvm-activate-*' 2>/dev/null || true
     rm -f /run/lvm/pvs_online/* /run/lvm/vgs_online/* /run/lvm/pvs_lookup/*
@@ -19,7 +19,7 @@ property() {
     udevadm info --query=property --name="$2" | sed -n "s/^$1=//p"
 }
 
-# as_alice FILE: attached by alice, udev is done; prints the device.
+# as_alice FILE: attaches as alice, waits for udev; prints the device.
 as_alice() {
     local device
     forget_events
@@ -29,7 +29,7 @@ as_alice() {
     echo "$device"
 }
 
-# as_root FILE: attached by another program.
+# as_root FILE: attaches with losetup, waits for udev; prints the device.
 as_root() {
     local device
     forget_events
@@ -56,7 +56,7 @@ type_of() {
 
 # ---- LVM
 
-# volume_group FILE NAME: with one volume. udev learns of it when it is gone.
+# volume_group FILE NAME: creates a volume group with one volume; udev processes it after the detach.
 volume_group() {
     local device
     image "$1" 32M
@@ -89,7 +89,7 @@ test_udev_activates_no_volume_group_of_a_user() {
     has_no_volume group
     equal "type" "$(type_of "$device")" LVM2_member
     equal "type for the others" "$(property ID_FS_TYPE "$device")" ""
-    # Not later, nor by another event, nor while no daemon runs.
+    # Neither later, nor at another event, nor without a daemon.
     forget_events
     systemctl kill --signal=KILL --kill-whom=main loopd.service
     udevadm trigger --action=change "$device"
@@ -101,7 +101,7 @@ test_udev_activates_no_volume_group_of_a_user() {
     settled
     has_no_volume group
     active alice loopctl detach "$device"
-    # It is what root asks for, with losetup or with loopd.
+    # It is activated if root attaches it, with losetup or with loopd.
     device=$(as_root lvm.img)
     eventually has_volume group
     vgchange -q -an group
@@ -147,7 +147,7 @@ test_udev_activates_nothing_that_is_built_on_a_device_of_a_user() {
     equal "type" "$(property LOOPD_FS_TYPE /dev/mapper/mapped)" LVM2_member
     [[ $(property SYSTEMD_READY /dev/mapper/mapped) != 0 ]] || fail "no mount unit could use it"
     has_no_volume inner
-    # On the second floor too.
+    # The same for a device on top of that.
     dmsetup create twice --table "0 65536 linear /dev/mapper/mapped 0"
     settled
     equal "untrusted" "$(property LOOPD_UNTRUSTED /dev/mapper/twice)" 1
@@ -215,7 +215,7 @@ test_udev_adds_nothing_of_a_user_to_an_array_of_the_machine() {
     freed "$one" "$other"
     chown alice: other.img
     host=$(as_root /root/one.img)
-    # It waits for its second member.
+    # The array waits for its second member.
     added "$host"
     has_array "$host"
     device=$(as_alice other.img)
@@ -267,7 +267,7 @@ test_udev_registers_no_bcache_of_a_user() {
     cd /home/alice
     image bcache.img 16M
     make-bcache -B bcache.img
-    # libblkid knows it no more, the tools of bcache do.
+    # Newer versions of libblkid do not recognise it; the tools of bcache do.
     chown alice: bcache.img
     device=$(as_alice bcache.img)
     ! is_cached "$device" || fail "registered"
@@ -285,7 +285,7 @@ test_udev_looks_for_no_bcache_where_it_finds_nothing() {
     cd /home/alice
     image bcache.img 16M
     make-bcache -B bcache.img
-    # With a second signature libblkid does not decide, and bcache's rule looks for itself.
+    # With a second signature libblkid reports nothing, and bcache's rule probes the device itself.
     mkfs.ext4 -q -F -O ^has_journal -b 1024 ext4.img 16M
     dd if=ext4.img of=bcache.img bs=1024 skip=1 seek=1 count=1 conv=notrunc status=none
     chown alice: bcache.img
@@ -306,7 +306,7 @@ test_udev_shows_no_btrfs_of_a_user_to_the_kernel() {
     local device cursor
     loopctl list
     cd /home/alice
-    # Linux 6.12 remembers only what has further devices.
+    # Linux 6.12 remembers only file systems with further devices.
     image btrfs.img 128M
     image other.img 128M
     mkfs.btrfs -q -L ours btrfs.img other.img
@@ -337,7 +337,7 @@ test_a_btrfs_that_udev_does_not_show_to_the_kernel_can_be_mounted() {
     btrfs device scan --forget
 }
 
-# ---- what looks at disks of other kinds only
+# ---- rules for other kinds of disks
 
 test_udev_runs_nothing_of_dmraid_and_multipath_for_an_image() {
     local device
@@ -346,8 +346,8 @@ test_udev_runs_nothing_of_dmraid_and_multipath_for_an_image() {
     image blank.img 8M alice
     device=$(as_alice blank.img)
     equal "multipath" "$(property DM_MULTIPATH_DEVICE_PATH "$device")" ""
-    # Their rules name no loop device; if that changes, this shows it.
-    ! grep -hE 'KERNEL==".*loop' /usr/lib/udev/rules.d/*{multipath,mpath,dmraid}*.rules 2>/dev/null || fail "they do now"
+    # Their rules do not match loop devices; this test fails if that changes.
+    ! grep -hE 'KERNEL==".*loop' /usr/lib/udev/rules.d/*{multipath,mpath,dmraid}*.rules 2>/dev/null || fail "a rule matches loop devices"
     active alice loopctl detach "$device"
 }
 
@@ -373,7 +373,7 @@ test_no_image_of_a_user_takes_a_link_over() {
     link_is same "$host"
     device=$(as_alice same.img)
     link_is same "$host"
-    # The other way round it gives them back, and it has them while nobody else wants them.
+    # In the other order it loses the links, and it keeps them while no other device has the label.
     freed "$host"
     link_is same "$device"
     host=$(as_root /root/host.img)
@@ -383,9 +383,9 @@ test_no_image_of_a_user_takes_a_link_over() {
     freed "$host"
 }
 
-# ---- who may change it
+# ---- configuration
 
-test_an_administrator_can_have_it_activated() {
+test_an_administrator_can_allow_activation() {
     local device
     loopctl list
     cd /home/alice
@@ -418,7 +418,7 @@ test_every_device_of_a_user_is_marked_for_udev() {
     loopctl detach "$other"
     active alice loopctl detach "$device"
     equal "pending marks" "$(find /run/loopd/untrusted -name 'loop*')" ""
-    # A file in the place of the directory: nothing is attached without a mark.
+    # A file instead of the directory: no attach succeeds without a mark.
     device=$(active alice loopctl attach -r one.img)
     sequence=$(cat "/sys/block/${device#/dev/}/diskseq")
     systemctl stop loopd.service

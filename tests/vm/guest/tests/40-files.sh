@@ -1,7 +1,7 @@
-# Files wherever they lie: the daemon sees none of these folders, only open descriptors.
+# Files in directories that the daemon's sandbox hides: it receives open descriptors.
 # shellcheck shell=bash
 
-# attaches_in FOLDER: what is written to the device is in the file, and the file is called so.
+# attaches_in DIRECTORY: writes to the device reach the file, and BackingFile has its path.
 attaches_in() {
     image "$1/disk.img" 1M alice
     local device
@@ -29,7 +29,7 @@ test_an_image_on_a_tmpfs() {
     umount /srv/ram
 }
 
-test_an_image_in_the_runtime_folder_of_a_user() {
+test_an_image_in_the_runtime_directory_of_a_user() {
     active alice bash -eux <<'END'
         truncate -s 1M "$XDG_RUNTIME_DIR/disk.img"
         loopctl attach "$XDG_RUNTIME_DIR/disk.img"
@@ -37,17 +37,17 @@ test_an_image_in_the_runtime_folder_of_a_user() {
 END
 }
 
-test_a_node_that_was_given_to_somebody_is_named_and_passed_over() {
+test_a_node_with_another_owner_is_named_and_skipped() {
     image /home/alice/disk.img 1M alice
-    local taken device said
+    local taken device output
     taken=$(losetup --find)
     chown alice: "$taken"
     chmod 600 "$taken"
     device=$(active alice loopctl attach disk.img)
     [[ $device != "$taken" ]] || fail "$taken was used"
     loopctl detach "$device"
-    said=$(active alice loopctl attach --device "$taken" disk.img 2>&1) && fail "attached to $taken"
-    contains "$said" "$taken may not be opened by root .*chown root:disk $taken"
+    output=$(active alice loopctl attach --device "$taken" disk.img 2>&1) && fail "attached to $taken"
+    contains "$output" "$taken may not be opened by root .*chown root:disk $taken"
     chown root:disk "$taken"
     chmod 660 "$taken"
     equal "device" "$(active alice loopctl attach disk.img)" "$taken"

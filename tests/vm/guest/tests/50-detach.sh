@@ -1,4 +1,4 @@
-# The ends of attachments that are in use, or that others end.
+# The end of attachments that are in use, or that other programs end.
 # shellcheck shell=bash disable=SC2154 # of lib.sh
 
 test_busy_names_the_mount_points() {
@@ -32,7 +32,7 @@ is_unlisted() {
     ! loopctl list --all --no-legend | grep "^$1 " >/dev/null
 }
 
-test_what_losetup_detaches_is_seen() {
+test_a_detach_by_losetup_is_noticed() {
     image /home/alice/disk.img 1M alice
     local device
     device=$(active alice loopctl attach disk.img)
@@ -44,7 +44,7 @@ is_listed_as_foreign() {
     loopctl list --all --json | jq -e --arg device "$1" '.[] | select(.device == $device and .managed == false)'
 }
 
-test_what_losetup_attaches_is_listed() {
+test_an_attach_by_losetup_is_listed() {
     image /home/alice/disk.img 1M alice
     local device
     device=$(losetup -f --show /home/alice/disk.img)

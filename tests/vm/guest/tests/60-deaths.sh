@@ -1,17 +1,7 @@
-# What survives which death.
+# Which attachments survive the death of clients and of the daemon.
 # shellcheck shell=bash disable=SC2154 # of lib.sh
 
-# The session of the unit.
-session_of() {
-    sed 's,.*/session-\(.*\)\.scope$,\1,' "/proc/$(systemctl show -P MainPID "$1")/cgroup"
-}
-
-# end_login SIGNAL: to every process of alice's login.
-end_login() {
-    loginctl kill-session --signal="$1" "$(session_of login.service)"
-}
-
-test_a_killed_client_takes_its_device_along() {
+test_a_killed_client_loses_its_device() {
     image /home/alice/disk.img 1M alice
     login loopctl run disk.img -- sleep 600
     local device
@@ -21,7 +11,7 @@ test_a_killed_client_takes_its_device_along() {
     eventually is_free "$device"
 }
 
-test_a_logout_takes_the_devices_of_the_session_along() {
+test_a_logout_detaches_the_devices_of_the_session() {
     image /home/alice/disk.img 1M alice
     login loopctl run disk.img -- sleep 600
     local device
@@ -34,7 +24,7 @@ is_detaching() {
     loopctl list --json | jq -e '.[] | select(.state == "detaching")'
 }
 
-test_a_killed_client_leaves_what_is_mounted() {
+test_a_mounted_device_outlives_its_killed_client() {
     ext4_image /home/alice/disk.img used alice
     login loopctl run disk.img -- sleep 600
     local device
@@ -52,24 +42,11 @@ test_persistent_attachments_survive_a_restart() {
     survives systemctl restart loopd.service
 }
 
-is_another() {
-    local pid
-    pid=$(daemon_pid)
-    ((pid != 0 && pid != $1))
-}
-
-kill_daemon() {
-    local pid
-    pid=$(daemon_pid)
-    kill -KILL "$pid"
-    eventually is_another "$pid"
-}
-
 test_persistent_attachments_survive_a_kill_of_the_daemon() {
     survives kill_daemon
 }
 
-test_a_stopped_daemon_ends_well() {
+test_a_stopped_daemon_exits_cleanly() {
     image /home/alice/disk.img 1M alice
     image /home/alice/other.img 1M alice
     active alice loopctl attach disk.img
@@ -79,14 +56,14 @@ test_a_stopped_daemon_ends_well() {
     systemctl stop loopd.service
     equal "result" "$(systemctl show -P Result loopd.service)" success
     equal "status" "$(systemctl show -P ExecMainStatus loopd.service)" 0
-    # Nobody restarts it: what hangs on it ends; what was to stay stays.
+    # It is not restarted: attachments of clients end, persistent ones stay.
     eventually is_free "$client"
     attached "$(losetup -n -O NAME -j /home/alice/disk.img)"
     end_login KILL
     loopctl detach /home/alice/disk.img
 }
 
-# slow_attach: alice's call waits for udev, which is told to do nothing. Says where its answer will be.
+# slow_attach: a call of alice that waits for the stopped udev queue; the reply goes to the file `answer`.
 slow_attach() {
     image /home/alice/slow.img 1M alice
     loopctl list >&2
@@ -118,5 +95,5 @@ test_a_second_sigterm_ends_at_once_and_leaves_nothing() {
     wait
     udevadm control --start-exec-queue
     [[ $(cat answer) != ok* ]]
-    # What the call had made is undone; left_nothing looks.
+    # The attach is undone, which the runner checks.
 }

@@ -1,49 +1,13 @@
-# What the next daemon makes of what the last one has left, and when there is none.
+# Restarts of the daemon, and exit on idle.
 # shellcheck shell=bash disable=SC2154 # of lib.sh
-# shellcheck source=tests/vm/guest/tests/60-deaths.sh
-source ./tests/60-deaths.sh
+# shellcheck source=tests/vm/guest/lib/restart.sh
+source ./lib/restart.sh
 
 # configure TEXT: until the end of the test.
 configure() {
     trap 'rm -rf /etc/loopd /run/systemd/system/loopd.service.d; systemctl daemon-reload; systemctl stop loopd.service' EXIT
     mkdir -p /etc/loopd
     echo "$1" >/etc/loopd/loopd.toml
-}
-
-# What a restart must not change.
-what_is_said() {
-    loopctl list --json | jq -c '.[] | [.device, .disk_sequence, .lifetime, .owner, .state, .managed]'
-    busctl tree --list org.loopd1
-}
-
-# A client's device and a mounted one of the same client outlive the daemon's death; what another
-# client held, who died meanwhile, does not.
-all_survive() {
-    image /home/alice/disk.img 1M alice
-    ext4_image /home/alice/used.img used alice
-    image /home/alice/stay.img 1M alice
-    local device used stay before
-    stay=$(active alice loopctl attach stay.img)
-    login bash -c 'loopctl run disk.img -- loopctl run used.img -- sleep 600'
-    device=$(device_of /home/alice/disk.img)
-    used=$(device_of /home/alice/used.img)
-    mount "$used" /mnt
-    before=$(what_is_said)
-    contains "$before" "^.\"$device\",[0-9]+,\"client\",1000,\"attached\",true" \
-        "^.\"$used\",[0-9]+,\"client\",1000,\"attached\",true" \
-        "^.\"$stay\",[0-9]+,\"persistent\",1000,\"attached\",true" \
-        "^/org/loopd1/attachment/$(cat "/sys/block/${device#/dev/}/diskseq")$"
-    "$@"
-    eventually systemctl -q is-active loopd.service
-    equal "after it" "$(what_is_said)" "$before"
-    end_login KILL
-    eventually is_free "$device"
-    active alice loopctl detach "$stay"
-    echo kept >/mnt/file
-    umount /mnt
-    eventually is_free "$used"
-    equal "descriptors kept" "$(systemctl show -P NFileDescriptorStore loopd.service)" 0
-    equal "files left" "$(ls /run/loopd/attachments)" ""
 }
 
 test_everything_survives_a_restart() {
@@ -68,7 +32,7 @@ test_everything_survives_a_daemon_that_hangs() {
     systemctl daemon-reload
     systemctl restart loopd.service
     all_survive freeze
-    # One that answers is left alone.
+    # A daemon that answers is not restarted.
     local pid
     loopctl list
     pid=$(daemon_pid)
@@ -76,7 +40,7 @@ test_everything_survives_a_daemon_that_hangs() {
     equal "pid" "$(daemon_pid)" "$pid"
 }
 
-test_a_stop_ends_what_clients_have_and_owners_come_back() {
+test_a_stop_ends_client_attachments_and_owners_are_restored() {
     image /home/alice/disk.img 1M alice
     image /home/alice/stay.img 1M alice
     local device stay
@@ -90,7 +54,7 @@ test_a_stop_ends_what_clients_have_and_owners_come_back() {
     active alice loopctl detach "$stay"
 }
 
-test_it_is_not_there_when_it_is_not_needed() {
+test_the_daemon_runs_only_when_needed() {
     configure $'[times]\nidle-exit = 0.5'
     systemctl restart loopd.service
     eventually is_inactive
@@ -105,8 +69,8 @@ test_it_is_not_there_when_it_is_not_needed() {
     eventually is_inactive
 }
 
-# A hundred at a time, about when the daemon ends.
-test_no_call_around_its_end_is_lost() {
+# A hundred calls at a time, around the exit of the daemon.
+test_no_call_during_the_exit_is_lost() {
     configure $'[times]\nidle-exit = 0.3'
     systemctl restart loopd.service
     local starts answer
@@ -115,7 +79,7 @@ test_no_call_around_its_end_is_lost() {
     starts=$(($(starts) - starts))
     note "1000 calls, $starts starts"
     equal "calls lost" "$(message "$answer")" 0
-    ((starts > 3)) || fail "it was timed badly"
+    ((starts > 3)) || fail "the daemon exited too rarely"
 }
 
 starts() {
@@ -127,10 +91,10 @@ test_a_broken_configuration_is_refused_and_the_old_one_stays() {
     image /home/alice/disk.img 1M alice
     image /home/alice/other.img 1M alice
     systemctl restart loopd.service
-    local device said
+    local device output
     device=$(active alice loopctl attach disk.img)
-    said=$(refused 1 active alice loopctl attach other.img)
-    contains "$said" 'uid 1000 has 1 attachments already, and may have 1'
+    output=$(refused 1 active alice loopctl attach other.img)
+    contains "$output" 'uid 1000 has 1 attachments already, and may have 1'
     configure $'[limits]\nattachments = 2\ncals = 1'
     refused 1 systemctl reload loopd.service
     contains "$(journalctl --no-pager -u loopd.service -n 20)" '/etc/loopd/loopd.toml:3:1: unknown field .cals.'

@@ -1,7 +1,7 @@
-# An image as a unit.
+# loop-image@.service.
 # shellcheck shell=bash disable=SC2154 # of lib.sh
 
-# A dollar in the path is one.
+# The path has a dollar sign, which must not be expanded.
 # shellcheck disable=SC2016
 readonly path='/srv/a disk-$HOME.img'
 readonly mount_unit=/run/systemd/system/mnt.mount
@@ -19,7 +19,7 @@ test_an_image_is_a_unit() {
     attached "$device"
     systemctl stop "$unit"
     detached "$device"
-    # One that is gone already is no failure, and another's on the same number is left alone.
+    # An attachment that has ended is no failure, and another one on the same number is not detached.
     systemctl start "$unit"
     loopctl detach "$device"
     losetup "$device" "$path"
@@ -52,7 +52,7 @@ END
     equal "mounted" "$(findmnt -n -o SOURCE /mnt)" "$device"
     systemctl restart loopd.service
     echo kept >/mnt/file
-    # The mount goes first.
+    # The mount ends first.
     systemctl stop "$unit"
     detached "$device"
     equal "mount" "$(systemctl is-active mnt.mount || true)" inactive

@@ -1,4 +1,4 @@
-# What an administrator reads.
+# The journal.
 # shellcheck shell=bash
 
 test_the_journal_has_fields() {

@@ -1,71 +1,15 @@
 # An ordinary user opens images: attach, mount, look, unmount.
 # shellcheck shell=bash disable=SC2154,SC2164 # of lib.sh; what fails ends the test
-# shellcheck source=tests/vm/guest/tests/60-deaths.sh
-source ./tests/60-deaths.sh
+# shellcheck source=tests/vm/guest/lib/mount.sh
+source ./lib/mount.sh
 
-# ---- what the tests have in common
+# ---- access
 
-# object DEVICE: of a disk or a partition.
-object() {
-    [[ $1 =~ ^/dev/(loop[0-9]+)(p[0-9]+)?$ ]]
-    echo "/org/loopd1/attachment/$(cat "/sys/block/${BASH_REMATCH[1]}/diskseq")${BASH_REMATCH[2]:+/${BASH_REMATCH[2]}}"
-}
-
-# answer_of KIND-OF-SESSION USER CALL DEVICE [OPTION…]: what Mount or Unmount answers.
-answer_of() {
-    $1 "$2" "$probe" "$3" "$(object "$4")" "${@:5}"
-}
-
-# mounted DEVICE [OPTION…]: alice mounts it; prints where.
-mounted() {
-    local answer
-    answer=$(answer_of active alice mount "$@")
-    [[ $answer == ok* ]] || fail "$answer"
-    message "$answer"
-}
-
-# unmounted DEVICE [OPTION…]
-unmounted() {
-    local answer
-    answer=$(answer_of active alice unmount "$@")
-    [[ $answer == ok* ]] || fail "$answer"
-}
-
-# opened FILE: alice's, attached until its last mount goes; prints the device.
-opened() {
-    active alice loopctl attach --lifetime mount "$1"
-}
-
-no_units() {
-    [[ -z $(systemctl list-units --all --plain --no-legend 'run-media-*' 'loopd-unmount-*') ]]
-}
-
-no_devices() {
-    [[ -z $(losetup -n -O NAME) ]]
-}
-
-not_mounted() {
-    ! findmnt "$1"
-}
-
-# Neither mount, unit, folder, state nor device is left.
-nothing_left() {
-    eventually no_units
-    ! grep -q /run/media/ /proc/self/mounts
-    equal "folders" "$(ls /run/media)" ""
-    equal "state" "$(find /run/loopd/mounts /run/loopd/attachments -name '*.toml')" ""
-    eventually no_devices
-}
-
-readonly Mib=$((1024 * 1024))
-
-# ---- whose it is
-
-test_what_is_mounted_is_the_users_alone() {
+test_a_mount_is_accessible_to_its_user_only() {
     partitioned_image /home/alice/disk.img gpt 512 alice
     local disk place
-    disk=$(opened disk.img)
-    place=$(mounted "${disk}p2")
+    disk=$(attach_for_mount disk.img)
+    place=$(mount_volume "${disk}p2")
     equal "place" "$place" /run/media/alice/TWO
     equal "owner of a FAT's root" "$(stat -c '%U %G' "$place")" "alice alice"
     contains "$(getfacl -p /run/media/alice)" '^# owner: root$' '^user::rwx$' '^user:alice:r-x$' '^group::---$' '^other::---$'
@@ -74,84 +18,80 @@ test_what_is_mounted_is_the_users_alone() {
     refused 2 active bob ls "$place"
     contains "$(systemctl show -P Options run-media-alice-TWO.mount)" uhelper=loopd
     contains "$(cat /run/mount/utab)" 'uhelper=loopd'
-    # In the daemon's own name space it is seen once.
-    equal "seen" "$(busctl get-property org.loopd1 "$(object "${disk}p2")" org.loopd1.Volume MountPoints | awk '{print $2}')" 1
-    unmounted "${disk}p2"
-    nothing_left
+    # The daemon's mount namespace shows it once.
+    equal "seen" "$(busctl get-property org.loopd1 "$(object_path "${disk}p2")" org.loopd1.Volume MountPoints | awk '{print $2}')" 1
+    unmount_volume "${disk}p2"
+    expect_nothing_left
 }
 
 # ---- bad input
 
-# no_way FILE PARTITION ERROR PATTERN [OPTION…]: the mount is refused, nothing is left, and the answer noted.
-no_way() {
+# mount_is_refused FILE PARTITION ERROR PATTERN [OPTION…]: the mount is refused and leaves nothing; notes the reply.
+mount_is_refused() {
     local disk answer
     disk=$(active alice loopctl attach "$1")
-    answer=$(answer_of active alice mount "$disk${2:+p$2}" "${@:5}")
+    answer=$(call_volume active alice mount "$disk${2:+p$2}" "${@:5}")
     refusal "$answer" "$3" "$4"
     note "$1${2:+ p$2} ${*:5}: ${3##*.}: $(message "$answer")"
     active alice loopctl detach "$disk"
-    nothing_left
+    expect_nothing_left
 }
 
-readonly not_supported=org.loopd1.Error.NotSupported
-readonly invalid=org.freedesktop.DBus.Error.InvalidArgs
-readonly failing=org.loopd1.Error.Kernel
-
-test_what_cannot_be_mounted_is_named() {
+test_unmountable_volumes_are_refused() {
     loopctl list
     cd /home/alice
     image empty.img 8M alice
-    no_way empty.img '' $not_supported 'no file system'
+    mount_is_refused empty.img '' $not_supported 'no file system'
     image luks.img 20M alice
     echo secret | cryptsetup luksFormat -q --type luks1 --pbkdf-force-iterations 1000 luks.img -
-    no_way luks.img '' $not_supported 'it is encrypted; unlock it first'
-    no_way luks.img '' $not_supported 'it is encrypted' filesystem=s:ext4
+    mount_is_refused luks.img '' $not_supported 'it is encrypted; unlock it first'
+    mount_is_refused luks.img '' $not_supported 'it is encrypted' filesystem=s:ext4
     image swap.img 8M alice
     mkswap -q swap.img
-    no_way swap.img '' $not_supported 'it is swap space'
+    mount_is_refused swap.img '' $not_supported 'it is swap space'
     partitioned_image table.img gpt 512 alice
-    no_way table.img '' $not_supported 'has a partition table; mount one of its partitions: /dev/loop[0-9]+p1, /dev/loop[0-9]+p2'
-    mkfs.ext4 -q -F -O ^has_journal -L one -E offset=$Mib table.img 4M
+    mount_is_refused table.img '' $not_supported 'has a partition table; mount one of its partitions: /dev/loop[0-9]+p1, /dev/loop[0-9]+p2'
+    mkfs.ext4 -q -F -O ^has_journal -L one -E offset=$((1024 * 1024)) table.img 4M
     dd if=/dev/zero of=table.img bs=1M seek=1 count=4 conv=notrunc status=none
-    no_way table.img 1 $not_supported 'no file system'
-    # It lies about itself: the superblock is there, and nothing else is as it says.
+    mount_is_refused table.img 1 $not_supported 'no file system'
+    # The superblock is valid, the rest of the file system is damaged.
     ext4_image damaged.img lies alice
     dd if=/dev/urandom of=damaged.img bs=4k seek=1 count=200 conv=notrunc status=none
-    no_way damaged.img '' $failing "the unit run-media-alice-lies.mount ended with .failed.*journalctl -u"
+    mount_is_refused damaged.img '' $failing "the unit run-media-alice-lies.mount ended with .failed.*journalctl -u"
     ext4_image good.img good alice
-    no_way good.img '' $failing 'the unit .* ended with .failed' filesystem=s:vfat
-    no_way good.img '' $not_supported 'the file system nfs is not among' filesystem=s:nfs
+    mount_is_refused good.img '' $failing 'the unit .* ended with .failed' filesystem=s:vfat
+    mount_is_refused good.img '' $not_supported 'the file system nfs is not among' filesystem=s:nfs
     mkdir -p /etc/loopd
     trap 'rm -rf /etc/loopd; systemctl reload loopd.service' EXIT
     printf '[mount]\nfilesystems = ["vfat"]\n' >/etc/loopd/loopd.toml
     systemctl reload loopd.service
-    no_way good.img '' $not_supported 'the file system ext4 is not among those that may be mounted here .vfat.'
+    mount_is_refused good.img '' $not_supported 'the file system ext4 is not among those that may be mounted here .vfat.'
     rm -rf /etc/loopd
     systemctl reload loopd.service
-    # The journal's flag without its replay; a read-only device.
+    # A journal that needs replay, on a read-only device.
     image journal.img 16M alice
     mkfs.ext4 -q -L journal journal.img
     debugfs -w -R 'feature needs_recovery' journal.img 2>/dev/null
     local disk answer
     disk=$(active alice loopctl attach -r journal.img)
-    answer=$(answer_of active alice mount "$disk")
+    answer=$(call_volume active alice mount "$disk")
     refusal "$answer" $not_supported 'its journal has to be replayed first, and the device is read-only' 'noload'
     note "journal.img, read-only: $(message "$answer")"
-    mounted "$disk" options=s:noload
-    unmounted "$disk"
+    mount_volume "$disk" options=s:noload
+    unmount_volume "$disk"
     active alice loopctl detach "$disk"
-    nothing_left
+    expect_nothing_left
 }
 
-# not_so DEVICE OPTION: it is refused.
-not_so() {
+# option_is_refused DEVICE OPTION
+option_is_refused() {
     local answer
-    answer=$(answer_of active alice mount "$1" "options=s:$2")
+    answer=$(call_volume active alice mount "$1" "options=s:$2")
     refusal "$answer" $invalid 'the mount option'
     note "${2@Q}: $(message "$answer" | cut -c 1-200)"
 }
 
-test_options_that_are_not_allowed_are_named() {
+test_forbidden_mount_options_are_named() {
     loopctl list
     cd /home/alice
     ext4_image disk.img options alice
@@ -161,33 +101,33 @@ test_options_that_are_not_allowed_are_named() {
     disk=$(active alice loopctl attach disk.img)
     fat=$(active alice loopctl attach fat.img)
     for option in suid dev x,suid noatime,suid 'noatime"' "'" 'a\,suid' uid=1000 loop offset=512 uhelper=x context=x noload ','; do
-        not_so "$disk" "$option"
+        option_is_refused "$disk" "$option"
     done
     for option in uid=0 gid=0 fmask=9 'iocharset="utf8"' 'codepage=1;2'; do
-        not_so "$fat" "$option"
+        option_is_refused "$fat" "$option"
     done
     mkdir -p /etc/loopd
     trap 'rm -rf /etc/loopd; systemctl reload loopd.service' EXIT
     printf '[mount]\nexec = false\n' >/etc/loopd/loopd.toml
     systemctl reload loopd.service
-    not_so "$disk" exec
-    place=$(mounted "$disk" options=s:noatime)
+    option_is_refused "$disk" exec
+    place=$(mount_volume "$disk" options=s:noatime)
     contains "$(findmnt -n -o OPTIONS "$place")" noexec noatime nosuid nodev
-    unmounted "$disk"
+    unmount_volume "$disk"
     active alice loopctl detach "$disk" "$fat"
-    nothing_left
+    expect_nothing_left
 }
 
-# named FILE EXPECTED: where it is mounted.
-named() {
+# mounts_as FILE EXPECTED: mounts the file; checks the name of the mount directory.
+mounts_as() {
     local disk place
-    disk=$(opened "$1")
-    place=$(mounted "$disk")
+    disk=$(attach_for_mount "$1")
+    place=$(mount_volume "$disk")
     equal "place" "$place" "/run/media/alice/$2"
     equal "mounted" "$(findmnt -n -o SOURCE "$place")" "$disk"
     equal "unit" "$(systemctl show -P Where "$(systemd-escape --path --suffix=mount "$place")")" "$place"
-    unmounted "$disk"
-    nothing_left
+    unmount_volume "$disk"
+    expect_nothing_left
 }
 
 test_hostile_labels_become_harmless_names() {
@@ -201,8 +141,8 @@ test_hostile_labels_become_harmless_names() {
         image disk.img 8M alice
         mkfs.ext4 -q -O ^has_journal -U 11111111-2222-3333-4444-555555555555 -L "${labels[number]}" disk.img
         local disk place
-        disk=$(opened disk.img)
-        place=$(mounted "$disk")
+        disk=$(attach_for_mount disk.img)
+        place=$(mount_volume "$disk")
         note "label ${labels[number]@Q}: ${place@Q}"
         [[ $place == /run/media/alice/* && $place != /run/media/alice/*/* ]] || fail "$place"
         case ${names[number]} in
@@ -211,10 +151,10 @@ test_hostile_labels_become_harmless_names() {
         esac
         equal "mounted" "$(findmnt -n -o SOURCE "$place")" "$disk"
         equal "unit" "$(systemctl show -P Where "$(systemd-escape --path --suffix=mount "$place")")" "$place"
-        # Where the name is one word of a command.
-        unmounted "$disk" lazy=b:true
+        # The name must stay one argument of a command.
+        unmount_volume "$disk" lazy=b:true
     done
-    nothing_left
+    expect_nothing_left
 }
 
 # Neither label nor UUID.
@@ -228,114 +168,114 @@ test_hostile_file_names_become_harmless_names() {
         cp plain "$name"
         chown alice: "$name"
     done
-    named .hidden.sqfs _hidden.sqfs
-    named $'new\nline.sqfs' new_line.sqfs
-    named "$long" "$(printf 'ä%.0s' {1..20})"
+    mounts_as .hidden.sqfs _hidden.sqfs
+    mounts_as $'new\nline.sqfs' new_line.sqfs
+    mounts_as "$long" "$(printf 'ä%.0s' {1..20})"
 }
 
-test_names_that_are_taken_get_numbers() {
+test_used_names_get_numbers() {
     local number disks=() place
     for number in 0 1 2; do
         ext4_image "/home/alice/disk$number.img" same alice
-        disks+=("$(opened "disk$number.img")")
-        place=$(mounted "${disks[number]}")
+        disks+=("$(attach_for_mount "disk$number.img")")
+        place=$(mount_volume "${disks[number]}")
         equal "place" "$place" "/run/media/alice/same${number#0}"
     done
     for number in 0 1 2; do
-        unmounted "${disks[number]}"
+        unmount_volume "${disks[number]}"
     done
-    nothing_left
+    expect_nothing_left
 }
 
 test_mounting_twice_is_refused() {
     partitioned_image /home/alice/disk.img gpt 512 alice
     local disk place answer
-    disk=$(opened disk.img)
-    place=$(mounted "${disk}p1")
-    answer=$(answer_of active alice mount "${disk}p1")
+    disk=$(attach_for_mount disk.img)
+    place=$(mount_volume "${disk}p1")
+    answer=$(call_volume active alice mount "${disk}p1")
     refusal "$answer" org.loopd1.Error.Busy "is mounted on $place already"
     note "twice: $(message "$answer")"
-    answer=$(answer_of active alice mount "$disk" filesystem=s:ext4)
+    answer=$(call_volume active alice mount "$disk" filesystem=s:ext4)
     refusal "$answer" org.loopd1.Error.Busy "its partition ${disk}p1 is mounted on $place"
     note "the disk with its partition: $(message "$answer")"
-    # The last mount counts, not the first to go.
-    mounted "${disk}p2"
-    unmounted "${disk}p1"
+    # The attachment ends with its last mount.
+    mount_volume "${disk}p2"
+    unmount_volume "${disk}p1"
     attached "$disk"
-    answer=$(answer_of active alice unmount "${disk}p1")
+    answer=$(call_volume active alice unmount "${disk}p1")
     refusal "$answer" org.loopd1.Error.NotFound 'it is not mounted'
-    unmounted "${disk}p2"
+    unmount_volume "${disk}p2"
     detached "$disk"
-    nothing_left
+    expect_nothing_left
 }
 
-# ---- who may
+# ---- authorization
 
-test_others_are_asked_for_an_administrator() {
+test_other_users_need_an_administrator() {
     ext4_image /home/alice/disk.img shared alice
     local disk kind place
     disk=$(active alice loopctl attach disk.img)
     for kind in inactive remote; do
-        refusal "$(answer_of $kind alice mount "$disk")" org.freedesktop.DBus.Error.InteractiveAuthorizationRequired org.loopd1.mount
+        refusal "$(call_volume $kind alice mount "$disk")" org.freedesktop.DBus.Error.InteractiveAuthorizationRequired org.loopd1.mount
     done
-    refusal "$(answer_of active bob mount "$disk")" org.freedesktop.DBus.Error.InteractiveAuthorizationRequired org.loopd1.manage-others
-    place=$(mounted "$disk")
-    refusal "$(answer_of active bob unmount "$disk")" org.freedesktop.DBus.Error.InteractiveAuthorizationRequired org.loopd1.manage-others
-    # What loopd has mounted for her, alice unmounts from wherever she is.
-    [[ $(answer_of remote alice unmount "$disk") == ok* ]]
+    refusal "$(call_volume active bob mount "$disk")" org.freedesktop.DBus.Error.InteractiveAuthorizationRequired org.loopd1.manage-others
+    place=$(mount_volume "$disk")
+    refusal "$(call_volume active bob unmount "$disk")" org.freedesktop.DBus.Error.InteractiveAuthorizationRequired org.loopd1.manage-others
+    # Alice may unmount what loopd mounted for her from any session.
+    [[ $(call_volume remote alice unmount "$disk") == ok* ]]
     [[ ! -e $place ]]
-    # What root has mounted is not hers, though the device is.
+    # A mount by root is not hers, although the device is.
     mount "$disk" /mnt
-    refusal "$(answer_of active alice unmount "$disk")" org.freedesktop.DBus.Error.InteractiveAuthorizationRequired org.loopd1.manage-others
-    "$probe" unmount "$(object "$disk")"
+    refusal "$(call_volume active alice unmount "$disk")" org.freedesktop.DBus.Error.InteractiveAuthorizationRequired org.loopd1.manage-others
+    "$probe" unmount "$(object_path "$disk")"
     not_mounted /mnt
-    # Root's own.
-    equal "root's" "$(message "$("$probe" mount "$(object "$disk")")")" /run/media/root/shared
-    "$probe" unmount "$(object "$disk")"
+    # A mount for root.
+    equal "root's" "$(message "$("$probe" mount "$(object_path "$disk")")")" /run/media/root/shared
+    "$probe" unmount "$(object_path "$disk")"
     active alice loopctl detach "$disk"
-    nothing_left
+    expect_nothing_left
 }
 
 # ---- in use
 
-# sits_in FOLDER PID
-sits_in() {
+# works_in DIRECTORY PID
+works_in() {
     [[ $(readlink "/proc/$2/cwd") == "$1" ]]
 }
 
-test_what_is_in_use_stays_unless_lazily() {
+test_a_mount_in_use_stays_unless_lazy() {
     ext4_image /home/alice/disk.img used alice
     local disk place answer
-    disk=$(opened disk.img)
-    place=$(mounted "$disk")
+    disk=$(attach_for_mount disk.img)
+    place=$(mount_volume "$disk")
     (cd "$place" && exec sleep 600) &
     local sitting=$!
-    eventually sits_in "$place" "$sitting"
-    answer=$(answer_of active alice unmount "$disk")
+    eventually works_in "$place" "$sitting"
+    answer=$(call_volume active alice unmount "$disk")
     refusal "$answer" org.loopd1.Error.Busy "$place"
-    note "a shell sits in it: $(message "$answer")"
+    note "busy: $(message "$answer")"
     mountpoint -q "$place"
     equal "unit" "$(systemctl is-active run-media-alice-used.mount)" active
     attached "$disk"
-    unmounted "$disk" lazy=b:true
+    unmount_volume "$disk" lazy=b:true
     not_mounted "$place"
     [[ ! -e $place ]]
     attached "$disk"
     kill "$sitting"
     eventually is_free "$disk"
-    nothing_left
+    expect_nothing_left
 }
 
-# ---- by whomever, whatever happens
+# ---- unmounts by others, restarts and failures
 
-# open_image: sets disk and place.
+# open_image: mounts an image; sets disk and place.
 open_image() {
     ext4_image /home/alice/disk.img kept alice
-    disk=$(opened disk.img)
-    place=$(mounted "$disk")
+    disk=$(attach_for_mount disk.img)
+    place=$(mount_volume "$disk")
 }
 
-test_root_unmounts_and_everything_goes() {
+test_unmounting_by_root_detaches() {
     local disk place
     open_image
     umount "$place"
@@ -344,11 +284,11 @@ test_root_unmounts_and_everything_goes() {
     open_image
     systemctl stop run-media-alice-kept.mount
     eventually is_free "$disk"
-    nothing_left
+    expect_nothing_left
 }
 
-# A helper is for those who may not unmount themselves: root's own umount, and the service manager's, do not
-# ask us who would ask them.
+# The helper is for users who may not unmount themselves: umount must not call it for root or the service manager,
+# or loopd and the service manager would wait for each other.
 test_the_helper_is_not_called_by_root() {
     local disk place helper=/sbin/umount.loopd before=
     [[ ! -e $helper ]] || { before=$helper.before; mv $helper $before; }
@@ -356,7 +296,7 @@ test_the_helper_is_not_called_by_root() {
     chmod 755 $helper
     rm -f /tmp/helped
     open_image
-    unmounted "$disk"
+    unmount_volume "$disk"
     open_image
     umount "$place"
     eventually is_free "$disk"
@@ -365,27 +305,27 @@ test_the_helper_is_not_called_by_root() {
     install -m 666 /dev/null /tmp/helped
     refused 1 active alice umount "$place"
     equal "called by" "$(cat /tmp/helped)" alice
-    unmounted "$disk"
+    unmount_volume "$disk"
     rm -f $helper /tmp/helped
     [[ ! $before ]] || mv "$before" $helper
-    nothing_left
+    expect_nothing_left
 }
 
 stays_mounted() {
     local disk place before
     open_image
     active alice sh -c "test -r '$place'"
-    before=$(said_of_mount "$disk")
+    before=$(mount_state "$disk")
     "$@"
     eventually systemctl -q is-active loopd.service
-    equal "after it" "$(said_of_mount "$disk")" "$before"
+    equal "after it" "$(mount_state "$disk")" "$before"
     mountpoint -q "$place"
-    unmounted "$disk"
+    unmount_volume "$disk"
     eventually is_free "$disk"
-    nothing_left
+    expect_nothing_left
 }
 
-said_of_mount() {
+mount_state() {
     loopctl info --json "$1" | jq -c '[.disk_sequence, .lifetime, .owner, .state, .mount_points]'
 }
 
@@ -394,20 +334,20 @@ test_a_mount_outlives_a_restart_and_a_kill() {
     stays_mounted kill_daemon
 }
 
-test_what_was_unmounted_while_no_daemon_ran_is_seen() {
+test_an_unmount_without_a_daemon_is_noticed() {
     local disk place
     open_image
     systemctl stop loopd.service
     umount "$place"
     systemctl start loopd.service
     eventually is_free "$disk"
-    nothing_left
+    expect_nothing_left
 }
 
-test_a_logout_leaves_what_is_mounted() {
+test_a_logout_keeps_mounts() {
     ext4_image /home/alice/disk.img kept alice
     local disk place
-    # In a file, since systemd-run takes dollars for its own.
+    # In a file, since systemd-run expands dollar signs.
     cat >/home/alice/open-and-stay <<END
 #!/bin/bash
 device=\$(loopctl attach --lifetime mount disk.img)
@@ -423,22 +363,22 @@ END
     end_login KILL
     sleep 2
     mountpoint -q "$place"
-    [[ $(answer_of remote alice unmount "$disk") == ok* ]]
+    [[ $(call_volume remote alice unmount "$disk") == ok* ]]
     detached "$disk"
-    nothing_left
+    expect_nothing_left
 }
 
-test_a_deleted_image_can_be_closed() {
+test_a_deleted_image_can_be_unmounted() {
     local disk place
     open_image
     rm /home/alice/disk.img
     active alice ls "$place"
-    unmounted "$disk"
+    unmount_volume "$disk"
     detached "$disk"
-    nothing_left
+    expect_nothing_left
 }
 
-test_nobody_mounts_it_and_it_goes() {
+test_an_attachment_that_is_never_mounted_ends() {
     mkdir -p /etc/loopd
     trap 'rm -rf /etc/loopd; systemctl reload loopd.service' EXIT
     printf '[times]\nmount-grace = 5\n' >/etc/loopd/loopd.toml
@@ -446,45 +386,45 @@ test_nobody_mounts_it_and_it_goes() {
     systemctl reload loopd.service
     ext4_image /home/alice/disk.img kept alice
     local disk
-    disk=$(opened disk.img)
+    disk=$(attach_for_mount disk.img)
     equal "lifetime" "$(loopctl info --json "$disk" | jq -r .lifetime)" mount
     systemctl restart loopd.service
     attached "$disk"
     eventually is_free "$disk"
-    # Root's mount by hand counts.
-    disk=$(opened disk.img)
+    # A manual mount by root counts.
+    disk=$(attach_for_mount disk.img)
     mount "$disk" /mnt
     sleep 7
     attached "$disk"
     umount /mnt
     eventually is_free "$disk"
-    nothing_left
+    expect_nothing_left
 }
 
-test_a_service_manager_that_is_asked_in_vain_leaves_nothing() {
+test_a_failing_service_manager_leaves_nothing() {
     mkdir -p /etc/loopd
     trap 'rm -rf /etc/loopd; systemctl reload loopd.service' EXIT
     printf '[times]\nwait-for-mount = 2\n' >/etc/loopd/loopd.toml
     loopctl list
     systemctl reload loopd.service
     ext4_image /home/alice/disk.img late alice
-    # udev says nothing of the device, and the service manager waits for it to say so.
+    # udev does not announce the device, and the service manager waits for that.
     udevadm control --stop-exec-queue
     local disk answer
     disk=$(active alice loopctl attach --no-wait disk.img)
-    answer=$(answer_of active alice mount "$disk" filesystem=s:ext4)
+    answer=$(call_volume active alice mount "$disk" filesystem=s:ext4)
     udevadm control --start-exec-queue
     refusal "$answer" org.loopd1.Error.Timeout 'did not end in time'
     note "a late mount: $(message "$answer")"
     active alice loopctl detach "$disk"
-    nothing_left
+    expect_nothing_left
 }
 
-test_the_journal_tells_of_mounts() {
+test_the_journal_records_mounts() {
     local cursor disk place
     cursor=$(journalctl -n 0 --show-cursor | sed -n 's/^-- cursor: //p')
     open_image
-    unmounted "$disk"
+    unmount_volume "$disk"
     journalctl --sync
     contains "$(journalctl --after-cursor="$cursor" -u loopd.service -o cat)" "^mounted: $disk \(/home/alice/disk.img\)" \
         "^unmounted: $disk " "detached with its last mount"

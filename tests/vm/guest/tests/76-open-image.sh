@@ -1,7 +1,7 @@
-# Images are opened by whoever sits there: attached, mounted, looked at, and put back.
+# loopctl mount and unmount in a local session.
 # shellcheck shell=bash disable=SC2154 # of lib.sh
 
-# tree FOLDER: files to be read back, and their checksums.
+# tree DIRECTORY: creates files and their checksums.
 tree() {
     rm -rf "$1"
     mkdir -p "$1/sub"
@@ -10,14 +10,14 @@ tree() {
     (cd "$1" && sha256sum large sub/small >SUMS)
 }
 
-# sheet PATH LABEL: an ISO image of alice's.
-sheet() {
+# iso_image PATH LABEL: creates an ISO image that alice owns.
+iso_image() {
     tree content
     xorriso -as mkisofs -quiet -J -R -V "$2" -o "$1" content
     chown alice: "$1"
 }
 
-# nothing_is_left: no mount, unit, folder or device.
+# nothing_is_left: no mount, unit, directory or device.
 nothing_is_left() {
     local left
     left=$(findmnt --noheadings --raw -o TARGET | grep '^/run/media/' || true)
@@ -25,7 +25,7 @@ nothing_is_left() {
     left=$(systemctl list-units --all --plain --no-legend 'run-media-*' | cut -d ' ' -f 1)
     equal "units" "$left" ""
     left=$(find /run/media -mindepth 2 2>/dev/null || true)
-    equal "folders" "$left" ""
+    equal "directories" "$left" ""
     equal "devices" "$(losetup -n -O NAME)" ""
 }
 
@@ -33,7 +33,7 @@ is_nothing_left() {
     (nothing_is_left) 2>/dev/null
 }
 
-# opens IMAGE TYPE [OPTION…]: its files are what was put into it, at one call; another puts it back.
+# opens IMAGE TYPE [OPTION…]: one call makes its files accessible; another call undoes it.
 opens() {
     local image=$1 type=$2 shown
     shift 2
@@ -52,7 +52,7 @@ END
 }
 
 test_an_iso_image_opens() {
-    sheet /home/alice/cd.iso HOLIDAY
+    iso_image /home/alice/cd.iso HOLIDAY
     opens cd.iso iso9660
 }
 
@@ -76,7 +76,7 @@ partitioned() {
     "$@" "${device}p1" >/dev/null
     mount "${device}p1" /mnt
     cp -r content/. /mnt/
-    # FAT knows no owners.
+    # FAT stores no owners.
     chown -R alice: /mnt 2>/dev/null || true
     umount /mnt
     loopctl detach "$device"
@@ -117,20 +117,20 @@ test_an_xfs_image_opens() {
     opens data.xfs xfs
 }
 
-test_of_two_partitions_one_is_chosen() {
+test_one_of_two_partitions_is_chosen() {
     partitioned_image /home/alice/two.img gpt 512 alice
-    local said
-    said=$(refused 1 active alice loopctl mount two.img)
-    contains "$said" '2 file systems; choose one with --partition' '^1 +4M +ext4 +one' \
+    local output
+    output=$(refused 1 active alice loopctl mount two.img)
+    contains "$output" '2 file systems; choose one with --partition' '^1 +4M +ext4 +one' \
         '^2 +4M +vfat +TWO'
     nothing_is_left
-    said=$(refused 1 active alice loopctl mount -p 3 two.img)
-    contains "$said" 'has no partition 3'
+    output=$(refused 1 active alice loopctl mount -p 3 two.img)
+    contains "$output" 'has no partition 3'
     nothing_is_left
     active alice bash -eux <<'END'
         [ "$(loopctl mount -p 2 two.img)" = /run/media/alice/TWO ]
         device=$(losetup -n -O NAME)
-        # The other one joins the same device, and is told apart when it goes.
+        # The other partition uses the same device, and is unmounted separately.
         [ "$(loopctl mount "${device}p1")" = /run/media/alice/one ]
         [ "$(losetup -n -O NAME | wc -l)" = 1 ]
         loopctl unmount "${device}p2"
@@ -141,8 +141,8 @@ END
     nothing_is_left
 }
 
-test_what_is_mounted_is_not_mounted_again() {
-    sheet /home/alice/cd.iso AGAIN
+test_a_mounted_image_is_not_mounted_again() {
+    iso_image /home/alice/cd.iso AGAIN
     active alice bash -eux <<'END'
         first=$(loopctl mount cd.iso)
         [ "$(loopctl mount cd.iso)" = "$first" ]
@@ -154,44 +154,44 @@ END
 }
 
 test_a_plain_umount_detaches() {
-    sheet /home/alice/cd.iso PLAIN
+    iso_image /home/alice/cd.iso PLAIN
     active alice bash -eux <<'END'
         point=$(loopctl mount cd.iso)
         umount "$point"
         [ -z "$(losetup -n -O NAME)" ]
         point=$(loopctl mount cd.iso)
         umount -l "$point"
-        # By the device as well.
+        # The same by the device.
         point=$(loopctl mount cd.iso)
         umount "$(findmnt -n -o SOURCE "$point")"
 END
     eventually is_nothing_left
-    # And root's.
+    # The same by root.
     active alice loopctl mount cd.iso
     umount /run/media/alice/PLAIN
     eventually is_nothing_left
 }
 
-test_unmounting_another_s_is_a_question() {
-    sheet /home/alice/cd.iso HERS
+test_unmounting_for_another_user_needs_authorization() {
+    iso_image /home/alice/cd.iso HERS
     active alice loopctl mount cd.iso
-    local device said
+    local device output
     device=$(losetup -n -O NAME)
-    said=$(refused 1 active bob loopctl --no-ask-password unmount "$device")
-    contains "$said" "password"
-    said=$(refused 1 inactive bob umount "$device")
-    note "bob's umount: ${said##*$'\n'}"
-    said=$(refused 1 inactive bob umount /run/media/alice/HERS)
+    output=$(refused 1 active bob loopctl --no-ask-password unmount "$device")
+    contains "$output" "password"
+    output=$(refused 1 inactive bob umount "$device")
+    note "bob's umount: ${output##*$'\n'}"
+    output=$(refused 1 inactive bob umount /run/media/alice/HERS)
     [[ -e /run/media/alice/HERS/SUMS ]] || fail "it is not mounted any more"
-    said=$(active bob "$ask" admin loopctl unmount "$device")
-    contains "$said" "$device of user 1000, attached to the file /home/alice/cd.iso"
+    output=$(active bob "$ask" admin loopctl unmount "$device")
+    contains "$output" "$device of user 1000, attached to the file /home/alice/cd.iso"
     eventually is_nothing_left
 }
 
-test_busy_names_the_shell_that_sits_in_it() {
-    sheet /home/alice/cd.iso INUSE
-    local said
-    said=$(active alice bash -eu 2>&1 <<'END'
+test_busy_names_the_shell_that_works_there() {
+    iso_image /home/alice/cd.iso INUSE
+    local output
+    output=$(active alice bash -eu 2>&1 <<'END'
         point=$(loopctl mount cd.iso)
         (cd "$point/sub" && exec sleep 600) &
         sitter=$!
@@ -212,20 +212,20 @@ test_busy_names_the_shell_that_sits_in_it() {
 END
     )
     local sitter shell
-    sitter=$(sed -n 's/the sitter is \(.*\), and.*/\1/p' <<<"$said")
-    shell=$(sed -n 's/.*and we are //p' <<<"$said")
-    contains "$said" "^loopctl: process $sitter \(sleep\) has its working directory at /run/media/alice/INUSE/sub$" \
+    sitter=$(sed -n 's/the sitter is \(.*\), and.*/\1/p' <<<"$output")
+    shell=$(sed -n 's/.*and we are //p' <<<"$output")
+    contains "$output" "^loopctl: process $sitter \(sleep\) has its working directory at /run/media/alice/INUSE/sub$" \
         "^loopctl: process $shell \(bash\) has open /run/media/alice/INUSE/large$" \
         "^umount.loopd: (process $sitter \(sleep\) has its working directory at|the process is not visible to you;)"
-    # Where a session's processes have a capability, a helper of umount, which was setuid, may not look at
+    # If the processes of a session have a capability, the helper of a setuid umount may not examine
     # them.
-    note "$(grep '^umount.loopd: ' <<<"$said" | tail -n 1)"
-    note "$(grep -m 1 '^loopctl: ' <<<"$said")"
+    note "$(grep '^umount.loopd: ' <<<"$output" | tail -n 1)"
+    note "$(grep -m 1 '^loopctl: ' <<<"$output")"
     nothing_is_left
 }
 
-test_a_lazy_unmount_takes_it_from_the_tree() {
-    sheet /home/alice/cd.iso LAZY
+test_a_lazy_unmount_removes_it_from_the_tree() {
+    iso_image /home/alice/cd.iso LAZY
     active alice bash -eux <<'END'
         point=$(loopctl mount cd.iso)
         exec 7<"$point/large"
@@ -236,8 +236,8 @@ END
     eventually is_nothing_left
 }
 
-test_it_is_unmounted_by_every_name() {
-    sheet /home/alice/cd.iso NAMES
+test_unmount_accepts_every_name() {
+    iso_image /home/alice/cd.iso NAMES
     active alice bash -eux <<'END'
         point=/run/media/alice/NAMES
         ln -sf "$point" here
@@ -248,7 +248,7 @@ test_it_is_unmounted_by_every_name() {
             [ -z "$(losetup -n -O NAME)" ]
         done
         loopctl mount cd.iso
-        # What is somewhere else, or nowhere.
+        # Mounted by another program, or not mounted.
         for word in /home/alice / /run/media/alice nothing; do
             status=0
             loopctl unmount "$word" || status=$?
@@ -263,8 +263,8 @@ END
     nothing_is_left
 }
 
-test_what_was_attached_before_stays_attached() {
-    sheet /home/alice/cd.iso STAYS
+test_an_existing_attachment_stays() {
+    iso_image /home/alice/cd.iso STAYS
     active alice bash -eux <<'END'
         device=$(loopctl attach cd.iso)
         loopctl mount cd.iso
@@ -272,7 +272,7 @@ test_what_was_attached_before_stays_attached() {
         loopctl unmount cd.iso
         [ "$(losetup -n -O NAME)" = "$device" ]
         loopctl detach cd.iso
-        # What may not be written to does not do for those who want to write.
+        # A read-only device is not used for a writable mount.
         device=$(loopctl attach -r cd.iso)
         loopctl mount cd.iso
         [ "$(losetup -n -O NAME | wc -l)" = 2 ]
@@ -282,17 +282,17 @@ END
     nothing_is_left
 }
 
-test_what_cannot_be_mounted_leaves_nothing() {
+test_a_failed_mount_leaves_nothing() {
     image /home/alice/empty.img 1M alice
     image /home/alice/swap.img 1M alice
     mkswap /home/alice/swap.img >/dev/null
-    sheet /home/alice/cd.iso FAILS
-    local said
+    iso_image /home/alice/cd.iso FAILS
+    local output
     local status words
     while read -r status words; do
         # shellcheck disable=SC2086 # words
-        said=$(refused "$status" active alice loopctl mount $words)
-        note "$words: ${said##*$'\n'}"
+        output=$(refused "$status" active alice loopctl mount $words)
+        note "$words: ${output##*$'\n'}"
         nothing_is_left
     done <<'END'
 1 empty.img
@@ -301,14 +301,14 @@ test_what_cannot_be_mounted_leaves_nothing() {
 2 --options suid cd.iso
 END
     rule 'polkit.addRule(function(action, subject) { if (action.id == "org.loopd1.mount") return polkit.Result.NO; });'
-    said=$(refused 1 active alice loopctl mount cd.iso)
+    output=$(refused 1 active alice loopctl mount cd.iso)
     forget_rules
-    contains "$said" 'org.loopd1.mount'
+    contains "$output" 'org.loopd1.mount'
     nothing_is_left
 }
 
 test_an_interrupted_mount_leaves_nothing() {
-    sheet /home/alice/cd.iso BREAK
+    iso_image /home/alice/cd.iso BREAK
     rule 'polkit.addRule(function(action, subject) { if (action.id == "org.loopd1.mount") return polkit.Result.AUTH_ADMIN; });'
     local status=0
     # shellcheck disable=SC2016 # expect's own
@@ -341,7 +341,7 @@ END
     equal "names" "$(ls -A /home/alice)" "$(<names)"
 }
 
-# used FOLDER: KiB of its file system.
+# used DIRECTORY: KiB of its file system.
 used() {
     sync -f "$1"
     df --output=used -k "$1" | tail -n 1
@@ -368,14 +368,14 @@ test_a_throwaway_view_shares_blocks_where_it_can() {
 
 # ---- the desktop
 
-test_the_desktop_shows_the_folder_and_the_failure() {
-    sheet /home/alice/cd.iso DESKTOP
+test_the_desktop_shows_the_directory_and_the_failure() {
+    iso_image /home/alice/cd.iso DESKTOP
     mkdir -p /home/alice/bin
     # shellcheck disable=SC2016 # the script's own
     printf '#!/bin/sh\necho "$@" >/home/alice/opened\n' >/home/alice/bin/xdg-open
     chmod 755 /home/alice/bin/xdg-open
-    local said
-    said=$(active alice dbus-run-session -- bash -eu 2>&1 <<'END'
+    local output
+    output=$(active alice dbus-run-session -- bash -eu 2>&1 <<'END'
         export PATH=/home/alice/bin:$PATH
         dbus-monitor --session "interface='org.freedesktop.Notifications'" >notified &
         monitor=$!
@@ -390,7 +390,7 @@ test_the_desktop_shows_the_folder_and_the_failure() {
         kill "$monitor"
 END
     )
-    contains "$said" '^/run/media/alice/DESKTOP$' 'string "nothing.iso is not mounted"' \
+    contains "$output" '^/run/media/alice/DESKTOP$' 'string "nothing.iso is not mounted"' \
         'nothing.iso does not exist' 'string "cd.iso is not unmounted"' \
         'string "drive-removable-media"'
     equal "opened" "$(cat /home/alice/opened)" /run/media/alice/DESKTOP
@@ -400,11 +400,11 @@ END
 
 test_the_menu_entries_are_there() {
     desktop=/usr/share/applications/org.loopd1.open.desktop
-    sheet "/home/alice/my cd.iso" MENU
+    iso_image "/home/alice/my cd.iso" MENU
     contains "$(cat "$desktop")" '^Exec=loopctl mount --read-only --open --notify %f$'
     active alice bash -eux <<'END'
         PATH=/home/alice/bin:$PATH
-        # As the file manager calls them: in the folder, with the name.
+        # As the file manager calls them: in the directory, with the file name.
         '/usr/share/loopd/nautilus-scripts/Open disk image' 'my cd.iso' || true
         findmnt /run/media/alice/MENU
         /usr/share/loopd/nautilus-scripts/Eject 'my cd.iso'
@@ -412,15 +412,15 @@ END
     nothing_is_left
 }
 
-# ---- beside the peer
+# ---- comparison with UDisks2
 
 # median NUMBER…
 median() {
     printf '%s\n' "$@" | sort -n | sed -n "$((($# + 1) / 2))p"
 }
 
-test_one_call_beside_three() {
-    sheet /home/alice/cd.iso TIMED
+test_one_call_compared_with_three() {
+    iso_image /home/alice/cd.iso TIMED
     systemctl start udisks2.service
     local ours peers
     active alice bash -eu >ours <<'END'
@@ -436,22 +436,22 @@ test_one_call_beside_three() {
 END
     nothing_is_left
     active alice bash -eu >peers <<'END'
-        # The device may not be known yet when udisksctl is back; a script has to try again.
+        # UDisks2 may not know the device yet when udisksctl returns; a script has to retry.
         mount_it() {
             for try in $(seq 100); do
-                udisksctl mount --no-user-interaction -b "$1" >said 2>/dev/null && return
+                udisksctl mount --no-user-interaction -b "$1" >printed 2>/dev/null && return
             done
             return 1
         }
         for round in $(seq 3); do
             start=${EPOCHREALTIME/./}
-            udisksctl loop-setup --no-user-interaction -r -f cd.iso >said
-            device=$(sed -n 's/.* as \(.*\)\.$/\1/p' said)
+            udisksctl loop-setup --no-user-interaction -r -f cd.iso >printed
+            device=$(sed -n 's/.* as \(.*\)\.$/\1/p' printed)
             mount_it "$device"
             mounted=${EPOCHREALTIME/./}
-            ls "$(sed -n 's/.* at \([^ ]*[^. ]\)\.*$/\1/p' said)" >/dev/null
+            ls "$(sed -n 's/.* at \([^ ]*[^. ]\)\.*$/\1/p' printed)" >/dev/null
             before=${EPOCHREALTIME/./}
-            udisksctl unmount --no-user-interaction -b "$device" >said
+            udisksctl unmount --no-user-interaction -b "$device" >printed
             udisksctl loop-delete --no-user-interaction -b "$device"
             echo "$((mounted - start)) $((${EPOCHREALTIME/./} - before))"
             while [ -e "/sys/block/${device#/dev/}/loop" ]; do sleep 0.05; done
@@ -467,14 +467,14 @@ END
     note "udisksctl loop-setup and mount: $((${peers% *} / 1000)) ms, unmount and loop-delete: $((${peers#* } / 1000)) ms"
 }
 
-test_the_peer_ejects_what_is_ours_as_the_page_says() {
-    sheet /home/alice/cd.iso PEER
+test_udisks_ejects_as_documented() {
+    iso_image /home/alice/cd.iso PEER
     active alice loopctl mount cd.iso
-    local device said
+    local device output
     device=$(losetup -n -O NAME)
-    said=$(refused 1 active alice udisksctl unmount --no-user-interaction -b "$device")
+    output=$(refused 1 active alice udisksctl unmount --no-user-interaction -b "$device")
     systemctl stop udisks2.service
-    note "${said##*$'\n'}"
+    note "${output##*$'\n'}"
     active alice loopctl unmount cd.iso
     nothing_is_left
 }

@@ -1,9 +1,9 @@
-# No two file systems are mounted on the same bytes, whoever has mounted the other one.
+# No two file systems are mounted on the same bytes, not even if another program mounted the first one.
 # shellcheck shell=bash disable=SC2154,SC2164 # of lib.sh; what fails ends the test
 
 readonly image=/home/alice/disk.img
 
-# make KIND: an image of alice's with this file system.
+# make KIND: creates an image with this file system that alice owns.
 make() {
     case $1 in
         ext4) image $image 16M && mkfs.ext4 -q -L data $image ;;
@@ -14,34 +14,34 @@ make() {
     chown alice: $image
 }
 
-# sound KIND: the file system is what it should be.
+# sound KIND: the file system check finds no error.
 sound() {
     local -A command=([ext4]='e2fsck -fn' [xfs]='xfs_repair -n' [btrfs]='btrfs check' [vfat]='fsck.vfat -n')
-    local said
+    local output
     # shellcheck disable=SC2086 # a command and its option
-    said=$(${command[$1]} $image 2>&1) || fail "the file system check: $said"
+    output=$(${command[$1]} $image 2>&1) || fail "the file system check: $output"
 }
 
-# not_mounted_again DEVICE PATTERN…: alice is refused, with the other device and what it is used by.
+# not_mounted_again ARGUMENT…: the mount by alice is refused; prints the message.
 not_mounted_again() {
-    local said
-    said=$(refused 1 active alice loopctl mount "$@")
-    contains "$said" 'shows the same bytes'
-    echo "$said"
+    local output
+    output=$(refused 1 active alice loopctl mount "$@")
+    contains "$output" 'shows the same bytes'
+    echo "$output"
 }
 
 # refused_for DEVICE PATTERN…
 refused_for() {
-    local said option
+    local output option
     for option in '' --read-only; do
         # shellcheck disable=SC2086 # an option or nothing
-        said=$(not_mounted_again $option disk.img)
-        contains "$said" "$1 " "${@:2}"
+        output=$(not_mounted_again $option disk.img)
+        contains "$output" "$1 " "${@:2}"
     done
     equal "devices that are left" "$(losetup -n -O NAME -j $image | grep -vc "^$1\$")" 0
 }
 
-# scenarios KIND: those that any root's tool can bring about.
+# scenarios KIND: mounts by other programs.
 scenarios() {
     local device holder
     make "$1"
@@ -50,7 +50,7 @@ scenarios() {
     mount "$device" /mnt
     refused_for "$device" 'mounted on /mnt'
     echo data >/mnt/file
-    # Lazily unmounted, and still in use.
+    # Unmounted lazily, and still in use.
     exec 7>>/mnt/file
     umount --lazy /mnt
     refused_for "$device" 'unmounted lazily or mounted in another mount namespace'
@@ -68,12 +68,12 @@ scenarios() {
     rm ready
     losetup --detach "$device"
     eventually is_free "$device"
-    # By mount alone.
+    # By mount -o loop.
     mount -o loop $image /mnt
     refused_for "$(findmnt -no SOURCE /mnt)" 'mounted on /mnt'
     umount /mnt
     sound "$1"
-    # Nobody has it now.
+    # It is not in use any more.
     local place
     place=$(active alice loopctl mount disk.img)
     equal "file" "$(cat "$place/file")" "$(printf 'data\nmore')"
@@ -97,7 +97,7 @@ test_a_vfat_image_is_not_mounted_twice() {
     scenarios vfat
 }
 
-test_what_is_stacked_on_a_device_counts() {
+test_mounts_of_stacked_devices_are_found() {
     local below above
     make ext4
     below=$(losetup --find --show $image)
@@ -117,13 +117,13 @@ test_what_is_stacked_on_a_device_counts() {
     sound ext4
 }
 
-test_another_offset_of_the_file_counts() {
+test_a_mount_at_another_offset_is_found() {
     local part
     partitioned_image $image dos 512 alice
     part=$(losetup --find --show --offset 1M --sizelimit 4M $image)
     mount "$part" /mnt
     contains "$(not_mounted_again disk.img -p 1)" "$part " 'mounted on /mnt'
-    # The other partition has other bytes.
+    # The other partition consists of other bytes.
     active alice loopctl mount disk.img -p 2
     active alice loopctl unmount disk.img
     umount /mnt
@@ -131,7 +131,7 @@ test_another_offset_of_the_file_counts() {
     eventually is_free "$part"
 }
 
-test_what_the_peer_has_mounted_counts() {
+test_a_mount_by_udisks_is_found() {
     local device
     make ext4
     active alice udisksctl loop-setup --no-user-interaction -f $image
@@ -145,7 +145,7 @@ test_what_the_peer_has_mounted_counts() {
     sound ext4
 }
 
-test_what_another_user_has_mounted_counts() {
+test_a_mount_by_another_user_is_found() {
     make ext4
     chmod 755 /home/alice
     chmod 644 $image

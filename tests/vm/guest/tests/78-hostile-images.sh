@@ -1,9 +1,9 @@
-# What an image asks of the kernel beyond itself: a panic, another block device.
+# Images whose superblock requests a panic or another block device.
 # shellcheck shell=bash disable=SC2154,SC2164 # of lib.sh; what fails ends the test
-# shellcheck source=tests/vm/guest/tests/75-mount.sh
-source ./tests/75-mount.sh
+# shellcheck source=tests/vm/guest/lib/mount.sh
+source ./lib/mount.sh
 
-# A directory entry whose inode is gone: looking at it is an error of the file system.
+# A directory entry without its inode: reading it is a file system error.
 damaged_image() {
     image "$1" 16M alice
     mkdir -p tree
@@ -19,23 +19,23 @@ test_an_image_that_asks_for_a_panic_gets_none() {
     local type disk place
     for type in ext2 ext3 ext4; do
         damaged_image panic.img "$type"
-        disk=$(opened panic.img)
-        place=$(mounted "$disk")
+        disk=$(attach_for_mount panic.img)
+        place=$(mount_volume "$disk")
         contains "$(findmnt -n -o OPTIONS "$place")" 'errors=remount-ro'
         refused 2 active alice ls -l "$place/victim"
-        # It had an error, and is not written to any more.
+        # After the error it is read-only.
         contains "$(journalctl -k -b --no-pager | grep "EXT4-fs.*${disk#/dev/}")" 'error' 'Remounting filesystem read-only'
         refused 1 active alice touch "$place/new"
-        unmounted "$disk"
-        nothing_left
+        unmount_volume "$disk"
+        expect_nothing_left
     done
 }
 
-# not_mounted_by_alice FILE ERROR PATTERN [OPTION…]: the mount is refused, and the answer noted.
+# not_mounted_by_alice FILE ERROR PATTERN [OPTION…]: the mount is refused; notes the reply.
 not_mounted_by_alice() {
     local disk answer
     disk=$(active alice loopctl attach "$1")
-    answer=$(answer_of active alice mount "$disk" "${@:4}")
+    answer=$(call_volume active alice mount "$disk" "${@:4}")
     refusal "$answer" "$2" "$3"
     note "$1 ${*:4}: $(message "$answer")"
     active alice loopctl detach "$disk"
@@ -51,13 +51,13 @@ test_a_journal_on_a_device_of_the_machine_is_not_opened() {
     image external.img 16M alice
     mke2fs -q -t ext4 -b 4096 -J "device=$host" external.img
     not_mounted_by_alice external.img "$not_supported" "its journal is on another block device .7:${host#/dev/loop}."
-    not_mounted_by_alice external.img $not_supported 'its journal is on another block device' filesystem=s:ext3
-    # What is no journal at all is not either.
+    not_mounted_by_alice external.img "$not_supported" 'its journal is on another block device' filesystem=s:ext3
+    # The same for a device without a journal.
     image named.img 16M alice
     mke2fs -q -t ext4 -b 4096 -E "mount_opts=journal_path=$host" named.img ||
         { mke2fs -q -t ext4 -b 4096 named.img; tune2fs -E "mount_opts=journal_path=$host" named.img; }
-    not_mounted_by_alice named.img $not_supported "sets the mount option \"journal_path=$host\""
-    # The image is good: root may mount it.
+    not_mounted_by_alice named.img "$not_supported" "sets the mount option \"journal_path=$host\""
+    # The image is valid: root may mount it.
     disk=$(losetup --find --show external.img)
     mount "$disk" /mnt
     umount /mnt
@@ -86,7 +86,7 @@ test_data_on_a_device_of_the_machine_is_not_opened() {
     mkfs.erofs --quiet devices.img tree
     chown alice: devices.img
     slot=$(stat -c %s devices.img)
-    # A device table with one entry behind the end, and no checksum.
+    # A device table with one entry after the end, and no checksum.
     truncate --size=+4096 devices.img
     little_endian 0 4 $((1024 + 0x08)) devices.img
     little_endian 8 4 $((1024 + 0x50)) devices.img
@@ -94,7 +94,7 @@ test_data_on_a_device_of_the_machine_is_not_opened() {
     little_endian $((slot / 128)) 2 $((1024 + 0x58)) devices.img
     printf '%s' "$host" | dd of=devices.img bs=1 seek="$slot" conv=notrunc status=none
     little_endian 16 4 $((slot + 64)) devices.img
-    not_mounted_by_alice devices.img $not_supported 'its data is on another block device .by a name in its device table.'
+    not_mounted_by_alice devices.img "$not_supported" 'its data is on another block device .by a name in its device table.'
     if mount -t erofs -o loop,ro devices.img /mnt; then
         note "the kernel mounts it, and $host is: $(mount -t ext4 "$host" tree 2>&1 | grep -o busy || echo closed)"
         umount /mnt
@@ -119,12 +119,12 @@ test_a_btrfs_with_the_uuid_of_the_machines_is_refused() {
     not_mounted_by_alice copy.img org.loopd1.Error.Busy "another device has the same UUID $Uuid .$host."
     losetup --detach "$host"
     eventually is_free "$host"
-    # By itself it is an image like others.
+    # Without that conflict it is mounted.
     local disk
-    disk=$(opened copy.img)
-    mounted "$disk"
-    unmounted "$disk"
-    nothing_left
+    disk=$(attach_for_mount copy.img)
+    mount_volume "$disk"
+    unmount_volume "$disk"
+    expect_nothing_left
 }
 
 test_a_btrfs_over_two_images_of_a_user() {
@@ -141,12 +141,12 @@ test_a_btrfs_over_two_images_of_a_user() {
     eventually is_free "${devices[1]}"
     btrfs device scan --forget
     one=$(active alice loopctl attach one.img)
-    refusal "$(answer_of active alice mount "$one")" $failing
+    refusal "$(call_volume active alice mount "$one")" "$failing"
     other=$(active alice loopctl attach two.img)
-    place=$(mounted "$one")
+    place=$(mount_volume "$one")
     contains "$(btrfs filesystem show "$place")" "path $one" "path $other"
-    unmounted "$one"
+    unmount_volume "$one"
     active alice loopctl detach "$one" "$other"
-    nothing_left
+    expect_nothing_left
     btrfs device scan --forget
 }

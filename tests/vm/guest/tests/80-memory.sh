@@ -1,4 +1,4 @@
-# Memory beside a peer's, in the same machine.
+# Memory compared with UDisks2 on the same machine.
 # shellcheck shell=bash
 
 # memory PID: RSS and PSS in KiB.

@@ -1,4 +1,4 @@
-# The life of the package, with devices attached.
+# Upgrade, removal and purge of the package while devices are attached.
 # shellcheck shell=bash
 
 test_an_upgrade_keeps_what_is_attached() {
@@ -17,7 +17,7 @@ test_an_upgrade_keeps_what_is_attached() {
     loopctl detach "$device"
 }
 
-test_a_stopped_daemon_stays_so_in_an_upgrade() {
+test_an_upgrade_does_not_start_a_stopped_daemon() {
     systemctl stop loopd.service
     dpkg -i loopd-2.deb
     equal "state" "$(systemctl is-active loopd.service || true)" inactive
@@ -25,13 +25,13 @@ test_a_stopped_daemon_stays_so_in_an_upgrade() {
 
 test_a_removed_package_leaves_devices_but_no_daemon() {
     image /home/alice/disk.img 1M alice
-    local device said
+    local device output
     device=$(active alice loopctl attach disk.img)
     dpkg --remove loopd
     equal "state" "$(systemctl is-active loopd.service || true)" inactive
     attached "$device"
-    said=$(refused 1 busctl call org.loopd1 /org/loopd1 org.freedesktop.DBus.Peer Ping)
-    contains "$said" 'not provided|not activatable'
+    output=$(refused 1 busctl call org.loopd1 /org/loopd1 org.freedesktop.DBus.Peer Ping)
+    contains "$output" 'not provided|not activatable'
     losetup -d "$device"
 }
 

@@ -1,7 +1,7 @@
-# An upgrade under living clients.
+# An upgrade while clients are connected.
 # shellcheck shell=bash disable=SC2154 # of lib.sh
-# shellcheck source=tests/vm/guest/tests/65-restart.sh
-source ./tests/65-restart.sh
+# shellcheck source=tests/vm/guest/lib/restart.sh
+source ./lib/restart.sh
 
 test_everything_survives_an_upgrade() {
     all_survive dpkg -i loopd-2.deb

@@ -1,4 +1,4 @@
-# The bus goes, and comes back: late, since much of the machine goes with it.
+# A restart of the bus. Among the last tests, since it affects many services.
 # shellcheck shell=bash
 
 restart_bus() {
@@ -7,11 +7,11 @@ restart_bus() {
     local client
     client=$(device_of /home/alice/client.img)
     systemctl restart dbus.service
-    # Debian's own services are not all made for that.
+    # Some of Debian's services do not survive it.
     systemctl restart systemd-logind.service polkit.service
-    # Its client was cut off, and is nobody's any more.
+    # Its client was disconnected, so it has ended.
     eventually is_free "$client"
-    # Where loopctl has not ended by itself.
+    # If loopctl is still running.
     systemctl stop login.service || true
 }
 

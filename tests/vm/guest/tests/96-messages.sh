@@ -1,4 +1,4 @@
-# Malformed messages over dbus-broker, which passes on header fields that dbus-daemon drops.
+# Malformed messages over dbus-broker, which forwards header fields that dbus-daemon drops.
 # shellcheck shell=bash disable=SC2154 # of lib.sh
 
 readonly broker=/run/test-broker
@@ -35,7 +35,7 @@ start_broker() {
         dbus-broker-launch --scope system --config-file "$broker.conf"
 }
 
-# The unit as shipped, on that bus.
+# The shipped unit, on that bus.
 start_loopd_there() {
     mkdir -p /run/systemd/system/loopd.service.d
     printf '[Service]\nEnvironment=DBUS_SYSTEM_BUS_ADDRESS=unix:path=%s LOOPD_LOG=warn\n' "$broker" \
@@ -54,13 +54,13 @@ test_messages_over_dbus_broker() {
     trap leave_broker EXIT
     start_broker
     start_loopd_there
-    local pid said
+    local pid output
     pid=$(daemon_pid)
     export DBUS_SYSTEM_BUS_ADDRESS=unix:path=$broker
-    said=$("$probe" attack "$pid" 5000 "$((SRANDOM))")
-    note "${said//$'\n'/; }"
-    # Otherwise the fields prove nothing.
-    contains "$said" 'passes_unknown_fields: true' 'bounds_descriptors: true'
+    output=$("$probe" attack "$pid" 5000 "$((SRANDOM))")
+    note "${output//$'\n'/; }"
+    # Otherwise the test does not cover unknown fields.
+    contains "$output" 'passes_unknown_fields: true' 'bounds_descriptors: true'
     equal "daemon" "$(daemon_pid)" "$pid"
     image /home/alice/disk.img 1M
     loopctl detach "$(loopctl attach /home/alice/disk.img)"

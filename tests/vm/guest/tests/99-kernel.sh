@@ -1,4 +1,4 @@
-# What the kernel says after all that.
+# The kernel after all other tests.
 # shellcheck shell=bash
 
 test_the_kernel_is_not_tainted() {

@@ -1,4 +1,4 @@
-//! A bus, a polkit and a daemon, and the calls that tests make.
+//! The fixture of a host test: a bus, a polkit and a daemon, and the calls that tests make.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
@@ -31,17 +31,17 @@ use crate::{User, host};
 /// An attachment that a test made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attached {
-    /// Its object.
+    /// Its object path.
     pub path: OwnedObjectPath,
     /// Its device.
     pub device: LoopDevice,
 }
 
 impl Attached {
-    /// From what `SetupLoop` gave.
+    /// Converts the result of `SetupLoop`.
     ///
     /// # Errors
-    /// The device has no loop device's name.
+    /// The device is not a loop device.
     pub fn new((path, device): (OwnedObjectPath, String)) -> Result<Self> {
         Ok(Self { path, device: LoopDevice::from_node(&device)? })
     }
@@ -50,11 +50,11 @@ impl Attached {
 /// The objects of an attachment's partitions, by number.
 pub type Partitions = BTreeMap<u32, (PartitionProperties, VolumeProperties)>;
 
-/// What a test runs in.
+/// The environment of a test.
 #[derive(Debug)]
-pub struct World {
-    /// Where its files are; any user can enter it.
-    pub folder: PathBuf,
+pub struct Fixture {
+    /// The directory for its files; all users can enter it.
+    pub directory: PathBuf,
     /// Root's connection.
     pub connection: Connection,
     /// The manager on root's connection.
@@ -65,19 +65,19 @@ pub struct World {
     bus: Bus,
 }
 
-impl World {
+impl Fixture {
     /// Starts bus, polkit and daemon.
     ///
     /// # Errors
     /// One of them does not start.
-    pub async fn start(polkit: Setup, folder: &Path) -> Result<Self> {
-        let bus = Bus::start(folder)?;
-        let polkit = Polkit::start(polkit, &bus, folder).await?;
-        let daemon = Daemon::start(&bus, folder, &[], &[]).await?;
+    pub async fn start(polkit: Setup, directory: &Path) -> Result<Self> {
+        let bus = Bus::start(directory)?;
+        let polkit = Polkit::start(polkit, &bus, directory).await?;
+        let daemon = Daemon::start(&bus, directory, &[], &[]).await?;
         let connection = bus.connect().await?;
         let manager = Manager::new(&connection, Interaction::Forbidden).await?;
-        let mut world = Self {
-            folder: folder.to_owned(),
+        let mut fixture = Self {
+            directory: directory.to_owned(),
             connection,
             manager,
             daemon: Some(daemon),
@@ -85,29 +85,29 @@ impl World {
             polkit,
             bus,
         };
-        world.note_descriptors().await?;
-        Ok(world)
+        fixture.note_descriptors().await?;
+        Ok(fixture)
     }
 
     /// The daemon.
     ///
     /// # Errors
-    /// The test has ended it.
+    /// The test has stopped it.
     pub fn daemon(&mut self) -> Result<&mut Daemon> {
-        self.daemon.as_mut().context("there is no loopd")
+        self.daemon.as_mut().context("loopd is not running")
     }
 
-    /// Takes the daemon out of the world.
+    /// Removes the daemon from the fixture.
     pub fn take_daemon(&mut self) -> Option<Daemon> {
         self.daemon.take()
     }
 
-    /// A further daemon on the same bus, not waited for.
+    /// Starts a further daemon on the same bus, and does not wait for it.
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn spawn_daemon(&self, folder: &Path) -> Result<Daemon> {
-        Daemon::spawn(&self.bus, folder, &[], &[])
+    pub fn spawn_daemon(&self, directory: &Path) -> Result<Daemon> {
+        Daemon::spawn(&self.bus, directory, &[], &[])
     }
 
     /// Writes the configuration that the daemon reads at its next start or SIGHUP.
@@ -115,24 +115,24 @@ impl World {
     /// # Errors
     /// It cannot be written.
     pub fn configure(&self, text: &str) -> Result<()> {
-        Ok(std::fs::write(crate::daemon::configuration(&self.folder)?, text)?)
+        Ok(std::fs::write(crate::daemon::configuration(&self.directory)?, text)?)
     }
 
-    /// Starts a daemon with these environment variables; one that still runs is asked to end first.
+    /// Starts a daemon with these environment variables; a running one is stopped first.
     ///
     /// # Errors
-    /// It does not start, or the old one does not end well.
+    /// It does not start, or the old one fails.
     pub async fn restart_daemon(&mut self, environment: &[(&str, &str)]) -> Result<()> {
         self.restart(&[], environment).await
     }
 
-    /// Starts the daemon as this service manager does; one that still runs is asked to end first.
+    /// Starts the daemon as this service manager does; a running one is stopped first.
     ///
     /// # Errors
-    /// It does not start, or the old one does not end well.
+    /// It does not start, or the old one fails.
     pub async fn restart_managed(&mut self, manager: &ServiceManager) -> Result<()> {
         self.end_daemon().await?;
-        // After its end: it may have given up something.
+        // After its end: it may have passed descriptors to the store.
         let wrapper = manager.wrapper();
         let wrapper: Vec<_> = wrapper.iter().map(String::as_str).collect();
         self.restart(&wrapper, &manager.environment()).await
@@ -143,14 +143,14 @@ impl World {
     /// # Errors
     /// It cannot be killed.
     pub async fn kill_daemon(&mut self) -> Result<()> {
-        let mut daemon = self.daemon.take().context("there is no loopd")?;
+        let mut daemon = self.daemon.take().context("loopd is not running")?;
         daemon.kill().await
     }
 
-    /// Asks the daemon to end.
+    /// Stops the daemon with SIGTERM.
     ///
     /// # Errors
-    /// It does not, or not well.
+    /// It does not end, or fails.
     pub async fn end_daemon(&mut self) -> Result<()> {
         if let Some(mut daemon) = self.daemon.take() {
             let status = daemon.terminate().await?;
@@ -167,19 +167,19 @@ impl World {
         &self.bus
     }
 
-    /// From now on the bus starts the daemon on demand, and nobody else does.
+    /// Stops the daemon; the bus starts it on demand.
     ///
     /// # Errors
-    /// The old one does not end well.
+    /// The old one fails.
     pub async fn activate_daemon(&mut self) -> Result<()> {
         self.end_daemon().await?;
-        let service = self.folder.join(SERVICES).join(format!("{BUS_NAME}.service"));
+        let service = self.directory.join(SERVICES).join(format!("{BUS_NAME}.service"));
         let program = host::built("loopd");
-        let folder = self.folder.display();
-        let configuration = crate::daemon::configuration(&self.folder)?;
+        let directory = self.directory.display();
+        let configuration = crate::daemon::configuration(&self.directory)?;
         let command = format!(
-            "exec env LOOPD_LOG=debug DBUS_SYSTEM_BUS_ADDRESS={} RUNTIME_DIRECTORY={folder}/run:{folder}/media {} --config {} \
-             2>>{folder}/loopd.log",
+            "exec env LOOPD_LOG=debug DBUS_SYSTEM_BUS_ADDRESS={} RUNTIME_DIRECTORY={directory}/run:{directory}/media {} --config {} \
+             2>>{directory}/loopd.log",
             self.bus.address(),
             program.display(),
             configuration.display(),
@@ -191,7 +191,7 @@ impl World {
         Ok(())
     }
 
-    /// Whether some daemon has the name.
+    /// Whether a daemon owns the bus name.
     ///
     /// # Errors
     /// The bus does not answer.
@@ -200,34 +200,34 @@ impl World {
         Ok(names.name_has_owner(BUS_NAME.try_into()?).await?)
     }
 
-    /// Another bus in the place of this one, which is killed.
+    /// Kills the bus and starts another one.
     ///
     /// # Errors
     /// It does not start.
     pub async fn restart_bus(&mut self) -> Result<()> {
         self.bus.kill().await?;
-        self.bus = Bus::start(&self.folder)?;
+        self.bus = Bus::start(&self.directory)?;
         self.connection = self.bus.connect().await?;
         self.manager = Manager::new(&self.connection, Interaction::Forbidden).await?;
         Ok(())
     }
 
-    /// The same, through a wrapper: a command that runs the rest of its words in its own place.
+    /// Restarts the daemon through a wrapper: a command that executes its arguments.
     ///
     /// # Errors
-    /// It does not start, or the old one does not end well.
+    /// It does not start, or the old one fails.
     pub async fn restart_daemon_under(&mut self, wrapper: &[&str]) -> Result<()> {
         self.restart(wrapper, &[]).await
     }
 
     async fn restart(&mut self, wrapper: &[&str], environment: &[(&str, &str)]) -> Result<()> {
         self.end_daemon().await?;
-        self.daemon = Some(Daemon::start(&self.bus, &self.folder, wrapper, environment).await?);
+        self.daemon = Some(Daemon::start(&self.bus, &self.directory, wrapper, environment).await?);
         self.note_descriptors().await
     }
 
     async fn note_descriptors(&mut self) -> Result<()> {
-        // After a first call, everything that is opened once is open.
+        // After a first call, all lasting descriptors are open.
         self.manager.list(&ListOptions::default()).await?;
         self.idle_descriptors = self.daemon()?.descriptors()?;
         Ok(())
@@ -236,13 +236,13 @@ impl World {
     /// The daemon's log.
     #[must_use]
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.folder.join("loopd.log")).unwrap_or_default()
+        std::fs::read_to_string(self.directory.join("loopd.log")).unwrap_or_default()
     }
 
-    /// The polkit that answers as it is told.
+    /// The stand-in for polkit.
     ///
     /// # Errors
-    /// The test runs with another.
+    /// The test has another polkit.
     pub fn stand_in(&self) -> Result<&StandIn> {
         match &self.polkit {
             Polkit::StandIn(stand_in) => Ok(stand_in),
@@ -250,10 +250,10 @@ impl World {
         }
     }
 
-    /// Another connection of root's.
+    /// Another connection of root.
     ///
     /// # Errors
-    /// The bus does not let us in.
+    /// The bus refuses the connection.
     pub async fn connect(&self) -> Result<Connection> {
         self.bus.connect().await
     }
@@ -272,10 +272,10 @@ impl World {
         Attached::new(self.manager.setup_loop(file.as_fd(), options).await?)
     }
 
-    /// Tries to attach as root; gives the error.
+    /// Tries to attach as root; returns the error.
     ///
     /// # Errors
-    /// It worked, or failed in a way that is not the contract's.
+    /// It succeeded, or failed with an error outside the contract.
     pub async fn attach_fails(&self, file: &File, options: &AttachOptions) -> Result<Error> {
         refusal(self.manager.setup_loop(file.as_fd(), options).await)
     }
@@ -288,10 +288,10 @@ impl World {
         Ok(self.manager.detach(&attached.device.node(), DetachOptions::default()).await?)
     }
 
-    /// Tries to detach as root, not lazily; gives the error.
+    /// Tries to detach as root, not lazily; returns the error.
     ///
     /// # Errors
-    /// It worked, or failed in a way that is not the contract's.
+    /// It succeeded, or failed with an error outside the contract.
     pub async fn detach_fails(&self, device: LoopDevice) -> Result<Error> {
         refusal(self.manager.detach(&device.node(), DetachOptions::default()).await)
     }
@@ -346,7 +346,7 @@ impl World {
         Ok(proxy.get_all(interface.try_into()?).await?)
     }
 
-    /// What `List` gives, with foreign devices or without.
+    /// The result of `List`, with or without foreign devices.
     ///
     /// # Errors
     /// The daemon's.
@@ -354,7 +354,7 @@ impl World {
         Ok(self.manager.list(&ListOptions { all, ..ListOptions::default() }).await?)
     }
 
-    /// The object of this device, ours or foreign.
+    /// The object of this device, also of a foreign one.
     ///
     /// # Errors
     /// The daemon's.
@@ -367,7 +367,7 @@ impl World {
         Ok(None)
     }
 
-    /// Writes down the daemon's signals from now on.
+    /// Starts to record the daemon's signals.
     ///
     /// # Errors
     /// The bus refuses.
@@ -375,10 +375,10 @@ impl World {
         Signals::record(&self.connection).await
     }
 
-    /// Waits until the kernel has let go of the device's file, and the daemon of its object.
+    /// Waits until the device is free and its object is removed.
     ///
     /// # Errors
-    /// They do not.
+    /// That does not happen in time.
     pub async fn gone(&self, attached: &Attached) -> Result<()> {
         let Attached { path, device } = attached;
         eventually(&format!("{} is free", device.node()), async || Ok(!device.bound())).await?;
@@ -391,7 +391,7 @@ impl World {
     /// A command with the test's bus as the system bus.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
-        command.env("DBUS_SYSTEM_BUS_ADDRESS", self.bus.address()).current_dir(&self.folder);
+        command.env("DBUS_SYSTEM_BUS_ADDRESS", self.bus.address()).current_dir(&self.directory);
         command
     }
 
@@ -433,7 +433,7 @@ impl World {
         crate::process::output(command).await
     }
 
-    /// Makes a raw call as this user and gives the answer.
+    /// Makes a raw call as this user and returns the reply.
     ///
     /// # Errors
     /// The probe itself failed.
@@ -463,16 +463,16 @@ impl World {
         Probe::spawn(command)
     }
 
-    /// Waits until no device of this test is attached and the daemon has no more open than when it
-    /// was idle.
+    /// Waits until no device of this test is attached and the daemon has no more descriptors than when it was
+    /// idle.
     ///
     /// # Errors
     /// Something is left.
     pub async fn assert_no_leak(&mut self) -> Result<()> {
-        let folder = self.folder.clone();
+        let directory = self.directory.clone();
         let mut left = Vec::new();
         let free = eventually("all devices are free", async || {
-            left = sysfs::bound_by_tests(&folder);
+            left = sysfs::bound_by_tests(&directory);
             Ok(left.is_empty())
         });
         free.await.with_context(|| format!("{left:?}"))?;
@@ -493,10 +493,10 @@ impl World {
 /// The contract's error in a call that must fail.
 ///
 /// # Errors
-/// It worked, or failed in a way that is not the contract's.
+/// It succeeded, or failed with an error outside the contract.
 pub fn refusal<T: std::fmt::Debug>(result: zbus::Result<T>) -> Result<Error> {
     match result {
-        Ok(value) => bail!("it should have failed and gave {value:?}"),
+        Ok(value) => bail!("it should have failed and returned {value:?}"),
         Err(error) => {
             let known = loopd_dbus::error::from_call(&error)
                 .with_context(|| format!("not the contract's: {error}"))?;
