@@ -9,9 +9,9 @@ use std::time::{Duration, SystemTime};
 use loopd_dbus::names::attachment_path;
 use loopd_dbus::properties::{from_bus_path, to_bus_path};
 use loopd_dbus::{
-    AttachOptions, AttachmentProperties, DetachOptions, Lifetime, ListOptions, VolumeProperties,
+    AttachOptions, AttachmentProperties, DetachOptions, ErrorKind, Lifetime, ListOptions, VolumeProperties,
 };
-use loopd_tests::fixture::{Attached, Fixture};
+use loopd_tests::fixture::{Attached, Fixture, expect_kind, refusal};
 use loopd_tests::image::{Image, MIB};
 use loopd_tests::polkit::Setup;
 use loopd_tests::process::{eventually, run};
@@ -25,6 +25,7 @@ loopd_tests::tests! {
         properties_match_the_kernel,
         list_returns_the_same_properties,
         list_filters_by_file_and_offset,
+        list_by_a_file_that_cannot_be_examined_fails,
         offset_and_size_limit_are_applied,
         odd_sizes_are_rounded_down_to_sectors,
         option_makes_the_device_read_only,
@@ -153,6 +154,16 @@ async fn list_filters_by_file_and_offset(fixture: &mut Fixture) -> Outcome {
         fixture.detach(&attached).await?;
     }
     Ok(())
+}
+
+/// A list without its filter has every attachment in it, and `loopctl detach FILE` detaches what is listed.
+async fn list_by_a_file_that_cannot_be_examined_fails(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
+    let attached = fixture.attach(&image.open()?, &plain()).await?;
+    let directory = std::fs::File::open(&fixture.directory)?;
+    let listed = ListOptions { file: Some(directory.into()), ..ListOptions::default() };
+    expect_kind(&refusal(fixture.manager.list(&listed).await)?, ErrorKind::InvalidBackingFile)?;
+    fixture.detach(&attached).await
 }
 
 async fn offset_and_size_limit_are_applied(fixture: &mut Fixture) -> Outcome {

@@ -1,15 +1,19 @@
 //! After a successful `Detach` the device is free; `Busy` names the holders and changes nothing.
 
 use std::fs::File;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::time::Duration;
 
-use loopd_dbus::{AttachOptions, DetachOptions, ErrorKind, Lifetime};
-use loopd_tests::Outcome;
+use anyhow::Context as _;
+use loopd_dbus::{AttachOptions, AttachmentProperties, DetachOptions, ErrorKind, Lifetime};
+use loopd_tests::bus::repository;
 use loopd_tests::fixture::{Attached, Fixture, expect_kind, refusal};
 use loopd_tests::image::{Image, MIB, Mounted};
 use loopd_tests::polkit::Setup;
-use loopd_tests::process::{eventually, run};
+use loopd_tests::process::{eventually, installed, output, run};
 use loopd_tests::sysfs::{self, LoopDevice};
+use loopd_tests::{Outcome, ROOT, skip};
 
 loopd_tests::tests! {
     "detach";
@@ -27,6 +31,7 @@ loopd_tests::tests! {
         detach_after_a_lazy_detach,
         foreign_device_is_detached,
         busy_foreign_device_stays,
+        helper_of_a_unit_detaches_its_own_attachment,
         invalid_names_are_rejected,
         detach_of_a_free_device_is_not_found,
         object_of_an_ended_attachment_is_unknown,
@@ -223,6 +228,57 @@ async fn busy_foreign_device_stays(fixture: &mut Fixture) -> Outcome {
     Ok(())
 }
 
+/// A stand-in for a program that the helper of loop-image@.service calls. Before a detach is requested, another
+/// program detaches the device and takes its number.
+const FASTER: &str = r#"#!/bin/sh
+case "$*" in
+*etach*)
+    losetup -d "$DEVICE"
+    for _ in $(seq 100); do losetup "$DEVICE" "$OTHER" && break; sleep 0.05; done
+    ;;
+esac
+exec REAL "$@"
+"#;
+
+/// It detaches the attachment that it made, and not what has its number by then.
+async fn helper_of_a_unit_detaches_its_own_attachment(fixture: &mut Fixture) -> Outcome {
+    if !installed("busctl") {
+        return skip("busctl is not installed");
+    }
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
+    let other = Image::sparse(&fixture.directory, "other", MIB)?;
+    let (tools, state) = (fixture.directory.join("tools"), fixture.directory.join("state"));
+    std::fs::create_dir_all(&tools)?;
+    std::fs::create_dir_all(&state)?;
+    let loopctl = fixture.tool(ROOT, "loopctl")?.get_program().to_str().unwrap().to_owned();
+    for (name, real) in [("loopctl", loopctl.as_str()), ("busctl", "/usr/bin/busctl")] {
+        executable(&tools.join(name), &FASTER.replace("REAL", real))?;
+    }
+    executable(&tools.join("systemd-notify"), "#!/bin/sh\n")?;
+    let path = format!("{}:{}", tools.display(), std::env::var("PATH")?);
+    let helper = async |words: &[&str], device: &str| {
+        let mut command = fixture.command(repository().join("systemd/loop-image"));
+        command.args(words).env("PATH", &path).env("RUNTIME_DIRECTORY", &state);
+        command.env("DEVICE", device).env("OTHER", other.name());
+        output(command).await
+    };
+    let attached = helper(&["attach", "instance", image.name()], "").await?;
+    assert!(attached.status.success(), "{attached:?}");
+    let (_, properties) = fixture.list(false).await?.pop().context("nothing is attached")?;
+    let device = LoopDevice(AttachmentProperties::from_dict(&properties)?.number);
+    let detached = helper(&["detach", "instance"], &device.node()).await?;
+    assert!(detached.status.success(), "{detached:?}");
+    let shown = run("losetup", ["-n", "-O", "BACK-FILE", &device.node()]).await?;
+    assert_eq!(shown.trim(), other.name(), "the device of another program");
+    run("losetup", ["-d", &device.node()]).await?;
+    fixture.assert_no_leak().await
+}
+
+fn executable(path: &Path, text: &str) -> anyhow::Result<()> {
+    std::fs::write(path, text)?;
+    Ok(std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))?)
+}
+
 async fn invalid_names_are_rejected(fixture: &mut Fixture) -> Outcome {
     let names = [
         "",
@@ -257,7 +313,7 @@ async fn detach_of_a_free_device_is_not_found(fixture: &mut Fixture) -> Outcome 
     expect_kind(&fixture.detach_fails(free).await?, ErrorKind::NotFound)?;
     let none = LoopDevice(sysfs::all().last().map_or(0, |last| last.0 + 100));
     expect_kind(&fixture.detach_fails(none).await?, ErrorKind::NotFound)?;
-    assert!(!std::path::Path::new(&none.node()).exists(), "asking made a device");
+    assert!(!Path::new(&none.node()).exists(), "asking made a device");
     Ok(())
 }
 

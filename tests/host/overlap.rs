@@ -280,7 +280,7 @@ async fn foreign_device_with_a_file_of_a_user_is_not_reused(fixture: &mut Fixtur
         } else {
             let error = fixture.attach_fails(&image.open()?, &with(Overlap::Reuse)).await?;
             expect_kind(&error, ErrorKind::Overlap)?;
-            assert!(error.message.contains("not root's alone"), "{error}");
+            assert!(error.message.contains("users other than root can write to its file"), "{error}");
         }
     }
     fixture.manager.detach(&device.node(), DetachOptions::default()).await?;

@@ -172,8 +172,20 @@ pub fn pid(id: u32) -> Pid {
 /// # Errors
 /// It has ended.
 pub fn resident(process: Pid) -> Result<u64> {
+    memory(process, "VmRSS:")
+}
+
+/// The largest resident memory that a process has had, in KiB.
+///
+/// # Errors
+/// The process has ended.
+pub fn peak(process: Pid) -> Result<u64> {
+    memory(process, "VmHWM:")
+}
+
+fn memory(process: Pid, field: &str) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("it has ended")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).context("it has ended")?;
     Ok(line.trim().trim_end_matches(" kB").parse()?)
 }
 

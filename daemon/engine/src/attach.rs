@@ -1,17 +1,18 @@
-//! Attaching a file. Whatever fails on the way undoes the steps before it.
+//! Attaches a file. A step that fails undoes the steps before it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use loopd_common::{Error, ErrorKind, Lifetime, Overlap};
+use loopd_common::{Lifetime, Overlap};
 use tokio::time::Instant;
 
 use crate::client::Caller;
 use crate::engine::Engine;
+use crate::error::Error;
 use crate::event::Event;
 use crate::kernel::{Attached, DiskSequence, Kernel, Partitioning, ScanReason};
 use crate::lifecycle::Lifecycle;
-use crate::operation::{abandoned, audit, detached_meanwhile};
+use crate::operation::audit;
 use crate::ownership::{Ownership, is_root};
 use crate::record::Record;
 use crate::request::AttachRequest;
@@ -23,12 +24,11 @@ use crate::state_writer::Announcement;
 const MOST_PARTITIONS: usize = 255;
 
 impl<K: Kernel> Engine<K> {
-    /// Attaches the file, or gives back what it is attached to where the request wants that; returns when
-    /// the attachment is what the request asks for, and was told to the world.
+    /// Attaches the file, or returns an existing attachment if the request allows that. Returns when the
+    /// attachment is as requested, and its event was emitted.
     ///
     /// # Errors
-    /// Those of the contract. Nothing is left attached then, but for what is still in use, which
-    /// goes with its last user.
+    /// Those of the contract. The device is detached again, at its last close if it is in use.
     pub async fn attach(
         self: &Arc<Self>,
         file: K::File,
@@ -36,16 +36,16 @@ impl<K: Kernel> Engine<K> {
         caller: &impl Caller,
     ) -> Result<Snapshot, Error> {
         if request.overlap == Overlap::Allow {
-            return self.attach_anew(file, request, caller).await;
+            return self.attach_new(file, request, caller).await;
         }
         let (_alone, reused) = self.resolve_overlap(&file, &request, caller).await?;
         match reused {
             Some(reused) => Ok(reused),
-            None => self.attach_anew(file, request, caller).await,
+            None => self.attach_new(file, request, caller).await,
         }
     }
 
-    async fn attach_anew(
+    async fn attach_new(
         self: &Arc<Self>,
         file: K::File,
         request: AttachRequest,
@@ -53,10 +53,10 @@ impl<K: Kernel> Engine<K> {
     ) -> Result<Snapshot, Error> {
         let permit = self.attachment_quota.acquire(caller.uid())?;
         if caller.is_disconnected() {
-            return Err(abandoned());
+            return Err(Error::AttachAbandoned);
         }
-        // Until it is written down whose it is, a mark tells that it is nobody else's. One that goes with
-        // us needs none.
+        // A persistent device carries a mark until its state file exists, so that a restarted daemon can
+        // recognize and detach it. Autoclear devices end with the daemon and need no mark.
         let announced = match request.lifetime {
             Lifetime::Persistent => Some(self.state_writer.announce()?),
             _ => None,
@@ -98,7 +98,7 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    /// Notes the attachment, unseen by the world, as soon as the kernel has made it.
+    /// Records the attachment, not published, as soon as the kernel has made it.
     fn record(
         self: &Arc<Self>,
         attached: Attached<K>,
@@ -139,7 +139,7 @@ impl<K: Kernel> Engine<K> {
         id
     }
 
-    /// Waits until the attachment may be shown.
+    /// Waits until the attachment can be published.
     async fn settle(
         self: &Arc<Self>,
         id: DiskSequence,
@@ -147,9 +147,9 @@ impl<K: Kernel> Engine<K> {
         partitions_missing: bool,
         uid: u32,
     ) -> Result<(), Error> {
-        // Events of a claimed number were passed over: one of them may have been its end.
+        // Events of a claimed number are ignored: one of them may have been the end of this attachment.
         if self.reap_if_gone(id) {
-            return Err(detached_meanwhile(id));
+            return Err(Error::DetachedByOthers { id });
         }
         let waits = request.wait && self.kernel.udev_runs();
         if waits || partitions_missing {
@@ -158,12 +158,12 @@ impl<K: Kernel> Engine<K> {
         let deadline = Instant::now() + self.settings().wait_for_udev;
         if partitions_missing {
             if waits {
-                // udev answers our close of the device with BLKRRPART, which would drop the
-                // partitions that we add: that is over once it has processed the device.
+                // After loopd has closed the device udev issues BLKRRPART, which would drop the partitions that
+                // are added now. It has done so when it has processed the device.
                 self.await_udev(id, deadline, |record| record.processed).await?;
             }
             let made = self.scan_partitions(id, ScanReason::Changed);
-            // It fails for too many as well, which were made then.
+            // If there are too many, they were made before the error.
             let count =
                 |made: Option<&Partitioning>| made.map_or(MOST_PARTITIONS, |made| made.partitions.len());
             self.pacing.make(uid, made, count).await?;
@@ -174,12 +174,12 @@ impl<K: Kernel> Engine<K> {
         Ok(())
     }
 
-    /// Shows the attachment to the world, unless it ended meanwhile.
+    /// Publishes the attachment, unless it has ended.
     async fn publish(self: &Arc<Self>, id: DiskSequence) -> Result<Snapshot, Error> {
         let shown = {
             let mut guard = self.state();
             let state = &mut *guard;
-            let Some(record) = state.records.get_mut(&id) else { return Err(detached_meanwhile(id)) };
+            let Some(record) = state.records.get_mut(&id) else { return Err(Error::DetachedByOthers { id }) };
             if record.lifecycle.is_cancelled() {
                 None
             } else {
@@ -194,22 +194,19 @@ impl<K: Kernel> Engine<K> {
         };
         let Some(snapshot) = shown else {
             self.discard(id).await;
-            return Err(Error::new(
-                ErrorKind::AccessDenied,
-                "the client vanished, or loopd was asked to end, before the device was ready",
-            ));
+            return Err(Error::AttachAbandoned);
         };
         audit("attached", &snapshot);
         Ok(snapshot)
     }
 
-    /// Undoes an attach that the world was not told of.
+    /// Undoes an attach that was not published.
     pub(super) async fn discard(self: &Arc<Self>, id: DiskSequence) {
         self.release(id).await;
         let still_used = {
             let mut state = self.state();
             let Some(record) = state.records.get_mut(&id) else { return };
-            // Someone else has it open: what remains is shown for as long as it lasts.
+            // Another process has it open: it is published until its last close.
             record.lifecycle = Lifecycle::Detaching;
             state.records.get(&id).map(|record| record.snapshot(id, &state.mounts))
         };

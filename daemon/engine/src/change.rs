@@ -2,15 +2,14 @@
 
 use std::sync::Arc;
 
-use loopd_common::Error;
-
 use crate::engine::Engine;
+use crate::error::Error;
 use crate::kernel::{Change, DiskSequence, Kernel};
-use crate::operation::{audit, gone};
+use crate::operation::{audit, gone, in_use};
 use crate::snapshot::Snapshot;
 
 impl<K: Kernel> Engine<K> {
-    /// Changes the device; after an error it is as it was.
+    /// Changes the device. After an error it is unchanged.
     ///
     /// # Errors
     /// `NotFound`, `Busy`, `NotSupported`, `Kernel`.
@@ -22,16 +21,16 @@ impl<K: Kernel> Engine<K> {
         }
         self.apply(&attachment, change).await?;
         audit("changed", &attachment);
-        // A table may lie elsewhere now, and udev answers our close with BLKRRPART.
+        // The table may be in another place now, and udev issues BLKRRPART after the writable descriptor is closed.
         self.partitions_may_have_changed(id).await
     }
 
-    /// A file system does not survive that the size of its blocks changes under it.
+    /// A change of the block size damages a mounted file system.
     async fn refuse_in_use(&self, attachment: &Snapshot) -> Result<(), Error> {
         let users = self.kernel.users(attachment.device.number).await?;
         if users.is_empty() {
             return Ok(());
         }
-        Err(crate::operation::busy("change the block size of", attachment, &users, "end that first"))
+        Err(in_use("change the block size of", attachment, users, "end that first"))
     }
 }

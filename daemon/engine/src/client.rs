@@ -10,14 +10,14 @@ impl std::fmt::Display for ClientId {
     }
 }
 
-/// Whoever asked, as far as the engine has to know.
+/// The caller of an operation.
 pub trait Caller: Send + Sync {
     /// Its connection.
     fn client(&self) -> &ClientId;
     /// Its uid.
     fn uid(&self) -> u32;
-    /// Whether it has vanished. Whoever calls is watched from before until after the call.
+    /// Whether it has disconnected. A caller is watched during the whole call.
     fn is_disconnected(&self) -> bool;
-    /// Resolves when it vanishes.
+    /// Waits until it disconnects.
     fn disconnected(&self) -> impl Future<Output = ()> + Send;
 }

@@ -1,26 +1,24 @@
-//! Detaching on request.
+//! Detaches on request.
 
 use std::sync::Arc;
 
-use loopd_common::text::printable;
-use loopd_common::{Error, ErrorKind};
-
 use crate::engine::Engine;
+use crate::error::Error;
 use crate::kernel::{Change, DiskSequence, Kernel};
-use crate::operation::{audit, busy, gone};
+use crate::operation::{audit, gone, in_use};
 use crate::snapshot::Snapshot;
 
 const OR_LAZILY: &str = "end that first, or detach lazily";
 
-/// How a non-lazy detach went.
+/// The result of a detach that is not lazy.
 enum Attempt {
     Gone,
     InUse,
 }
 
 impl<K: Kernel> Engine<K> {
-    /// Detaches. Not lazy: returns when the device really is free, or fails with `Busy` and has
-    /// changed nothing. Lazy: returns at once, and the device goes with its last user.
+    /// Detaches. Not lazy: returns when the device is free, or fails with `Busy` and has changed nothing. Lazy:
+    /// returns at once, and the device is detached at its last close.
     ///
     /// # Errors
     /// `NotFound`, `Busy`, `Kernel`.
@@ -32,7 +30,7 @@ impl<K: Kernel> Engine<K> {
         let Some(attachment) = self.find(id) else { return Err(gone(id)) };
         let users = self.kernel.users(attachment.device.number).await?;
         if !users.is_empty() {
-            return Err(busy("detach", &attachment, &users, OR_LAZILY));
+            return Err(in_use("detach", &attachment, users, OR_LAZILY));
         }
         match self.try_detach(&attachment).await? {
             Attempt::Gone => {
@@ -43,7 +41,7 @@ impl<K: Kernel> Engine<K> {
             Attempt::InUse => {
                 let mut users = self.kernel.users(attachment.device.number).await.unwrap_or_default();
                 users.holders.extend(self.stacked_on(&attachment.device.node()));
-                Err(busy("detach", &attachment, &users, OR_LAZILY))
+                Err(in_use("detach", &attachment, users, OR_LAZILY))
             }
         }
     }
@@ -52,7 +50,7 @@ impl<K: Kernel> Engine<K> {
         let at_once = self.settings().wait_for_users;
         let locked = tokio::time::timeout(at_once, self.lock_device(id)).await;
         let attachment = self.find(id).ok_or_else(|| gone(id))?;
-        let alone = locked.unwrap_or_else(|_| Err(at_work(&attachment)))?;
+        let alone = locked.unwrap_or_else(|_| Err(in_progress(&attachment)))?;
         self.detach_lazily(&attachment, "detached lazily", alone).await;
         Ok(())
     }
@@ -64,7 +62,7 @@ impl<K: Kernel> Engine<K> {
         stacked.map(|record| record.device.node()).collect()
     }
 
-    /// Lets go, and waits a bounded time for passing users; takes it back where they stay.
+    /// Releases the device, and waits a bounded time for passing users. If one stays, the device is held again.
     async fn try_detach(self: &Arc<Self>, attachment: &Snapshot) -> Result<Attempt, Error> {
         let was_held = self.state().records.get(&attachment.id).is_some_and(|record| record.hold.is_some());
         self.release(attachment.id).await;
@@ -74,16 +72,15 @@ impl<K: Kernel> Engine<K> {
         if was_held {
             self.take_hold(attachment).await?;
         } else if !attachment.device.autoclear {
-            self.take_clear_back(attachment).await?;
+            self.undo_clear(attachment).await?;
         }
         self.reap_if_gone(attachment.id);
         let still_there = self.state().records.contains_key(&attachment.id);
         Ok(if still_there { Attempt::InUse } else { Attempt::Gone })
     }
 
-    /// Has the device stay although it was cleared: without autoclear or, where the kernel does not
-    /// let us take that back, with a descriptor of ours.
-    async fn take_clear_back(self: &Arc<Self>, attachment: &Snapshot) -> Result<(), Error> {
+    /// Keeps a device that was cleared: makes it persistent again or, if the kernel refuses that, holds it.
+    async fn undo_clear(self: &Arc<Self>, attachment: &Snapshot) -> Result<(), Error> {
         let (number, sequence) = (attachment.device.number, attachment.device.disk_sequence);
         match self.kernel.change(number, sequence, Change::Autoclear(false)).await {
             Ok(_) => Ok(()),
@@ -98,15 +95,12 @@ impl<K: Kernel> Engine<K> {
     }
 }
 
-/// What a device is told as that another call is at work on.
-fn at_work(attachment: &Snapshot) -> Error {
-    Error::new(
-        ErrorKind::Busy,
-        format!(
-            "cannot detach {} ({}): another call is at work on it and does not end, so its backing file may hang; \
-             try again when it answers",
-            attachment.device.node(),
-            printable(&attachment.device.backing_file)
-        ),
-    )
+/// Error for a device that has another operation in progress.
+fn in_progress(attachment: &Snapshot) -> Error {
+    Error::Busy {
+        operation: format!("detach {}", attachment.device.shown()),
+        reason: "another operation is in progress on it and does not end, so its backing file may hang; try again \
+                 when it answers"
+            .to_owned(),
+    }
 }

@@ -1,4 +1,4 @@
-//! The attachments of this machine: what is known of them, and how it is changed and published.
+//! The engine: its state, and how the state is read and published.
 //!
 //! Lock order. No task waits for one of these while it holds a later one:
 //!
@@ -17,10 +17,10 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use loopd_common::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::client::ClientId;
+use crate::error::Error;
 use crate::event::Event;
 use crate::kernel::{DiskSequence, FileFacts, FileIdentity, Kernel, ProbeResult};
 use crate::keyed_mutex::KeyedMutex;
@@ -48,37 +48,36 @@ pub struct Engine<K: Kernel> {
     pub(super) mount_quota: Quota,
     pub(super) mounter: Box<dyn Mounter>,
     pub(super) mount_directories: MountDirectories,
-    /// Whether calls are given up.
+    /// Whether calls are aborted.
     pub(super) ending: watch::Sender<bool>,
-    /// One attach of a file at a time, among those that mind the others.
+    /// One attach of a file at a time, among the requests that check overlaps.
     pub(super) file_locks: KeyedMutex<FileIdentity>,
     /// One mount of a file at a time: see [`Kernel::claim_overlapping`].
     pub(super) mount_locks: KeyedMutex<FileIdentity>,
-    /// One look at a number at a time: it may hang.
+    /// One scan of a number at a time: it may hang.
     pub(super) status_locks: KeyedMutex<u32>,
     pub(super) scans: ScanQueue,
     pub(super) background: Background,
     pub(super) pacing: Pacing,
     pub(super) state_writer: StateWriter,
-    /// What could not be taken up at the start, by number.
+    /// The attachments that could not be adopted at the start, by number.
     pub(super) pending: Mutex<HashMap<u32, Pending>>,
 }
 
 /// The state behind the engine's lock.
 pub(super) struct Attachments<K: Kernel> {
-    /// In the order of the attaches, so that what happens to several of them has an order too.
+    /// In the order of the attaches, so that an operation on several of them has a defined order.
     pub(super) records: BTreeMap<DiskSequence, Record<K>>,
-    /// The attachment that a number stands for now.
+    /// The current attachment on a number.
     pub(super) by_number: HashMap<u32, DiskSequence>,
-    /// What udev last processed of each device and partition: its event may come before the record
-    /// is made.
+    /// udev's last result for each device and partition: its event may arrive before the record is made.
     pub(super) processed: HashMap<(u32, Option<u32>), (DiskSequence, ProbeResult)>,
     pub(super) mounts: MountTable,
-    /// The clients that something may end with: each end of any other is over with one look.
+    /// The clients that an attachment may end with: a disconnect of any other client needs no search.
     pub(super) clients: HashSet<ClientId>,
 }
 
-/// An attachment of an earlier daemon whose device could not be looked at.
+/// An attachment of the last daemon whose device could not be read.
 pub(super) struct Pending {
     pub(super) saved: SavedAttachment,
     /// Counts against its owner's limit.
@@ -86,7 +85,7 @@ pub(super) struct Pending {
 }
 
 impl<K: Kernel> Engine<K> {
-    /// An engine that knows of no attachment yet, and the events that it will tell.
+    /// An engine without attachments, and the events that it will emit.
     pub fn new(
         kernel: K,
         settings: Settings,
@@ -135,12 +134,12 @@ impl<K: Kernel> Engine<K> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The times and bounds that hold now.
+    /// The current settings.
     pub fn settings(&self) -> Settings {
         self.settings.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Has other times and bounds hold for what is asked from now on.
+    /// Replaces the settings; applies to subsequent requests only.
     pub fn configure(&self, settings: Settings) {
         self.attachment_quota.set_limits(settings.attachments);
         self.partition_quota.set_limits(settings.partitions);
@@ -150,11 +149,11 @@ impl<K: Kernel> Engine<K> {
 
     pub(super) fn emit(&self, event: Event) {
         self.state_writer.follow(&event);
-        // There is nobody to tell once the daemon stops.
+        // There is no receiver once the daemon stops.
         let _nobody_listens = self.events.send(event);
     }
 
-    /// Resolves when no attachment is ours, not even one that is being detached, and no mount point.
+    /// Waits until there are no owned attachments, not even ones that are being detached, and no mount directories.
     pub async fn nothing_attached(&self) {
         loop {
             self.mount_quota.empty().await;
@@ -165,14 +164,14 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    /// Resolves when every event so far was handled by whoever receives them.
+    /// Waits until all events emitted so far have been published on the bus.
     pub async fn flush_events(&self) {
         let (done, handled) = oneshot::channel();
         self.emit(Event::Checkpoint(done));
         let _daemon_stops = handled.await;
     }
 
-    /// ScanQueue at a file. See [`Kernel::examine`].
+    /// Examines a file. See [`Kernel::examine`].
     ///
     /// # Errors
     /// `InvalidBackingFile`.
@@ -180,7 +179,7 @@ impl<K: Kernel> Engine<K> {
         self.kernel.examine(file).await
     }
 
-    /// A number that nothing is attached to. See [`Kernel::free_number`].
+    /// The number of a free device. See [`Kernel::free_number`].
     ///
     /// # Errors
     /// `NoFreeDevice`.
@@ -196,7 +195,7 @@ impl<K: Kernel> Engine<K> {
         self.kernel.remove_device(number).await
     }
 
-    /// Every attachment that the world was told of, by number.
+    /// All published attachments, by number.
     #[must_use]
     pub fn list(&self) -> Vec<Snapshot> {
         self.listed(Record::snapshot)
@@ -247,7 +246,7 @@ impl<K: Kernel> Attachments<K> {
         id
     }
 
-    /// What udev said of a device or partition of this attach.
+    /// udev's result for a device or partition of this attach.
     pub(super) fn seen(
         &self,
         number: u32,

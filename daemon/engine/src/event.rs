@@ -5,31 +5,31 @@ use tokio::sync::oneshot;
 use crate::kernel::{DiskSequence, ProbeResult};
 use crate::snapshot::{Changes, Snapshot};
 
-/// What the world is told.
+/// An event to be published.
 #[derive(Debug)]
 pub enum Event {
-    /// An attachment is there.
+    /// An attachment was published.
     Added(Box<Snapshot>),
-    /// Something about it is different.
+    /// An attachment has changed.
     Changed(Box<Changes>),
-    /// It is gone.
+    /// An attachment has ended.
     Removed(DiskSequence),
-    /// Everything before this was said: see [`Engine::told`].
+    /// All events before this one have been published: see [`Engine::flush_events`](crate::Engine::flush_events).
     Checkpoint(oneshot::Sender<()>),
 }
 
-/// Something happened to a loop device.
+/// An event of a loop device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Uevent {
     /// N of `/dev/loopN`.
     pub number: u32,
-    /// N of `/dev/loop0pN`, where it is about a partition.
+    /// N of `/dev/loop0pN`, if it is about a partition.
     pub partition: Option<u32>,
     /// Whether the device or partition is gone.
     pub removed: bool,
     /// The disk sequence that the event names.
     pub disk_sequence: Option<DiskSequence>,
-    /// What udev found, where the event comes from udev; `None` where the kernel itself tells.
+    /// udev's result; `None` for an event of the kernel.
     pub processed: Option<ProbeResult>,
     /// Whether the size changed.
     pub resized: bool,

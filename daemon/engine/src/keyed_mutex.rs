@@ -1,4 +1,4 @@
-//! One lock for each key.
+//! A lock for each key.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -8,7 +8,7 @@ use tokio::sync::OwnedMutexGuard;
 
 type Lock = tokio::sync::Mutex<()>;
 
-/// One at a time for each key; a key that nobody has costs nothing.
+/// A lock for each key. A key that is not locked needs no memory.
 #[derive(Debug)]
 pub struct KeyedMutex<Key> {
     locks: Mutex<HashMap<Key, Weak<Lock>>>,
@@ -21,7 +21,7 @@ impl<Key> Default for KeyedMutex<Key> {
 }
 
 impl<Key: Eq + Hash> KeyedMutex<Key> {
-    /// Waits until nobody else has this key; dropping the guard gives it back.
+    /// Locks a key. Dropping the guard unlocks it.
     pub async fn lock(&self, key: Key) -> OwnedMutexGuard<()> {
         let lock = {
             let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -33,7 +33,7 @@ impl<Key: Eq + Hash> KeyedMutex<Key> {
         lock.lock_owned().await
     }
 
-    /// Whether nobody has or waits for any key.
+    /// Whether no key is locked or waited for.
     #[cfg(test)]
     pub fn are_free(&self) -> bool {
         let locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn locks_go_with_their_users() {
+    async fn unused_locks_are_removed() {
         let locks = KeyedMutex::default();
         let first = locks.lock(1).await;
         let _other = locks.lock(2).await;

@@ -1,22 +1,27 @@
-//! What the daemon is for: attachments, their owners, their lifetimes, their ends.
+//! The attachments of a machine: their owners, their lifetimes, and the operations on them.
 //!
-//! Knows no D-Bus, no ioctl, no polkit: the traits [`Kernel`](kernel::Kernel), [`Mounter`] and [`Store`] stand
-//! for the world. The state is behind one lock that is never held across an await; operations on one device
-//! are serialized by that device's own lock.
+//! The engine uses no D-Bus, no ioctl and no polkit: it reaches the world through the traits
+//! [`Kernel`](kernel::Kernel), [`Mounter`] and [`Store`]. The state is behind one lock that is never held across
+//! an await; operations on one device are serialized by the lock of that device.
 
 #![forbid(unsafe_code)]
 
 // The model.
 mod client;
+mod device;
+mod error;
 mod event;
+mod future;
 pub mod kernel;
 pub mod mount_table;
 mod mounter;
 mod ownership;
+mod partitioning;
 mod request;
 mod saved;
 mod settings;
 mod snapshot;
+mod udev;
 
 // What the engine keeps.
 mod clock;
@@ -62,14 +67,17 @@ mod tests;
 
 pub use client::{Caller, ClientId};
 pub use engine::Engine;
+pub use error::{Errno, Error};
 pub use event::{Event, Uevent};
+pub use future::BoxFuture;
 pub use keyed_mutex::KeyedMutex;
+pub use loopd_common::limits::is_block_size;
 pub use mount_name::{LONGEST_ESCAPED_NAME, safe_name};
 pub use mount_plan::Policy;
-pub use mounter::{Account, BoxFuture, MountCommand, Mounter};
+pub use mounter::{Account, MountCommand, Mounter};
 pub use ownership::{Ownership, is_root};
 pub use quota::{Limits, Permit, Quota};
-pub use request::{AttachRequest, MountRequest, is_block_size};
+pub use request::{AttachRequest, MountRequest};
 pub use saved::{MountDirectory, Phase, SavedAttachment, Store};
 pub use settings::Settings;
 pub use snapshot::{Changes, PartitionSnapshot, Snapshot};

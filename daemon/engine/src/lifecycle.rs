@@ -1,4 +1,4 @@
-//! How far an attachment has come.
+//! The lifecycle of an attachment.
 
 use loopd_common::State;
 
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_replacement_leaves_what_was_before() {
+    fn a_replacement_restores_the_state_before() {
         for before in [Lifecycle::Attached, Lifecycle::Detaching] {
             let mut lifecycle = before.clone();
             lifecycle.begin_replacement();

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use loopd_common::{Error, Lifetime, State};
+use loopd_common::{Lifetime, State};
 
 use crate::client::{Caller, ClientId};
 use crate::clock::microseconds_now;
 use crate::engine::Engine;
+use crate::error::Error;
 use crate::kernel::{Change, DiskSequence, Kernel};
 use crate::lifecycle::Lifecycle;
 use crate::operation::{audit, gone};
@@ -16,12 +17,11 @@ use crate::record::Record;
 use crate::snapshot::Snapshot;
 
 impl<K: Kernel> Engine<K> {
-    /// Gives the attachment another lifetime: `Client` binds it to the caller's connection, and so does
-    /// `Mount` where it is not mounted yet. A lazy
-    /// detach is taken back, and what loopd did not attach is the caller's from then on.
+    /// Changes the lifetime of an attachment: `Client` binds it to the caller's connection, and so does `Mount` if it
+    /// is not mounted yet. A lazy detach is taken back. The caller becomes the owner of a foreign device.
     ///
     /// # Errors
-    /// `NotFound`, `NotSupported`, `LimitExceeded`, `Kernel`; it is as it was then.
+    /// `NotFound`, `NotSupported`, `LimitExceeded`, `Kernel`. The lifetime is unchanged then.
     pub async fn set_lifetime(
         self: &Arc<Self>,
         id: DiskSequence,
@@ -31,7 +31,7 @@ impl<K: Kernel> Engine<K> {
         self.set_lifetime_if(id, lifetime, caller, |_| true).await
     }
 
-    /// The same where `is_wanted` says so of the attachment as it is once its device is locked.
+    /// The same if `is_wanted` is true for the attachment after its device is locked.
     pub(super) async fn set_lifetime_if(
         self: &Arc<Self>,
         id: DiskSequence,
@@ -49,7 +49,7 @@ impl<K: Kernel> Engine<K> {
             None => Some(self.attachment_quota.acquire(caller.uid())?),
         };
         if permit.is_some() && caller.uid() != 0 {
-            // From now on it shows what its new owner likes.
+            // From now on its new owner chooses its content.
             self.kernel.mark_untrusted(attachment.device.disk_sequence)?;
         }
         match lifetime {
@@ -72,14 +72,15 @@ impl<K: Kernel> Engine<K> {
         if let Some(changed) = self.find(id) {
             audit("lifetime changed", &changed);
         }
-        // One that vanished before it was bound ends now; later ones are found by `client_disconnected`.
+        // If the client has disconnected already, the attachment ends now. `client_disconnected` handles a later
+        // disconnect.
         if caller.is_disconnected() {
             self.client_disconnected(caller.client());
         }
         Ok(())
     }
 
-    /// Without autoclear and without a descriptor of ours it stays until it is detached.
+    /// Without autoclear and without a hold the device stays until it is detached.
     async fn make_persistent(self: &Arc<Self>, attachment: &Snapshot) -> Result<(), Error> {
         self.apply(attachment, Change::Autoclear(false)).await?;
         let hold = self.state().records.get_mut(&attachment.id).and_then(|record| record.hold.take());
@@ -89,7 +90,7 @@ impl<K: Kernel> Engine<K> {
         Ok(())
     }
 
-    /// With autoclear it stays for as long as our descriptor is open.
+    /// With autoclear the device stays as long as the hold is open.
     async fn make_autoclear(self: &Arc<Self>, attachment: &Snapshot) -> Result<(), Error> {
         let id = attachment.id;
         let held = self.state().records.get(&id).is_some_and(|record| record.hold.is_some());
@@ -107,7 +108,7 @@ impl<K: Kernel> Engine<K> {
         bound
     }
 
-    /// Ends what ends with this client, in whatever stage it is.
+    /// Ends the attachments that end with this client, including attaches in progress.
     pub fn client_disconnected(self: &Arc<Self>, client: &ClientId) {
         self.note_pending_disconnected(client);
         let mut ended = Vec::new();
@@ -119,7 +120,7 @@ impl<K: Kernel> Engine<K> {
             if record.ends_with(Some(client)) {
                 ended.push(*id);
             } else {
-                // Its attach may still be under way, and will see this.
+                // If its attach is in progress, that fails.
                 record.cancel_for(client);
             }
         }
@@ -130,7 +131,7 @@ impl<K: Kernel> Engine<K> {
         self.begin_graces(client);
     }
 
-    /// Has every attach and mount that waits fail, and undo what it did: the daemon ends.
+    /// Makes every attach and mount in progress fail and undo its steps, since the daemon stops.
     pub fn abort_calls(&self) {
         self.ending.send_replace(true);
         self.state().records.values_mut().for_each(Record::cancel);
@@ -141,27 +142,27 @@ impl<K: Kernel> Engine<K> {
         tokio::spawn(async move { engine.end_of_lifetime(id, client.as_ref()).await });
     }
 
-    /// Ends an attachment whose client is gone, unless it has another lifetime or client by the time
-    /// that the device is locked.
+    /// Ends an attachment whose client has disconnected, unless it has another lifetime or client when the device is
+    /// locked.
     pub(super) async fn end_of_lifetime(self: &Arc<Self>, id: DiskSequence, client: Option<&ClientId>) {
         let Ok(alone) = self.lock_device(id).await else { return };
         let is_over = self.state().records.get(&id).is_some_and(|record| record.ends_with(client));
         if let Some(attachment) = self.find(id).filter(|_| is_over) {
-            self.detach_lazily(&attachment, "detached, since its client is gone", alone).await;
+            self.detach_lazily(&attachment, "detached, since its client has disconnected", alone).await;
         }
     }
 
-    /// Gives what waits for its first mount, and has lost its client, some time.
-    pub(super) fn begin_graces(self: &Arc<Self>, vanished: &ClientId) {
+    /// Begins the grace time of the attachments that wait for their first mount and belong to this client.
+    pub(super) fn begin_graces(self: &Arc<Self>, client: &ClientId) {
         let waiting: Vec<DiskSequence> = {
             let state = self.state();
-            let waiting = state.records.iter().filter(|(_, record)| record.awaits_mount_with(vanished));
+            let waiting = state.records.iter().filter(|(_, record)| record.awaits_mount_with(client));
             waiting.map(|(id, _)| *id).collect()
         };
         waiting.into_iter().for_each(|id| self.begin_grace(id));
     }
 
-    /// Its client is gone: it stays for a while.
+    /// Begins the grace time of an attachment whose client has disconnected.
     pub(super) fn begin_grace(self: &Arc<Self>, id: DiskSequence) {
         let grace = self.settings().mount_grace;
         let ends = microseconds_now().saturating_add(u64::try_from(grace.as_micros()).unwrap_or(u64::MAX));
@@ -174,7 +175,7 @@ impl<K: Kernel> Engine<K> {
         self.spawn_grace(id, ends, grace);
     }
 
-    /// Goes on with the time that an earlier daemon has given.
+    /// Continues a grace time that the last daemon began.
     pub(super) fn resume_grace(self: &Arc<Self>, id: DiskSequence, ends: u64) {
         let left = Duration::from_micros(ends.saturating_sub(microseconds_now()));
         // The clock may have been set.
@@ -194,14 +195,14 @@ impl<K: Kernel> Engine<K> {
         let Some(attachment) = self.find(id).filter(|found| found.state == State::Attached) else { return };
         let ends_now = |lifetime, grace_ends| lifetime == Lifetime::Mount && grace_ends == Some(ends);
         if attachment.ownership.as_ref().is_some_and(|owner| ends_now(owner.lifetime, owner.grace_ends)) {
-            self.detach_lazily(&attachment, "detached, since nobody has mounted it", alone).await;
+            self.detach_lazily(&attachment, "detached, since it was not mounted in time", alone).await;
         }
     }
 
-    /// Ends what has lost its last mount; says whether it did.
+    /// Ends an attachment with the lifetime `mount` after its last mount; returns whether it does.
     pub(super) async fn end_with_last_mount(self: &Arc<Self>, id: DiskSequence) -> bool {
         let Ok(alone) = self.lock_device(id).await else { return false };
-        // It may have been mounted anew.
+        // It may have been mounted again.
         let is_over = {
             let mut guard = self.state();
             let state = &mut *guard;

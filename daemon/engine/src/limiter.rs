@@ -8,22 +8,22 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::ownership::is_root;
 
-/// How many devices are looked at at the same time.
+/// How many devices are scanned at the same time.
 const AT_ONCE: usize = 32;
 
-/// Things done at once in the background for one uid.
+/// Background operations at the same time for one uid.
 const OF_A_UID: usize = 8;
 
-/// Those for all users other than root.
+/// The same for all users other than root together.
 const OF_ALL_USERS: usize = 128;
 
-/// Those for root, and for devices that nobody is known to own.
+/// The same for root, and for devices without a known owner.
 const OF_NO_USER: usize = 64;
 
-/// What takes longer hangs, and keeps nobody else waiting.
+/// An operation that takes longer hangs, and does not count any more.
 const TURN: Duration = Duration::from_secs(1);
 
-/// Bounds how much is done at once, so that a look at all devices is no storm.
+/// Limits how many operations run at the same time, for scans of all devices.
 #[derive(Debug)]
 pub(super) struct Limiter(Semaphore);
 
@@ -32,7 +32,7 @@ impl Limiter {
         Arc::new(Self(Semaphore::new(AT_ONCE)))
     }
 
-    /// Does this in its turn.
+    /// Runs the work in its turn.
     pub async fn take(&self, work: impl Future<Output = ()>) {
         let turn = self.0.acquire().await;
         tokio::pin!(work);
@@ -43,18 +43,17 @@ impl Limiter {
     }
 }
 
-/// What is done for a uid that nobody waits for in a call: ends of attachments, looks at devices. It takes a
-/// thread for as long as a backing file hangs, so each uid has some, and all users together have some
-/// more. What is over waits, since it has to be done.
+/// Limits the operations for which no call waits: ends of attachments, scans of devices. Each takes a thread as long
+/// as a backing file hangs, so there is a limit for each uid and one for all users together. Operations above the limit
+/// wait, since they have to be done.
 #[derive(Debug)]
 pub(super) struct Background {
-    /// `None` is for devices that nobody is known to own.
+    /// `None` is for devices without a known owner.
     of_each: Mutex<HashMap<Option<u32>, Weak<Semaphore>>>,
     of_users: Arc<Semaphore>,
 }
 
-/// BackgroundPermit to do one thing in the background. To be asked for before any lock that others in the background
-/// wait for.
+/// A permit for one background operation. To be taken before any lock that other background operations wait for.
 #[derive(Debug)]
 pub(super) struct BackgroundPermit {
     _of_all: Option<OwnedSemaphorePermit>,
@@ -69,7 +68,7 @@ impl Default for Background {
 }
 
 impl Background {
-    /// Waits until this uid may do one more thing.
+    /// Waits until one more operation for this uid may run.
     pub async fn take(&self, uid: Option<u32>) -> BackgroundPermit {
         let is_user = uid.is_some_and(|uid| !is_root(uid));
         let of_each = {
@@ -91,7 +90,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn what_hangs_in_the_background_leaves_some_to_others() {
+    async fn hung_background_operations_leave_permits_to_others() {
         let background = Background::default();
         let mut hung = Vec::new();
         let soon = Duration::from_millis(1);
@@ -109,7 +108,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_hangs_gives_its_turn_to_others() {
+    async fn a_hung_operation_gives_its_turn_to_others() {
         let turns = Limiter::new();
         let done = Arc::new(Semaphore::new(0));
         for _ in 0..3 * AT_ONCE {

@@ -1,4 +1,4 @@
-//! Mounting and unmounting volumes of attachments. Whatever fails on the way undoes the steps before it.
+//! Mounts and unmounts volumes of attachments. A step that fails undoes the steps before it.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use loopd_common::text::printable;
-use loopd_common::{Error, ErrorKind, State};
+use loopd_common::{ErrorKind, State};
 use tokio::time::Instant;
 use tracing::info;
 
 use crate::client::Caller;
 use crate::engine::Engine;
+use crate::error::Error;
 use crate::kernel::Kernel;
 use crate::mount_plan::{Plan, PlannedVolume};
 use crate::mounter::{Account, MountCommand};
@@ -22,10 +23,10 @@ use crate::snapshot::Snapshot;
 use crate::volume::{VolumeId, VolumeState};
 
 impl<K: Kernel> Engine<K> {
-    /// Mounts a volume for the caller, and gives the mount point.
+    /// Mounts a volume for the caller, and returns the mount point.
     ///
     /// # Errors
-    /// Those of the contract. Nothing is mounted then, and no folder left.
+    /// Those of the contract. Nothing is mounted then, and no directory is left.
     pub async fn mount(
         self: &Arc<Self>,
         volume: VolumeId,
@@ -33,7 +34,7 @@ impl<K: Kernel> Engine<K> {
         caller: &impl Caller,
     ) -> Result<PathBuf, Error> {
         if wanted.filesystem.is_empty() && self.kernel.udev_runs() {
-            // One that did not wait for its attach waits now.
+            // If the attach did not wait for udev, the mount does.
             let deadline = Instant::now() + self.settings().wait_for_udev;
             self.await_udev(volume.attachment, deadline, Record::is_processed).await?;
         }
@@ -45,7 +46,7 @@ impl<K: Kernel> Engine<K> {
         let account = self.mounter.account(caller.uid()).await;
         let plan = self.plan(&attachment, &found, volume.partition, wanted, &account)?;
         refuse_mounted(&attachment, &found, volume.partition)?;
-        // First: what is mounted elsewhere looks damaged or foreign from here.
+        // First: a file system that is mounted through another device looks damaged here.
         let _claims = self.claim_overlapping(&attachment, &found).await?;
         self.check_journal(&attachment, &found, &plan).await?;
         let members = self.check_superblock(&attachment, &found, &plan).await?;
@@ -83,10 +84,8 @@ impl<K: Kernel> Engine<K> {
     ) -> Result<Plan, Error> {
         let shown = found.shown(attachment);
         if attachment.state == State::Detaching {
-            let message = format!(
-                "cannot mount {shown}: it is being detached; take that back first (SetLifetime), or wait until its last user is gone"
-            );
-            return Err(Error::new(ErrorKind::Busy, message));
+            let reason = "it is being detached; take that back first (SetLifetime), or wait until its last user is gone";
+            return Err(Error::Busy { operation: format!("mount {shown}"), reason: reason.to_owned() });
         }
         let node = |number| attachment.device.partition_node(number);
         let partitions = match partition {
@@ -102,18 +101,17 @@ impl<K: Kernel> Engine<K> {
         Plan::new(&volume, wanted, &self.settings().mounting, account)
     }
 
-    /// Two file systems on the same bytes destroy each other, whoever has mounted the other one.
+    /// Two file systems on the same bytes destroy each other.
     async fn claim_overlapping(
         self: &Arc<Self>,
         attachment: &Snapshot,
         found: &VolumeState,
     ) -> Result<K::Claims, Error> {
         let bytes = found.start..found.start.saturating_add(found.size);
-        self.claim_others(&attachment.device, bytes, format!("cannot mount {}", found.shown(attachment)))
-            .await
+        self.claim_others(&attachment.device, bytes, format!("mount {}", found.shown(attachment))).await
     }
 
-    /// Has it mounted, unless the caller vanishes or the daemon ends meanwhile.
+    /// Mounts, unless the caller disconnects or the daemon stops.
     async fn run_mount(
         self: &Arc<Self>,
         order: &MountCommand,
@@ -127,16 +125,14 @@ impl<K: Kernel> Engine<K> {
             mounted = self.mounter.mount(order.clone()) => mounted?,
         }
         self.refresh_mounts();
-        // Its number may have been attached again by then: what is mounted keeps it now.
+        // The number may have been attached again before the mount, which keeps that attachment now.
         if self.reap_if_gone(volume.attachment) {
             return Err(gone(volume.attachment));
         }
         let attachment = self.find(volume.attachment).ok_or_else(|| gone(volume.attachment))?;
         let found = VolumeState::of(&attachment, volume.partition)?;
         if !found.mount_points.contains(&order.directory) {
-            let message =
-                format!("{} was unmounted again by another program before it was ready", order.shown);
-            return Err(Error::new(ErrorKind::NotFound, message));
+            return Err(Error::UnmountedByOthers { volume: order.shown.clone() });
         }
         if caller.is_disconnected() {
             return Err(abandoned(order));
@@ -144,13 +140,13 @@ impl<K: Kernel> Engine<K> {
         self.announce_mount_directory(&order.directory)
     }
 
-    /// Unmounts a volume from wherever it is mounted, for the user with this uid. Where that one may only
-    /// do so with what was mounted for it (`own_only`), nothing else is touched. With the last mount of an
-    /// attachment that ends with it, returns when that has ended, or someone else still has the device open.
+    /// Unmounts a volume from all its mount points, for the user with this uid. If the user may only unmount its
+    /// own mounts (`own_only`), others are not unmounted. If the attachment ends with its last mount, returns when
+    /// it has ended, or if another process still has the device open.
     ///
     /// # Errors
-    /// `NotFound` where it is not mounted; `Busy`, and it is mounted as before; `AccessDenied`,
-    /// `NotSupported`, `Timeout`, `Kernel`.
+    /// `NotFound` if it is not mounted; `Busy`, and it stays mounted; `AccessDenied`, `NotSupported`, `Timeout`,
+    /// `Kernel`.
     pub async fn unmount(
         self: &Arc<Self>,
         volume: VolumeId,
@@ -164,10 +160,7 @@ impl<K: Kernel> Engine<K> {
             let attachment = self.find(volume.attachment).ok_or_else(|| gone(volume.attachment))?;
             let found = VolumeState::of(&attachment, volume.partition)?;
             if own_only && !found.mount_points.iter().all(|path| self.was_mounted_for(path, uid)) {
-                return Err(Error::new(
-                    ErrorKind::AccessDenied,
-                    "it was mounted elsewhere in the meantime, by or for somebody else; try again",
-                ));
+                return Err(Error::MountedByOthers);
             }
             self.unmount_all(volume, &found, &found.shown(&attachment), lazy, uid).await?;
         }
@@ -178,7 +171,7 @@ impl<K: Kernel> Engine<K> {
         Ok(())
     }
 
-    /// Unmounts the volume from the mount points that were found and checked, and from no other.
+    /// Unmounts the volume from the mount points that were checked, and from no other.
     async fn unmount_all(
         self: &Arc<Self>,
         volume: VolumeId,
@@ -188,18 +181,17 @@ impl<K: Kernel> Engine<K> {
         uid: u32,
     ) -> Result<(), Error> {
         if found.mount_points.is_empty() {
-            return Err(Error::new(
-                ErrorKind::NotFound,
-                format!("cannot unmount {shown}: it is not mounted"),
-            ));
+            return Err(Error::NotMounted { volume: shown.to_owned() });
         }
-        // What was mounted last may lie on what was mounted first.
+        // A later mount may be on top of an earlier one.
         for path in found.mount_points.iter().rev() {
             let unmounted = self.mounter.unmount(path.clone(), lazy, self.settings().wait_for_mount).await;
             self.refresh_mounts();
             match unmounted {
-                Err(error) if !self.is_mounted_at(volume, path) => info!("unmounted all the same: {error}"),
-                Err(error) if error.kind == ErrorKind::Busy => return Err(self.in_use(shown, path)),
+                Err(error) if !self.is_mounted_at(volume, path) => {
+                    info!("unmounted in spite of an error: {error}")
+                }
+                Err(error) if error.kind() == ErrorKind::Busy => return Err(self.in_use(shown, path)),
                 Err(error) => return Err(error),
                 Ok(()) => {}
             }
@@ -214,8 +206,8 @@ impl<K: Kernel> Engine<K> {
         found.is_some_and(|found| found.mount_points.iter().any(|mounted| mounted == path))
     }
 
-    /// What can be seen from the daemon's sandbox: other mounts and loop devices. Which processes use it is
-    /// for the client to say.
+    /// Error for a file system in use, with the users that are visible in the daemon's sandbox: other mounts and
+    /// loop devices. The client finds the processes.
     fn in_use(&self, shown: &str, path: &Path) -> Error {
         let state = self.state();
         let below =
@@ -227,19 +219,15 @@ impl<K: Kernel> Engine<K> {
         held_by.extend(stacked.map(|record| format!("{} is attached to a file in it", record.device.node())));
         drop(state);
         if held_by.is_empty() {
-            held_by.push("a process has a file open or its working folder in it".to_owned());
+            held_by.push("a process has a file open or its working directory in it".to_owned());
         }
-        Error::new(
-            ErrorKind::Busy,
-            format!(
-                "cannot unmount {shown} from {}: {}; end that first, or unmount lazily",
-                show(path),
-                held_by.join(", ")
-            ),
-        )
+        Error::Busy {
+            operation: format!("unmount {shown} from {}", show(path)),
+            reason: format!("{}; end that first, or unmount lazily", held_by.join(", ")),
+        }
     }
 
-    /// Whether loopd has made each mount of the volume for this user; so too where there is none.
+    /// Whether loopd has made each mount of the volume for this user. True if it is not mounted.
     pub fn is_mounted_for(self: &Arc<Self>, volume: VolumeId, uid: u32) -> bool {
         self.refresh_mounts();
         let attachment = self.find(volume.attachment);
@@ -248,10 +236,10 @@ impl<K: Kernel> Engine<K> {
     }
 }
 
-/// A disk and its partitions share their bytes: what writes to one damages the other.
+/// A disk and its partitions share their bytes: writing to one damages the other.
 fn refuse_mounted(attachment: &Snapshot, found: &VolumeState, partition: Option<u32>) -> Result<(), Error> {
     let shown = found.shown(attachment);
-    let refused = |why: String| Err(Error::new(ErrorKind::Busy, format!("cannot mount {shown}: {why}")));
+    let refused = |reason: String| Err(Error::Busy { operation: format!("mount {shown}"), reason });
     if let Some(path) = found.mount_points.first() {
         return refused(format!("it is mounted on {} already", show(path)));
     }
@@ -280,20 +268,14 @@ fn refuse_mounted(attachment: &Snapshot, found: &VolumeState, partition: Option<
 }
 
 fn abandoned(order: &MountCommand) -> Error {
-    Error::new(
-        ErrorKind::AccessDenied,
-        format!(
-            "the client vanished, or loopd was asked to end, before {} was mounted, so it was unmounted again",
-            order.shown
-        ),
-    )
+    Error::MountAbandoned { volume: order.shown.clone() }
 }
 
 fn show(path: &Path) -> String {
     printable(path.as_os_str().as_encoded_bytes())
 }
 
-/// One line for the administrator.
-fn audit(what: &str, shown: &str, uid: u32, directory: &Path) {
-    info!(uid, mount_point = show(directory), "{what}: {shown}");
+/// Logs a change of a mount, for the administrator.
+fn audit(event: &str, shown: &str, uid: u32, directory: &Path) {
+    info!(uid, mount_point = show(directory), "{event}: {shown}");
 }

@@ -8,11 +8,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::quota::Permit;
 use crate::saved::MountDirectory;
 
-/// The folders that there are now.
+/// The mount directories that exist now.
 #[derive(Default)]
 pub(super) struct MountDirectories {
     pub(super) mount_directories: Mutex<BTreeMap<PathBuf, HeldDirectory>>,
-    /// One task at a time removes what is abandoned: whoever waits for another sees its work done.
+    /// Locked by the task that removes unused directories, so that others can wait until it has done so.
     pub(super) clearing: tokio::sync::Mutex<()>,
 }
 
@@ -27,7 +27,7 @@ impl MountDirectories {
         self.mount_directories.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Holds the path; false where it is held already.
+    /// Adds a directory; false if the path is held already.
     pub(super) fn hold(&self, directory: MountDirectory, permit: Option<Permit>) -> bool {
         match self.lock().entry(directory.path.clone()) {
             Entry::Occupied(_) => false,

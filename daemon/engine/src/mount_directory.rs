@@ -1,26 +1,25 @@
-//! Directories to mount on: made for a mount, and removed when nothing is mounted on them any more, whoever
-//! unmounted it.
+//! Mount directories: made for a mount, and removed when nothing is mounted on them any more.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use loopd_common::{Error, ErrorKind};
 use tracing::{info, warn};
 
 use crate::engine::Engine;
+use crate::error::Error;
 use crate::kernel::Kernel;
 use crate::mounter::Account;
 use crate::saved::MountDirectory;
 
-/// More than a user may have mounted of one name.
+/// How many directories of one name are tried: more than a user can have mounted.
 const MOST_OF_A_NAME: u32 = 1000;
 
-/// How long each step of undoing a mount may take: whoever asked for it waits.
+/// How long each step of undoing a mount may take: the caller waits for it.
 const UNDO: Duration = Duration::from_secs(5);
 
 impl<K: Kernel> Engine<K> {
-    /// Makes a folder of this name, or of the first with a number behind it that is free.
+    /// Makes a directory with this name, or with the first number after it that is free.
     pub(super) async fn create_mount_directory(
         &self,
         account: &Account,
@@ -40,20 +39,19 @@ impl<K: Kernel> Engine<K> {
                 return Ok(path);
             }
         }
-        let message = format!("{} has all folders for {name:?} in use; unmount one", account.name);
-        Err(Error::new(ErrorKind::LimitExceeded, message))
+        Err(Error::NoMountDirectory { user: account.name.clone(), name: name.to_owned() })
     }
 
     async fn try_create(&self, directory: MountDirectory) -> Result<bool, Error> {
         if !self.mount_directories.hold(directory.clone(), None) {
             return Ok(false);
         }
-        // Whatever is written down as unfinished the next daemon undoes: nothing that others have made.
+        // The next daemon undoes each directory that is saved as unfinished: none that others have made.
         if self.mounter.is_there(directory.path.clone()).await {
             self.mount_directories.lock().remove(&directory.path);
             return Ok(false);
         }
-        // Written before it is made: the daemon may die over it.
+        // Saved before it is made: the daemon may die in between.
         let made = match self.state_writer.write_mount_directory(&directory) {
             Ok(()) => self.mounter.make(directory.path.clone(), directory.uid).await,
             Err(error) => Err(error),
@@ -69,7 +67,7 @@ impl<K: Kernel> Engine<K> {
         self.mount_directories.lock().remove(path);
     }
 
-    /// Notes that the folder is what somebody is told of.
+    /// Saves that the directory is about to be returned to a caller.
     pub(super) fn announce_mount_directory(&self, path: &Path) -> Result<(), Error> {
         let directory = self.mount_directories.lock().get_mut(path).map(|held| {
             held.directory.announced = true;
@@ -78,7 +76,7 @@ impl<K: Kernel> Engine<K> {
         directory.map_or(Ok(()), |directory| self.state_writer.write_mount_directory(&directory))
     }
 
-    /// Undoes what was done on and for a folder.
+    /// Undoes a mount, and removes its directory.
     pub(super) async fn undo_mount(&self, path: &Path) {
         self.mounter.undo(path.to_owned(), UNDO.min(self.settings().wait_for_mount)).await;
         self.remove_mount_directory(path).await;
@@ -86,17 +84,17 @@ impl<K: Kernel> Engine<K> {
 
     async fn remove_mount_directory(&self, path: &Path) {
         if let Err(error) = self.mounter.remove(path.to_owned()).await {
-            warn!("a mount point stays behind: {error}");
+            warn!("a mount directory was not removed: {error}");
         }
         self.forget_mount_directory(path);
     }
 
-    /// Whether this folder was made for this user.
+    /// Whether this directory was made for this user.
     pub(super) fn was_mounted_for(&self, path: &Path, uid: u32) -> bool {
         self.mount_directories.lock().get(path).is_some_and(|held| held.directory.uid == uid)
     }
 
-    /// Removes the folders that nothing is mounted on any more.
+    /// Removes the directories that nothing is mounted on any more.
     pub(super) async fn remove_unused_directories(&self) {
         let _alone = self.mount_directories.clearing.lock().await;
         for path in self.unused_directories() {
@@ -122,7 +120,7 @@ impl<K: Kernel> Engine<K> {
             .collect()
     }
 
-    /// Takes up the folders that an earlier daemon has made; gives those that nobody was told of.
+    /// Adopts the directories of earlier daemons; returns those that were not announced.
     pub(super) fn adopt_mount_directories(&self) -> Vec<PathBuf> {
         let mut unfinished = Vec::new();
         for directory in self.state_writer.read_mount_directories() {
@@ -135,7 +133,7 @@ impl<K: Kernel> Engine<K> {
         unfinished
     }
 
-    /// Undoes mounts that nobody was told of.
+    /// Undoes mounts whose directories were not announced.
     pub(super) async fn undo_unfinished_mounts(&self, unfinished: Vec<PathBuf>) {
         for path in unfinished {
             info!(mount_point = %path.display(), "its mount was not finished: undone");

@@ -1,15 +1,16 @@
-//! What a mount point is called: words from an image made the name of a folder.
+//! The names of mount directories, made from text in an image.
 
-use super::Snapshot;
-use crate::kernel::FileSystem;
 use loopd_common::text::is_deceptive;
 
-/// Bytes that a name may have; a number may come behind it.
+use crate::kernel::FileSystem;
+use crate::snapshot::Snapshot;
+
+/// Bytes that a name may have; a number may follow it.
 const LONGEST: usize = 120;
-/// Bytes that a name may have where the service manager writes it into the name of a unit, which has at
-/// most 255 in all: there most bytes that are neither letters nor digits become four.
+/// Bytes that a name may have when the service manager escapes it for the name of a unit, which has at most 255 in
+/// all. Most bytes that are neither letters nor digits become four.
 pub const LONGEST_ESCAPED_NAME: usize = 160;
-/// Where nothing else can be said.
+/// The name if nothing better is known.
 const NAMELESS: &str = "image";
 
 /// The name for a volume: its label, else its UUID, else the name of the image.
@@ -20,7 +21,7 @@ pub(super) fn of_volume(file_system: &FileSystem, attachment: &Snapshot) -> Stri
     words.into_iter().find_map(safe_name).unwrap_or_else(|| NAMELESS.to_owned())
 }
 
-/// The words as the name of one folder; `None` where nothing is left of them.
+/// The text as the name of one directory; `None` if nothing is left of it.
 #[must_use]
 pub fn safe_name(words: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(words);
@@ -34,9 +35,9 @@ pub fn safe_name(words: &[u8]) -> Option<String> {
     says_something.then(|| name.to_owned())
 }
 
-/// A slash ends a name, a backslash goes on with the line in a unit's file, the service manager puts a
-/// variable of its environment in the place of `${NAME}`, and what controls a terminal, turns the writing
-/// direction or is invisible can make one name look like another.
+/// Replaces special characters: a slash ends a name, a backslash continues a line in a unit file, and the service
+/// manager expands `${NAME}`. Control characters and characters that change the writing direction or are invisible
+/// can make one name look like another.
 fn harmless(character: char) -> char {
     let is_special = matches!(character, '/' | '\\' | '$');
     if is_special || is_deceptive(character) { '_' } else { character }
@@ -59,7 +60,7 @@ mod tests {
     use crate::kernel::Device;
 
     #[test]
-    fn hostile_words_become_harmless_names() {
+    fn hostile_text_becomes_a_safe_name() {
         let long = "ä".repeat(127);
         for (words, expected) in [
             ("data", Some("data")),
@@ -110,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_one_folder_and_bounded() {
+    fn a_name_is_one_directory_and_bounded() {
         bolero::check!().with_type::<Vec<u8>>().for_each(|words| check(words));
         let hostile: Vec<char> = "./\\$ \u{202e}\u{200b}\n\0ä-%x".chars().collect();
         bolero::check!().with_type::<Vec<u8>>().for_each(|picks| {

@@ -1,33 +1,34 @@
-//! What to mount a volume as: its file system and the options, or why it cannot be mounted.
+//! Chooses the file system and the options of a mount, or refuses it.
 //!
-//! Nothing that a caller says reaches the mount but what one of these lists has.
+//! An option of a caller is used only if it is on one of the lists here.
 
-use loopd_common::{Error, ErrorKind};
-
-use super::{Account, MountRequest};
-use crate::kernel::FileSystem;
 use loopd_common::text::printable;
 
-/// Far more than anybody needs.
+use crate::error::Error;
+use crate::kernel::FileSystem;
+use crate::mounter::Account;
+use crate::request::MountRequest;
+
+/// Bytes: far more than any mount needs.
 const LONGEST_OPTIONS: usize = 1024;
-/// Whatever is mounted: no program in an image runs with its owner's rights, no node in it is a device.
-/// `umount.loopd` serves a user's plain umount (`mount(8)`, `uhelper`).
+/// For every mount: no program in an image runs with its owner's rights, and no node in it is a device.
+/// `umount.loopd` is the helper of umount for users (`mount(8)`, `uhelper`).
 const ALWAYS: &str = "nosuid,nodev,uhelper=loopd";
 
-/// ext file systems say themselves what happens after an error, and may say `panic`.
+/// The superblock of an ext file system has the action after an error, which may be `panic`.
 const NO_PANIC: &str = "errors=remount-ro";
 
-/// What the administrator allows.
+/// The administrator's rules for mounts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// The file systems that may be mounted, by the kernel's names.
     pub file_systems: Vec<String>,
-    /// Whether programs on them may be run.
+    /// Whether programs on them may be executed.
     pub programs: bool,
 }
 
 impl Default for Policy {
-    /// What images in everyday use hold, and the kernel's developers still look after.
+    /// Common file systems whose drivers are maintained.
     fn default() -> Self {
         let common = [
             "ext2", "ext3", "ext4", "xfs", "btrfs", "vfat", "exfat", "ntfs3", "iso9660", "udf", "squashfs",
@@ -37,10 +38,10 @@ impl Default for Policy {
     }
 }
 
-/// What is to be mounted, as far as the decision goes.
+/// The properties of a volume on which the decision depends.
 #[derive(Clone, Debug, Default)]
 pub(super) struct PlannedVolume {
-    /// `/dev/loop0 (/home/a/x.img)`.
+    /// The node and the backing file: `/dev/loop0 (/home/a/x.img)`.
     pub shown: String,
     pub file_system: FileSystem,
     pub read_only: bool,
@@ -48,7 +49,7 @@ pub(super) struct PlannedVolume {
     pub partitions: Vec<String>,
 }
 
-/// How it is mounted.
+/// The decision how to mount a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Plan {
     /// The kernel's name of the file system.
@@ -96,7 +97,7 @@ impl Plan {
     }
 }
 
-/// What makes a file system leave its journal alone.
+/// The option that keeps a file system from replaying its journal.
 fn without_replay(kind: &str) -> Option<&'static str> {
     match kind {
         "ext3" | "ext4" => Some("noload"),
@@ -111,7 +112,7 @@ fn choose(volume: &PlannedVolume, wanted: &str, policy: &Policy) -> Result<Strin
     if let Some(why) = not_a_file_system(usage, kind) {
         return Err(not_supported(volume, why));
     }
-    // A name of the kernel's, where udev knows the file system by another.
+    // The kernel's name; udev has another one.
     let found = if kind == "ntfs" { "ntfs3" } else { kind.as_str() };
     let chosen = if wanted.is_empty() { found } else { wanted };
     if chosen.is_empty() {
@@ -155,27 +156,30 @@ fn nothing_there(volume: &PlannedVolume) -> String {
 }
 
 fn not_supported(volume: &PlannedVolume, why: &str) -> Error {
-    Error::new(ErrorKind::NotSupported, format!("cannot mount {}: {why}", volume.shown))
+    Error::NotSupported { operation: format!("mount {}", volume.shown), reason: why.to_owned() }
 }
 
 fn refused(volume: &PlannedVolume, option: &str, why: &str) -> Error {
     let option = if option.is_empty() { String::new() } else { printable(option.as_bytes()) };
-    let shown = &volume.shown;
-    Error::new(ErrorKind::InvalidArgs, format!("cannot mount {shown}: the mount option \"{option}\" {why}"))
+    invalid(volume, format!("the mount option \"{option}\" {why}"))
+}
+
+fn invalid(volume: &PlannedVolume, reason: String) -> Error {
+    Error::InvalidArgument { operation: format!("mount {}", volume.shown), reason }
 }
 
 fn split<'a>(options: &'a str, volume: &PlannedVolume) -> Result<Vec<&'a str>, Error> {
     if options.len() > LONGEST_OPTIONS {
         let why = format!("the mount options have {} bytes; {LONGEST_OPTIONS} are allowed", options.len());
-        return Err(Error::new(ErrorKind::InvalidArgs, format!("cannot mount {}: {why}", volume.shown)));
+        return Err(invalid(volume, why));
     }
     if options.is_empty() { Ok(Vec::new()) } else { Ok(options.split(',').collect()) }
 }
 
-/// What a value may be.
+/// The values that an option accepts.
 #[derive(Clone, Copy)]
 enum Value {
-    /// There is none.
+    /// No value.
     None,
     /// An octal mode.
     Octal,
@@ -236,16 +240,16 @@ const UDF: &[Known] =
     &[("iocharset", Value::Word), ("umask", Value::Octal), ("mode", Value::Octal), ("dmode", Value::Octal)];
 const BTRFS: &[Known] = &[("subvol", Value::Path), ("subvolid", Value::Decimal), ("compress", Value::Word)];
 const NTFS3: &[Known] = &[("iocharset", Value::Word), ("windows_names", Value::None)];
-/// Without them a read-only mount would first write the journal's contents to where they belong.
+/// Without them a read-only mount would replay the journal, which writes to the device.
 const JOURNALED: &[Known] = &[("noload", Value::None), ("norecovery", Value::None)];
 
-/// What a file system is like.
+/// The properties of a file system.
 struct Traits {
     /// Its own options.
     known: &'static [&'static [Known]],
-    /// What it is given so that it shows names as UTF-8.
+    /// The options that make it show names as UTF-8.
     defaults: &'static [&'static str],
-    /// Whether its files belong to whom the mount names.
+    /// Whether the mount options set the owner of its files.
     takes_owner: bool,
     is_read_only: bool,
 }
@@ -288,7 +292,7 @@ struct Judge<'a> {
     kind: &'a str,
     traits: Traits,
     read_only: bool,
-    /// Why it cannot be written to.
+    /// Why it can never be mounted writable.
     never_writable: Option<&'static str>,
     policy: &'a Policy,
     account: &'a Account,
@@ -319,7 +323,7 @@ impl Judge<'_> {
         if named.peek().is_none() {
             let mut all: Vec<_> = known().map(|(known, _)| *known).collect();
             all.dedup();
-            return Err(format!("is not allowed for {}; these are: {}", self.kind, all.join(", ")));
+            return Err(format!("is not allowed for {}; allowed are: {}", self.kind, all.join(", ")));
         }
         if named.any(|(_, expected)| self.fits(*expected, value)) {
             return Ok(());
@@ -327,7 +331,7 @@ impl Judge<'_> {
         Err(match name {
             "uid" => format!("names another than the caller, who has {}", self.account.uid),
             "gid" => "names another than the caller's primary group".to_owned(),
-            _ => "has a value that it does not take".to_owned(),
+            _ => "has an invalid value".to_owned(),
         })
     }
 
@@ -351,6 +355,8 @@ impl Judge<'_> {
 
 #[cfg(test)]
 mod tests {
+    use loopd_common::ErrorKind;
+
     use super::*;
 
     fn volume(usage: &str, kind: &str) -> PlannedVolume {
@@ -373,12 +379,12 @@ mod tests {
 
     fn complaint(kind: &str, options: &str) -> String {
         let error = plan(kind, options).unwrap_err();
-        assert_eq!(error.kind, ErrorKind::InvalidArgs, "{error}");
-        error.message
+        assert_eq!(error.kind(), ErrorKind::InvalidArgs, "{error}");
+        error.to_string()
     }
 
     #[test]
-    fn what_has_no_owners_belongs_to_the_caller() {
+    fn file_systems_without_owners_belong_to_the_caller() {
         for (kind, expected) in [
             ("ext2", "nosuid,nodev,uhelper=loopd,errors=remount-ro"),
             ("ext3", "nosuid,nodev,uhelper=loopd,errors=remount-ro"),
@@ -400,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_allowed_is_added() {
+    fn allowed_options_are_added() {
         for (kind, options) in [
             ("ext4", "noexec,noatime"),
             ("ext4", "ro,noload"),
@@ -417,9 +423,9 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_is_refused_by_name() {
+    fn other_options_are_refused_by_name() {
         for (kind, options, named) in [
-            ("ext4", "suid", "\"suid\" is not allowed for ext4; these are: ro, rw,"),
+            ("ext4", "suid", "\"suid\" is not allowed for ext4; allowed are: ro, rw,"),
             ("ext4", "dev", "\"dev\" is not"),
             ("ext4", "noatime,suid", "\"suid\" is not"),
             ("ext4", "x,suid", "\"x\" is not"),
@@ -445,21 +451,21 @@ mod tests {
             ("ext4", "noload", "\"noload\" goes with a read-only mount only"),
             ("ext4", ",", "\"\" is empty"),
             ("ext4", "ro,", "is empty"),
-            ("ext4", "ro=1", "\"ro=1\" has a value that it does not take"),
+            ("ext4", "ro=1", "\"ro=1\" has an invalid value"),
             ("ext4", "ro ", "\"ro \" is not"),
             ("ext4", "RO", "\"RO\" is not"),
             ("vfat", "uid=0", "\"uid=0\" names another than the caller, who has 1000"),
             ("vfat", "uid=01000", "\"uid=01000\" names another"),
             ("vfat", "gid=0", "\"gid=0\" names another"),
-            ("vfat", "fmask=9", "\"fmask=9\" has a value"),
-            ("vfat", "fmask=", "\"fmask=\" has a value"),
-            ("vfat", "fmask=00000", "has a value"),
-            ("vfat", "iocharset=\"a\"", "has a value"),
-            ("vfat", "iocharset=a\\,suid", "has a value"),
-            ("vfat", "iocharset='a", "has a value"),
-            ("vfat", "codepage=-1", "has a value"),
-            ("vfat", "umask=022\n", "has a value"),
-            ("btrfs", "subvol=a b", "has a value"),
+            ("vfat", "fmask=9", "\"fmask=9\" has an invalid value"),
+            ("vfat", "fmask=", "\"fmask=\" has an invalid value"),
+            ("vfat", "fmask=00000", "has an invalid value"),
+            ("vfat", "iocharset=\"a\"", "has an invalid value"),
+            ("vfat", "iocharset=a\\,suid", "has an invalid value"),
+            ("vfat", "iocharset='a", "has an invalid value"),
+            ("vfat", "codepage=-1", "has an invalid value"),
+            ("vfat", "umask=022\n", "has an invalid value"),
+            ("btrfs", "subvol=a b", "has an invalid value"),
             ("ext4", "\"noatime\"", "\"\"noatime\"\" is not"),
             ("ext4", "no\natime", "\"no\\natime\" is not"),
         ] {
@@ -474,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn no_file_system_may_be_told_to_panic() {
+    fn the_option_errors_panic_is_refused() {
         let any = [
             "hfs", "hfsplus", "f2fs", "jfs", "minix", "nilfs2", "reiserfs", "ufs", "cramfs", "romfs", "msdos",
         ];
@@ -486,13 +492,13 @@ mod tests {
             {
                 let wanted = MountRequest { options: options.to_owned(), ..MountRequest::default() };
                 let error = Plan::new(&volume("filesystem", kind), &wanted, &policy, &alice()).unwrap_err();
-                assert_eq!(error.kind, ErrorKind::InvalidArgs, "{kind} {options}");
+                assert_eq!(error.kind(), ErrorKind::InvalidArgs, "{kind} {options}");
             }
         }
     }
 
     #[test]
-    fn what_is_read_only_stays_so() {
+    fn a_read_only_device_is_mounted_read_only() {
         let read_only = PlannedVolume { read_only: true, ..volume("filesystem", "ext4") };
         let with = |options: &str| {
             let wanted = MountRequest { options: options.to_owned(), ..MountRequest::default() };
@@ -500,23 +506,23 @@ mod tests {
         };
         assert!(with("").unwrap().options.ends_with(",ro"));
         assert!(with("noload").unwrap().skips_journal);
-        assert!(with("rw").unwrap_err().message.contains("the device is read-only"));
+        assert!(with("rw").unwrap_err().to_string().contains("the device is read-only"));
         let wanted = MountRequest { read_only: true, options: "rw".to_owned(), ..MountRequest::default() };
         let both = Plan::new(&volume("filesystem", "ext4"), &wanted, &Policy::default(), &alice());
-        assert!(both.unwrap_err().message.contains("contradicts"));
+        assert!(both.unwrap_err().to_string().contains("contradicts"));
         assert!(complaint("iso9660", "rw").contains("never written to"));
         assert!(plan("ext4", "rw").is_ok());
     }
 
     #[test]
-    fn programs_may_be_forbidden() {
+    fn executing_programs_can_be_forbidden() {
         let policy = Policy { programs: false, ..Policy::default() };
         let with = |options: &str| {
             let wanted = MountRequest { options: options.to_owned(), ..MountRequest::default() };
             Plan::new(&volume("filesystem", "ext4"), &wanted, &policy, &alice())
         };
         assert!(with("").unwrap().options.ends_with(",noexec"));
-        assert!(with("exec").unwrap_err().message.contains("forbidden by the configuration"));
+        assert!(with("exec").unwrap_err().to_string().contains("forbidden by the configuration"));
         assert!(plan("ext4", "exec").is_ok());
     }
 
@@ -552,7 +558,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_system_is_named() {
+    fn volumes_without_a_file_system_are_explained() {
         let partitioned = PlannedVolume { partitions: vec!["/dev/loop0p1".to_owned()], ..volume("", "") };
         for (volume, wanted, expected) in [
             (volume("crypto", "crypto_LUKS"), "", "it is encrypted"),
@@ -570,8 +576,8 @@ mod tests {
         ] {
             let wanted = MountRequest { filesystem: wanted.to_owned(), ..MountRequest::default() };
             let error = Plan::new(&volume, &wanted, &Policy::default(), &alice()).unwrap_err();
-            assert_eq!(error.kind, ErrorKind::NotSupported);
-            assert!(error.message.contains(expected), "{error}");
+            assert_eq!(error.kind(), ErrorKind::NotSupported);
+            assert!(error.to_string().contains(expected), "{error}");
         }
         let wanted = MountRequest { filesystem: "vfat".to_owned(), ..MountRequest::default() };
         let other = Plan::new(&volume("filesystem", "ext4"), &wanted, &Policy::default(), &alice()).unwrap();

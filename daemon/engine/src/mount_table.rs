@@ -1,4 +1,4 @@
-//! Which device is mounted where.
+//! The mount table.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use loopd_common::mountinfo::{self, Mount};
 /// Mount points by device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MountTable {
-    /// Every mount point, whatever is mounted there.
+    /// All mount points, of any file system.
     all: BTreeSet<PathBuf>,
     by_device: HashMap<(u32, u32), Vec<PathBuf>>,
 }
@@ -16,8 +16,8 @@ pub struct MountTable {
 impl MountTable {
     /// Reads the text of `/proc/self/mountinfo` (`proc_pid_mountinfo(5)`).
     ///
-    /// The device number decides, which nobody can forge. `members` gives the devices of a mount without one
-    /// block device.
+    /// A mount is identified by its device number, which no user can forge. `members` returns the devices of a mount
+    /// that has no single block device.
     #[must_use]
     pub fn parse(text: &[u8], members: impl Fn(&Mount<'_>) -> Vec<(u32, u32)>) -> Self {
         let mut table = Self::default();
@@ -34,34 +34,34 @@ impl MountTable {
         table
     }
 
-    /// Whether something is mounted on this folder.
+    /// Whether something is mounted on this directory.
     #[must_use]
-    pub fn has(&self, folder: &Path) -> bool {
-        self.all.contains(folder)
+    pub fn has(&self, directory: &Path) -> bool {
+        self.all.contains(directory)
     }
 
-    /// The devices that are mounted elsewhere than in another table.
+    /// The devices whose mount points differ from those in another table.
     #[must_use]
     pub fn differences(&self, other: &Self) -> HashSet<(u32, u32)> {
         let devices = self.by_device.keys().chain(other.by_device.keys());
         devices.filter(|device| self.of(**device) != other.of(**device)).copied().collect()
     }
 
-    /// What is mounted below this folder.
+    /// The mount points below this directory.
     #[must_use]
-    pub fn below(&self, folder: &Path) -> Vec<&Path> {
-        let is_below = |path: &&Path| *path != folder && path.starts_with(folder);
+    pub fn below(&self, directory: &Path) -> Vec<&Path> {
+        let is_below = |path: &&Path| *path != directory && path.starts_with(directory);
         self.all.iter().map(PathBuf::as_path).filter(is_below).collect()
     }
 
-    /// Where the device with this number is mounted.
+    /// The mount points of the device with this number.
     #[must_use]
     pub fn of(&self, device: (u32, u32)) -> &[PathBuf] {
         self.by_device.get(&device).map_or(&[], Vec::as_slice)
     }
 }
 
-/// A mount can be seen twice in one place: below a folder that the sandbox has mounted on itself.
+/// A mount can appear twice with the same path: below a directory that the sandbox has mounted on itself.
 fn put(points: &mut Vec<PathBuf>, point: PathBuf) {
     if !points.contains(&point) {
         points.push(point);

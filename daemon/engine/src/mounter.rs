@@ -1,22 +1,19 @@
-//! The service that mounts, in the mount namespace that everybody sees.
+//! The service that mounts in the host's mount namespace.
 
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::time::Duration;
 
-use loopd_common::Error;
+use crate::error::Error;
+use crate::future::BoxFuture;
 
-/// What is done meanwhile, and what comes of it.
-pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
-
-/// Whom something is mounted for.
+/// The user that a volume is mounted for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Account {
     /// The uid.
     pub uid: u32,
-    /// The primary group; `None` where the uid has no entry in the user database.
+    /// The primary group; `None` if the uid has no entry in the user database.
     pub gid: Option<u32>,
-    /// The name, fit to be a folder's.
+    /// A name that is safe as the name of a directory.
     pub name: String,
 }
 
@@ -25,47 +22,48 @@ pub struct Account {
 pub struct MountCommand {
     /// The device node.
     pub device: String,
-    /// The same with the file that is attached, for people.
+    /// The node and the backing file, for messages.
     pub shown: String,
-    /// The folder to mount it on.
+    /// The directory to mount on.
     pub directory: PathBuf,
     /// The kernel's name of the file system.
     pub kind: String,
-    /// The checked options.
+    /// The options, which were checked.
     pub options: String,
     /// Whether the device cannot be written to.
     pub read_only: bool,
-    /// Whom it is for.
+    /// The user that it is mounted for.
     pub account: Account,
-    /// How long it may take.
+    /// How long the mount may take.
     pub timeout: Duration,
 }
 
-/// Who mounts, in the name space that everyone sees.
+/// Mounts in the host's mount namespace.
 ///
 /// Dropping a future does not undo what it began: [`Mounter::undo`] does.
 pub trait Mounter: Send + Sync + 'static {
-    /// What the user database has of a uid.
+    /// The entry of a uid in the user database.
     fn account(&self, uid: u32) -> BoxFuture<'_, Account>;
 
-    /// The folder for this name of this user.
+    /// The user's directory with this name.
     fn path(&self, account: &Account, name: &str) -> PathBuf;
 
-    /// Whether there is something by that name.
+    /// Whether the path exists.
     fn is_there(&self, path: PathBuf) -> BoxFuture<'_, bool>;
 
-    /// Makes that folder, which only this user may get to; false where something by that name is there.
+    /// Makes the directory, to which only this user has access; false if the path exists.
     fn make(&self, path: PathBuf, uid: u32) -> BoxFuture<'_, Result<bool, Error>>;
 
-    /// Mounts; fails with `NotSupported` where nobody is there to do it, or with `Timeout`.
+    /// Mounts. Fails with `NotSupported` if no service manager runs, or with `Timeout`.
     fn mount(&self, order: MountCommand) -> BoxFuture<'_, Result<(), Error>>;
 
-    /// Unmounts, whoever has mounted; fails with `Busy` where it is in use and that was not to be lazily.
+    /// Unmounts, even if another program has mounted. Fails with `Busy` if the file system is in use and the
+    /// unmount is not lazy.
     fn unmount(&self, path: PathBuf, lazy: bool, timeout: Duration) -> BoxFuture<'_, Result<(), Error>>;
 
-    /// Has nothing be mounted there, and nothing be about to.
+    /// Unmounts the path, and cancels a mount on it that is in progress.
     fn undo(&self, path: PathBuf, timeout: Duration) -> BoxFuture<'_, ()>;
 
-    /// Removes an empty folder that was made for a mount. One that is gone is no error.
+    /// Removes an empty directory that was made for a mount. Does nothing if it is gone.
     fn remove(&self, path: PathBuf) -> BoxFuture<'_, Result<(), Error>>;
 }

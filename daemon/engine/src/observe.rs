@@ -1,26 +1,26 @@
-//! Events of udev, of the kernel and of the mount table, and loop devices of other programs.
+//! Observes events of udev, of the kernel and of the mount table, and loop devices of other programs.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use loopd_common::{Error, ErrorKind};
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
 use crate::engine::Engine;
+use crate::error::Error;
 use crate::event::{Event, Uevent};
-use crate::kernel::{Device, DiskSequence, Kernel, ProbeResult, ScanReason, node};
+use crate::kernel::{Device, DiskSequence, Kernel, ProbeResult, ScanReason};
 use crate::limiter::Limiter;
 use crate::mount_table::MountTable;
 use crate::record::Record;
 use crate::scan_queue::ScanKind;
 use crate::snapshot::{Changes, Snapshot};
 
-/// What takes longer to look at hangs.
+/// A device whose state takes longer to read hangs.
 pub(super) const HUNG_AFTER: Duration = Duration::from_secs(5);
 
 impl<K: Kernel> Engine<K> {
-    /// Takes notice of an event.
+    /// Handles an event.
     pub fn observe(self: &Arc<Self>, event: Uevent) {
         if self.is_doubtful(&event) {
             return self.request_scan(event.number, ScanKind::Database);
@@ -67,7 +67,7 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    /// ScanQueue at one number, and makes the records true.
+    /// Re-reads device `number` from the kernel and updates its record.
     pub(super) async fn refresh(self: &Arc<Self>, number: u32) {
         if let Err(error) = self.try_refresh(number).await {
             warn!(number, "{error}");
@@ -81,8 +81,8 @@ impl<K: Kernel> Engine<K> {
         let known = self.reconcile(number, peek.bound);
         let Some(device) = status else { return Ok(()) };
         if Some(device.disk_sequence) != peek.bound {
-            // Between two states: an event follows.
-            debug!(number, "changed while it was looked at");
+            // It was attached or detached in between: an event follows.
+            debug!(number, "changed while its state was read");
             return Ok(());
         }
         match known {
@@ -92,45 +92,40 @@ impl<K: Kernel> Engine<K> {
             None => {
                 let id = self.add_foreign(device);
                 drop(alone);
-                let _gone_meanwhile = self.scan_partitions(id, ScanReason::Foreign).await;
+                let _may_be_gone = self.scan_partitions(id, ScanReason::Foreign).await;
             }
         }
         Ok(())
     }
 
-    /// The same for a caller, who does not wait for ever.
+    /// The same for a caller, with a timeout.
     ///
     /// # Errors
-    /// `Timeout`; `Kernel` where its state cannot be read.
+    /// `Timeout`; `Kernel` if its state cannot be read.
     pub(super) async fn refresh_in_time(self: &Arc<Self>, number: u32) -> Result<(), Error> {
         let engine = Arc::clone(self);
-        let look = tokio::spawn(async move {
-            let _leave = engine.background.take(engine.owner_of(number)).await;
+        let reading = tokio::spawn(async move {
+            let _permit = engine.background.take(engine.owner_of(number)).await;
             engine.try_refresh(number).await
         });
-        match tokio::time::timeout(HUNG_AFTER, look).await {
-            Ok(looked) => looked.unwrap_or(Ok(())),
-            Err(_) => Err(Error::new(
-                ErrorKind::Timeout,
-                format!("the backing file of {} does not answer; try again when it does", node(number)),
-            )),
+        match tokio::time::timeout(HUNG_AFTER, reading).await {
+            Ok(read) => read.unwrap_or(Ok(())),
+            Err(_) => Err(Error::BackingFileHangs { number }),
         }
     }
 
-    /// What is attached to this number, without its partitions, after a look whether that is still so.
+    /// The attachment on this number, without its partitions, after a check that it still exists.
     ///
     /// # Errors
-    /// `NotFound` where nothing is; `Timeout` where its backing file hangs, and nothing is known of it
-    /// yet; `Kernel` where its state cannot be read.
+    /// `NotFound` if there is none; `Timeout` if it has no record yet and its backing file hangs; `Kernel` if its
+    /// state cannot be read.
     pub async fn locate(self: &Arc<Self>, number: u32) -> Result<Snapshot, Error> {
         let known = self.state().by_number.get(&number).copied();
         if !known.is_some_and(|id| self.is_current(id, self.kernel.peek(number).bound)) {
             self.refresh_in_time(number).await?;
         }
         let id = self.state().by_number.get(&number).copied();
-        id.and_then(|id| self.outline(id)).ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, format!("nothing is attached to {}", node(number)))
-        })
+        id.and_then(|id| self.outline(id)).ok_or(Error::NothingAttached { number })
     }
 
     fn add_foreign(&self, device: Device) -> DiskSequence {
@@ -146,7 +141,7 @@ impl<K: Kernel> Engine<K> {
         id
     }
 
-    /// Takes notice of a new mount table.
+    /// Handles a new mount table.
     pub fn mounts_changed(self: &Arc<Self>, mounts: MountTable) {
         for id in self.take_mounts(mounts) {
             self.spawn_end_with_last_mount(id);
@@ -154,7 +149,7 @@ impl<K: Kernel> Engine<K> {
         self.spawn_directory_removal();
     }
 
-    /// Gives what has lost its last mount, and is to end with it.
+    /// Updates the records, and returns the attachments that have lost their last mount and end with it.
     fn take_mounts(&self, mounts: MountTable) -> Vec<DiskSequence> {
         let mut guard = self.state();
         let state = &mut *guard;
@@ -179,18 +174,18 @@ impl<K: Kernel> Engine<K> {
         over
     }
 
-    /// Compares everything with the kernel: at the start.
+    /// Compares all records with the kernel, at the start of the daemon.
     pub async fn resync(self: &Arc<Self>) {
         let (mut tasks, turns) = (JoinSet::new(), Limiter::new());
         for number in self.all_numbers() {
             let (engine, turns) = (Arc::clone(self), Arc::clone(&turns));
-            let look = async move { engine.scan(number, ScanKind::Everything).await };
-            tasks.spawn(async move { turns.take(look).await });
+            let scan = async move { engine.scan(number, ScanKind::Everything).await };
+            tasks.spawn(async move { turns.take(scan).await });
         }
         tasks.join_all().await;
     }
 
-    /// The same, when udev is idle after events were lost. Does not wait for it.
+    /// The same after events were lost, when udev is idle. Does not wait for the result.
     pub fn events_lost(self: &Arc<Self>) {
         for number in self.all_numbers() {
             self.request_scan(number, ScanKind::Everything);
@@ -205,15 +200,15 @@ impl<K: Kernel> Engine<K> {
         numbers
     }
 
-    /// Linux 6.1 reads the table again while udev probes the partitions of the first reading: they go
-    /// and come back, and what udev says of the first ones is blank. Its word on the next ones
-    /// follows.
+    /// Whether the event may be about a partition that exists no more. Linux 6.1 reads the table again while udev
+    /// probes the partitions: they disappear and return, and the result for the first ones is blank. The events of
+    /// the next ones follow.
     fn is_doubtful(&self, event: &Uevent) -> bool {
         let blank = event.processed.as_ref().is_some_and(ProbeResult::is_blank);
         blank && !event.removed && event.partition.is_some() && self.kernel.scans_itself()
     }
 
-    /// A lost event may be the one that someone waits for: udev, now idle, has it in its database.
+    /// Reads results from udev's database, since a task may wait for an event that was lost.
     pub(super) async fn recover_processed(self: &Arc<Self>, number: u32) {
         let Some((id, unprocessed)) = self.unprocessed(number) else { return };
         if !self.is_current(id, self.kernel.peek(number).bound) {
@@ -239,7 +234,7 @@ impl<K: Kernel> Engine<K> {
         });
     }
 
-    /// What udev has not processed yet of this number: the device (`None`), partitions.
+    /// The device (`None`) and the partitions of this number that udev has not processed yet.
     fn unprocessed(&self, number: u32) -> Option<(DiskSequence, Vec<Option<u32>>)> {
         let state = self.state();
         let id = state.by_number.get(&number).copied()?;

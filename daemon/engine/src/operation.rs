@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use loopd_common::State;
 use loopd_common::text::printable;
-use loopd_common::{Error, ErrorKind, State};
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 use tracing::info;
 
 use crate::engine::Engine;
+use crate::error::Error;
 use crate::event::Event;
 use crate::kernel::{Change, DiskSequence, Kernel, Users};
 use crate::lifecycle::Lifecycle;
@@ -17,19 +18,20 @@ use crate::record::{PartitionRecord, Record};
 use crate::snapshot::{Changes, Snapshot};
 
 impl<K: Kernel> Engine<K> {
+    /// Waits until no other operation is in progress on the device.
     pub(super) async fn lock_device(&self, id: DiskSequence) -> Result<OwnedMutexGuard<()>, Error> {
         let operation = self.state().records.get(&id).map(|record| Arc::clone(&record.operation));
         Ok(operation.ok_or_else(|| gone(id))?.lock_owned().await)
     }
 
-    /// Resolves when calls are to be given up.
+    /// Waits until calls are aborted, since the daemon stops.
     pub(super) async fn aborted(&self) {
         let mut ending = self.ending.subscribe();
         // The sender lives as long as the engine.
         let _ended = ending.wait_for(|ending| *ending).await;
     }
 
-    /// Changes a record, wakes who waits for it, and tells the world where it looks different.
+    /// Changes a record, wakes the tasks that wait for it, and emits an event if its snapshot has changed.
     pub(super) fn update(&self, id: DiskSequence, change: impl FnOnce(&mut Record<K>)) {
         self.update_seen_by(id, Record::snapshot, |record| {
             change(record);
@@ -37,7 +39,7 @@ impl<K: Kernel> Engine<K> {
         });
     }
 
-    /// The same for a change that leaves the partitions alone: costs the same however many there are.
+    /// The same for a change that does not affect the partitions: the cost does not depend on their number.
     pub(super) fn update_outline(&self, id: DiskSequence, change: impl FnOnce(&mut Record<K>)) {
         self.update_seen_by(id, Record::outline, change);
     }
@@ -86,74 +88,70 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    /// Waits until udev has done what `done` asks for.
+    /// Waits until `outcome` returns a value. It is called now and after each change of the record, with `None`
+    /// if there is no record. Returns `None` at the deadline, or if the record has ended without a value.
+    async fn wait_for_record<T>(
+        &self,
+        id: DiskSequence,
+        deadline: Instant,
+        outcome: impl Fn(Option<&Record<K>>) -> Option<T>,
+    ) -> Option<T> {
+        loop {
+            let changed = self.state().records.get(&id).map(|record| Arc::clone(&record.changed));
+            let Some(changed) = changed else { return outcome(None) };
+            // Before the record is examined, so that no change in between is missed.
+            let woken = changed.notified();
+            tokio::pin!(woken);
+            woken.as_mut().enable();
+            let found = outcome(self.state().records.get(&id));
+            if found.is_some() {
+                return found;
+            }
+            tokio::time::timeout_at(deadline, woken).await.ok()?;
+        }
+    }
+
+    /// Waits until udev has processed enough of an attachment that `done` is true.
     pub(super) async fn await_udev(
         &self,
         id: DiskSequence,
         deadline: Instant,
         done: impl Fn(&Record<K>) -> bool,
     ) -> Result<(), Error> {
-        loop {
-            let Some(changed) = self.state().records.get(&id).map(|record| Arc::clone(&record.changed))
-            else {
-                return Err(detached_meanwhile(id));
-            };
-            let woken = changed.notified();
-            tokio::pin!(woken);
-            woken.as_mut().enable();
-            match self.state().records.get(&id) {
-                None => return Err(detached_meanwhile(id)),
-                Some(record) if record.lifecycle.is_cancelled() => return Err(abandoned()),
-                Some(record) if done(record) => return Ok(()),
-                Some(_) => {}
-            }
-            if tokio::time::timeout_at(deadline, woken).await.is_err() {
-                return Err(self.udev_is_late(id));
-            }
-        }
+        let outcome = |record: Option<&Record<K>>| match record {
+            None => Some(Err(Error::DetachedByOthers { id })),
+            Some(record) if record.lifecycle.is_cancelled() => Some(Err(Error::AttachAbandoned)),
+            Some(record) => done(record).then_some(Ok(())),
+        };
+        let waited = self.wait_for_record(id, deadline, outcome).await;
+        waited.unwrap_or_else(|| Err(self.udev_is_late(id)))
     }
 
     pub(super) fn udev_is_late(&self, id: DiskSequence) -> Error {
         let state = self.state();
         let record = state.records.get(&id);
-        let node = record.map(|record| record.device.node()).unwrap_or_default();
-        let waited = self.settings().wait_for_udev.as_secs_f32();
-        let remedy = if record.is_some_and(Record::is_published) {
-            "look at systemd-udevd"
-        } else {
-            "so it was detached again; look at systemd-udevd, or attach with wait=false"
-        };
-        Error::new(ErrorKind::Timeout, format!("udev did not process {node} within {waited} s; {remedy}"))
-    }
-
-    /// Waits for the end of an attachment; false where it did not come in time.
-    pub(super) async fn await_end(self: &Arc<Self>, id: DiskSequence) -> bool {
-        let deadline = Instant::now() + self.settings().wait_for_users;
-        loop {
-            let Some(changed) = self.state().records.get(&id).map(|record| Arc::clone(&record.changed))
-            else {
-                return true;
-            };
-            let woken = changed.notified();
-            tokio::pin!(woken);
-            woken.as_mut().enable();
-            if !self.state().records.contains_key(&id) {
-                return true;
-            }
-            if tokio::time::timeout_at(deadline, woken).await.is_err() {
-                return self.reap_if_gone(id);
-            }
+        Error::UdevTimeout {
+            device: record.map(|record| record.device.node()).unwrap_or_default(),
+            seconds: self.settings().wait_for_udev.as_secs_f32(),
+            detached: !record.is_some_and(Record::is_published),
         }
     }
 
-    /// Whether an attachment is what the kernel has bound.
+    /// Waits a bounded time for the end of an attachment; false if it has not ended.
+    pub(super) async fn await_end(self: &Arc<Self>, id: DiskSequence) -> bool {
+        let deadline = Instant::now() + self.settings().wait_for_users;
+        let ended = |record: Option<&Record<K>>| record.is_none().then_some(());
+        self.wait_for_record(id, deadline, ended).await.is_some() || self.reap_if_gone(id)
+    }
+
+    /// Whether the device of an attachment still is the one that the kernel has bound.
     pub(super) fn is_current(&self, id: DiskSequence, bound: Option<DiskSequence>) -> bool {
         self.state().records.get(&id).is_some_and(|record| {
             record.lifecycle.is_replacing() || Some(record.device.disk_sequence) == bound
         })
     }
 
-    /// The attachment that the number stands for, where the kernel still has it; ends it where not.
+    /// The attachment on the number, if the kernel still has it. Else its record is ended.
     pub(super) fn reconcile(
         self: &Arc<Self>,
         number: u32,
@@ -167,25 +165,28 @@ impl<K: Kernel> Engine<K> {
         None
     }
 
-    /// Makes room for a new attach on this number: what stood there before has ended.
+    /// Ends the record of the previous attachment on a number that was attached again.
     pub(super) fn reap_previous(self: &Arc<Self>, number: u32) {
         self.reconcile(number, None);
     }
 
-    /// The kernel has taken it down.
+    /// Ends the record of an attachment that the kernel has detached, and logs that.
     pub(super) fn ended_elsewhere(self: &Arc<Self>, id: DiskSequence) {
         let ended = self.find(id);
-        // An operation on the device that is under way tells of the end itself.
+        // An operation in progress on the device logs the end itself.
         let unexpected =
             self.state().records.get(&id).is_some_and(|record| record.operation.try_lock().is_ok());
         self.remove_record(id);
         if let Some(ended) = ended.filter(|ended| unexpected && ended.ownership.is_some()) {
             let detaching = ended.state == State::Detaching;
-            audit(if detaching { "gone with its last user" } else { "detached by another program" }, &ended);
+            audit(
+                if detaching { "detached at its last close" } else { "detached by another program" },
+                &ended,
+            );
         }
     }
 
-    /// Ends the attachment where the kernel has; says whether it is gone.
+    /// Ends the record of an attachment if the kernel has detached it; returns whether there is none now.
     pub(super) fn reap_if_gone(self: &Arc<Self>, id: DiskSequence) -> bool {
         let Some(number) = self.state().records.get(&id).map(|record| record.device.number) else {
             return true;
@@ -197,7 +198,7 @@ impl<K: Kernel> Engine<K> {
         true
     }
 
-    /// Forgets an attachment that the kernel has taken down.
+    /// Removes the record of an attachment that the kernel has detached, and emits the event.
     pub(super) fn remove_record(self: &Arc<Self>, id: DiskSequence) {
         let Some(record) = self.state().remove(id) else { return };
         self.state_writer.end(id);
@@ -211,7 +212,7 @@ impl<K: Kernel> Engine<K> {
         }
         let engine = Arc::clone(self);
         tokio::spawn(async move {
-            let _leave = engine.background.take(owner).await;
+            let _permit = engine.background.take(owner).await;
             if let Some(hold) = hold {
                 engine.kernel.release(hold).await;
             }
@@ -221,7 +222,7 @@ impl<K: Kernel> Engine<K> {
         });
     }
 
-    /// Gives up what keeps the device, and looks whether it went.
+    /// Releases the hold, or clears a device without one, and ends the record if the device is detached then.
     pub(super) async fn release(self: &Arc<Self>, id: DiskSequence) {
         let (number, sequence, hold) = {
             let mut state = self.state();
@@ -239,7 +240,7 @@ impl<K: Kernel> Engine<K> {
         self.reap_if_gone(id);
     }
 
-    /// Takes a descriptor that keeps the device; false where it is gone.
+    /// Opens a hold of the device; false if it is gone.
     pub(super) async fn take_hold(self: &Arc<Self>, attachment: &Snapshot) -> Result<bool, Error> {
         let (number, sequence) = (attachment.device.number, attachment.device.disk_sequence);
         let hold = self.kernel.hold(number, sequence).await?;
@@ -250,7 +251,7 @@ impl<K: Kernel> Engine<K> {
         Ok(taken)
     }
 
-    /// Puts a hold back; gives it to the caller where the attachment ended meanwhile.
+    /// Puts a hold into the record; returns it if the attachment has ended.
     pub(super) fn restore_hold(&self, id: DiskSequence, hold: Option<K::Hold>) -> Option<K::Hold> {
         let mut state = self.state();
         let Some(record) = state.records.get_mut(&id) else { return hold };
@@ -258,18 +259,18 @@ impl<K: Kernel> Engine<K> {
         None
     }
 
-    /// Has the device go with its last user. The last close writes to the backing file: where that
-    /// hangs, nobody waits for it here, and nothing else is done to the device.
+    /// Sets the device to detach at its last close. That close writes to the backing file: if that hangs, the
+    /// caller does not wait for it, and the device stays locked.
     pub(super) async fn detach_lazily(
         self: &Arc<Self>,
         attachment: &Snapshot,
-        what: &str,
+        event: &str,
         alone: OwnedMutexGuard<()>,
     ) {
-        audit(what, attachment);
+        audit(event, attachment);
         let (engine, id, owner) = (Arc::clone(self), attachment.id, attachment.owner());
         let going = tokio::spawn(async move {
-            let _leave = engine.background.take(owner).await;
+            let _permit = engine.background.take(owner).await;
             engine.release(id).await;
             alone
         });
@@ -280,6 +281,7 @@ impl<K: Kernel> Engine<K> {
         });
     }
 
+    /// Changes the device and its record.
     pub(super) async fn apply(self: &Arc<Self>, attachment: &Snapshot, change: Change) -> Result<(), Error> {
         let (number, sequence) = (attachment.device.number, attachment.device.disk_sequence);
         let Some(device) = self.kernel.change(number, sequence, change).await? else {
@@ -290,7 +292,7 @@ impl<K: Kernel> Engine<K> {
         Ok(())
     }
 
-    /// The table may have changed since we were told.
+    /// Reads the mount table: its event may still be on its way.
     pub(super) fn refresh_mounts(self: &Arc<Self>) {
         if let Some(table) = self.kernel.mounts() {
             self.mounts_changed(table);
@@ -298,50 +300,29 @@ impl<K: Kernel> Engine<K> {
     }
 }
 
+/// Error for an attachment that has ended.
 pub(super) fn gone(id: DiskSequence) -> Error {
-    Error::new(ErrorKind::NotFound, format!("the attachment with disk sequence {id} is gone"))
+    Error::Gone { id }
 }
 
-/// What a device in use is told as.
-pub(super) fn busy(asked: &str, attachment: &Snapshot, users: &Users, remedy: &str) -> Error {
-    let mut held_by: Vec<String> = users
-        .mount_points
-        .iter()
-        .map(|path| format!("mounted on {}", printable(path.as_os_str().as_encoded_bytes())))
-        .collect();
-    held_by.extend(users.holders.iter().map(|holder| format!("held by {holder}")));
-    if held_by.is_empty() {
-        held_by.push("opened by a process".to_owned());
+/// Error for a device that is in use.
+pub(super) fn in_use(
+    operation: &'static str,
+    attachment: &Snapshot,
+    users: Users,
+    remedy: &'static str,
+) -> Error {
+    Error::InUse {
+        operation,
+        device: attachment.device.node(),
+        file: printable(&attachment.device.backing_file),
+        users: Box::new(users),
+        remedy,
     }
-    Error::new(
-        ErrorKind::Busy,
-        format!(
-            "cannot {asked} {} ({}): it is {}; {remedy}",
-            attachment.device.node(),
-            printable(&attachment.device.backing_file),
-            held_by.join(", ")
-        ),
-    )
 }
 
-pub(super) fn abandoned() -> Error {
-    Error::new(
-        ErrorKind::AccessDenied,
-        "the client vanished, or loopd was asked to end, before the device was ready, so it was detached again",
-    )
-}
-
-pub(super) fn detached_meanwhile(id: DiskSequence) -> Error {
-    Error::new(
-        ErrorKind::NotFound,
-        format!(
-            "the device with disk sequence {id} was detached by another program before it was ready; try again"
-        ),
-    )
-}
-
-/// One line for the administrator.
-pub(super) fn audit(what: &str, attachment: &Snapshot) {
+/// Logs a change of an attachment, for the administrator.
+pub(super) fn audit(event: &str, attachment: &Snapshot) {
     let ownership = attachment.ownership.as_ref();
     info!(
         device = attachment.device.node(),
@@ -349,6 +330,6 @@ pub(super) fn audit(what: &str, attachment: &Snapshot) {
         uid = ownership.map(|ownership| ownership.uid),
         file = printable(&attachment.device.backing_file),
         lifetime = ownership.map(|ownership| ownership.lifetime.as_str()),
-        "{what}"
+        "{event}"
     );
 }

@@ -1,29 +1,30 @@
 //! Requests for a file that is attached already.
 //!
-//! Only requests that ask for it pay: every loop device is looked at, since the event of one that another
-//! program has just attached may still be on its way.
+//! Overlap checks are opt-in, since every loop device is examined: the event of a device that another program has
+//! just attached may still be on its way.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use loopd_common::text::printable;
-use loopd_common::{Error, ErrorKind, Lifetime, Overlap, State};
+use loopd_common::{ErrorKind, Lifetime, Overlap, State};
 use tokio::sync::OwnedMutexGuard;
 
 use crate::client::Caller;
 use crate::engine::Engine;
-use crate::kernel::{Device, FileFacts, Kernel, node};
+use crate::error::Error;
+use crate::kernel::{Device, FileFacts, Kernel};
 use crate::ownership::is_root;
 use crate::request::AttachRequest;
 use crate::snapshot::Snapshot;
 
 impl<K: Kernel> Engine<K> {
-    /// Keeps others from attaching the file meanwhile, and gives back the device that serves the
-    /// request already.
+    /// Locks the file against other requests that check overlaps, and returns an existing attachment that satisfies
+    /// the request.
     ///
     /// # Errors
-    /// `Overlap` where the request does not want what is there; `InvalidBackingFile`; `Timeout` where
-    /// another backing file hangs.
+    /// `Overlap` if there is an attachment that does not; `InvalidBackingFile`; `Timeout` if another backing file
+    /// hangs.
     pub(super) async fn resolve_overlap(
         self: &Arc<Self>,
         file: &K::File,
@@ -33,17 +34,17 @@ impl<K: Kernel> Engine<K> {
         let facts = self.kernel.examine(file).await?;
         let alone = self.file_locks.lock(facts.identity).await;
         self.discover(&facts).await?;
-        let there: Vec<Snapshot> = self
+        let existing: Vec<Snapshot> = self
             .list()
             .into_iter()
             .filter(|shown| shown.device.shows(facts.identity) && overlaps(&shown.device, request))
             .filter(|shown| !self.reap_if_gone(shown.id))
             .collect();
-        let Some(first) = there.first() else { return Ok((alone, None)) };
+        let Some(first) = existing.first() else { return Ok((alone, None)) };
         if request.overlap == Overlap::Refuse {
             return Err(refused(first, "detach it first, or attach with overlap=allow or reuse"));
         }
-        let reused = self.choose_reusable(&there, &facts, request, caller)?;
+        let reused = self.choose_reusable(&existing, first, &facts, request, caller)?;
         self.extend_lifetime(&reused, request, caller).await?;
         let reused = self.find(reused.id).ok_or_else(|| crate::operation::gone(reused.id))?;
         crate::operation::audit("reused", &reused);
@@ -52,7 +53,8 @@ impl<K: Kernel> Engine<K> {
 
     fn choose_reusable(
         &self,
-        there: &[Snapshot],
+        existing: &[Snapshot],
+        first: &Snapshot,
         facts: &FileFacts,
         request: &AttachRequest,
         caller: &impl Caller,
@@ -62,7 +64,7 @@ impl<K: Kernel> Engine<K> {
         };
         let writable = facts.writable && !request.read_only;
         let mut why = "its offset or size limit is another; ask for the same".to_owned();
-        for shown in there.iter().filter(same) {
+        for shown in existing.iter().filter(same) {
             let device = &shown.device;
             if request.number.is_some_and(|number| number != device.number) {
                 why = "that is not the device that was asked for".to_owned();
@@ -79,35 +81,35 @@ impl<K: Kernel> Engine<K> {
             }
         }
         why.push_str(", or attach with overlap=allow");
-        let shown = there.iter().find(same).or(there.first());
-        shown.map_or_else(|| Err(Error::new(ErrorKind::Overlap, &*why)), |shown| Err(refused(shown, &why)))
+        Err(refused(existing.iter().find(same).unwrap_or(first), &why))
     }
 
-    /// Who else than root and the caller can show another file on the device, or detach it and set its
-    /// number up again; `None` if nobody can. What is read of such a device is that user's choice.
+    /// Which user other than root and the caller can show another file on the device, or detach it and attach
+    /// another file to its number; `None` if nobody can. That user controls what is read from the device.
     fn who_may_change(&self, shown: &Snapshot, file: &FileFacts, caller: u32) -> Option<String> {
         match self.kernel.set_up_for(shown.device.number) {
             Ok(Some(uid)) if !is_root(uid) => {
                 return Some(format!("UDisks2 has set it up for user {uid}, who can change it"));
             }
             Ok(_) => {}
-            Err(error) => return Some(format!("whom it was set up for cannot be told: {error}")),
+            Err(error) => return Some(format!("the user that it was set up for is unknown: {error}")),
         }
         match &shown.ownership {
             Some(owner) if is_root(owner.uid) || owner.uid == caller => None,
             Some(owner) => Some(format!("it belongs to user {}, who can change it", owner.uid)),
-            // Some program of root's has attached it, for whomever. A file that is root's is likely for root.
+            // A program with root's rights has attached it, for an unknown user. If only root can write to the file,
+            // that user is likely root.
             None if file.only_root_writes => None,
             None => Some(
-                "another program has attached it, and its file is not root's alone, so that whom it is for is not \
-                 known"
+                "another program has attached it, and users other than root can write to its file, so that it is unknown \
+                 whom it is for"
                     .to_owned(),
             ),
         }
     }
 
-    /// Takes back a detach that waits for the last close, and whatever else would end the device
-    /// before the caller wants that.
+    /// Takes back a detach at the last close, and changes a lifetime that would end the attachment before the
+    /// requested one.
     async fn extend_lifetime(
         self: &Arc<Self>,
         reused: &Snapshot,
@@ -116,7 +118,7 @@ impl<K: Kernel> Engine<K> {
     ) -> Result<(), Error> {
         let is_over = |shown: &Snapshot| {
             let outlived = request.lifetime == Lifetime::Persistent && shown.device.autoclear;
-            // Whoever wants to mount it now has as much time for that as whoever attached it.
+            // The caller has as much time for its mount as the client that attached it had.
             let awaits_mount = request.lifetime == Lifetime::Mount
                 && shown
                     .ownership
@@ -131,7 +133,7 @@ impl<K: Kernel> Engine<K> {
         Ok(())
     }
 
-    /// Takes notice of devices whose events have not come yet.
+    /// Records devices whose events have not arrived yet.
     async fn discover(self: &Arc<Self>, file: &FileFacts) -> Result<(), Error> {
         let known = |number: &u32| {
             let id = self.state().by_number.get(number).copied();
@@ -140,22 +142,15 @@ impl<K: Kernel> Engine<K> {
         let unknown: Vec<u32> =
             self.kernel.bound_numbers().into_iter().filter(|number| !known(number)).collect();
         for number in unknown {
-            // A file that cannot be looked at is not this one, which could be.
+            // This file could be examined, so a backing file that cannot is another one.
             if let Err(hangs) = self.refresh_in_time(number).await
-                && hangs.kind == ErrorKind::Timeout
+                && hangs.kind() == ErrorKind::Timeout
             {
-                return Err(unanswered(file, &hangs));
+                return Err(Error::OverlapUnknown { file: printable(&file.path), source: Box::new(hangs) });
             }
         }
         Ok(())
     }
-}
-
-fn unanswered(file: &FileFacts, hangs: &Error) -> Error {
-    let name = printable(&file.path);
-    let message =
-        format!("cannot tell whether {name} is attached already: {hangs}, or attach with overlap=allow");
-    Error::new(ErrorKind::Timeout, message)
 }
 
 fn overlaps(device: &Device, request: &AttachRequest) -> bool {
@@ -163,26 +158,20 @@ fn overlaps(device: &Device, request: &AttachRequest) -> bool {
     one.start < other.end && other.start < one.end
 }
 
-/// The bytes of the file; without a limit, to wherever its end may come to lie.
+/// The bytes of the file; without a limit up to any end that it may get.
 fn extent(offset: u64, size_limit: u64) -> Range<u64> {
     offset..if size_limit == 0 { u64::MAX } else { offset.saturating_add(size_limit) }
 }
 
-fn refused(shown: &Snapshot, why: &str) -> Error {
+fn refused(shown: &Snapshot, reason: &str) -> Error {
     let device = &shown.device;
-    let limit = match device.size_limit {
-        0 => String::new(),
-        limit => format!(", {limit} bytes"),
-    };
-    Error::new(
-        ErrorKind::Overlap,
-        format!(
-            "{} is attached to {} already, from offset {}{limit} on: {why}",
-            printable(&device.backing_file),
-            node(device.number),
-            device.offset,
-        ),
-    )
+    Error::Overlap {
+        file: printable(&device.backing_file),
+        device: device.node(),
+        offset: device.offset,
+        size_limit: device.size_limit,
+        reason: reason.to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -190,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn extents_overlap_where_they_share_a_byte() {
+    fn extents_with_a_common_byte_overlap() {
         let overlap = |one: (u64, u64), other: (u64, u64)| {
             let device = Device { offset: one.0, size_limit: one.1, ..Device::default() };
             let mut request = AttachRequest::default();

@@ -1,44 +1,45 @@
-//! How fast the devices of one uid follow each other. udev processes each device and each partition, those
-//! of all users one after the other, so that what one user has made costs the others time.
+//! Limits how fast the devices of one uid follow each other. udev processes the devices and partitions of all
+//! users one after the other, so those of one user cost the others time.
 
 use std::time::Duration;
 
-use loopd_common::{Error, ErrorKind, Pace};
+use loopd_common::Pace;
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 
+use crate::error::Error;
 use crate::keyed_mutex::KeyedMutex;
 use crate::ownership::is_root;
 
-/// How many devices and partitions of a uid are made a second, and how many at once after a rest: an image
-/// with as many partitions as there can be.
-const A_SECOND: u32 = 100;
+/// How many devices and partitions of a uid may be made in a second, and how many at once after a rest: an image
+/// with the most partitions that a device can have.
+const PER_SECOND: u32 = 100;
 const AT_ONCE: u32 = 256;
 /// How long to wait for earlier ones; below the 25 s of a D-Bus call.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
-/// How long to wait for an attach whose partitions are not known yet. One that takes longer hangs.
+/// How long to wait for an attach whose partitions are not known yet. An attach that takes longer hangs.
 const HUNG_AFTER: Duration = Duration::from_millis(200);
 
 /// Spaces out the devices and partitions of each uid other than root.
 #[derive(Debug)]
 pub(super) struct Pacing {
     pace: Pace,
-    /// One at a time for each uid, from the wait until it is known how many partitions there are: else
-    /// several images with many partitions would begin at once.
+    /// One attach of each uid at a time, from its wait until the number of its partitions is known. Otherwise several
+    /// images with many partitions would be attached at once.
     turns: KeyedMutex<u32>,
 }
 
 impl Default for Pacing {
     fn default() -> Self {
-        Self { pace: Pace::new(A_SECOND, AT_ONCE), turns: KeyedMutex::default() }
+        Self { pace: Pace::new(PER_SECOND, AT_ONCE), turns: KeyedMutex::default() }
     }
 }
 
 impl Pacing {
-    /// Makes devices for this uid in its turn, and counts them; `count` gets nothing where they were not made.
+    /// Makes devices for this uid in its turn, and counts them; `count` gets `None` if they were not made.
     ///
     /// # Errors
-    /// `LimitExceeded` where too many were made shortly before; those of `make`.
+    /// `LimitExceeded` if too many were made shortly before; those of `make`.
     pub async fn make<T>(
         &self,
         uid: u32,
@@ -48,7 +49,9 @@ impl Pacing {
         if is_root(uid) {
             return make.await;
         }
-        let turn = tokio::time::timeout(LONGEST_WAIT, self.wait(uid)).await.map_err(|_| too_fast(uid))?;
+        let turn = tokio::time::timeout(LONGEST_WAIT, self.wait(uid))
+            .await
+            .map_err(|_| Error::TooFast { uid, per_second: PER_SECOND })?;
         let mut turn = Some(turn);
         tokio::pin!(make);
         let made = loop {
@@ -74,14 +77,6 @@ impl Pacing {
     }
 }
 
-fn too_fast(uid: u32) -> Error {
-    let message = format!(
-        "uid {uid} has had many devices and partitions made in a short time, of which there may be {A_SECOND} a \
-         second; try again in some seconds, or attach without partitions (loopctl attach --no-partitions)"
-    );
-    Error::new(ErrorKind::LimitExceeded, message)
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -93,7 +88,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn many_partitions_are_spaced_out_and_hold_up_nobody_else() {
+    async fn many_partitions_are_spaced_out_and_delay_no_other_user() {
         let (pacing, start) = (Arc::new(Pacing::default()), Instant::now());
         let mut others = tokio::task::JoinSet::new();
         for _ in 0..4 {
@@ -110,7 +105,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_makes_far_too_many_is_refused() {
+    async fn a_user_with_far_too_many_devices_is_refused() {
         let pacing = Arc::new(Pacing::default());
         let mut attaches = tokio::task::JoinSet::new();
         for _ in 0..20 {
@@ -119,11 +114,11 @@ mod tests {
         }
         let refused: Vec<Error> = attaches.join_all().await.into_iter().filter_map(Result::err).collect();
         assert!((10..19).contains(&refused.len()), "{}", refused.len());
-        assert!(refused.iter().all(|error| error.kind == ErrorKind::LimitExceeded));
+        assert!(refused.iter().all(|error| matches!(error, Error::TooFast { uid: 1000, .. })));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_attach_that_hangs_holds_up_others_of_its_user_for_a_moment_alone() {
+    async fn an_attach_that_hangs_delays_others_of_its_user_for_a_moment_only() {
         let (pacing, start) = (Arc::new(Pacing::default()), Instant::now());
         for _ in 0..5 {
             let pacing = Arc::clone(&pacing);

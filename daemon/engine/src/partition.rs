@@ -1,27 +1,28 @@
-//! The partitions of attachments: which there are, and what udev says of each.
+//! The partitions of attachments: scans them, and records what udev found on each.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use loopd_common::ErrorKind;
 use loopd_common::text::printable;
-use loopd_common::{Error, ErrorKind};
 use tokio::time::Instant;
 use tracing::warn;
 
 use crate::engine::Engine;
+use crate::error::Error;
 use crate::event::Uevent;
 use crate::kernel::{Device, DiskSequence, Kernel, Partition, Partitioning, ProbeResult, ScanReason};
-use crate::operation::{busy, gone};
+use crate::operation::{gone, in_use};
 use crate::ownership::Ownership;
 use crate::record::{PartitionRecord, Record};
 use crate::scan_queue::ScanKind;
 
 impl<K: Kernel> Engine<K> {
-    /// Has the partition table read again, and makes the partitions what it says; returns when udev
-    /// has processed them.
+    /// Makes the kernel read the partition table again, and makes the partitions match it. Returns when udev has
+    /// processed them.
     ///
     /// # Errors
-    /// `Busy` where a partition is in use, `NotSupported`, `Timeout`, `Kernel`.
+    /// `Busy` if a partition is in use, `NotSupported`, `Timeout`, `Kernel`.
     pub async fn rescan(self: &Arc<Self>, id: DiskSequence) -> Result<(), Error> {
         let deadline = Instant::now() + self.settings().wait_for_udev;
         self.update_outline(id, |record| record.processed = false);
@@ -30,36 +31,43 @@ impl<K: Kernel> Engine<K> {
             self.update_outline(id, |record| record.processed = true);
         }
         let seen = match seen {
-            Err(error) if error.kind == ErrorKind::Busy => {
+            Err(error) if error.kind() == ErrorKind::Busy => {
                 return Err(self.partition_in_use(id, error).await);
             }
             other => other?,
         };
         if seen.unmade {
-            return Err(Error::new(
-                ErrorKind::NotSupported,
-                "this kernel reads no partition tables, and loopd may not add partitions itself: put partitions.conf \
-                 from among loopd's documents into /etc/systemd/system/loopd.service.d",
-            ));
+            return Err(self.partitions_unmade(id));
         }
         if self.kernel.udev_runs() {
             self.await_udev(id, deadline, Record::is_processed).await?;
         }
-        // udev does not say whether the kernel did what it was asked for.
+        // udev does not report whether the kernel has read the table again.
         if seen.udev_rereads && self.scan_partitions(id, ScanReason::Foreign).await?.outdated {
             return Err(self.partition_in_use(id, gone(id)).await);
         }
         Ok(())
     }
 
-    /// Why the partitions stay as they are, with who uses them; `otherwise` where they are gone.
+    /// Error for partitions that cannot change, with their users; `otherwise` if the attachment is gone.
     async fn partition_in_use(&self, id: DiskSequence, otherwise: Error) -> Error {
         let Some(attachment) = self.find(id) else { return otherwise };
         let users = self.kernel.users(attachment.device.number).await.unwrap_or_default();
-        busy("read the partition table again of", &attachment, &users, "unmount or close it first")
+        in_use("read the partition table again of", &attachment, users, "unmount or close it first")
     }
 
-    /// Makes the partitions' nodes, where that is for us to do, and the record true.
+    /// Error for partitions that neither the kernel nor loopd can make.
+    fn partitions_unmade(&self, id: DiskSequence) -> Error {
+        let Some(attachment) = self.find(id) else { return gone(id) };
+        let reason = "this kernel reads no partition tables, and loopd may not add partitions itself: put \
+                      partitions.conf from among loopd's documents into /etc/systemd/system/loopd.service.d";
+        Error::NotSupported {
+            operation: format!("read the partition table of {} again", attachment.device.node()),
+            reason: reason.to_owned(),
+        }
+    }
+
+    /// Scans the partitions, makes their nodes if that is loopd's task, and updates the record.
     pub(super) async fn scan_partitions(
         self: &Arc<Self>,
         id: DiskSequence,
@@ -80,10 +88,10 @@ impl<K: Kernel> Engine<K> {
         counted.map(|()| seen)
     }
 
-    /// Makes the record say what was seen.
+    /// Updates the record after a scan.
     ///
     /// # Errors
-    /// `LimitExceeded`: the record has no more of them than its owner may have.
+    /// `LimitExceeded`: the record has only as many partitions as its owner may have.
     pub(super) fn take_partitions(&self, id: DiskSequence, seen: &Partitioning) -> Result<(), Error> {
         let mut found: BTreeMap<u32, ProbeResult> = {
             let state = self.state();
@@ -127,7 +135,7 @@ impl<K: Kernel> Engine<K> {
         counted
     }
 
-    /// Counts the partitions against the owner's limit; gives how many there may be.
+    /// Counts the partitions against the owner's limit; returns how many it may have.
     fn count_partitions(&self, record: &mut Record<K>, there: usize) -> usize {
         let Some(Ownership { uid, .. }) = record.ownership else { return there };
         let none = || self.partition_quota.adopt_many(uid, 0);
@@ -138,12 +146,14 @@ impl<K: Kernel> Engine<K> {
 
     fn too_many_partitions(&self, record: &Record<K>, there: usize) -> Error {
         let uid = record.ownership.as_ref().map(|ownership| ownership.uid).unwrap_or_default();
-        let Error { kind, message } = self.partition_quota.refusal(uid);
-        let file = printable(&record.device.backing_file);
-        Error::new(kind, format!("{file} has {there} partitions, which are too many: {message}"))
+        Error::TooManyPartitions {
+            file: printable(&record.device.backing_file),
+            count: there,
+            source: Box::new(self.partition_quota.refusal(uid)),
+        }
     }
 
-    /// ScanQueue at the partitions again where an event says that they may have changed.
+    /// Requests a scan of the partitions if they may have changed with this event.
     pub(super) fn follow_partitions(self: &Arc<Self>, id: DiskSequence, event: &Uevent) {
         let changed =
             self.state().records.get(&id).is_some_and(|record| self.may_have_changed(record, event));
@@ -152,13 +162,13 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    /// ScanQueue at nothing but the partition that the event names: each of the others has events of its own.
+    /// Checks only the partition that the event names: the others have their own events.
     fn may_have_changed(&self, record: &Record<K>, event: &Uevent) -> bool {
         if let Some(partition) = event.partition {
             let known = record.partitions.get(&partition).map(|known| &known.partition.node);
             return self.kernel.partition_node(event.number, partition).as_ref() != known;
         }
-        // Where the kernel does not read tables, only reading one tells whether it has changed.
+        // If the kernel does not read tables, loopd has to read one to know whether it has changed.
         let has_table = event.processed.as_ref().is_some_and(|found| found.has_table);
         let ours =
             record.is_published() && reason(record) == ScanReason::Changed && !self.kernel.scans_itself();
@@ -167,11 +177,11 @@ impl<K: Kernel> Engine<K> {
 
     async fn rescan_partitions(self: &Arc<Self>, id: DiskSequence, reason: ScanReason) {
         if let Err(error) = self.scan_partitions(id, reason).await {
-            warn!(disk_sequence = id.0, "its partitions cannot be looked at: {error}");
+            warn!(disk_sequence = id.0, "its partitions cannot be scanned: {error}");
         }
     }
 
-    /// ScanQueue at the partitions after a change of ours.
+    /// Scans the partitions after a change of the device by loopd.
     pub(super) async fn partitions_may_have_changed(self: &Arc<Self>, id: DiskSequence) -> Result<(), Error> {
         let reason = self.state().records.get(&id).map(reason);
         match reason {
@@ -180,7 +190,7 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    /// After lost events.
+    /// Scans the partitions of a number after events were lost.
     pub(super) async fn recover_partitions(self: &Arc<Self>, number: u32) {
         let known = {
             let state = self.state();
@@ -193,9 +203,9 @@ impl<K: Kernel> Engine<K> {
     }
 }
 
-/// Nodes are made only for those who asked for it, on what is not being taken down.
+/// Nodes are made only if the request had partition scan, and not while the device is being detached.
 fn reason<K: Kernel>(record: &Record<K>) -> ScanReason {
     let ours = record.ownership.is_some() && record.device.partition_scan && record.is_attached();
-    // Its attach sees to the partitions first.
+    // The attach makes the partitions first.
     if ours && record.partitioned { ScanReason::Changed } else { ScanReason::Foreign }
 }

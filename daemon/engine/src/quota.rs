@@ -1,26 +1,25 @@
-//! Who has how much: bounds for each uid, so that one user's flood or hung file costs the others
-//! nothing, and for all users together, so that many uids have not more than the daemon. Root is not
-//! bound.
+//! Quotas: limits for each uid, so that one user's many requests or hung files cost the others nothing, and for all
+//! users together, so that many uids do not use up the daemon's resources. Root has no limits.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use loopd_common::{Error, ErrorKind};
 use tokio::sync::{Notify, oneshot};
 
-use super::is_root;
+use crate::error::Error;
+use crate::ownership::is_root;
 
 /// How many of a uid may wait for their turn.
 const WAITING: usize = 128;
 /// How many of all users may wait for their turn.
 const WAITING_OF_ALL: usize = 512;
 
-/// How much there may be.
+/// The limits of a quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Of one uid.
+    /// For each uid.
     pub each: usize,
-    /// Of all users other than root together. A quarter more is saved for those who have none.
+    /// For all users other than root together. A quarter more is reserved for users who have none yet.
     pub all: usize,
 }
 
@@ -48,13 +47,13 @@ struct Shared {
 struct Counts {
     limits: Limits,
     counts: HashMap<u32, usize>,
-    /// Of all users other than root.
+    /// The sum of all users other than root.
     of_users: usize,
     waiting: HashMap<u32, VecDeque<oneshot::Sender<Permit>>>,
     waiting_of_all: usize,
 }
 
-/// Why there cannot be more.
+/// Which limit is reached, and the count.
 enum Exceeded {
     OfUid(usize),
     OfAll(usize),
@@ -101,7 +100,7 @@ impl Counts {
         }
     }
 
-    /// The next one of this uid that waits for its turn.
+    /// Removes the request of this uid that has waited longest.
     fn next(&mut self, uid: u32) -> Option<oneshot::Sender<Permit>> {
         let queue = self.waiting.get_mut(&uid)?;
         let next = queue.pop_front();
@@ -119,7 +118,7 @@ impl Shared {
     }
 }
 
-/// Some of what a [`Quota`] counts; dropping it gives it back.
+/// Units of a [`Quota`]; dropping it gives them back.
 #[derive(Debug)]
 pub struct Permit {
     uid: u32,
@@ -128,7 +127,7 @@ pub struct Permit {
 }
 
 impl Quota {
-    /// A quota with nothing in it. The words go into the message of a refusal.
+    /// An unused quota. The texts are used in the error of a refusal.
     #[must_use]
     pub fn new(what: &'static str, advice: &'static str, limits: Limits) -> Self {
         let counts = Counts {
@@ -141,7 +140,7 @@ impl Quota {
         Self { what, advice, shared: Arc::new(Shared { counts: Mutex::new(counts), emptied: Notify::new() }) }
     }
 
-    /// From now on there may be this many; nobody loses what it has.
+    /// Replaces the limits; applies to subsequent requests only.
     pub fn set_limits(&self, limits: Limits) {
         self.shared.counts().limits = limits;
     }
@@ -150,7 +149,7 @@ impl Quota {
         Permit { uid, count, shared: Arc::clone(&self.shared) }
     }
 
-    /// Takes one more for this uid.
+    /// Takes one unit for this uid.
     ///
     /// # Errors
     /// `LimitExceeded`.
@@ -164,8 +163,8 @@ impl Quota {
         Ok(self.permit(uid, 1))
     }
 
-    /// The same, but waits for the uid's own earlier ones where these are too many: in turn, and not
-    /// too many at once.
+    /// The same, but waits while the uid's own limit is reached. Requests of a uid are served in order, and only so
+    /// many may wait.
     ///
     /// # Errors
     /// `LimitExceeded`.
@@ -197,7 +196,7 @@ impl Quota {
         turn.await.map_err(|_| refusal)
     }
 
-    /// Why this uid may not have one more now.
+    /// Error for a uid that may not have one more now.
     #[must_use]
     pub fn refusal(&self, uid: u32) -> Error {
         let counts = self.shared.counts();
@@ -206,46 +205,39 @@ impl Quota {
     }
 
     fn refused(&self, uid: u32, exceeded: &Exceeded, limits: Limits) -> Error {
-        let Self { what, advice, .. } = self;
-        let message = match exceeded {
-            Exceeded::OfUid(count) => {
-                format!("uid {uid} has {count} {what} already, and may have {}; {advice}", limits.each)
-            }
-            Exceeded::OfAll(count) => format!(
-                "all users together have {count} {what} already, and may have {}; try again later, or have the \
-                 administrator raise that (all-users in loopd.toml)",
-                limits.all
-            ),
+        let (uid, count, limit) = match exceeded {
+            Exceeded::OfUid(count) => (Some(uid), *count, limits.each),
+            Exceeded::OfAll(count) => (None, *count, limits.all),
         };
-        Error::new(ErrorKind::LimitExceeded, message)
+        Error::LimitExceeded { uid, what: self.what, count, limit, advice: self.advice }
     }
 
-    /// Counts one that this uid has already, whatever the limit.
+    /// Counts one unit that this uid has already, even above the limit.
     #[must_use]
     pub fn adopt(&self, uid: u32) -> Permit {
         self.adopt_many(uid, 1)
     }
 
-    /// Counts this many that the uid has already, whatever the limit.
+    /// Counts units that this uid has already, even above the limit.
     #[must_use]
     pub fn adopt_many(&self, uid: u32, count: usize) -> Permit {
         self.shared.counts().add(uid, count);
         self.permit(uid, count)
     }
 
-    /// Whether there is none, of any uid.
+    /// Whether no uid has a unit.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.shared.counts().counts.is_empty()
     }
 
-    /// What each uid has.
+    /// The count of each uid.
     #[cfg(test)]
     pub fn counted(&self) -> std::collections::BTreeMap<u32, usize> {
         self.shared.counts().counts.iter().map(|(uid, count)| (*uid, *count)).collect()
     }
 
-    /// Resolves when there is none, of any uid.
+    /// Waits until no uid has a unit.
     pub async fn empty(&self) {
         loop {
             let emptied = self.shared.emptied.notified();
@@ -260,7 +252,7 @@ impl Quota {
 }
 
 impl Permit {
-    /// Counts this many from now on, or as many as there may be; says whether that is enough.
+    /// Changes the count to this many, or to as many as the limits allow; returns whether that is enough.
     pub fn resize(&mut self, wanted: usize) -> bool {
         let mut counts = self.shared.counts();
         if wanted <= self.count {
@@ -288,20 +280,22 @@ impl Drop for Permit {
         if counts.counts.is_empty() {
             self.shared.emptied.notify_waiters();
         }
-        // What waits has been refused nothing but this.
+        // The requests that wait do so for the uid's own limit only.
         if counts.exceeded(self.uid, 1).is_some() {
             return;
         }
         let Some(next) = counts.next(self.uid) else { return };
         counts.add(self.uid, 1);
         drop(counts);
-        // One that does not wait any more gives it back, to the next one.
+        // If the request does not wait any more, dropping the permit passes it to the next one.
         let _no_longer_waits = next.send(Self { uid: self.uid, count: 1, shared: Arc::clone(&self.shared) });
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use loopd_common::ErrorKind;
+
     use super::*;
 
     fn quota(each: usize, all: usize) -> Quota {
@@ -309,13 +303,13 @@ mod tests {
     }
 
     #[test]
-    fn each_uid_has_its_own_bound_and_root_none() {
+    fn each_uid_has_its_own_limit_and_root_has_none() {
         let quota = quota(2, 100);
         let first = quota.acquire(7).unwrap();
         let _second = quota.acquire(7).unwrap();
         let refused = quota.acquire(7).unwrap_err();
-        assert_eq!(refused.kind, ErrorKind::LimitExceeded);
-        assert_eq!(refused.message, "uid 7 has 2 things already, and may have 2; drop one first");
+        assert_eq!(refused.kind(), ErrorKind::LimitExceeded);
+        assert_eq!(refused.to_string(), "uid 7 has 2 things already, and may have 2; drop one first");
         let _other = quota.acquire(8).unwrap();
         let _root: Vec<_> = (0..9).map(|_| quota.acquire(0).unwrap()).collect();
         drop(first);
@@ -327,17 +321,17 @@ mod tests {
     }
 
     #[test]
-    fn all_users_have_a_bound_with_some_left_for_those_who_have_none() {
+    fn all_users_have_a_limit_with_a_reserve_for_those_who_have_none() {
         let quota = quota(4, 8);
         let mut taken: Vec<_> = [1, 1, 1, 2, 2, 2, 3, 3].map(|uid| quota.acquire(uid).unwrap()).into();
         let refused = quota.acquire(3).unwrap_err();
-        assert_eq!(refused.kind, ErrorKind::LimitExceeded);
+        assert_eq!(refused.kind(), ErrorKind::LimitExceeded);
         assert!(
-            refused.message.starts_with("all users together have 8 things already, and may have 8;"),
+            refused.to_string().starts_with("all users together have 8 things already, and may have 8;"),
             "{refused}"
         );
         taken.extend([4, 5].map(|uid| quota.acquire(uid).unwrap()));
-        assert!(quota.acquire(4).is_err() && quota.acquire(6).is_err(), "what is left is over too");
+        assert!(quota.acquire(4).is_err() && quota.acquire(6).is_err(), "the reserve is used up too");
         taken.extend((0..9).map(|_| quota.acquire(0).unwrap()));
         taken.clear();
         assert!(quota.is_empty());
@@ -345,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_grows_up_to_the_limit() {
+    fn a_permit_grows_up_to_the_limit() {
         let quota = quota(10, 100);
         let mut first = quota.adopt_many(7, 0);
         assert!(quota.is_empty());
@@ -361,7 +355,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_over_the_limit_waits_for_its_turn() {
+    async fn requests_above_the_limit_wait_in_order() {
         let quota = quota(1, 100);
         let first = quota.acquire_in_turn(7).await.unwrap();
         let mut turns: Vec<_> = (0..WAITING)
@@ -374,7 +368,7 @@ mod tests {
             tokio::task::yield_now().await;
         }
         let refused = quota.acquire_in_turn(7).await.unwrap_err();
-        assert_eq!(refused.kind, ErrorKind::LimitExceeded, "no more than that may wait");
+        assert_eq!(refused.kind(), ErrorKind::LimitExceeded, "no more requests may wait");
         let _others = quota.acquire_in_turn(8).await.unwrap();
         turns.remove(0).abort();
         tokio::task::yield_now().await;
@@ -391,11 +385,11 @@ mod tests {
         let quota = quota(2, 2);
         let _held: Vec<_> = [7, 8, 9].map(|uid| quota.acquire(uid).unwrap()).into();
         let refused = quota.acquire(7).unwrap_err();
-        assert!(refused.message.starts_with("all users together have 3"), "{refused}");
+        assert!(refused.to_string().starts_with("all users together have 3"), "{refused}");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nobody_overtakes_those_who_wait() {
+    async fn waiting_requests_are_not_overtaken() {
         let quota = quota(1, 100);
         let first = quota.acquire(7).unwrap();
         let order = Arc::new(Mutex::new(Vec::new()));
@@ -421,7 +415,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_so_many_wait_and_none_for_what_nobody_may_have() {
+    async fn a_bounded_number_waits_and_none_if_the_limit_is_zero() {
         let none = quota(0, 100);
         assert!(none.acquire_in_turn(7).await.is_err());
 
@@ -443,7 +437,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_waits_for_the_end_of_all_is_woken_by_the_last() {
+    async fn the_last_permit_wakes_a_task_that_waits_for_none() {
         let quota = quota(2, 100);
         let (first, last) = (quota.acquire(7).unwrap(), quota.acquire(8).unwrap());
         assert!(!quota.is_empty());

@@ -1,4 +1,4 @@
-//! An attachment as the engine keeps it.
+//! The engine's records of attachments and their partitions.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::ownership::Ownership;
 use crate::quota::Permit;
 use crate::snapshot::{PartitionSnapshot, Snapshot};
 
-/// A partition as the engine keeps it.
+/// The record of a partition.
 pub(super) struct PartitionRecord {
     pub partition: Partition,
     pub file_system: FileSystem,
@@ -23,7 +23,7 @@ pub(super) struct PartitionRecord {
 }
 
 impl PartitionRecord {
-    /// A partition that was not there before, and what udev has said of it meanwhile.
+    /// A new partition, with udev's result if there is one already.
     pub fn new(partition: &Partition, found: Option<ProbeResult>) -> Self {
         let mut record =
             Self { partition: partition.clone(), file_system: FileSystem::default(), processed: false };
@@ -33,15 +33,15 @@ impl PartitionRecord {
         record
     }
 
-    /// Takes what the table says now.
+    /// Updates the entry in the table after a scan.
     pub fn read_again(&mut self, partition: &Partition) {
         if !partition.entry.table.is_empty() {
             self.partition.entry = partition.entry.clone();
         }
     }
 
-    /// Takes what udev found; what it does not tell stays as it was read from the table. What it
-    /// said of an earlier partition with this number is passed over.
+    /// Takes udev's result. An entry in the table that udev does not have stays as it was read from the table. A
+    /// result for an earlier partition with this number is ignored.
     pub fn take(&mut self, found: &ProbeResult) {
         if found.start.is_some_and(|start| start != self.partition.node.start) {
             return;
@@ -65,7 +65,7 @@ pub(super) fn partitions_shown() -> usize {
     SHOWN.get()
 }
 
-/// An attachment as the engine keeps it.
+/// The record of an attachment.
 pub(super) struct Record<K: Kernel> {
     pub device: Device,
     pub ownership: Option<Ownership>,
@@ -73,29 +73,30 @@ pub(super) struct Record<K: Kernel> {
     pub file_system: FileSystem,
     /// By number.
     pub partitions: BTreeMap<u32, PartitionRecord>,
-    /// How many of them udev has not processed.
+    /// How many partitions udev has not processed.
     pub unprocessed: usize,
-    /// Whether they were looked at, and made where that is for us to do.
+    /// Whether the partitions were scanned, and made if that is loopd's task.
     pub partitioned: bool,
-    /// Partitions are looked at by one task at a time.
+    /// Locked during a scan of the partitions.
     pub partitioning: Arc<tokio::sync::Mutex<()>>,
-    /// Keeps an autoclear device alive.
+    /// Keeps an autoclear device attached.
     pub hold: Option<K::Hold>,
     /// Whether udev has processed this disk sequence.
     pub processed: bool,
-    /// Whether the device node is to be removed with it.
+    /// Whether the device node is to be removed at the end.
     pub node_made: bool,
-    /// Wakes whoever waits for a change of this attachment.
+    /// Wakes the tasks that wait for a change of this attachment.
     pub changed: Arc<Notify>,
-    /// One operation on a device at a time.
+    /// Locked during an operation on the device.
     pub operation: Arc<tokio::sync::Mutex<()>>,
     /// Counts against its owner's limit.
     pub permit: Option<Permit>,
-    /// So do its partitions.
+    /// Counts the partitions against their owner's limit.
     pub partition_permit: Option<Permit>,
 }
 
 impl<K: Kernel> Record<K> {
+    /// The record of a device that another program attached.
     pub fn foreign(device: Device, file_system: FileSystem) -> Self {
         Self {
             device,
@@ -116,12 +117,13 @@ impl<K: Kernel> Record<K> {
         }
     }
 
+    /// What clients can see of the attachment.
     pub fn snapshot(&self, id: DiskSequence, mounts: &MountTable) -> Snapshot {
         let partitions = self.partitions.values().map(|partition| self.show(partition, mounts)).collect();
         Snapshot { partitions, ..self.outline(id, mounts) }
     }
 
-    /// A snapshot without the partitions: what it costs does not depend on how many there are.
+    /// A snapshot without the partitions: its cost does not depend on their number.
     pub fn outline(&self, id: DiskSequence, mounts: &MountTable) -> Snapshot {
         Snapshot {
             id,
@@ -146,7 +148,7 @@ impl<K: Kernel> Record<K> {
         }
     }
 
-    /// Changes a partition; gives what it looks like before and after.
+    /// Changes a partition; returns its snapshots before and after.
     pub fn change_partition(
         &mut self,
         number: u32,
@@ -168,24 +170,24 @@ impl<K: Kernel> Record<K> {
         self.processed && self.unprocessed == 0
     }
 
-    /// To be called after a change of the partitions.
+    /// Counts again how many partitions udev has not processed: to be called after a change of the partitions.
     pub fn count_unprocessed(&mut self) {
         self.unprocessed = self.partitions.values().filter(|partition| !partition.processed).count();
     }
 
-    /// Whether it or a partition of it is among these devices.
+    /// Whether these device numbers include that of the device or of a partition.
     pub fn is_among(&self, devices: &HashSet<(u32, u32)>) -> bool {
         let mut partitions = self.partitions.values().map(|partition| partition.partition.node.device_number);
         devices.contains(&self.device.device_number) || partitions.any(|device| devices.contains(&device))
     }
 
-    /// The client that it ends with, or that waits for its attach.
+    /// The client that the attachment ends with, or that waits for the attach.
     pub fn client(&self) -> Option<&ClientId> {
         let owner = self.ownership.as_ref().and_then(|ownership| ownership.client.as_ref());
         self.lifecycle.waiting_client().or(owner)
     }
 
-    /// Whether it is not being detached.
+    /// Whether the device is attached and not being detached.
     pub fn is_attached(&self) -> bool {
         self.lifecycle.state() == State::Attached
     }
@@ -195,14 +197,14 @@ impl<K: Kernel> Record<K> {
         self.lifecycle.is_published()
     }
 
-    /// Makes its attach fail, if this client waits for it.
+    /// Makes the attach fail, if this client waits for it.
     pub fn cancel_for(&mut self, disconnected: &ClientId) {
         if self.lifecycle.waiting_client() == Some(disconnected) {
             self.cancel();
         }
     }
 
-    /// Makes its attach fail, if it is in progress.
+    /// Makes the attach fail, if it is in progress.
     pub fn cancel(&mut self) {
         if self.lifecycle.cancel() {
             self.changed.notify_waiters();
@@ -218,7 +220,7 @@ impl<K: Kernel> Record<K> {
         self.is_published() && self.is_attached() && self.ownership.as_ref().is_some_and(ended)
     }
 
-    /// Takes notice of where it is mounted; says whether it has just ended with its last mount.
+    /// Records whether the attachment is mounted; returns whether it ends with its last mount now.
     pub fn note_mounts(&mut self, mounts: &MountTable) -> bool {
         let is_mounted = self.is_mounted(mounts);
         let is_attached = self.is_attached();
@@ -241,7 +243,7 @@ impl<K: Kernel> Record<K> {
             .any(|device| !mounts.of(device).is_empty())
     }
 
-    /// Whether it waits for its first mount with this client.
+    /// Whether the attachment belongs to this client and waits for its first mount.
     pub(super) fn awaits_mount_with(&self, client: &ClientId) -> bool {
         let waits = self.ownership.as_ref().is_some_and(|owner| {
             owner.lifetime == Lifetime::Mount && !owner.mounted && owner.client.as_ref() == Some(client)

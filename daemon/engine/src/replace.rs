@@ -1,11 +1,11 @@
-//! Replacing the backing file of a read-only device.
+//! Replaces the backing file of a read-only device.
 
 use std::sync::Arc;
 
-use loopd_common::Error;
 use tracing::warn;
 
 use crate::engine::Engine;
+use crate::error::Error;
 use crate::kernel::{Device, DiskSequence, FileIdentity, Kernel};
 use crate::operation::{audit, gone};
 use crate::snapshot::Snapshot;
@@ -15,7 +15,7 @@ impl<K: Kernel> Engine<K> {
     ///
     /// # Errors
     /// `NotFound`, `InvalidBackingFile`, `NotSupported`, `Kernel`; `Busy` if the new file is mounted through
-    /// another device that can be written to. The file is the one before then.
+    /// another device that can be written to. The device then shows the same file as before.
     pub async fn replace_backing_file(
         self: &Arc<Self>,
         id: DiskSequence,
@@ -28,9 +28,9 @@ impl<K: Kernel> Engine<K> {
         let shown_next = self.kernel.examine(&file).await?.identity;
         let _alone_with_file = self.mount_locks.lock(shown_next).await;
         let _claims = self.claim_users_of(shown_next, &attachment).await?;
-        // Where we die meanwhile the next daemon knows the device by that.
+        // If this daemon dies now, the next one recognizes the device by the file.
         self.state_writer.expect_file(id, Some(shown_next))?;
-        // The kernel's new sequence is seen before we are told it.
+        // Events have the new disk sequence before the call returns it.
         self.update(id, |record| record.lifecycle.begin_replacement());
         let owner = attachment.ownership.as_ref().map_or(0, |ownership| ownership.uid);
         let untrusted = owner != 0 || uid != 0;
@@ -49,7 +49,7 @@ impl<K: Kernel> Engine<K> {
         self.partitions_may_have_changed(id).await
     }
 
-    /// A file system that is mounted here would show what another mount of the new file changes under it.
+    /// A file system that is mounted from this device would be damaged by another mount of the new file.
     async fn claim_users_of(
         self: &Arc<Self>,
         file: FileIdentity,
@@ -57,11 +57,11 @@ impl<K: Kernel> Engine<K> {
     ) -> Result<K::Claims, Error> {
         let (device, inode) = (file.device, file.inode);
         let next = Device { backing_device: device, backing_inode: inode, ..attachment.device.clone() };
-        let asked = format!("cannot replace the backing file of {}", next.node());
-        self.claim_others(&next, 0..next.size, asked).await
+        let operation = format!("replace the backing file of {}", next.node());
+        self.claim_others(&next, 0..next.size, operation).await
     }
 
-    /// Ends a replacement; with the device as it is then, where it succeeded.
+    /// Ends a replacement; with the new device if it succeeded.
     fn take_replaced(&self, id: DiskSequence, device: Option<Device>) {
         let found = device
             .as_ref()

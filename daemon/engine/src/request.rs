@@ -1,11 +1,12 @@
-//! What a client requests.
+//! Requests of clients.
 
-use loopd_common::{Error, ErrorKind, Lifetime, Overlap};
+use loopd_common::limits::{REFERENCE_LENGTH, is_block_size};
+use loopd_common::{Lifetime, Overlap};
+
+use crate::error::Error;
 
 /// The largest number that the loop driver takes: minor numbers have 20 bits.
 const LARGEST_NUMBER: u32 = (1 << 20) - 1;
-/// `lo_file_name` has 64 bytes with its NUL.
-const LONGEST_REFERENCE: usize = 63;
 /// Sizes and offsets of a loop device count in sectors.
 const SECTOR: u64 = 512;
 
@@ -16,7 +17,7 @@ pub struct AttachRequest {
     pub offset: u64,
     /// Bytes at most; 0 is up to the end of the file.
     pub size_limit: u64,
-    /// Make the device read-only, whatever the descriptor allows.
+    /// Make the device read-only, even if the descriptor allows writing.
     pub read_only: bool,
     /// Let the kernel look for partitions.
     pub partition_scan: bool,
@@ -30,7 +31,7 @@ pub struct AttachRequest {
     pub reference: String,
     /// N of the wanted `/dev/loopN`.
     pub number: Option<u32>,
-    /// What to do when the file is attached already.
+    /// What to do if the file is attached already.
     pub overlap: Overlap,
     /// Wait for udev.
     pub wait: bool,
@@ -81,8 +82,8 @@ impl AttachRequest {
                 self.block_size
             )
         })?;
-        check(self.reference.len() <= LONGEST_REFERENCE, || {
-            format!("the reference has {} bytes; it takes at most {LONGEST_REFERENCE}", self.reference.len())
+        check(self.reference.len() <= REFERENCE_LENGTH, || {
+            format!("the reference has {} bytes; it takes at most {REFERENCE_LENGTH}", self.reference.len())
         })?;
         check(self.number.is_none_or(|number| number <= LARGEST_NUMBER), || {
             let number = self.number.unwrap_or_default();
@@ -96,45 +97,41 @@ impl AttachRequest {
 pub struct MountRequest {
     /// Mount it read-only; a read-only device always is.
     pub read_only: bool,
-    /// Another file system than the one that udev has found; empty for that one.
+    /// The file system; empty for the one that udev has found.
     pub filesystem: String,
     /// A comma-separated list of further options for the file system.
     pub options: String,
 }
 
-/// Whether the loop driver could take a logical block size.
-#[must_use]
-pub fn is_block_size(bytes: u32) -> bool {
-    bytes.is_power_of_two() && (512..=65536).contains(&bytes)
-}
-
-/// The kernel counts in signed 64 bit (`LOOP_CONFIGURE` would say `EOVERFLOW`).
+/// The kernel counts in signed 64 bit (`LOOP_CONFIGURE` would fail with `EOVERFLOW`).
 fn check_extent(name: &str, bytes: u64) -> Result<(), Error> {
     check(i64::try_from(bytes).is_ok(), || {
         format!("the {name} {bytes} is above {}, the largest that the kernel takes", i64::MAX)
     })
 }
 
-fn check(holds: bool, message: impl FnOnce() -> String) -> Result<(), Error> {
-    if holds {
+fn check(is_valid: bool, reason: impl FnOnce() -> String) -> Result<(), Error> {
+    if is_valid {
         Ok(())
     } else {
-        Err(Error::new(ErrorKind::InvalidArgs, format!("cannot attach: {}", message())))
+        Err(Error::InvalidArgument { operation: "attach".to_owned(), reason: reason() })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use loopd_common::ErrorKind;
+
     use super::*;
 
     fn refused(change: impl FnOnce(&mut AttachRequest)) -> ErrorKind {
         let mut request = AttachRequest::default();
         change(&mut request);
-        request.check().unwrap_err().kind
+        request.check().unwrap_err().kind()
     }
 
     #[test]
-    fn values_out_of_range_are_refused() {
+    fn values_out_of_range_are_rejected() {
         for block_size in [1, 256, 511, 1000, 131_072, u32::MAX] {
             assert_eq!(refused(|o| o.block_size = block_size), ErrorKind::InvalidArgs, "{block_size}");
         }
@@ -149,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn the_edges_are_taken() {
+    fn the_largest_values_are_accepted() {
         let request = AttachRequest {
             offset: (1 << 63) - 512,
             size_limit: (1 << 63) - 1,

@@ -1,14 +1,15 @@
-//! Adopts the attachments and mounts of an earlier daemon.
+//! Adopts the attachments and mounts of the last daemon.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, MutexGuard, PoisonError};
 
-use loopd_common::{Error, Lifetime};
+use loopd_common::Lifetime;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use crate::client::ClientId;
 use crate::engine::{Engine, Pending};
+use crate::error::Error;
 use crate::event::Event;
 use crate::kernel::{Change, Device, DiskSequence, Kernel, Partition, ScanReason, node};
 use crate::lifecycle::Lifecycle;
@@ -20,7 +21,7 @@ use crate::record::{PartitionRecord, Record};
 use crate::saved::{Phase, SavedAttachment};
 
 impl<K: Kernel> Engine<K> {
-    /// Writes down how far a new attachment has come, of which the world is not told yet.
+    /// Saves the phase of a new attachment that is not published yet.
     pub(super) fn save(&self, id: DiskSequence, phase: Phase) -> Result<(), Error> {
         let saved = self.state().records.get(&id).and_then(|record| {
             Some(SavedAttachment {
@@ -36,14 +37,14 @@ impl<K: Kernel> Engine<K> {
         saved.map_or(Ok(()), |saved| self.state_writer.write(saved))
     }
 
-    /// Takes up what an earlier daemon has left: tells the world of what is still attached, and ends
-    /// what should have ended meanwhile. To be called once, before anything else is asked for.
+    /// Adopts the attachments of the last daemon: publishes those that still exist, and ends those whose lifetime is
+    /// over. To be called once, before any other operation.
     pub async fn restore<F>(self: &Arc<Self>, lives: impl Fn(ClientId) -> F + Clone + Send + Sync + 'static)
     where
         F: Future<Output = bool> + Send + 'static,
     {
-        // Where a backing file hangs the rest comes when the daemon serves already, and must not take
-        // what is being made then for left behind.
+        // If a backing file hangs, the rest of this function runs while the daemon serves calls already. It must not
+        // undo what those are making.
         let (unfinished, announced) = (self.adopt_mount_directories(), self.state_writer.store.announced());
         let (mut tasks, turns) = (JoinSet::new(), Limiter::new());
         for saved in self.state_writer.read() {
@@ -57,18 +58,18 @@ impl<K: Kernel> Engine<K> {
         self.kernel.release_unadopted(&self.pending_holds()).await;
     }
 
-    /// The attachments that live by a copy in the descriptor store, since they could not be taken up, or
-    /// not be opened: a transient error must not end them.
+    /// The devices that only their copy in the descriptor store keeps attached, since they could not be adopted or
+    /// opened: a transient error must not detach them.
     fn pending_holds(&self) -> HashSet<DiskSequence> {
         let state = self.state();
-        let lives_by_it = |saved: &&SavedAttachment| {
+        let needs_hold = |saved: &&SavedAttachment| {
             saved.phase == Phase::Attached && saved.ownership.lifetime != Lifetime::Persistent
         };
         let has_hold = |saved: &&SavedAttachment| {
             state.records.get(&saved.id).is_some_and(|record| record.hold.is_some())
         };
         let written = self.state_writer.written();
-        let waiting = written.values().filter(lives_by_it).filter(|saved| !has_hold(saved));
+        let waiting = written.values().filter(needs_hold).filter(|saved| !has_hold(saved));
         waiting.map(|saved| saved.disk_sequence).collect()
     }
 
@@ -93,14 +94,14 @@ impl<K: Kernel> Engine<K> {
         let found = self.find(saved.id).and_then(|found| found.ownership);
         let Some(Ownership { lifetime, client, mounted, grace_ends, .. }) = found else { return };
         if mounted {
-            // What was unmounted while nobody looked.
+            // It may have been unmounted while no daemon ran.
             self.end_with_last_mount(saved.id).await;
             return;
         }
         if let Some(ends) = grace_ends {
             return self.resume_grace(saved.id, ends);
         }
-        // Asked for when it is noted: who vanishes later is found by `client_disconnected`.
+        // Checked when the client is recorded already: `client_disconnected` handles a later disconnect.
         let alive = match &client {
             Some(client) => lives(client.clone()).await,
             None => false,
@@ -112,7 +113,7 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    /// Detaches what was made and never written down: the last daemon died over it.
+    /// Detaches devices that were made but never saved, since the last daemon died.
     async fn undo_announced(self: &Arc<Self>, announced: Vec<u64>) {
         if announced.is_empty() {
             return;
@@ -133,8 +134,8 @@ impl<K: Kernel> Engine<K> {
 
     async fn adopt_saved(self: &Arc<Self>, saved: &SavedAttachment) {
         let SavedAttachment { id, number, .. } = *saved;
-        let _leave = self.background.take(Some(saved.ownership.uid)).await;
-        // Whoever else looks at it waits, and finds it taken up.
+        let _permit = self.background.take(Some(saved.ownership.uid)).await;
+        // Other tasks that read its state wait, and find it adopted.
         let _alone = self.status_locks.lock(number).await;
         let permit = self.attachment_quota.adopt(saved.ownership.uid);
         match self.kernel.status(number).await {
@@ -149,7 +150,7 @@ impl<K: Kernel> Engine<K> {
                 }
             }
             Err(error) => {
-                warn!(number, disk_sequence = id.0, "not taken up yet: {error}");
+                warn!(number, disk_sequence = id.0, "not adopted yet: {error}");
                 self.pending().insert(number, Pending { saved: saved.clone(), permit });
             }
         }
@@ -163,17 +164,17 @@ impl<K: Kernel> Engine<K> {
         self.pending().contains_key(&number)
     }
 
-    /// A client vanished whose attachment has not been taken up yet: it ends when it is.
-    pub(super) fn note_pending_disconnected(&self, vanished: &ClientId) {
+    /// Records that a client has disconnected whose attachment is not adopted yet: the attachment ends when it is.
+    pub(super) fn note_pending_disconnected(&self, disconnected: &ClientId) {
         for waiting in self.pending().values_mut() {
             let client = &mut waiting.saved.ownership.client;
-            if client.as_ref() == Some(vanished) {
+            if client.as_ref() == Some(disconnected) {
                 *client = None;
             }
         }
     }
 
-    /// What could not be taken up at the start is gone.
+    /// Drops an attachment that could not be adopted at the start and has ended since.
     pub(super) fn forget_pending(&self, number: u32) {
         let waiting = self.pending().remove(&number);
         if let Some(Pending { saved, .. }) = waiting {
@@ -181,8 +182,8 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    /// Takes up what an error saved from being taken up at the start, now that the device can be looked
-    /// at. False if there is nothing to take up.
+    /// Adopts an attachment whose device could not be read at the start and can be now; false if this device is not
+    /// one of those.
     pub(super) async fn adopt_pending(self: &Arc<Self>, device: &Device) -> bool {
         let is_it = self.pending().get(&device.number).is_some_and(|waiting| waiting.saved.is_of(device));
         if !is_it {
@@ -206,7 +207,7 @@ impl<K: Kernel> Engine<K> {
 
     async fn adopt_device(self: &Arc<Self>, saved: &SavedAttachment, device: Device, permit: Permit) {
         let id = saved.id;
-        // A daemon that made no marks may have attached it.
+        // An older daemon, which made no marks for udev, may have attached it.
         if saved.ownership.uid != 0
             && let Err(error) = self.kernel.mark_untrusted(device.disk_sequence)
         {
@@ -219,9 +220,9 @@ impl<K: Kernel> Engine<K> {
             && self.kernel.has_stored_hold(device.disk_sequence);
         let device = if left_half_way { self.make_persistent_again(device).await } else { device };
         let is_held = ends_by_itself || (left_half_way && device.autoclear);
-        // One that goes at its last close all the same is being detached, whoever did that.
+        // A persistent device that is autoclear is being detached, by a client or another program.
         let is_detaching = saved.phase == Phase::Detaching || (device.autoclear && !is_held);
-        // Whether it was replaced or not: it is not about to be any more.
+        // A replacement of its file has succeeded or failed: none is in progress any more.
         if let Err(error) = self.state_writer.expect_file(id, None) {
             warn!(device = device.node(), disk_sequence = id.0, "{error}");
         }
@@ -232,7 +233,7 @@ impl<K: Kernel> Engine<K> {
             self.insert_saved(saved, device, hold, is_detaching, permit);
         }
         if let Some(snapshot) = self.find(id) {
-            audit("taken up again", &snapshot);
+            audit("adopted", &snapshot);
             self.emit(Event::Added(Box::new(snapshot)));
         }
         if self.reap_if_gone(id) {
@@ -243,24 +244,23 @@ impl<K: Kernel> Engine<K> {
             return self.discard(id).await;
         }
         let engine = Arc::clone(self);
-        // Reads the device, which may hang.
+        // In a task, since reading the device may hang.
         tokio::spawn(async move {
             if let Err(error) = engine.scan_partitions(id, ScanReason::Changed).await {
-                warn!(disk_sequence = id.0, "its partitions cannot be looked at: {error}");
+                warn!(disk_sequence = id.0, "its partitions cannot be scanned: {error}");
             }
         });
     }
 
-    /// Has a persistent device stay without a hold, which it has where the last daemon could not do so,
-    /// or died over it.
+    /// Makes a persistent device stay without a hold. The last daemon could not do so, or died before.
     async fn make_persistent_again(&self, device: Device) -> Device {
         let change = Change::Autoclear(false);
         let changed = self.kernel.change(device.number, device.disk_sequence, change).await;
         changed.ok().flatten().unwrap_or(device)
     }
 
-    /// Takes a hold; the device goes with it where it `ends_by_itself`, also where the last daemon died
-    /// over changing that.
+    /// Opens a hold. If the attachment `ends_by_itself` the device becomes autoclear, unless the last daemon has done
+    /// so already.
     async fn hold_again(&self, device: Device, ends_by_itself: bool) -> (Device, Option<K::Hold>) {
         let (number, sequence) = (device.number, device.disk_sequence);
         let failed = |error: Error| warn!(device = node(number), disk_sequence = sequence.0, "{error}");
@@ -288,7 +288,7 @@ impl<K: Kernel> Engine<K> {
         permit: Permit,
     ) {
         let lifecycle = match saved.phase {
-            // Its client has got no reply, and gets none any more.
+            // Its client has received no reply and never will.
             Phase::Attaching => {
                 let client = saved.ownership.client.clone().unwrap_or(ClientId(String::new()));
                 Lifecycle::Attaching { client, cancelled: true }

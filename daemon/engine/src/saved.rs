@@ -1,27 +1,28 @@
-//! What a restart needs: attachments and mount directories in state files.
+//! The attachments and mount directories in state files, for a restart.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use loopd_common::{Error, State};
+use loopd_common::State;
 
+use crate::error::Error;
 use crate::kernel::{Device, DiskSequence, FileIdentity};
 use crate::ownership::Ownership;
 use crate::snapshot::Snapshot;
 
-/// How far an attachment has come.
+/// The phase of a saved attachment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Nobody was told that it is there.
+    /// Its attach is in progress: it is not published.
     Attaching,
-    /// It was said to be there.
+    /// It is published.
     Attached,
-    /// It goes with its last user.
+    /// It is detached at its last close.
     Detaching,
 }
 
 impl Phase {
-    /// The word for it in a file.
+    /// The name in a state file.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -41,7 +42,7 @@ impl FromStr for Phase {
     }
 }
 
-/// What a restart must know of an attachment, and the kernel does not tell.
+/// The state of an attachment that the kernel does not keep.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SavedAttachment {
     /// The disk sequence of the attach.
@@ -50,18 +51,18 @@ pub struct SavedAttachment {
     pub number: u32,
     /// The disk sequence that the device has now.
     pub disk_sequence: DiskSequence,
-    /// Whose it is. Without a client where that one's bus is gone.
+    /// Its owner and lifetime. Without a client if the bus of that client is gone.
     pub ownership: Ownership,
-    /// How far it has come.
+    /// Its phase.
     pub phase: Phase,
-    /// Whether the device node is to be removed with it.
+    /// Whether the device node is to be removed at the end.
     pub node_made: bool,
-    /// The backing file that it gets right now, and a new disk sequence with it.
+    /// The new backing file while a replacement is in progress, which also changes the disk sequence.
     pub next_file: Option<FileIdentity>,
 }
 
 impl SavedAttachment {
-    /// An attachment that the world is told of; `None` where it belongs to nobody.
+    /// The state of a published attachment; `None` for a foreign device.
     pub(super) fn of(snapshot: &Snapshot, before: Option<&Self>) -> Option<Self> {
         let disk_sequence = snapshot.device.disk_sequence;
         let unchanged = before.filter(|before| before.disk_sequence == disk_sequence);
@@ -79,7 +80,7 @@ impl SavedAttachment {
         })
     }
 
-    /// Whether this device is what was written, or became so as the daemon died.
+    /// Whether this device belongs to the saved attachment, also if its backing file was replaced as the daemon died.
     pub(super) fn is_of(&self, device: &Device) -> bool {
         let was_replaced = || {
             device.disk_sequence > self.disk_sequence && self.next_file.is_some_and(|file| device.shows(file))
@@ -88,54 +89,54 @@ impl SavedAttachment {
     }
 }
 
-/// A folder of ours.
+/// A mount directory that loopd made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountDirectory {
-    /// Where it is.
+    /// The path.
     pub path: PathBuf,
     /// The user that it was made for.
     pub uid: u32,
-    /// Whether somebody was told of it. Until then, all that was done is to be undone.
+    /// Whether the path was returned to a caller. Until then the mount is undone by the next daemon.
     pub announced: bool,
 }
 
-/// Where it is written: a call returns when it is so, and a daemon that dies meanwhile leaves the old
-/// or the new.
+/// The state files. A call returns when the file is written; a daemon that dies during a call leaves the old or the
+/// new file.
 pub trait Store: Send + Sync + 'static {
-    /// Writes this, in the place of what was written of the same attachment.
+    /// Writes the state of an attachment, and replaces an existing one.
     ///
     /// # Errors
     /// The file cannot be written; the previous one is unchanged.
     fn write(&self, saved: &SavedAttachment) -> Result<(), Error>;
 
-    /// Forgets an attachment.
+    /// Erases the state of an attachment.
     fn erase(&self, id: DiskSequence);
 
-    /// All that was written and not erased. What cannot be understood is set aside.
+    /// All saved attachments. An invalid file is moved aside.
     fn read(&self) -> Vec<SavedAttachment>;
 
-    /// Notes that a device with this mark is about to be made.
+    /// Announces that a device with this mark is about to be made.
     ///
     /// # Errors
     /// The announcement cannot be written, or there is one with this mark.
     fn announce(&self, mark: u64) -> Result<(), Error>;
 
-    /// Takes an announcement back.
+    /// Retracts an announcement.
     fn retract(&self, mark: u64);
 
-    /// The announcements that were not taken back.
+    /// The announcements that were not retracted.
     fn announced(&self) -> Vec<u64>;
 
-    /// Writes this, in the place of what was written of the same folder.
+    /// Writes the state of a mount directory, and replaces an existing one.
     ///
     /// # Errors
     /// The file cannot be written; the previous one is unchanged.
     fn write_mount_directory(&self, directory: &MountDirectory) -> Result<(), Error>;
 
-    /// Forgets a folder.
+    /// Erases the state of a mount directory.
     fn erase_mount_directory(&self, path: &Path);
 
-    /// All folders that were written and not erased.
+    /// All saved mount directories.
     fn read_mount_directories(&self) -> Vec<MountDirectory>;
 }
 
@@ -146,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn phases_have_words_of_their_own() {
+    fn phases_are_read_back_by_name() {
         let words: Vec<_> = [Phase::Attaching, Phase::Attached, Phase::Detaching].map(Phase::as_str).into();
         assert_eq!(words, ["attaching", "attached", "detaching"]);
         for phase in [Phase::Attaching, Phase::Attached, Phase::Detaching] {
@@ -174,7 +175,7 @@ mod tests {
     const NEXT: FileIdentity = FileIdentity { device: 0, inode: 9 };
 
     #[test]
-    fn a_device_is_known_by_its_sequence_or_by_the_file_that_was_expected() {
+    fn a_device_is_recognized_by_its_sequence_or_the_expected_file() {
         for (next_file, sequence, inode, expected) in [
             (None, 5, 1, true),
             (None, 6, 1, false),

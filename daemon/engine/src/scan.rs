@@ -1,4 +1,4 @@
-//! Scans of devices that events ask for.
+//! Scans of devices after events.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,36 +9,36 @@ use crate::engine::Engine;
 use crate::kernel::Kernel;
 use crate::scan_queue::ScanKind;
 
-/// The time between the end of a look and the next one of the same kind at the same number.
+/// The time between a scan and the next one of the same kind of the same number.
 const APART: Duration = Duration::from_millis(50);
 
-/// How long to leave udev to its work before looking whether it has ended.
-const UDEV_AT_WORK: Duration = Duration::from_millis(50);
+/// How long to wait before checking again whether udev is idle.
+const UDEV_BUSY: Duration = Duration::from_millis(50);
 
 impl<K: Kernel> Engine<K> {
-    /// Has a number looked at, once for all that ask for it in the meantime.
-    pub(super) fn request_scan(self: &Arc<Self>, number: u32, look: ScanKind) {
-        if !self.scans.begin(number, look) {
+    /// Requests a scan of a number. Requests that arrive before it begins are one scan.
+    pub(super) fn request_scan(self: &Arc<Self>, number: u32, kind: ScanKind) {
+        if !self.scans.begin(number, kind) {
             return;
         }
         let engine = Arc::clone(self);
         tokio::spawn(async move {
             loop {
-                engine.scan(number, look).await;
+                engine.scan(number, kind).await;
                 tokio::time::sleep(APART).await;
-                if engine.scans.end(number, look) {
+                if engine.scans.end(number, kind) {
                     return;
                 }
             }
         });
     }
 
-    pub(super) async fn scan(self: &Arc<Self>, number: u32, look: ScanKind) {
-        if look == ScanKind::Database {
+    pub(super) async fn scan(self: &Arc<Self>, number: u32, kind: ScanKind) {
+        if kind == ScanKind::Database {
             self.await_idle_udev().await;
         }
-        let _leave = self.background.take(self.owner_of(number)).await;
-        match look {
+        let _permit = self.background.take(self.owner_of(number)).await;
+        match kind {
             ScanKind::Device => self.refresh(number).await,
             ScanKind::Partitions => self.recover_partitions(number).await,
             ScanKind::Database => {
@@ -53,7 +53,7 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    /// The uid whose attachment the number stands for.
+    /// The owner of the attachment on the number.
     pub(super) fn owner_of(&self, number: u32) -> Option<u32> {
         let state = self.state();
         let record = state.records.get(state.by_number.get(&number)?)?;
@@ -63,7 +63,7 @@ impl<K: Kernel> Engine<K> {
     async fn await_idle_udev(&self) {
         let deadline = Instant::now() + self.settings().wait_for_udev;
         while Instant::now() < deadline {
-            tokio::time::sleep(UDEV_AT_WORK).await;
+            tokio::time::sleep(UDEV_BUSY).await;
             if self.kernel.udev_is_idle() {
                 return;
             }

@@ -4,20 +4,20 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// What is looked at.
+/// What is scanned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum ScanKind {
     /// The device.
     Device,
     /// Its partitions.
     Partitions,
-    /// What udev has stored, once it is idle.
+    /// udev's database, once udev is idle.
     Database,
-    /// All of it, after events were lost.
+    /// Everything, after events were lost.
     Everything,
 }
 
-/// The looks in progress, each with whether it was asked for again since it began.
+/// The scans in progress, each with whether it was requested again since it began.
 #[derive(Debug, Default)]
 pub(super) struct ScanQueue {
     in_progress: Mutex<HashMap<(u32, ScanKind), bool>>,
@@ -28,9 +28,9 @@ impl ScanQueue {
         self.in_progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// True if nobody is looking, so that the caller has to; else whoever is looking does it again.
-    pub(super) fn begin(&self, number: u32, look: ScanKind) -> bool {
-        match self.in_progress().entry((number, look)) {
+    /// True if no scan is in progress, so that the caller has to begin one. Otherwise the one in progress is repeated.
+    pub(super) fn begin(&self, number: u32, kind: ScanKind) -> bool {
+        match self.in_progress().entry((number, kind)) {
             Entry::Occupied(mut again) => {
                 again.insert(true);
                 false
@@ -42,16 +42,16 @@ impl ScanQueue {
         }
     }
 
-    /// Ends a look; false if it has to be done again.
-    pub(super) fn end(&self, number: u32, look: ScanKind) -> bool {
+    /// Ends a scan; false if it has to be repeated.
+    pub(super) fn end(&self, number: u32, kind: ScanKind) -> bool {
         let mut in_progress = self.in_progress();
-        match in_progress.get_mut(&(number, look)) {
+        match in_progress.get_mut(&(number, kind)) {
             Some(again @ true) => {
                 *again = false;
                 false
             }
             _ => {
-                in_progress.remove(&(number, look));
+                in_progress.remove(&(number, kind));
                 true
             }
         }
@@ -63,15 +63,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn looks_asked_for_in_the_meantime_are_one() {
-        let looks = ScanQueue::default();
-        assert!(looks.begin(1, ScanKind::Device));
-        assert!(looks.begin(2, ScanKind::Device) && looks.begin(1, ScanKind::Partitions), "these are others");
+    fn requests_during_a_scan_are_one_scan() {
+        let scans = ScanQueue::default();
+        assert!(scans.begin(1, ScanKind::Device));
+        assert!(scans.begin(2, ScanKind::Device) && scans.begin(1, ScanKind::Partitions), "these are others");
         for _ in 0..100 {
-            assert!(!looks.begin(1, ScanKind::Device));
+            assert!(!scans.begin(1, ScanKind::Device));
         }
-        assert!(!looks.end(1, ScanKind::Device), "it is done once more");
-        assert!(looks.end(1, ScanKind::Device), "and then no more");
-        assert!(looks.begin(1, ScanKind::Device));
+        assert!(!scans.end(1, ScanKind::Device), "it is repeated once");
+        assert!(scans.end(1, ScanKind::Device), "and not again");
+        assert!(scans.begin(1, ScanKind::Device));
     }
 }

@@ -1,22 +1,22 @@
-//! Times and limits.
+//! The engine's settings: times and limits.
 
 use std::time::Duration;
 
 use crate::mount_plan::Policy;
 use crate::quota::Limits;
 
-/// Times and bounds.
+/// Times and limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// How long `SetupLoop` waits for udev.
     pub wait_for_udev: Duration,
     /// How long `Detach` waits for a passing user of the device, such as a probe of udev.
     pub wait_for_users: Duration,
-    /// How long the daemon stays with nothing attached and no call; zero is for ever.
+    /// How long the daemon stays with nothing attached and no call; zero is without limit.
     pub idle_exit: Duration,
     /// How long the service manager may take to mount or unmount.
     pub wait_for_mount: Duration,
-    /// How long what ends with its last mount waits for the first one, once its client is gone.
+    /// How long an attachment with the lifetime `mount` waits for its first mount after its client has disconnected.
     pub mount_grace: Duration,
     /// What may be mounted.
     pub mounting: Policy,
@@ -24,18 +24,18 @@ pub struct Settings {
     pub attachments: Limits,
     /// Partitions of attachments.
     pub partitions: Limits,
-    /// File systems that somebody has had mounted.
+    /// File systems mounted through loopd.
     pub mounts: Limits,
-    /// Calls that are under way at once.
+    /// Calls in progress at the same time.
     pub calls: Limits,
-    /// Prompts that are open at once.
+    /// Prompts open at the same time.
     pub prompts: Limits,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            // Below the 25 s after which libdbus and sd-bus give a call up.
+            // Below the timeout of a call in libdbus and sd-bus, 25 s.
             wait_for_udev: Duration::from_secs(20),
             wait_for_users: Duration::from_secs(1),
             idle_exit: Duration::from_secs(60),

@@ -8,7 +8,7 @@ use loopd_common::State;
 use crate::kernel::{Device, DiskSequence, FileSystem, Partition};
 use crate::ownership::{Ownership, is_root};
 
-/// What the world may know of a partition.
+/// What clients can see of a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartitionSnapshot {
     /// Its node, and its entry in the table.
@@ -19,16 +19,16 @@ pub struct PartitionSnapshot {
     pub mount_points: Vec<PathBuf>,
 }
 
-/// What the world may know of an attachment.
+/// What clients can see of an attachment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
-    /// The disk sequence of the attach: what its object is named by.
+    /// The disk sequence of the attach, which names its object.
     pub id: DiskSequence,
     /// The device.
     pub device: Device,
-    /// `None` where loopd did not attach it.
+    /// `None` for a foreign device.
     pub ownership: Option<Ownership>,
-    /// Where it stands.
+    /// Its state.
     pub state: State,
     /// What udev found on the whole device.
     pub file_system: FileSystem,
@@ -38,10 +38,10 @@ pub struct Snapshot {
     pub partitions: Vec<PartitionSnapshot>,
 }
 
-/// What is different of an attachment.
+/// The changes of an attachment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Changes {
-    /// What its object is named by.
+    /// The disk sequence that names its object.
     pub id: DiskSequence,
     /// N of `/dev/loopN`.
     pub number: u32,
@@ -54,7 +54,7 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// What became of an attachment; `None` if it looks the same.
+    /// The changes between two snapshots; `None` if there are none.
     pub(super) fn between(before: &Snapshot, mut after: Snapshot) -> Option<Self> {
         let by_number = |snapshot: &PartitionSnapshot| snapshot.partition.node.number;
         let (now, known) = (std::mem::take(&mut after.partitions), &before.partitions);
@@ -93,13 +93,13 @@ impl Snapshot {
 }
 
 impl Snapshot {
-    /// Whether this user attached it. What loopd did not attach belongs to nobody.
+    /// Whether this user is its owner. A foreign device has no owner.
     #[must_use]
     pub fn is_owned_by(&self, uid: u32) -> bool {
         self.ownership.as_ref().is_some_and(|ownership| ownership.uid == uid)
     }
 
-    /// Whether this user may change it without being asked: its owner, or root.
+    /// Whether this user may change it without authorization: its owner, or root.
     #[must_use]
     pub fn may_be_changed_by(&self, uid: u32) -> bool {
         is_root(uid) || self.is_owned_by(uid)
@@ -108,7 +108,7 @@ impl Snapshot {
 
 #[cfg(test)]
 impl Snapshot {
-    /// Takes what is different.
+    /// Applies changes.
     pub(super) fn apply(&mut self, changes: Changes) {
         if let Some(attachment) = changes.attachment {
             let partitions = std::mem::take(&mut self.partitions);
@@ -124,7 +124,7 @@ impl Snapshot {
         self.partitions.sort_unstable_by_key(number);
     }
 
-    /// Of a device that nothing else is known of.
+    /// The snapshot of a device with default values for everything else.
     pub(super) fn of_device(device: Device) -> Self {
         crate::record::Record::<crate::simulated::Simulated>::foreign(device, FileSystem::default())
             .snapshot(DiskSequence(1), &crate::mount_table::MountTable::default())
@@ -139,11 +139,11 @@ mod tests {
     use loopd_common::Lifetime;
 
     #[test]
-    fn an_attachment_is_its_owners_and_roots() {
+    fn an_attachment_may_be_changed_by_its_owner_and_root() {
         let mut attachment = Snapshot::of_device(Device::default());
         let changes = |attachment: &Snapshot| [0, 1000, 1001].map(|uid| attachment.may_be_changed_by(uid));
         assert_eq!(changes(&attachment), [true, false, false], "a foreign device is root's to change");
-        assert!(!attachment.is_owned_by(0), "and nobody owns it");
+        assert!(!attachment.is_owned_by(0), "and has no owner");
         attachment.ownership = Some(Ownership::new(1000, None, Lifetime::Persistent));
         assert_eq!(changes(&attachment), [true, true, false]);
         assert_eq!([0, 1000].map(|uid| attachment.is_owned_by(uid)), [false, true]);

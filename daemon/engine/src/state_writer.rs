@@ -1,32 +1,32 @@
-//! Writes state files: what changed, and only that.
+//! Writes the state files of attachments that have changed.
 
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use loopd_common::Error;
 use tracing::warn;
 
 use crate::clock::microseconds_now;
+use crate::error::Error;
 use crate::event::Event;
 use crate::kernel::{DiskSequence, FileIdentity};
 use crate::saved::{MountDirectory, SavedAttachment, Store};
 
-/// A device is about to be made. An attach that is never finished leaves it: the next daemon then finds
-/// the device by its mark.
+/// Announces that a device is about to be made. It remains after an attach that was not finished: the next daemon
+/// then finds the device by its mark.
 #[must_use]
 pub(super) struct Announcement {
     mark: u64,
 }
 
 impl Announcement {
-    /// What the device is to be marked with.
+    /// The mark of the device.
     pub fn mark(&self) -> u64 {
         self.mark
     }
 }
 
-/// Writes what has changed, and nothing else.
+/// Writes the state files of attachments that have changed.
 pub(super) struct StateWriter {
     pub(super) store: Box<dyn Store>,
     written: Mutex<HashMap<DiskSequence, SavedAttachment>>,
@@ -38,11 +38,11 @@ impl StateWriter {
         Self { store, written: Mutex::default(), last_mark: Mutex::default() }
     }
 
-    /// Notes that a device is about to be made.
+    /// Announces that a device is about to be made.
     pub fn announce(&self) -> Result<Announcement, Error> {
         let mark = {
             let mut last = self.last_mark.lock().unwrap_or_else(PoisonError::into_inner);
-            // No earlier daemon has used it: the clock has gone on since.
+            // No earlier daemon has used this mark, since time has passed.
             *last = microseconds_now().max(*last + 1);
             *last
         };
@@ -50,7 +50,7 @@ impl StateWriter {
         Ok(Announcement { mark })
     }
 
-    /// The attach that was announced has finished: its device is written down, or there is none.
+    /// Retracts an announcement: the device is saved, or there is none.
     pub fn retract(&self, announcement: Announcement) {
         self.store.retract(announcement.mark);
     }
@@ -69,7 +69,7 @@ impl StateWriter {
         self.rewrite(saved.id, |_| Some(saved))
     }
 
-    /// Writes what becomes of what was written; `None` leaves it.
+    /// Changes the state file of an attachment; `None` leaves it.
     fn rewrite(
         &self,
         id: DiskSequence,
@@ -84,7 +84,7 @@ impl StateWriter {
         Ok(())
     }
 
-    /// Before the world is told of something, it is written.
+    /// Saves the state that an event publishes; to be called before the event is emitted.
     pub fn follow(&self, event: &Event) {
         let snapshot = match event {
             Event::Added(snapshot) => snapshot.as_ref(),
@@ -99,27 +99,27 @@ impl StateWriter {
         }
     }
 
-    /// The attachment is about to show this file; `None` where it does, or never will.
+    /// Saves the file that the attachment is about to show; `None` when the replacement has ended.
     pub fn expect_file(&self, id: DiskSequence, file: Option<FileIdentity>) -> Result<(), Error> {
         self.rewrite(id, |before| Some(SavedAttachment { next_file: file, ..before?.clone() }))
     }
 
-    /// A folder is about to be made, or somebody is about to be told of it.
+    /// Saves a mount directory that is about to be made or announced.
     pub fn write_mount_directory(&self, directory: &MountDirectory) -> Result<(), Error> {
         self.store.write_mount_directory(directory)
     }
 
-    /// A folder is gone.
+    /// Erases the state of a mount directory that was removed.
     pub fn erase_mount_directory(&self, path: &Path) {
         self.store.erase_mount_directory(path);
     }
 
-    /// The folders that an earlier daemon has made.
+    /// The saved mount directories of earlier daemons.
     pub fn read_mount_directories(&self) -> Vec<MountDirectory> {
         self.store.read_mount_directories()
     }
 
-    /// The attachment is gone.
+    /// Erases the state of an attachment that has ended.
     pub fn end(&self, id: DiskSequence) {
         if self.written().remove(&id).is_some() {
             self.store.erase(id);
@@ -134,7 +134,7 @@ mod tests {
     use crate::tests::clock;
 
     #[tokio::test(start_paused = true)]
-    async fn no_mark_is_used_twice_although_the_clock_stands_still() {
+    async fn no_mark_is_used_twice_if_the_clock_stands_still() {
         clock::start(1000);
         let writer = StateWriter::new(Box::new(Files::on(&Simulated::new())));
         let marks: Vec<u64> = (0..3).map(|_| writer.announce().unwrap().mark()).collect();

@@ -1,10 +1,10 @@
-//! What a superblock asks of the kernel beyond the image: other block devices that the driver would
-//! open, and mount options. Drivers do what it says without asking; loopd looks first.
+//! Finds references in a superblock to other block devices, which the driver would open, and mount options that it
+//! would use. loopd refuses to mount such volumes.
 
 /// A part of the volume: offset and length, in bytes.
 type Extent = (u64, usize);
 
-/// The parts that [`demand`] wants to see of a volume that is to be mounted as `kind`.
+/// The parts of a volume to be mounted as `kind` that [`demand`] reads.
 pub(super) fn extents(kind: &str) -> &'static [Extent] {
     match kind {
         "ext2" | "ext3" | "ext4" => &[(1024, 0x240)],
@@ -43,7 +43,7 @@ pub(super) fn btrfs_uuid(part: &[u8]) -> Option<String> {
 }
 
 /// `ext4_load_journal` opens the device with the number `s_journal_dev`, and
-/// `parse_apply_sb_mount_options` takes what stands in `s_mount_opts`, `journal_path=` included.
+/// `parse_apply_sb_mount_options` applies the options in `s_mount_opts`, including `journal_path=`.
 fn ext(part: &[u8], skips_journal: bool) -> Option<String> {
     if bytes(part, 0x38)? != 0xef53_u16.to_le_bytes() {
         return None;
@@ -61,7 +61,7 @@ fn ext(part: &[u8], skips_journal: bool) -> Option<String> {
     ))
 }
 
-/// What `tune2fs -E mount_opts` is used for.
+/// Options that `tune2fs -E mount_opts` commonly sets.
 fn is_harmless(option: &[u8]) -> bool {
     const KNOWN: &[&[u8]] = &[
         b"",
@@ -88,7 +88,7 @@ fn is_harmless(option: &[u8]) -> bool {
     KNOWN.contains(&option)
 }
 
-/// Before Linux 6.4 `erofs_init_device` opens what the device table has as a name.
+/// Before Linux 6.4 `erofs_init_device` opens the names in the device table.
 fn erofs(part: &[u8], _: bool) -> Option<String> {
     const DEVICE_TABLE: u32 = 0x8;
     let is_erofs = word(part, 0)? == 0xe0f5_e1e2;
@@ -148,7 +148,7 @@ fn bytes<const N: usize>(part: &[u8], at: usize) -> Option<[u8; N]> {
 mod tests {
     use super::*;
 
-    /// A superblock that a driver would take, with these bytes changed.
+    /// A superblock that a driver would accept, with these bytes changed.
     fn with(kind: &str, changes: &[(usize, &[u8])]) -> Vec<u8> {
         let length = extents(kind)[0].1;
         let mut part = vec![0; length];
@@ -190,13 +190,13 @@ mod tests {
     }
 
     #[test]
-    fn the_second_copy_counts_too() {
+    fn the_second_copy_is_checked_too() {
         let parts = [vec![0; 0xb00], with("f2fs", &[(2201, b"/dev/sda3")])];
         assert!(demand("f2fs", &parts, false).is_some());
     }
 
     #[test]
-    fn everything_else_is_mounted() {
+    fn other_superblocks_are_accepted() {
         for kind in ["ext2", "ext3", "ext4", "erofs", "f2fs", "reiserfs", "xfs", "vfat"] {
             let part = extents(kind).first().map_or_else(Vec::new, |_| with(kind, &[]));
             assert_eq!(demand(kind, &[part], false), None, "{kind}");
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_btrfs_is_known_by_its_uuid() {
+    fn the_uuid_of_a_btrfs_is_read() {
         let uuid: Vec<u8> = (0x10..0x20).collect();
         let part = with("btrfs", &[(0x20, &uuid)]);
         assert_eq!(btrfs_uuid(&part).as_deref(), Some("10111213-1415-1617-1819-1a1b1c1d1e1f"));
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn no_bytes_are_too_hostile() {
+    fn any_bytes_are_handled() {
         bolero::check!().with_type::<(u8, Vec<u8>, bool)>().for_each(|(kind, part, skips_journal)| {
             let kinds = ["ext2", "ext4", "erofs", "f2fs", "jfs", "reiserfs", "btrfs"];
             let kind = kinds[usize::from(*kind) % kinds.len()];

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use loopd_common::text::printable;
-use loopd_common::{Error, ErrorKind};
 
+use crate::error::Error;
 use crate::kernel::{DiskSequence, FileSystem};
 use crate::snapshot::Snapshot;
 
@@ -17,18 +17,22 @@ pub struct VolumeId {
     pub partition: Option<u32>,
 }
 
-/// What is known of a volume.
+/// The state of a volume.
 pub(super) struct VolumeState {
     pub node: String,
-    /// In bytes, on the device.
+    /// Where it starts on the device, in bytes.
     pub start: u64,
-    /// In bytes.
+    /// Size in bytes.
     pub size: u64,
     pub file_system: FileSystem,
     pub mount_points: Vec<PathBuf>,
 }
 
 impl VolumeState {
+    /// The volume of an attachment.
+    ///
+    /// # Errors
+    /// `NotFound` if the partition is gone.
     pub fn of(attachment: &Snapshot, partition: Option<u32>) -> Result<Self, Error> {
         let Some(number) = partition else {
             return Ok(Self {
@@ -41,8 +45,7 @@ impl VolumeState {
         };
         let node = attachment.device.partition_node(number);
         let found = attachment.partitions.iter().find(|shown| shown.partition.node.number == number);
-        let found =
-            found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("the partition {node} is gone")))?;
+        let found = found.ok_or_else(|| Error::NoPartition { node: node.clone() })?;
         Ok(Self {
             node,
             start: found.partition.node.start,
@@ -52,6 +55,7 @@ impl VolumeState {
         })
     }
 
+    /// The node and the backing file, for messages.
     pub fn shown(&self, attachment: &Snapshot) -> String {
         format!("{} ({})", self.node, printable(&attachment.device.backing_file))
     }

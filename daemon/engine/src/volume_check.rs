@@ -1,15 +1,16 @@
-//! What the superblock of a volume demands is checked before it is mounted.
+//! Checks the superblock of a volume before it is mounted.
 
-use loopd_common::{Error, ErrorKind, State};
+use loopd_common::State;
 
 use crate::engine::Engine;
+use crate::error::Error;
 use crate::kernel::{FileSystem, Kernel};
 use crate::mount_plan::Plan;
 use crate::snapshot::Snapshot;
 use crate::volume::VolumeState;
 
 impl<K: Kernel> Engine<K> {
-    /// The kernel would say no more than that it is read-only.
+    /// Refuses a read-only device with a journal to replay. The kernel's error would only name the device read-only.
     pub(super) async fn check_journal(
         &self,
         attachment: &Snapshot,
@@ -27,19 +28,14 @@ impl<K: Kernel> Engine<K> {
         if !crate::ext_journal::needs_replay(&bytes) {
             return Ok(());
         }
-        let shown = found.shown(attachment);
-        Err(Error::new(
-            ErrorKind::NotSupported,
-            format!(
-                "cannot mount {shown}: its journal has to be replayed first, and the device is read-only; attach it \
-                 writable, or mount a copy of the image that is thrown away, or see what is there \
-                 without the last changes (option noload)"
-            ),
-        ))
+        let reason = "its journal has to be replayed first, and the device is read-only; attach it writable, or mount a \
+                      copy of the image that is thrown away, or see what is there without the last changes (option \
+                      noload)";
+        Err(not_supported(found, attachment, reason.to_owned()))
     }
 
-    /// Refuses what its superblock makes a danger to others. Returns the options that name the other
-    /// devices of a btrfs over several.
+    /// Refuses a volume whose superblock makes it a danger to others. Returns the mount options that name the other
+    /// devices of a btrfs over several devices.
     pub(super) async fn check_superblock(
         &self,
         attachment: &Snapshot,
@@ -52,9 +48,8 @@ impl<K: Kernel> Engine<K> {
             let offset = found.start + offset;
             parts.push(self.kernel.read(device.number, device.disk_sequence, offset, *length).await?);
         }
-        let shown = found.shown(attachment);
-        if let Some(why) = crate::superblock::demand(&plan.kind, &parts, plan.skips_journal) {
-            return Err(Error::new(ErrorKind::NotSupported, format!("cannot mount {shown}: {why}")));
+        if let Some(reason) = crate::superblock::demand(&plan.kind, &parts, plan.skips_journal) {
+            return Err(not_supported(found, attachment, reason));
         }
         match parts.first().and_then(|part| crate::superblock::btrfs_uuid(part)) {
             Some(uuid) if plan.kind == "btrfs" => self.btrfs_members(attachment, found, &uuid).await,
@@ -62,8 +57,8 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    /// The kernel knows a btrfs by its UUID alone: it would open every other device that it has seen
-    /// with that UUID. udev shows it none of a user's devices, so the user's own are named.
+    /// The kernel identifies a btrfs by its UUID only: it would use every other device that it has scanned with that
+    /// UUID. udev makes it scan no device of a user, so the mount options name the user's own devices.
     async fn btrfs_members(
         &self,
         attachment: &Snapshot,
@@ -75,15 +70,14 @@ impl<K: Kernel> Engine<K> {
         };
         let others = self.kernel.btrfs(uuid).await?;
         let refused = |devices: &[String], why: &str| {
-            Err(Error::new(
-                ErrorKind::Busy,
-                format!(
-                    "cannot mount {}: {why} has the same UUID {uuid} ({}), and btrfs would take one for the \
-                     other; give the image a new one (btrfstune -u)",
-                    found.shown(attachment),
+            Err(Error::Busy {
+                operation: format!("mount {}", found.shown(attachment)),
+                reason: format!(
+                    "{why} has the same UUID {uuid} ({}), and btrfs would take one for the other; give the image a new \
+                     one (btrfstune -u)",
                     devices.join(", ")
                 ),
-            ))
+            })
         };
         if !others.mounted.is_empty() {
             return refused(&others.mounted, "a mounted file system");
@@ -112,4 +106,8 @@ impl<K: Kernel> Engine<K> {
         };
         self.list().iter().filter(|shown| is_own(shown)).flat_map(volumes).collect()
     }
+}
+
+fn not_supported(volume: &VolumeState, attachment: &Snapshot, reason: String) -> Error {
+    Error::NotSupported { operation: format!("mount {}", volume.shown(attachment)), reason }
 }

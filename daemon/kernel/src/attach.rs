@@ -2,8 +2,8 @@
 
 use std::os::fd::OwnedFd;
 
-use loopd_common::Error;
 use loopd_engine::AttachRequest;
+use loopd_engine::Error;
 use loopd_engine::kernel::{Device, Partitioning};
 
 use crate::bind::bind;

@@ -4,9 +4,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt as _;
 
 use loopd_common::text::printable;
-use loopd_common::{Error, ErrorKind};
 use loopd_engine::kernel::{FileFacts, FileIdentity, FileKind};
-use loopd_engine::{AttachRequest, is_root};
+use loopd_engine::{AttachRequest, Error, is_root};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::stat::SFlag;
@@ -35,7 +34,7 @@ const GENERATED: [FsType; 10] = [
 ];
 
 fn invalid(name: &str, why: &str) -> Error {
-    Error::new(ErrorKind::InvalidBackingFile, format!("cannot attach {name}: {why}"))
+    Error::InvalidBackingFile { operation: format!("attach {name}"), reason: why.to_owned() }
 }
 
 fn not_examined(name: &str, errno: Errno) -> Error {
@@ -94,13 +93,10 @@ fn too_small(name: &str, size: u64) -> Error {
 }
 
 fn past_end(name: &str, offset: u64, size: u64) -> Error {
-    Error::new(
-        ErrorKind::InvalidArgs,
-        format!(
-            "cannot attach {name} at offset {offset}: the file has {size} bytes, and at least {SECTOR} must follow \
-             the offset"
-        ),
-    )
+    Error::InvalidArgument {
+        operation: format!("attach {name} at offset {offset}"),
+        reason: format!("the file has {size} bytes, and at least {SECTOR} must follow the offset"),
+    }
 }
 
 /// A descriptor that was examined.
@@ -210,6 +206,8 @@ mod tests {
     use std::os::unix::fs::OpenOptionsExt as _;
     use std::path::Path;
 
+    use loopd_common::ErrorKind;
+
     use super::*;
 
     fn image(bytes: u64) -> tempfile::NamedTempFile {
@@ -223,7 +221,7 @@ mod tests {
     }
 
     fn refusal(result: Result<impl std::fmt::Debug, Error>) -> String {
-        result.unwrap_err().message
+        result.unwrap_err().to_string()
     }
 
     #[test]
@@ -271,7 +269,7 @@ mod tests {
         assert!(fits(512, 0).is_ok() && fits(1024, 512).is_ok());
         assert!(refusal(fits(511, 0)).contains("at least one sector of 512"));
         for (bytes, offset) in [(1024, 1024), (1023, 512), (512, u64::MAX)] {
-            assert_eq!(fits(bytes, offset).unwrap_err().kind, ErrorKind::InvalidArgs, "{bytes} {offset}");
+            assert_eq!(fits(bytes, offset).unwrap_err().kind(), ErrorKind::InvalidArgs, "{bytes} {offset}");
         }
     }
 }

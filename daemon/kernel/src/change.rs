@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use linux_raw_sys::loop_device::_bindgen_ty_1 as LoFlags;
 use loopd_common::text::printable;
-use loopd_common::{Error, ErrorKind};
+use loopd_engine::Error;
 use loopd_engine::kernel::{Change, Device, DiskSequence};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -17,24 +17,23 @@ const ATTEMPTS: u32 = 64;
 
 /// The error for a failed change.
 fn refusal(device: &Device, change: Change, errno: Errno) -> Error {
-    let (action, call) = describe(device, change);
-    let (kind, why) = match (change, errno) {
+    let (operation, call) = describe(device, change);
+    match (change, errno) {
         (_, Errno::EBUSY | Errno::EAGAIN) => {
-            (ErrorKind::Busy, "it is in use; end that first, then try again".to_owned())
+            Error::Busy { operation, reason: "it is in use; end that first, then try again".to_owned() }
         }
-        (Change::DirectIo(_), Errno::EINVAL | Errno::EOPNOTSUPP) => (
-            ErrorKind::NotSupported,
-            format!(
+        (Change::DirectIo(_), Errno::EINVAL | Errno::EOPNOTSUPP) => Error::NotSupported {
+            operation,
+            reason: format!(
                 "its file system, its offset {} or its block size {} does not allow it",
                 device.offset, device.block_size
             ),
-        ),
+        },
         (Change::BlockSize(_), Errno::EINVAL) => {
-            (ErrorKind::NotSupported, "this kernel does not accept that size".to_owned())
+            Error::NotSupported { operation, reason: "this kernel does not accept that size".to_owned() }
         }
-        _ => return failed(&action, call, errno),
-    };
-    Error::new(kind, format!("cannot {action}: {why}"))
+        _ => failed(operation, call, errno),
+    }
 }
 
 /// The change in words that complete "cannot", and its ioctl.

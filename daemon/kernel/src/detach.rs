@@ -1,6 +1,6 @@
 //! Detaches a device.
 
-use loopd_common::Error;
+use loopd_engine::Error;
 use loopd_engine::kernel::{DiskSequence, node};
 use nix::errno::Errno;
 
@@ -8,7 +8,7 @@ use crate::error::failed;
 use crate::{device, ioctl};
 
 fn not_detached(number: u32, errno: Errno) -> Error {
-    failed(&format!("detach {}", node(number)), "LOOP_CLR_FD", errno)
+    failed(format!("detach {}", node(number)), "LOOP_CLR_FD", errno)
 }
 
 /// Detaches the device now, or at its last close. Does nothing if this attach has ended.

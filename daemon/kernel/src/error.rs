@@ -1,12 +1,16 @@
-//! The error for a failed system call.
+//! Errors of system calls.
 
-use loopd_common::{Error, ErrorKind};
+use loopd_engine::Error;
 use nix::errno::Errno;
 
-/// The error for an error number that needs no explanation of its own. `action` completes "cannot".
-pub fn failed(action: &str, call: &str, errno: Errno) -> Error {
-    let message = format!("cannot {action}: {call} failed with {errno:?} ({})", errno.desc());
-    Error::new(ErrorKind::Kernel, message)
+/// The error for an error number that needs no explanation of its own. `operation` completes "cannot".
+pub fn failed(operation: impl Into<String>, call: &'static str, errno: Errno) -> Error {
+    Error::SystemCall { operation: operation.into(), call, source: described(errno) }
+}
+
+/// An error number with its name and description.
+pub fn described(errno: Errno) -> loopd_engine::Errno {
+    loopd_engine::Errno { name: format!("{errno:?}"), description: errno.desc() }
 }
 
 /// Whether the device does not exist, or nothing is attached to it.

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use loopd_common::Error;
+use loopd_engine::Error;
 use loopd_engine::kernel::DiskSequence;
 
 use crate::descriptor_store::DescriptorStore;

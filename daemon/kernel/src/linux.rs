@@ -5,13 +5,13 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use loopd_common::{CallerFile, Error, ErrorKind};
-use loopd_engine::AttachRequest;
+use loopd_common::CallerFile;
 use loopd_engine::kernel::{
     Attached, Binding, BtrfsDevices, Change, Device, DiskSequence, FileFacts, Kernel, PartitionNode,
-    Partitioning, ProbeResult, ScanReason, Users,
+    Partitioning, ProbeResult, ScanReason, StoredHolds, Udev, Users,
 };
 use loopd_engine::mount_table::MountTable;
+use loopd_engine::{AttachRequest, BoxFuture, Error};
 use nix::fcntl::OFlag;
 
 use crate::descriptor_store::DescriptorStore;
@@ -41,24 +41,65 @@ impl Linux {
         Ok(Self { shared: Arc::new(Shared::new(numbers, fd_store, untrusted)) })
     }
 
-    async fn blocking<T: Send + 'static>(
+    /// Runs work on a thread of the blocking pool.
+    fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Shared) -> Result<T, Error> + Send + 'static,
-    ) -> Result<T, Error> {
+    ) -> BoxFuture<'_, Result<T, Error>> {
         let shared = Arc::clone(&self.shared);
-        tokio::task::spawn_blocking(move || work(&shared))
-            .await
-            .unwrap_or_else(|_| Err(Error::new(ErrorKind::Kernel, "a worker thread of loopd failed")))
+        Box::pin(async move {
+            tokio::task::spawn_blocking(move || work(&shared)).await.unwrap_or(Err(Error::Panicked))
+        })
     }
 
     /// The same for work that cannot fail.
-    async fn blocking_always(&self, work: impl FnOnce(&Shared) + Send + 'static) {
-        let _panicked = self
-            .blocking(move |shared| {
-                work(shared);
-                Ok(())
-            })
-            .await;
+    fn blocking_always(&self, work: impl FnOnce(&Shared) + Send + 'static) -> BoxFuture<'_, ()> {
+        let done = self.blocking(move |shared| {
+            work(shared);
+            Ok(())
+        });
+        Box::pin(async move {
+            let _panicked = done.await;
+        })
+    }
+}
+
+impl Udev for Linux {
+    fn udev_runs(&self) -> bool {
+        udev::runs()
+    }
+
+    fn udev_is_idle(&self) -> bool {
+        udev::is_idle()
+    }
+
+    fn stored(&self, number: u32, partition: Option<u32>) -> Option<ProbeResult> {
+        udev::stored(number, partition)
+    }
+
+    fn stored_of(
+        &self,
+        number: u32,
+        partitions: Vec<Option<u32>>,
+    ) -> BoxFuture<'_, Vec<(Option<u32>, ProbeResult)>> {
+        let stored = move |partition| Some((partition, udev::stored(number, partition)?));
+        let all = self.blocking(move |_| Ok(partitions.into_iter().filter_map(stored).collect()));
+        Box::pin(async move { all.await.unwrap_or_default() })
+    }
+
+    fn mark_untrusted(&self, disk_sequence: DiskSequence) -> Result<(), Error> {
+        self.shared.untrusted.mark(disk_sequence).map_err(unmarked)
+    }
+}
+
+impl StoredHolds for Linux {
+    fn has_stored_hold(&self, disk_sequence: DiskSequence) -> bool {
+        self.shared.fd_store.has_stored_hold(disk_sequence)
+    }
+
+    fn release_unadopted<'a>(&'a self, except: &'a HashSet<DiskSequence>) -> BoxFuture<'a, ()> {
+        let except = except.clone();
+        self.blocking_always(move |shared| shared.fd_store.clear_out(&except))
     }
 }
 
@@ -68,151 +109,136 @@ impl Kernel for Linux {
     type Claim = Claim;
     type Claims = overlapping::Claims;
 
-    async fn examine(&self, file: &CallerFile) -> Result<FileFacts, Error> {
+    fn examine<'a>(&'a self, file: &'a CallerFile) -> BoxFuture<'a, Result<FileFacts, Error>> {
         let file = file.clone();
-        self.blocking(move |_| Ok(backing_file::examine(file)?.facts)).await
+        self.blocking(move |_| Ok(backing_file::examine(file)?.facts))
     }
 
-    async fn attach(&self, file: CallerFile, request: &AttachRequest) -> Result<Attached<Self>, Error> {
+    fn attach<'a>(
+        &'a self,
+        file: CallerFile,
+        request: &'a AttachRequest,
+    ) -> BoxFuture<'a, Result<Attached<Self>, Error>> {
         let request = request.clone();
-        let attached = self.blocking(move |shared| attach::attach(shared, &file, &request)).await?;
-        let node_made = attached.claim.node_made();
-        let attach::Attached { device, hold, partitioning, claim } = attached;
-        Ok(Attached { device, hold, partitioning, claim, node_made })
+        self.blocking(move |shared| {
+            let attached = attach::attach(shared, &file, &request)?;
+            let node_made = attached.claim.node_made();
+            let attach::Attached { device, hold, partitioning, claim } = attached;
+            Ok(Attached { device, hold, partitioning, claim, node_made })
+        })
     }
 
-    async fn release(&self, hold: Hold) {
-        // First, so that the service manager does not make the last close.
-        self.shared.fd_store.withdraw(hold.disk_sequence()).await;
-        // The last close detaches the device, which writes to the backing file.
-        self.blocking_always(move |_| drop(hold)).await;
+    fn release(&self, hold: Hold) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            // First, so that the service manager does not make the last close.
+            self.shared.fd_store.withdraw(hold.disk_sequence()).await;
+            // The last close detaches the device, which writes to the backing file.
+            self.blocking_always(move |_| drop(hold)).await;
+        })
     }
 
-    async fn hold(&self, number: u32, disk_sequence: DiskSequence) -> Result<Option<Hold>, Error> {
+    fn hold(&self, number: u32, disk_sequence: DiskSequence) -> BoxFuture<'_, Result<Option<Hold>, Error>> {
         self.blocking(move |shared| {
             let hold = Hold::open(number, disk_sequence)?;
             hold.iter().for_each(|hold| hold.store(&*shared.fd_store));
             Ok(hold)
         })
-        .await
     }
 
-    fn has_stored_hold(&self, disk_sequence: DiskSequence) -> bool {
-        self.shared.fd_store.has_stored_hold(disk_sequence)
+    fn clear(&self, number: u32, disk_sequence: DiskSequence) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async move {
+            // A copy that an earlier daemon has left would keep the device attached.
+            self.shared.fd_store.withdraw(disk_sequence).await;
+            self.blocking(move |_| detach::clear(number, disk_sequence)).await
+        })
     }
 
-    async fn release_unadopted(&self, except: &HashSet<DiskSequence>) {
-        let except = except.clone();
-        self.blocking_always(move |shared| shared.fd_store.clear_out(&except)).await;
+    fn await_rundown(&self, number: u32) -> BoxFuture<'_, ()> {
+        self.blocking_always(move |_| drop(device::open(number, OFlag::O_RDONLY)))
     }
 
-    async fn clear(&self, number: u32, disk_sequence: DiskSequence) -> Result<(), Error> {
-        // A copy that an earlier daemon has left would keep the device attached.
-        self.shared.fd_store.withdraw(disk_sequence).await;
-        self.blocking(move |_| detach::clear(number, disk_sequence)).await
-    }
-
-    async fn await_rundown(&self, number: u32) {
-        self.blocking_always(move |_| drop(device::open(number, OFlag::O_RDONLY))).await;
-    }
-
-    async fn change(
+    fn change(
         &self,
         number: u32,
         disk_sequence: DiskSequence,
         wanted: Change,
-    ) -> Result<Option<Device>, Error> {
-        self.blocking(move |_| change::apply(number, disk_sequence, wanted)).await
+    ) -> BoxFuture<'_, Result<Option<Device>, Error>> {
+        self.blocking(move |_| change::apply(number, disk_sequence, wanted))
     }
 
-    async fn replace(
+    fn replace(
         &self,
         number: u32,
         disk_sequence: DiskSequence,
         file: CallerFile,
         untrusted: bool,
-    ) -> Result<Option<Device>, Error> {
-        self.blocking(move |shared| replace::replace(shared, number, disk_sequence, &file, untrusted)).await
+    ) -> BoxFuture<'_, Result<Option<Device>, Error>> {
+        self.blocking(move |shared| replace::replace(shared, number, disk_sequence, &file, untrusted))
     }
 
-    fn mark_untrusted(&self, disk_sequence: DiskSequence) -> Result<(), Error> {
-        self.shared.untrusted.mark(disk_sequence).map_err(|error| unmarked(&error))
+    fn free_number(&self) -> BoxFuture<'_, Result<u32, Error>> {
+        self.blocking(|shared| shared.numbers.free_number())
     }
 
-    async fn free_number(&self) -> Result<u32, Error> {
-        self.blocking(|shared| shared.numbers.free_number()).await
+    fn remove_device(&self, number: u32) -> BoxFuture<'_, Result<(), Error>> {
+        self.blocking(move |shared| shared.numbers.remove(number))
     }
 
-    async fn remove_device(&self, number: u32) -> Result<(), Error> {
-        self.blocking(move |shared| shared.numbers.remove(number)).await
-    }
-
-    async fn status(&self, number: u32) -> Result<Option<Device>, Error> {
-        self.blocking(move |_| device::status(number)).await
+    fn status(&self, number: u32) -> BoxFuture<'_, Result<Option<Device>, Error>> {
+        self.blocking(move |_| device::status(number))
     }
 
     fn set_up_for(&self, number: u32) -> Result<Option<u32>, Error> {
         udisks::set_up_for(number)
     }
 
-    fn stored(&self, number: u32, partition: Option<u32>) -> Option<ProbeResult> {
-        udev::stored(number, partition)
+    fn users(&self, number: u32) -> BoxFuture<'_, Result<Users, Error>> {
+        self.blocking(move |_| users::of_loop(number))
     }
 
-    async fn stored_of(&self, number: u32, partitions: Vec<Option<u32>>) -> Vec<(Option<u32>, ProbeResult)> {
-        let stored = move |partition| Some((partition, udev::stored(number, partition)?));
-        let all = self.blocking(move |_| Ok(partitions.into_iter().filter_map(stored).collect())).await;
-        all.unwrap_or_default()
-    }
-
-    async fn users(&self, number: u32) -> Result<Users, Error> {
-        self.blocking(move |_| users::of_loop(number)).await
-    }
-
-    async fn read(
+    fn read(
         &self,
         number: u32,
         disk_sequence: DiskSequence,
         offset: u64,
         length: usize,
-    ) -> Result<Vec<u8>, Error> {
-        self.blocking(move |_| device::read_bytes(number, disk_sequence, offset, length)).await
+    ) -> BoxFuture<'_, Result<Vec<u8>, Error>> {
+        self.blocking(move |_| device::read_bytes(number, disk_sequence, offset, length))
     }
 
-    async fn btrfs(&self, uuid: &str) -> Result<BtrfsDevices, Error> {
+    fn btrfs<'a>(&'a self, uuid: &'a str) -> BoxFuture<'a, Result<BtrfsDevices, Error>> {
         let uuid = uuid.to_owned();
         self.blocking(move |_| {
             Ok(BtrfsDevices { mounted: sysfs::mounted_btrfs(&uuid), present: udev::with_uuid(&uuid)? })
         })
-        .await
     }
 
-    async fn claim_overlapping(
-        &self,
-        device: &Device,
+    fn claim_overlapping<'a>(
+        &'a self,
+        device: &'a Device,
         bytes: Range<u64>,
         others: Vec<(u32, Option<Device>)>,
-        action: String,
-    ) -> Result<overlapping::Claims, Error> {
+        operation: String,
+    ) -> BoxFuture<'a, Result<overlapping::Claims, Error>> {
         let device = device.clone();
-        self.blocking(move |_| overlapping::claim(&device, &bytes, &others, &action)).await
+        self.blocking(move |_| overlapping::claim(&device, &bytes, &others, &operation))
     }
 
     fn mounts(&self) -> Option<MountTable> {
         mounts::read().ok()
     }
 
-    async fn remove(&self, number: u32) {
-        self.blocking_always(move |shared| shared.numbers.remove_if_unused(number)).await;
+    fn remove(&self, number: u32) -> BoxFuture<'_, ()> {
+        self.blocking_always(move |shared| shared.numbers.remove_if_unused(number))
     }
 
-    async fn partition(
+    fn partition(
         &self,
         number: u32,
         disk_sequence: DiskSequence,
         reason: ScanReason,
-    ) -> Result<Partitioning, Error> {
-        self.blocking(move |shared| partitions::settle(shared, number, disk_sequence, reason)).await
+    ) -> BoxFuture<'_, Result<Partitioning, Error>> {
+        self.blocking(move |shared| partitions::settle(shared, number, disk_sequence, reason))
     }
 
     fn partition_nodes(&self, number: u32) -> Vec<PartitionNode> {
@@ -235,13 +261,5 @@ impl Kernel for Linux {
         let claimed = self.shared.numbers.is_claimed(number);
         let bound = loop_device::disk_sequence(number).filter(|_| loop_device::is_bound(number));
         Binding { bound, claimed }
-    }
-
-    fn udev_runs(&self) -> bool {
-        udev::runs()
-    }
-
-    fn udev_is_idle(&self) -> bool {
-        udev::is_idle()
     }
 }

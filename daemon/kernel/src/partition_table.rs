@@ -60,7 +60,7 @@ fn read_exact(file: BorrowedFd<'_>, mut offset: u64, mut buffer: &mut [u8]) -> i
     Ok(())
 }
 
-/// Reads what lies around the wanted bytes, as direct I/O has it.
+/// Reads the aligned blocks around the wanted bytes, as direct I/O requires.
 fn read_aligned(file: BorrowedFd<'_>, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
     let before = usize::try_from(offset % ALIGNMENT as u64).unwrap_or_default();
     let wanted = before + buffer.len();
@@ -130,7 +130,7 @@ mod tests {
         let buffered = File::open(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         let Ok(direct) = direct else {
-            return loopd_test_support::skipped("bytes", "no direct I/O in the temporary folder");
+            return loopd_test_support::skipped("bytes", "no direct I/O in the temporary directory");
         };
         assert!(Bytes::new(&direct, 0, 0).direct);
         for (offset, length) in [(0, 512), (512, 512), (4090, 20), (16_384, 3616), (19_999, 1), (19_990, 512)]

@@ -1,6 +1,6 @@
 //! The release of the running kernel.
 
-use loopd_common::{Error, ErrorKind};
+use loopd_engine::Error;
 
 use crate::error::failed;
 
@@ -8,8 +8,8 @@ use crate::error::failed;
 const OLDEST: (u32, u32) = (5, 15);
 
 fn too_old(release: &str) -> Error {
-    let message = format!("Linux {release} has no disk sequence numbers; loopd needs Linux 5.15 or newer");
-    Error::new(ErrorKind::NotSupported, message)
+    let reason = "it has no disk sequence numbers; loopd needs Linux 5.15 or newer".to_owned();
+    Error::NotSupported { operation: format!("run on Linux {release}"), reason }
 }
 
 /// Checks that the kernel has disk sequence numbers.
@@ -42,7 +42,7 @@ mod tests {
     #[test]
     fn older_and_unknown_releases_are_rejected() {
         for release in ["5.14.21", "5.9.0", "4.19.0-27-amd64", "5", "", "unknown"] {
-            let message = check_release(release).unwrap_err().message;
+            let message = check_release(release).unwrap_err().to_string();
             assert!(message.contains("needs Linux 5.15 or newer"), "{message}");
         }
     }

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use loopd_common::text::printable;
-use loopd_common::{Error, ErrorKind};
+use loopd_engine::Error;
 use loopd_engine::kernel::{Device, DiskSequence, node};
 use nix::errno::Errno;
 use tracing::warn;
@@ -15,18 +15,13 @@ use crate::untrusted::unmarked;
 use crate::{backing_file, device, ioctl};
 
 fn writable(name: &str, number: u32) -> Error {
-    Error::new(
-        ErrorKind::NotSupported,
-        format!(
-            "cannot show {name} on {}: the kernel does that on read-only devices only; attach with read-only",
-            node(number)
-        ),
-    )
+    let reason = "the kernel does that on read-only devices only; attach with read-only".to_owned();
+    Error::NotSupported { operation: format!("show {name} on {}", node(number)), reason }
 }
 
 fn refusal(name: &str, before: &Device, errno: Errno) -> Error {
-    let action = format!("show {name} on {}", before.node());
-    let why = match errno {
+    let operation = format!("show {name} on {}", before.node());
+    let reason = match errno {
         Errno::EINVAL => format!(
             "it must be as large as the file before, {} ({} bytes from offset {} on)",
             printable(&before.backing_file),
@@ -34,9 +29,9 @@ fn refusal(name: &str, before: &Device, errno: Errno) -> Error {
             before.offset
         ),
         Errno::EBADF => "it is itself built on that device".to_owned(),
-        errno => return failed(&action, "LOOP_CHANGE_FD", errno),
+        errno => return failed(operation, "LOOP_CHANGE_FD", errno),
     };
-    Error::new(ErrorKind::InvalidBackingFile, format!("cannot {action}: {why}"))
+    Error::InvalidBackingFile { operation, reason }
 }
 
 /// Replaces the backing file; `None` if this attach has ended. A device that cannot be marked by its disk
@@ -56,7 +51,7 @@ pub fn replace(
     if let (Some(mut expected), Some(sequence)) = (expected, sequence)
         && let Err(error) = expected.becomes(sequence)
     {
-        warn!(device = node(number), "{}", unmarked(&error));
+        warn!(device = node(number), "{}", unmarked(error));
         expected.stay();
     }
     replaced

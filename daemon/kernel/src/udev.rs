@@ -6,9 +6,8 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::time::Duration;
 
-use loopd_common::{Error, ErrorKind};
-use loopd_engine::Uevent;
 use loopd_engine::kernel::{DiskSequence, FileSystem, ProbeResult, TableEntry};
+use loopd_engine::{Error, Uevent};
 use nix::errno::Errno;
 use tokio::io::Interest;
 use tracing::warn;
@@ -30,9 +29,8 @@ pub enum Notice {
     Lost,
 }
 
-fn not_enumerated(uuid: &str, error: &std::io::Error) -> Error {
-    let message = format!("cannot determine which devices have the UUID {uuid}: {error}");
-    Error::new(ErrorKind::Kernel, message)
+fn not_enumerated(uuid: &str, source: std::io::Error) -> Error {
+    Error::Io { operation: format!("determine which devices have the UUID {uuid}"), source }
 }
 
 /// The netlink sockets. Must be read from the thread that created them.
@@ -146,7 +144,7 @@ pub fn stored(number: u32, partition: Option<u32>) -> Option<ProbeResult> {
 /// # Errors
 /// `Kernel` if sysfs cannot be read.
 pub fn with_uuid(uuid: &str) -> Result<Vec<String>, Error> {
-    nodes_with_uuid(uuid).map_err(|error| not_enumerated(uuid, &error))
+    nodes_with_uuid(uuid).map_err(|error| not_enumerated(uuid, error))
 }
 
 fn nodes_with_uuid(uuid: &str) -> std::io::Result<Vec<String>> {

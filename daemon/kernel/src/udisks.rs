@@ -4,21 +4,25 @@
 //! The record of UDisks2 is `/run/udisks2/loop`, which outlives the daemon: a serialised GVariant of the type
 //! `a{sa{sv}}`, by device node, with a `setup-by-uid` of the type `u` (`udisksstate.c`).
 
-use std::io::ErrorKind as IoErrorKind;
+use std::io::ErrorKind;
 
-use loopd_common::{Error, ErrorKind};
+use loopd_engine::Error;
 use loopd_engine::kernel::node;
 
 const RECORD: &str = "/run/udisks2/loop";
 /// More than UDisks2 writes for all loop devices that can exist.
 const LONGEST: u64 = 16 << 20;
 
-fn unreadable(error: &std::io::Error) -> Error {
-    Error::new(ErrorKind::Kernel, format!("UDisks2's record {RECORD} cannot be read: {error}"))
+fn reading() -> String {
+    format!("read UDisks2's record {RECORD}")
+}
+
+fn unreadable(source: std::io::Error) -> Error {
+    Error::Io { operation: reading(), source }
 }
 
 fn not_understood() -> Error {
-    Error::new(ErrorKind::Kernel, format!("UDisks2's record {RECORD} is not understood"))
+    Error::Failed { operation: reading(), reason: "its format is not understood".to_owned() }
 }
 
 /// The user that UDisks2 has set the device up for; `None` if it has not set it up.
@@ -28,15 +32,15 @@ fn not_understood() -> Error {
 pub fn set_up_for(number: u32) -> Result<Option<u32>, Error> {
     let record = match read() {
         Ok(record) => record,
-        Err(error) if error.kind() == IoErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(unreadable(&error)),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(unreadable(error)),
     };
     set_up_by(&record, &node(number)).ok_or_else(not_understood)
 }
 
 fn read() -> std::io::Result<Vec<u8>> {
     if std::fs::metadata(RECORD)?.len() > LONGEST {
-        return Err(std::io::Error::from(IoErrorKind::FileTooLarge));
+        return Err(std::io::Error::from(ErrorKind::FileTooLarge));
     }
     std::fs::read(RECORD)
 }

@@ -12,7 +12,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use loopd_common::{Error, ErrorKind};
+use loopd_engine::Error;
 use loopd_engine::kernel::DiskSequence;
 use tracing::warn;
 
@@ -23,9 +23,11 @@ const SEQUENCE: &str = "seq-";
 const MANY: usize = 1024;
 
 /// The error for a device that cannot be marked.
-pub fn unmarked(error: &std::io::Error) -> Error {
-    let why = format!("cannot tell udev that the device is a user's (in /run/loopd/untrusted): {error}");
-    Error::new(ErrorKind::Kernel, why)
+pub fn unmarked(source: std::io::Error) -> Error {
+    Error::Io {
+        operation: "tell udev that the device is a user's (in /run/loopd/untrusted)".to_owned(),
+        source,
+    }
 }
 
 /// The directory of the marks.
@@ -90,7 +92,7 @@ impl Untrusted {
         number: u32,
     ) -> std::result::Result<Option<Expected<'_>>, Error> {
         let expected = untrusted.then(|| self.expect(number)).transpose();
-        expected.map_err(|error| unmarked(&error))
+        expected.map_err(unmarked)
     }
 
     /// Marks a device.

@@ -3,7 +3,7 @@
 use std::fs;
 
 use loopd_common::text::printable;
-use loopd_common::{Error, ErrorKind};
+use loopd_engine::Error;
 use loopd_engine::kernel::{Users, node};
 use loopd_engine::mount_table::MountTable;
 
@@ -13,9 +13,8 @@ use crate::sysfs::{Block, DeviceNumber};
 /// How far stacked devices are followed.
 const DEEPEST: usize = 16;
 
-fn unknown(number: u32, error: &std::io::Error) -> Error {
-    let message = format!("cannot determine the users of {}: {error}", node(number));
-    Error::new(ErrorKind::Kernel, message)
+fn unknown(number: u32, source: std::io::Error) -> Error {
+    Error::Io { operation: format!("determine the users of {}", node(number)), source }
 }
 
 /// The users of a loop device.
@@ -23,7 +22,7 @@ fn unknown(number: u32, error: &std::io::Error) -> Error {
 /// # Errors
 /// `Kernel` if the mount table cannot be read.
 pub fn of_loop(number: u32) -> Result<Users, Error> {
-    let mounts = mounts::read().map_err(|error| unknown(number, &error))?;
+    let mounts = mounts::read().map_err(|error| unknown(number, error))?;
     let swaps = swap_devices();
     let mut users = Users::default();
     for block in Block::of_loop(number).with_partitions() {

@@ -5,23 +5,22 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use loopd_common::{Error, ErrorKind};
-
 use super::machine::Simulated;
 use super::mounts::SimulatedMounts;
+use crate::error::Error;
 use crate::kernel::DiskSequence;
 use crate::{MountDirectory, SavedAttachment, Store};
 
-/// Files on a simulated machine: they outlive the daemon, and it may die as it writes one.
+/// State files on a simulated machine: they outlive the daemon, which may die during a write.
 #[derive(Clone)]
 pub struct Files {
     machine: Simulated,
     files: Arc<Mutex<BTreeMap<DiskSequence, SavedAttachment>>>,
     announced: Arc<Mutex<Vec<u64>>>,
     mount_directories: Arc<Mutex<BTreeMap<PathBuf, MountDirectory>>>,
-    /// What the service manager has mounted, and the folders for that.
+    /// The service manager's mounts and their directories.
     pub mounts: SimulatedMounts,
-    /// How many writes from now on the daemon dies, and whether that one is done before.
+    /// After how many writes the daemon dies, and whether the last one has its effect before.
     death: Arc<Mutex<Option<(usize, bool)>>>,
     /// Whether writes fail.
     full: Arc<AtomicBool>,
@@ -41,27 +40,27 @@ impl Files {
         }
     }
 
-    /// What is written of attachments.
+    /// The saved attachments.
     pub fn saved(&self) -> Vec<SavedAttachment> {
         self.read()
     }
 
-    /// The marks that are announced.
+    /// The announced marks.
     pub fn marks(&self) -> Vec<u64> {
         self.announced()
     }
 
-    /// What is written of folders.
+    /// The saved mount directories.
     pub fn folders(&self) -> Vec<MountDirectory> {
         self.read_mount_directories()
     }
 
-    /// Attachments cannot be written from now on.
+    /// From now on no attachment can be saved.
     pub fn set_full(&self) {
         self.full.store(true, Ordering::Relaxed);
     }
 
-    /// The daemon dies in no write any more.
+    /// From now on the daemon dies in no write.
     pub fn stay_alive(&self) {
         *self.death.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
@@ -71,7 +70,7 @@ impl Files {
         *self.death.lock().unwrap_or_else(PoisonError::into_inner) = Some((write, done));
     }
 
-    /// Does this, unless the daemon is dead.
+    /// Makes a change, unless the daemon is dead.
     fn change(&self, change: impl FnOnce(&Self)) {
         self.machine.moment();
         self.change_unless_dead(change);
@@ -101,7 +100,8 @@ impl Files {
 impl Store for Files {
     fn write(&self, saved: &SavedAttachment) -> Result<(), Error> {
         if self.full.load(Ordering::Relaxed) {
-            return Err(Error::new(ErrorKind::Kernel, "no space is left"));
+            let source = std::io::Error::other("no space is left");
+            return Err(Error::Io { operation: "write the state file".to_owned(), source });
         }
         self.change(|all| {
             drop(all.files.lock().unwrap_or_else(PoisonError::into_inner).insert(saved.id, saved.clone()))

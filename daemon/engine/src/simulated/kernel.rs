@@ -3,196 +3,25 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
-use loopd_common::{Error, ErrorKind, Lifetime};
+use loopd_common::Lifetime;
 
 use super::machine::{Bound, Claim, Claims, Happened, Hold, Simulated, found, nodes, partition_node};
-use crate::AttachRequest;
+use crate::error::Error;
+use crate::future::BoxFuture;
 use crate::kernel::{
     Attached, Binding, Change, Device, DiskSequence, FileFacts, FileIdentity, FileKind, Kernel,
-    PartitionNode, Partitioning, ProbeResult, ScanReason, Users,
+    PartitionNode, Partitioning, ProbeResult, ScanReason, StoredHolds, Udev, Users,
 };
 use crate::mount_table::MountTable;
+use crate::request::AttachRequest;
 
-impl Kernel for Simulated {
-    type File = u64;
-    type Hold = Hold;
-    type Claim = Claim;
-    type Claims = Claims;
-
-    async fn examine(&self, file: &u64) -> Result<FileFacts, Error> {
-        self.step().await?;
-        Ok(FileFacts {
-            kind: FileKind::Regular,
-            path: Vec::new(),
-            identity: FileIdentity { device: 0, inode: *file },
-            writable: true,
-            appends: false,
-            only_root_writes: !self.lock().users_write,
-        })
+impl Udev for Simulated {
+    fn udev_runs(&self) -> bool {
+        self.lock().udev_runs
     }
 
-    async fn attach(&self, file: u64, request: &AttachRequest) -> Result<Attached<Self>, Error> {
-        let number = {
-            let mut machine = self.lock();
-            let number = request.number.unwrap_or_else(|| machine.free_number());
-            machine.claimed.push(number);
-            number
-        };
-        let claim = Claim { machine: self.clone(), number };
-        self.step().await?;
-        let held = request.lifetime != Lifetime::Persistent;
-        let (device, sequence) = {
-            self.news.notify_one();
-            let mut machine = self.lock();
-            if machine.bound.contains_key(&number) {
-                return Err(Error::new(ErrorKind::Busy, "taken"));
-            }
-            let sequence = machine.bind(number, file, held);
-            if request.untrusted {
-                machine.untrusted.insert(sequence);
-            }
-            let vault = machine.vault;
-            if let Some(bound) = machine.bound.get_mut(&number) {
-                bound.holds = usize::from(held);
-                bound.deposits = usize::from(held && vault);
-                bound.partition_scan = request.partition_scan;
-                bound.offset = request.offset;
-                bound.size_limit = request.size_limit;
-                bound.read_only = request.read_only;
-                bound.mark = request.mark;
-            }
-            (machine.device(number).expect("it was just attached"), sequence)
-        };
-        let hold = held.then(|| Hold { machine: self.clone(), number, attach: sequence });
-        self.answer().await;
-        let missing = request.partition_scan && self.lock().partitions > 0;
-        let partitioning = Partitioning { missing, ..Partitioning::default() };
-        Ok(Attached { device, hold, partitioning, claim, node_made: request.number.is_some() })
-    }
-
-    async fn release(&self, hold: Hold) {
-        // A close cannot fail, but what happens meanwhile may.
-        let _interfered = self.step().await;
-        self.alter(hold.number, |bound| bound.attach == hold.attach, |bound| bound.deposits = 0);
-        drop(hold);
-        self.answer().await;
-    }
-
-    fn has_stored_hold(&self, disk_sequence: DiskSequence) -> bool {
-        self.lock().bound.values().any(|bound| bound.sequence == disk_sequence && bound.deposits > 0)
-    }
-
-    async fn release_unadopted(&self, except: &HashSet<DiskSequence>) {
-        let _interfered = self.step().await;
-        for number in self.bound_numbers() {
-            let is_unclaimed = |bound: &Bound| bound.holds == 0 && !except.contains(&bound.sequence);
-            self.alter(number, is_unclaimed, |bound| bound.deposits = 0);
-        }
-    }
-
-    async fn hold(&self, number: u32, sequence: DiskSequence) -> Result<Option<Hold>, Error> {
-        self.step().await?;
-        let hold = {
-            let mut machine = self.lock();
-            let vault = machine.vault;
-            let bound = machine.bound.get_mut(&number).filter(|bound| bound.sequence == sequence);
-            bound.map(|bound| {
-                bound.holds += 1;
-                bound.deposits = usize::from(vault);
-                Hold { machine: self.clone(), number, attach: bound.attach }
-            })
-        };
-        self.answer().await;
-        Ok(hold)
-    }
-
-    async fn clear(&self, number: u32, sequence: DiskSequence) -> Result<(), Error> {
-        self.step().await?;
-        let clear = |bound: &mut Bound| (bound.autoclear, bound.deposits) = (true, 0);
-        self.alter(number, |bound| bound.sequence == sequence, clear);
-        self.answer().await;
-        Ok(())
-    }
-
-    async fn change(
-        &self,
-        number: u32,
-        sequence: DiskSequence,
-        change: Change,
-    ) -> Result<Option<Device>, Error> {
-        self.step().await?;
-        self.alter(
-            number,
-            |bound| bound.sequence == sequence,
-            |bound| match change {
-                Change::Autoclear(autoclear) => bound.autoclear = autoclear,
-                Change::DirectIo(on) => bound.direct_io = on,
-                Change::BlockSize(bytes) => bound.block_size = bytes,
-                Change::Capacity => {}
-            },
-        );
-        let device = self.lock().device(number).filter(|device| device.disk_sequence == sequence);
-        self.answer().await;
-        Ok(device)
-    }
-
-    fn mark_untrusted(&self, sequence: DiskSequence) -> Result<(), Error> {
-        self.lock().untrusted.insert(sequence);
-        Ok(())
-    }
-
-    async fn replace(
-        &self,
-        number: u32,
-        sequence: DiskSequence,
-        file: u64,
-        untrusted: bool,
-    ) -> Result<Option<Device>, Error> {
-        self.step().await?;
-        self.news.notify_one();
-        let replaced = {
-            let mut guard = self.lock();
-            let machine = &mut *guard;
-            let next = DiskSequence(machine.last_sequence + 1);
-            let bound = machine.bound.get_mut(&number).filter(|bound| bound.sequence == sequence);
-            bound.map(|bound| {
-                (bound.sequence, bound.file) = (next, file);
-                machine.last_sequence += 1;
-                if untrusted {
-                    machine.untrusted.insert(next);
-                }
-                machine.uevents.push(Happened { number, sequence: next, ..Happened::default() });
-                next
-            })
-        };
-        // The world may see the new sequence before the engine does.
-        self.step().await.ok();
-        // Its descriptor is open: what it tells of is no other attach.
-        let device = self.lock().device(number);
-        Ok(device.filter(|device| Some(device.disk_sequence) == replaced))
-    }
-
-    async fn free_number(&self) -> Result<u32, Error> {
-        self.step().await?;
-        Ok(self.lock().free_number())
-    }
-
-    async fn remove_device(&self, number: u32) -> Result<(), Error> {
-        self.step().await?;
-        let mut machine = self.lock();
-        if machine.bound.contains_key(&number) {
-            return Err(Error::new(ErrorKind::Busy, "attached"));
-        }
-        machine.removed_nodes.push(number);
-        Ok(())
-    }
-
-    async fn status(&self, number: u32) -> Result<Option<Device>, Error> {
-        self.step().await?;
-        if self.lock().hung.contains(&number) {
-            std::future::pending::<()>().await;
-        }
-        Ok(self.lock().device(number))
+    fn udev_is_idle(&self) -> bool {
+        self.lock().uevents.untold.is_empty()
     }
 
     fn stored(&self, number: u32, partition: Option<u32>) -> Option<ProbeResult> {
@@ -201,16 +30,242 @@ impl Kernel for Simulated {
         partition.is_none_or(|partition| partition <= bound.partitions).then(|| found(bound.sequence))
     }
 
-    async fn partition(
+    fn stored_of(
+        &self,
+        number: u32,
+        partitions: Vec<Option<u32>>,
+    ) -> BoxFuture<'_, Vec<(Option<u32>, ProbeResult)>> {
+        Box::pin(async move {
+            // Reading the database cannot fail, but the daemon may die.
+            let _interfered = self.step().await;
+            let stored = |partition| Some((partition, self.stored(number, partition)?));
+            partitions.into_iter().filter_map(stored).collect()
+        })
+    }
+
+    fn mark_untrusted(&self, sequence: DiskSequence) -> Result<(), Error> {
+        self.lock().untrusted.insert(sequence);
+        Ok(())
+    }
+}
+
+impl StoredHolds for Simulated {
+    fn has_stored_hold(&self, disk_sequence: DiskSequence) -> bool {
+        self.lock().bound.values().any(|bound| bound.sequence == disk_sequence && bound.deposits > 0)
+    }
+
+    fn release_unadopted<'a>(&'a self, except: &'a HashSet<DiskSequence>) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let _interfered = self.step().await;
+            for number in self.bound_numbers() {
+                let is_unclaimed = |bound: &Bound| bound.holds == 0 && !except.contains(&bound.sequence);
+                self.alter(number, is_unclaimed, |bound| bound.deposits = 0);
+            }
+        })
+    }
+}
+
+impl Kernel for Simulated {
+    type File = u64;
+    type Hold = Hold;
+    type Claim = Claim;
+    type Claims = Claims;
+
+    fn examine<'a>(&'a self, file: &'a u64) -> BoxFuture<'a, Result<FileFacts, Error>> {
+        Box::pin(async move {
+            self.step().await?;
+            Ok(FileFacts {
+                kind: FileKind::Regular,
+                path: Vec::new(),
+                identity: FileIdentity { device: 0, inode: *file },
+                writable: true,
+                appends: false,
+                only_root_writes: !self.lock().users_write,
+            })
+        })
+    }
+
+    fn attach<'a>(
+        &'a self,
+        file: u64,
+        request: &'a AttachRequest,
+    ) -> BoxFuture<'a, Result<Attached<Self>, Error>> {
+        Box::pin(async move {
+            let number = {
+                let mut machine = self.lock();
+                let number = request.number.unwrap_or_else(|| machine.free_number());
+                machine.claimed.push(number);
+                number
+            };
+            let claim = Claim { machine: self.clone(), number };
+            self.step().await?;
+            let held = request.lifetime != Lifetime::Persistent;
+            let (device, sequence) = {
+                self.news.notify_one();
+                let mut machine = self.lock();
+                if machine.bound.contains_key(&number) {
+                    return Err(Error::Busy { operation: "attach".to_owned(), reason: "taken".to_owned() });
+                }
+                let sequence = machine.bind(number, file, held);
+                if request.untrusted {
+                    machine.untrusted.insert(sequence);
+                }
+                let vault = machine.vault;
+                if let Some(bound) = machine.bound.get_mut(&number) {
+                    bound.holds = usize::from(held);
+                    bound.deposits = usize::from(held && vault);
+                    bound.partition_scan = request.partition_scan;
+                    bound.offset = request.offset;
+                    bound.size_limit = request.size_limit;
+                    bound.read_only = request.read_only;
+                    bound.mark = request.mark;
+                }
+                (machine.device(number).expect("it was just attached"), sequence)
+            };
+            let hold = held.then(|| Hold { machine: self.clone(), number, attach: sequence });
+            self.answer().await;
+            let missing = request.partition_scan && self.lock().partitions > 0;
+            let partitioning = Partitioning { missing, ..Partitioning::default() };
+            Ok(Attached { device, hold, partitioning, claim, node_made: request.number.is_some() })
+        })
+    }
+
+    fn release(&self, hold: Hold) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            // A close cannot fail, but the daemon may die.
+            let _interfered = self.step().await;
+            self.alter(hold.number, |bound| bound.attach == hold.attach, |bound| bound.deposits = 0);
+            drop(hold);
+            self.answer().await;
+        })
+    }
+
+    fn hold(&self, number: u32, sequence: DiskSequence) -> BoxFuture<'_, Result<Option<Hold>, Error>> {
+        Box::pin(async move {
+            self.step().await?;
+            let hold = {
+                let mut machine = self.lock();
+                let vault = machine.vault;
+                let bound = machine.bound.get_mut(&number).filter(|bound| bound.sequence == sequence);
+                bound.map(|bound| {
+                    bound.holds += 1;
+                    bound.deposits = usize::from(vault);
+                    Hold { machine: self.clone(), number, attach: bound.attach }
+                })
+            };
+            self.answer().await;
+            Ok(hold)
+        })
+    }
+
+    fn clear(&self, number: u32, sequence: DiskSequence) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async move {
+            self.step().await?;
+            let clear = |bound: &mut Bound| (bound.autoclear, bound.deposits) = (true, 0);
+            self.alter(number, |bound| bound.sequence == sequence, clear);
+            self.answer().await;
+            Ok(())
+        })
+    }
+
+    fn change(
+        &self,
+        number: u32,
+        sequence: DiskSequence,
+        change: Change,
+    ) -> BoxFuture<'_, Result<Option<Device>, Error>> {
+        Box::pin(async move {
+            self.step().await?;
+            self.alter(
+                number,
+                |bound| bound.sequence == sequence,
+                |bound| match change {
+                    Change::Autoclear(autoclear) => bound.autoclear = autoclear,
+                    Change::DirectIo(on) => bound.direct_io = on,
+                    Change::BlockSize(bytes) => bound.block_size = bytes,
+                    Change::Capacity => {}
+                },
+            );
+            let device = self.lock().device(number).filter(|device| device.disk_sequence == sequence);
+            self.answer().await;
+            Ok(device)
+        })
+    }
+
+    fn replace(
+        &self,
+        number: u32,
+        sequence: DiskSequence,
+        file: u64,
+        untrusted: bool,
+    ) -> BoxFuture<'_, Result<Option<Device>, Error>> {
+        Box::pin(async move {
+            self.step().await?;
+            self.news.notify_one();
+            let replaced = {
+                let mut guard = self.lock();
+                let machine = &mut *guard;
+                let next = DiskSequence(machine.last_sequence + 1);
+                let bound = machine.bound.get_mut(&number).filter(|bound| bound.sequence == sequence);
+                bound.map(|bound| {
+                    (bound.sequence, bound.file) = (next, file);
+                    machine.last_sequence += 1;
+                    if untrusted {
+                        machine.untrusted.insert(next);
+                    }
+                    machine.uevents.push(Happened { number, sequence: next, ..Happened::default() });
+                    next
+                })
+            };
+            // Other programs may see the new disk sequence before the engine does.
+            self.step().await.ok();
+            // The descriptor is open, so that this is the same attach.
+            let device = self.lock().device(number);
+            Ok(device.filter(|device| Some(device.disk_sequence) == replaced))
+        })
+    }
+
+    fn free_number(&self) -> BoxFuture<'_, Result<u32, Error>> {
+        Box::pin(async move {
+            self.step().await?;
+            Ok(self.lock().free_number())
+        })
+    }
+
+    fn remove_device(&self, number: u32) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async move {
+            self.step().await?;
+            let mut machine = self.lock();
+            if machine.bound.contains_key(&number) {
+                return Err(Error::Busy { operation: "remove".to_owned(), reason: "attached".to_owned() });
+            }
+            machine.removed_nodes.push(number);
+            Ok(())
+        })
+    }
+
+    fn status(&self, number: u32) -> BoxFuture<'_, Result<Option<Device>, Error>> {
+        Box::pin(async move {
+            self.step().await?;
+            if self.lock().hung.contains(&number) {
+                std::future::pending::<()>().await;
+            }
+            Ok(self.lock().device(number))
+        })
+    }
+
+    fn partition(
         &self,
         number: u32,
         sequence: DiskSequence,
         reason: ScanReason,
-    ) -> Result<Partitioning, Error> {
-        self.step().await?;
-        let seen = self.make_partitions(number, sequence, reason);
-        self.answer().await;
-        Ok(seen)
+    ) -> BoxFuture<'_, Result<Partitioning, Error>> {
+        Box::pin(async move {
+            self.step().await?;
+            let seen = self.make_partitions(number, sequence, reason);
+            self.answer().await;
+            Ok(seen)
+        })
     }
 
     fn partition_nodes(&self, number: u32) -> Vec<PartitionNode> {
@@ -231,74 +286,82 @@ impl Kernel for Simulated {
         self.lock().scans_itself
     }
 
-    async fn stored_of(&self, number: u32, partitions: Vec<Option<u32>>) -> Vec<(Option<u32>, ProbeResult)> {
-        // A look cannot fail, but what happens in the meantime may.
-        let _interfered = self.step().await;
-        let stored = |partition| Some((partition, self.stored(number, partition)?));
-        partitions.into_iter().filter_map(stored).collect()
+    fn users(&self, number: u32) -> BoxFuture<'_, Result<Users, Error>> {
+        Box::pin(async move {
+            self.step().await?;
+            let machine = self.lock();
+            let mounts = machine.bound.get(&number).map(|bound| &bound.mounts[..]).unwrap_or_default();
+            let mount_points = mounts.iter().map(|(_, path)| path.clone()).collect();
+            Ok(Users { mount_points, holders: Vec::new() })
+        })
     }
 
-    async fn users(&self, number: u32) -> Result<Users, Error> {
-        self.step().await?;
-        let machine = self.lock();
-        let mounts = machine.bound.get(&number).map(|bound| &bound.mounts[..]).unwrap_or_default();
-        let mount_points = mounts.iter().map(|(_, path)| path.clone()).collect();
-        Ok(Users { mount_points, holders: Vec::new() })
-    }
-
-    async fn read(&self, _: u32, _: DiskSequence, _: u64, length: usize) -> Result<Vec<u8>, Error> {
-        self.step().await?;
-        Ok(vec![0; length])
+    fn read(&self, _: u32, _: DiskSequence, _: u64, length: usize) -> BoxFuture<'_, Result<Vec<u8>, Error>> {
+        Box::pin(async move {
+            self.step().await?;
+            Ok(vec![0; length])
+        })
     }
 
     fn set_up_for(&self, number: u32) -> Result<Option<u32>, Error> {
         Ok(self.lock().set_up_for.get(&number).copied())
     }
 
-    async fn btrfs(&self, _: &str) -> Result<crate::kernel::BtrfsDevices, Error> {
-        Ok(crate::kernel::BtrfsDevices::default())
+    fn btrfs<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<crate::kernel::BtrfsDevices, Error>> {
+        Box::pin(async move { Ok(crate::kernel::BtrfsDevices::default()) })
     }
 
-    async fn claim_overlapping(
-        &self,
-        device: &Device,
+    fn claim_overlapping<'a>(
+        &'a self,
+        device: &'a Device,
         _: Range<u64>,
         others: Vec<(u32, Option<Device>)>,
-        asked: String,
-    ) -> Result<Claims, Error> {
-        self.step().await?;
-        let mut machine = self.lock();
-        let mut numbers = Vec::new();
-        for (number, known) in others {
-            let Some(bound) = machine.bound.get(&number) else { continue };
-            let may_be_the_same = known.is_none() || bound.file == device.backing_inode;
-            if !may_be_the_same || (device.read_only && bound.read_only) {
-                continue;
+        operation: String,
+    ) -> BoxFuture<'a, Result<Claims, Error>> {
+        Box::pin(async move {
+            self.step().await?;
+            let mut machine = self.lock();
+            let mut numbers = Vec::new();
+            for (number, known) in others {
+                let Some(bound) = machine.bound.get(&number) else { continue };
+                let may_be_the_same = known.is_none() || bound.file == device.backing_inode;
+                if !may_be_the_same || (device.read_only && bound.read_only) {
+                    continue;
+                }
+                if let Some((_, path)) = bound.mounts.first() {
+                    let reason = format!("/dev/loop{number} is mounted on {}", path.display());
+                    return Err(match known {
+                        Some(_) => Error::Busy { operation, reason },
+                        None => Error::Timeout { operation, reason },
+                    });
+                }
+                numbers.push(number);
             }
-            if let Some((_, path)) = bound.mounts.first() {
-                let message = format!("{asked}: /dev/loop{number} is mounted on {}", path.display());
-                return Err(Error::new(
-                    if known.is_some() { ErrorKind::Busy } else { ErrorKind::Timeout },
-                    message,
-                ));
-            }
-            numbers.push(number);
-        }
-        machine.exclusive.extend(&numbers);
-        Ok(Claims { machine: self.clone(), numbers })
+            machine.exclusive.extend(&numbers);
+            Ok(Claims { machine: self.clone(), numbers })
+        })
     }
 
     fn mounts(&self) -> Option<MountTable> {
-        Some(self.mount_table())
+        let table = self.mount_table();
+        let watcher = self.lock().table_watcher.clone();
+        if let Some(watcher) = watcher {
+            watcher();
+        }
+        Some(table)
     }
 
-    async fn await_rundown(&self, _: u32) {}
+    fn await_rundown(&self, _: u32) -> BoxFuture<'_, ()> {
+        Box::pin(async move {})
+    }
 
-    async fn remove(&self, number: u32) {
-        let mut machine = self.lock();
-        if !machine.bound.contains_key(&number) {
-            machine.removed_nodes.push(number);
-        }
+    fn remove(&self, number: u32) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let mut machine = self.lock();
+            if !machine.bound.contains_key(&number) {
+                machine.removed_nodes.push(number);
+            }
+        })
     }
 
     fn bound_numbers(&self) -> Vec<u32> {
@@ -310,13 +373,5 @@ impl Kernel for Simulated {
         machine.looks += 1;
         let bound = machine.bound.get(&number).map(|bound| bound.sequence);
         Binding { bound, claimed: machine.claimed.contains(&number) }
-    }
-
-    fn udev_runs(&self) -> bool {
-        self.lock().udev_runs
-    }
-
-    fn udev_is_idle(&self) -> bool {
-        self.lock().uevents.untold.is_empty()
     }
 }

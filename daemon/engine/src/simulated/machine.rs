@@ -1,14 +1,14 @@
-//! The machine behind the simulated kernel, and what other programs do on it.
+//! The machine behind the simulated kernel, and the actions of other programs on it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use loopd_common::{Error, ErrorKind};
 use tokio::sync::Notify;
 
-use crate::Uevent;
+use crate::error::Error;
+use crate::event::Uevent;
 use crate::kernel::{
     Device, DiskSequence, FileSystem, Partition, PartitionNode, Partitioning, ProbeResult, ScanReason,
 };
@@ -30,28 +30,28 @@ type Watcher = Arc<dyn Fn() + Send + Sync>;
 /// What happens at a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interference {
-    /// Nothing.
+    /// The call succeeds.
     None,
     /// The call fails.
     Fail,
-    /// The daemon dies before the call is made: nothing of it happens any more.
+    /// The daemon dies before the call: it has no effect.
     Die,
 }
 
-/// Everything that the machine remembers.
+/// The state of the machine.
 #[derive(Default)]
 pub(super) struct Machine {
     pub(super) bound: BTreeMap<u32, Bound>,
     pub(super) claimed: Vec<u32>,
-    /// Devices that nobody can mount.
+    /// Devices that cannot be mounted, since they are claimed.
     pub(super) exclusive: Vec<u32>,
     pub(super) last_sequence: u64,
     pub(super) uevents: Uevents,
     /// Partitions in every image.
     pub(super) partitions: u32,
-    /// How often a partition's node was looked at.
+    /// How often a partition's node was read.
     pub(super) partitions_read: usize,
-    /// How often a device was looked at.
+    /// How often a device was read.
     pub(super) looks: usize,
     pub(super) steps: usize,
     pub(super) hook: Option<Hook>,
@@ -62,12 +62,14 @@ pub(super) struct Machine {
     pub(super) unhurried: bool,
     /// How many calls are suspended.
     pub(super) pausing: usize,
-    /// Called at each moment of an unhurried machine at which something else may happen.
+    /// Called before and after the effect of each call on an unhurried machine.
     pub(super) watcher: Option<Watcher>,
+    /// Called after each read of the mount table.
+    pub(super) table_watcher: Option<Watcher>,
     pub(super) udev_runs: bool,
     pub(super) scans_itself: bool,
     pub(super) removed_nodes: Vec<u32>,
-    /// Whom another daemon has set a number up for.
+    /// The user that another daemon has set a number up for.
     pub(super) set_up_for: BTreeMap<u32, u32>,
     pub(super) untrusted: BTreeSet<DiskSequence>,
     /// Devices whose backing files do not answer.
@@ -76,7 +78,7 @@ pub(super) struct Machine {
     pub(super) users_write: bool,
     /// Whether a service manager keeps copies of holds.
     pub(super) vault: bool,
-    /// Whether the daemon is dead: what it still tries has no effect.
+    /// Whether the daemon is dead: its calls have no effect.
     pub(super) dead: bool,
 }
 
@@ -131,7 +133,7 @@ pub(super) struct Bound {
     /// The event before they were made.
     pub(super) instance: u64,
     pub(super) sequence: DiskSequence,
-    /// The sequence that the attach gave it.
+    /// The disk sequence of the attach.
     pub(super) attach: DiskSequence,
     pub(super) file: u64,
     pub(super) mark: u64,
@@ -142,11 +144,11 @@ pub(super) struct Bound {
     pub(super) deposits: usize,
     /// Descriptors of other programs.
     pub(super) openers: usize,
-    /// Each with the partition that is mounted.
+    /// The mount points, each with the partition that is mounted.
     pub(super) mounts: Vec<(Option<u32>, PathBuf)>,
 }
 
-/// A saved descriptor.
+/// A hold.
 pub struct Hold {
     pub(super) machine: Simulated,
     pub(super) number: u32,
@@ -159,7 +161,7 @@ impl Drop for Hold {
     }
 }
 
-/// A call that is suspended; whoever waits for it may stop to do so.
+/// A call that is suspended. The task that waits for it may drop it.
 struct Pausing(Simulated);
 
 impl Pausing {
@@ -187,7 +189,7 @@ impl Drop for Claim {
     }
 }
 
-/// Devices that nobody can mount while it lives.
+/// Devices that cannot be mounted until this is dropped.
 pub struct Claims {
     pub(super) machine: Simulated,
     pub(super) numbers: Vec<u32>,
@@ -205,7 +207,7 @@ impl Drop for Claims {
 }
 
 impl Simulated {
-    /// Whether udev activates nothing of what a device with this sequence shows.
+    /// Whether the device with this sequence is untrusted.
     pub fn is_untrusted(&self, sequence: DiskSequence) -> bool {
         self.lock().untrusted.contains(&sequence)
     }
@@ -217,7 +219,7 @@ impl Simulated {
         simulated
     }
 
-    /// A machine whose calls take up to 5 ms each, as this seed has it.
+    /// A machine whose calls take up to 5 ms each, depending on the seed.
     pub fn random(seed: u64) -> Self {
         let simulated = Self::new();
         simulated.lock().random = Some(fastrand::Rng::with_seed(seed));
@@ -231,7 +233,7 @@ impl Simulated {
         simulated
     }
 
-    /// The same with delays of up to 3 ms, as this seed has them.
+    /// The same with delays of up to 3 ms, depending on the seed.
     pub fn unhurried_random(seed: u64) -> Self {
         let simulated = Self::unhurried();
         simulated.lock().random = Some(fastrand::Rng::with_seed(seed));
@@ -247,23 +249,30 @@ impl Simulated {
         self.lock().watcher = Some(watcher);
     }
 
-    /// Whether no call is under way, and udev has processed everything.
+    /// Calls `watcher` after each read of the mount table by the daemon.
+    pub fn watch_mount_table(&self, watcher: Watcher) {
+        self.lock().table_watcher = Some(watcher);
+    }
+
+    /// Whether no call is in progress, and udev has processed all events.
     pub fn is_idle(&self) -> bool {
         let machine = self.lock();
         machine.pausing == 0 && machine.uevents.untold.is_empty()
     }
 
-    /// From now on nothing is called.
+    /// Removes the watcher.
     pub fn unwatch(&self) {
-        self.lock().watcher = None;
+        let mut machine = self.lock();
+        machine.watcher = None;
+        machine.table_watcher = None;
     }
 
-    /// Resolves when there may be an event or another mount table: for one task.
+    /// Waits until there may be an event or another mount table. For one task.
     pub async fn news(&self) {
         self.news.notified().await;
     }
 
-    /// Resolves when the daemon is dead: for one task.
+    /// Waits until the daemon is dead. For one task.
     pub async fn death(&self) {
         while !self.is_dead() {
             self.death.notified().await;
@@ -290,7 +299,7 @@ impl Simulated {
         self.lock().vault = true;
     }
 
-    /// The daemon dies at once.
+    /// The daemon dies now.
     pub fn die(&self) {
         self.lock().dead = true;
         self.death.notify_one();
@@ -307,6 +316,7 @@ impl Simulated {
         machine.dead = false;
         machine.hook = None;
         machine.watcher = None;
+        machine.table_watcher = None;
         machine.claimed.clear();
         machine.exclusive.clear();
     }
@@ -321,7 +331,7 @@ impl Simulated {
         self.lock().udev_runs = runs;
     }
 
-    /// Loses the events that nobody has taken yet; says whether there were any.
+    /// Drops the events that were not received yet; returns whether there were any.
     pub fn lose_uevents(&self) -> bool {
         let mut machine = self.lock();
         let lost = !machine.uevents.untold.is_empty();
@@ -341,12 +351,12 @@ impl Simulated {
         self.lock().partitions = partitions;
     }
 
-    /// How often a partition's node was looked at.
+    /// How often a partition's node was read.
     pub fn partitions_read(&self) -> usize {
         self.lock().partitions_read
     }
 
-    /// How often a device was looked at.
+    /// How often a device was read.
     pub fn looks(&self) -> usize {
         self.lock().looks
     }
@@ -368,8 +378,8 @@ impl Simulated {
         }
     }
 
-    /// Has the kernel read the table anew, as BLKRRPART does where it has parsers: the nodes go and
-    /// come back.
+    /// Makes the kernel read the table again, as BLKRRPART does if the kernel has parsers: the nodes disappear and
+    /// return.
     pub fn reread_partitions(&self, number: u32) {
         self.news.notify_one();
         let mut guard = self.lock();
@@ -396,12 +406,12 @@ impl Simulated {
         }
     }
 
-    /// What is bound: number, sequence and whether it goes at the last close.
+    /// The bound devices: number, disk sequence and whether they are autoclear.
     pub fn bound(&self) -> Vec<(u32, DiskSequence, bool)> {
         self.lock().bound.iter().map(|(number, bound)| (*number, bound.sequence, bound.autoclear)).collect()
     }
 
-    /// Whether the device is there and goes at its last close.
+    /// Whether the device is bound and autoclear.
     pub fn goes_at_last_close(&self, device: &Device) -> bool {
         let machine = self.lock();
         let bound = machine.bound.get(&device.number);
@@ -430,12 +440,12 @@ impl Simulated {
         self.change_number(number, |bound| bound.openers = bound.openers.saturating_sub(1));
     }
 
-    /// Someone mounts the device.
+    /// Another program mounts the device.
     pub fn mount(&self, number: u32) {
         self.mount_on(number, None, PathBuf::from("/mnt"));
     }
 
-    /// Someone mounts the device or a partition; false where there is none.
+    /// Another program mounts the device or a partition; false if it does not exist or is claimed.
     pub fn mount_on(&self, number: u32, partition: Option<u32>, path: PathBuf) -> bool {
         self.news.notify_one();
         let mut machine = self.lock();
@@ -450,12 +460,12 @@ impl Simulated {
         mounted
     }
 
-    /// Someone unmounts what was mounted last of the device.
+    /// Another program removes the last mount of the device.
     pub fn unmount(&self, number: u32) {
         self.change_number(number, |bound| drop(bound.mounts.pop()));
     }
 
-    /// Someone unmounts what is mounted there; false where nothing is.
+    /// Another program unmounts a path; false if nothing is mounted on it.
     pub fn unmount_from(&self, path: &Path) -> bool {
         let is_there = |mount: &(Option<u32>, PathBuf)| mount.1 == path;
         let number = {
@@ -473,12 +483,12 @@ impl Simulated {
         self.lock().mount_changes
     }
 
-    /// Whether what was attached under this sequence still is.
+    /// Whether the attach with this disk sequence still exists.
     pub fn has_attach(&self, id: DiskSequence) -> bool {
         self.lock().bound.values().any(|bound| bound.attach == id)
     }
 
-    /// Everyone else closes and unmounts a device.
+    /// All other programs close and unmount a device.
     pub fn leave_alone(&self, number: u32) {
         self.change_number(number, |bound| {
             bound.openers = 0;
@@ -486,7 +496,7 @@ impl Simulated {
         });
     }
 
-    /// What procfs would show.
+    /// The mount table, as procfs shows it.
     pub fn mount_table(&self) -> MountTable {
         let mut text = String::new();
         for (number, bound) in &self.lock().bound {
@@ -523,7 +533,7 @@ impl Simulated {
         stacked
     }
 
-    /// Changes whether the device goes at its last close; it does not go now.
+    /// Changes the autoclear flag without a close.
     pub fn set_autoclear(&self, number: u32, autoclear: bool) {
         if let Some(bound) = self.lock().bound.get_mut(&number) {
             bound.autoclear = autoclear;
@@ -552,7 +562,7 @@ impl Simulated {
         number
     }
 
-    /// The device is taken down, whoever holds it.
+    /// The device is detached although it is in use.
     pub fn take_down(&self, number: u32) {
         let mut machine = self.lock();
         let Some(Bound { sequence, .. }) = machine.bound.remove(&number) else { return };
@@ -569,7 +579,7 @@ impl Simulated {
         self.alter(number, |_| true, change);
     }
 
-    /// Changes a device, and takes it down where that was its last close.
+    /// Changes a device, and detaches it if that was its last close.
     pub(super) fn alter(&self, number: u32, meant: impl Fn(&Bound) -> bool, change: impl FnOnce(&mut Bound)) {
         self.news.notify_one();
         let mut guard = self.lock();
@@ -622,7 +632,7 @@ impl Simulated {
         Partitioning { partitions, ..Partitioning::default() }
     }
 
-    /// One step: takes its time, and may be made to fail.
+    /// One step of a call: takes time, and may be made to fail.
     ///
     /// # Errors
     /// The test made this step fail.
@@ -652,11 +662,13 @@ impl Simulated {
         }
         match interference {
             Interference::None | Interference::Die => Ok(()),
-            Interference::Fail => Err(Error::new(ErrorKind::Kernel, format!("step {number} fails"))),
+            Interference::Fail => {
+                Err(Error::Failed { operation: format!("make step {number}"), reason: "it fails".to_owned() })
+            }
         }
     }
 
-    /// A moment at which something else may happen.
+    /// Lets other programs act.
     pub fn moment(&self) {
         let watcher = self.lock().watcher.clone();
         if let Some(watcher) = watcher {
@@ -675,7 +687,7 @@ impl Simulated {
         }
     }
 
-    /// The effect is there, and the daemon was not told of it yet.
+    /// The time between the effect of a call and its return.
     pub(super) async fn answer(&self) {
         if self.lock().unhurried {
             self.pause().await;
@@ -689,7 +701,7 @@ impl Simulated {
 impl Machine {
     fn emit(&self, happened: &Happened) -> Uevent {
         let found = found(happened.sequence);
-        // udev cannot probe a partition that was made anew since.
+        // udev cannot probe a partition that was made again since.
         let bound = self.bound.get(&happened.number);
         let stale =
             happened.partition.is_some() && bound.is_some_and(|bound| bound.instance >= happened.uevent);

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use loopd_common::{Error, ErrorKind};
-
 use super::machine::Simulated;
-use crate::{Account, BoxFuture, MountCommand, Mounter};
+use crate::error::Error;
+use crate::future::BoxFuture;
+use crate::mounter::{Account, MountCommand, Mounter};
 
-/// Who mounts on a simulated machine: what it has made outlives the daemon.
+/// The service manager of a simulated machine: its mounts and directories outlive the daemon.
 #[derive(Clone)]
 pub struct SimulatedMounts {
     machine: Simulated,
@@ -19,10 +19,10 @@ pub struct SimulatedMounts {
 
 #[derive(Default)]
 struct Host {
-    folders: BTreeSet<PathBuf>,
-    /// Somebody sits in them.
+    directories: BTreeSet<PathBuf>,
+    /// Directories that a process uses.
     used: BTreeSet<PathBuf>,
-    /// Mounts come to no end.
+    /// Whether mounts never end.
     hangs: bool,
 }
 
@@ -36,9 +36,9 @@ impl SimulatedMounts {
         self.host.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The folders that there are.
+    /// The directories that exist.
     pub fn folders(&self) -> Vec<PathBuf> {
-        self.host().folders.iter().cloned().collect()
+        self.host().directories.iter().cloned().collect()
     }
 
     /// From now on mounts do not end.
@@ -46,7 +46,7 @@ impl SimulatedMounts {
         self.host().hangs = hangs;
     }
 
-    /// A process uses a mount point, or leaves it.
+    /// Sets whether a process uses a mount point.
     pub fn set_used(&self, path: &Path, is_used: bool) {
         if is_used {
             self.host().used.insert(path.to_owned());
@@ -60,16 +60,19 @@ impl SimulatedMounts {
         let hangs = self.host().hangs;
         if hangs {
             tokio::time::sleep(order.timeout).await;
-            return Err(Error::new(ErrorKind::Timeout, "it hangs"));
+            return Err(Error::Timeout { operation: "mount".to_owned(), reason: "it hangs".to_owned() });
         }
-        assert!(self.host().folders.contains(&order.directory), "{:?} was not made", order.directory);
+        assert!(self.host().directories.contains(&order.directory), "{:?} was not made", order.directory);
         let device = parse(&order.device);
         if !device
             .is_some_and(|(number, partition)| self.machine.mount_on(number, partition, order.directory))
         {
-            return Err(Error::new(ErrorKind::Kernel, "the device is gone"));
+            return Err(Error::Failed {
+                operation: "mount".to_owned(),
+                reason: "the device is gone".to_owned(),
+            });
         }
-        // It is mounted, and nobody was told yet.
+        // It is mounted, and the call has not returned yet.
         self.machine.step().await
     }
 }
@@ -93,13 +96,13 @@ impl Mounter for SimulatedMounts {
     }
 
     fn is_there(&self, path: PathBuf) -> BoxFuture<'_, bool> {
-        Box::pin(async move { self.host().folders.contains(&path) })
+        Box::pin(async move { self.host().directories.contains(&path) })
     }
 
     fn make(&self, path: PathBuf, _: u32) -> BoxFuture<'_, Result<bool, Error>> {
         Box::pin(async move {
             self.machine.step().await?;
-            Ok(self.host().folders.insert(path))
+            Ok(self.host().directories.insert(path))
         })
     }
 
@@ -111,7 +114,7 @@ impl Mounter for SimulatedMounts {
         Box::pin(async move {
             self.machine.step().await?;
             if self.host().used.contains(&path) && !lazy {
-                return Err(Error::new(ErrorKind::Busy, "in use"));
+                return Err(Error::Busy { operation: "unmount".to_owned(), reason: "in use".to_owned() });
             }
             self.machine.unmount_from(&path);
             self.machine.step().await
@@ -129,7 +132,7 @@ impl Mounter for SimulatedMounts {
         Box::pin(async move {
             let _nothing_stops_it = self.machine.step().await;
             assert!(!self.machine.mount_table().has(&path), "something is mounted on {path:?}");
-            self.host().folders.remove(&path);
+            self.host().directories.remove(&path);
             Ok(())
         })
     }

@@ -33,7 +33,7 @@ async fn a_change_that_fails_at_any_step_changes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn udev_is_told_of_what_users_other_than_root_have_chosen() {
+async fn devices_of_users_other_than_root_are_marked_untrusted() {
     let harness = Harness::with_udev();
     let (user, root) = (Client::new(":1.1", 7), Client::new(":1.2", 0));
     let is_untrusted = |id| {

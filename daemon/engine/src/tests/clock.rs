@@ -19,7 +19,7 @@ pub fn stop() {
     STARTED.set(None);
 }
 
-/// What the simulated clock shows; `None` where it does not go.
+/// The time of the simulated clock; `None` if it is not running.
 pub fn microseconds() -> Option<u64> {
     let (start, shown) = STARTED.get()?;
     Some(shown + to_microseconds(start.elapsed()))

@@ -48,7 +48,7 @@ async fn the_work_for_an_event_does_not_grow_with_the_partitions() {
 
 /// An attach costs the same work whatever else is attached: each of its events names its own device.
 #[tokio::test(start_paused = true)]
-async fn the_work_for_an_attach_does_not_grow_with_what_else_is_attached() {
+async fn the_work_for_an_attach_does_not_grow_with_other_attachments() {
     for scans_itself in [false, true] {
         let harness = Harness::with_udev();
         if scans_itself {
@@ -79,9 +79,9 @@ async fn the_work_for_an_attach_does_not_grow_with_what_else_is_attached() {
     }
 }
 
-/// A mount costs nothing to whoever is not concerned.
+/// A mount causes no work for other devices.
 #[tokio::test(start_paused = true)]
-async fn a_mount_is_a_matter_of_its_device_alone() {
+async fn a_mount_causes_work_for_its_device_only() {
     let harness = Harness::with_udev();
     harness.machine.set_partitions(255);
     let client = Client::new(":1.1", 7);

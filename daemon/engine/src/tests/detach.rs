@@ -8,7 +8,7 @@ use loopd_common::{ErrorKind, Lifetime, State};
 use super::harness::{Client, Harness};
 
 #[tokio::test(start_paused = true)]
-async fn what_is_mounted_outlives_its_client_until_it_is_unmounted() {
+async fn a_mounted_device_outlives_its_client_until_it_is_unmounted() {
     let harness = Harness::with_udev();
     let client = Client::new(":1.1", 7);
     let attached = harness.attach(&client, Lifetime::Client).await.unwrap();
@@ -22,7 +22,7 @@ async fn what_is_mounted_outlives_its_client_until_it_is_unmounted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_busy_device_stays_as_it_was() {
+async fn a_busy_device_is_unchanged() {
     for lifetime in [Lifetime::Client, Lifetime::Persistent] {
         let harness = Harness::with_udev();
         let client = Client::new(":1.1", 7);
@@ -32,14 +32,14 @@ async fn a_busy_device_stays_as_it_was() {
 
         harness.machine.mount(number);
         let error = harness.engine.detach(attached.id, false).await.unwrap_err();
-        assert_eq!(error.kind, ErrorKind::Busy);
-        assert!(error.message.contains("mounted on /mnt"), "{error}");
+        assert_eq!(error.kind(), ErrorKind::Busy);
+        assert!(error.to_string().contains("mounted on /mnt"), "{error}");
         harness.machine.unmount(number);
 
         harness.machine.open_elsewhere(number);
         let error = harness.engine.detach(attached.id, false).await.unwrap_err();
-        assert_eq!(error.kind, ErrorKind::Busy);
-        assert!(error.message.contains("opened by a process"), "{error}");
+        assert_eq!(error.kind(), ErrorKind::Busy);
+        assert!(error.to_string().contains("opened by a process"), "{error}");
         harness.engine.flush_events().await;
         harness.agree();
         assert_eq!(harness.machine.bound(), before);
@@ -67,11 +67,11 @@ async fn a_lazy_detach_ends_at_the_last_close() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_error_of_a_used_device_names_what_is_stacked_on_it() {
+async fn the_error_of_a_used_device_names_devices_stacked_on_it() {
     let harness = Harness::with_udev();
     let attached = harness.attach(&Client::new(":1.1", 7), Lifetime::Persistent).await.unwrap();
     let stacked = harness.machine.stack_on(attached.device.number);
     harness.settle().await;
     let error = harness.engine.detach(attached.id, false).await.unwrap_err();
-    assert!(error.message.contains(&format!("held by /dev/loop{stacked}")), "{error}");
+    assert!(error.to_string().contains(&format!("held by /dev/loop{stacked}")), "{error}");
 }

@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use loopd_common::{Error, Lifetime, State};
+use loopd_common::{Lifetime, State};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use crate::error::Error;
 use crate::kernel::DiskSequence;
 use crate::simulated::{Files, Interference, Simulated, SimulatedMounts};
 use crate::{AttachRequest, Caller, ClientId, Engine, Event, Settings, Snapshot};

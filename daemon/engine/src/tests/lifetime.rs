@@ -8,7 +8,7 @@ use super::harness::{Client, Harness};
 use crate::simulated::Interference;
 
 #[tokio::test(start_paused = true)]
-async fn only_what_is_bound_to_the_client_ends_with_it() {
+async fn only_attachments_bound_to_the_client_end_with_it() {
     let harness = Harness::with_udev();
     let (first, second) = (Client::new(":1.1", 7), Client::new(":1.2", 7));
     let _ends = harness.attach(&first, Lifetime::Client).await.unwrap();
@@ -54,7 +54,7 @@ async fn a_lifetime_can_be_changed_and_a_lazy_detach_taken_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_who_vanished_before_the_lifetime_was_bound_takes_it_along() {
+async fn an_attachment_bound_to_a_disconnected_client_ends() {
     let harness = Harness::with_udev();
     let owner = Client::new(":1.1", 7);
     let attached = harness.attach(&owner, Lifetime::Persistent).await.unwrap();
@@ -68,7 +68,7 @@ async fn one_who_vanished_before_the_lifetime_was_bound_takes_it_along() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_others_attached_can_be_adopted() {
+async fn a_foreign_device_can_be_adopted() {
     let harness = Harness::with_udev();
     let client = Client::new(":1.1", 0);
     harness.machine.attach_elsewhere(1);

@@ -1,16 +1,17 @@
-//! Mounting on a simulated machine: it fails at every step, callers vanish and the daemon is asked to end
-//! at every moment, others unmount and detach meanwhile.
+//! Mounting on a simulated machine: every step fails, callers disconnect and the daemon stops at every moment, other
+//! programs unmount and detach.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use loopd_common::{Error, ErrorKind, Lifetime, State};
+use loopd_common::{ErrorKind, Lifetime, State};
 
 use super::harness::{Client, Harness};
-use crate::simulated::{Interference, Simulated};
-use crate::{AttachRequest, Caller as _, MountRequest, Snapshot, VolumeId};
+use super::restart::{connected, run_daemon};
+use crate::simulated::{Files, Interference, Simulated};
+use crate::{AttachRequest, Caller as _, MountRequest, Mounter as _, Snapshot, VolumeId};
 
 /// Where the first mount of uid 7 comes to lie: the simulated images have neither labels nor names.
 const PLACE: &str = "/run/media/user7/image";
@@ -32,7 +33,7 @@ async fn attached(harness: &Harness, client: &Client, lifetime: Lifetime) -> Sna
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_mount_is_seen_and_everything_goes_with_it() {
+async fn a_mount_is_published_and_all_ends_with_it() {
     let harness = Harness::with_udev();
     let client = Client::new(":1.1", 7);
     let attachment = attached(&harness, &client, Lifetime::Mount).await;
@@ -53,7 +54,7 @@ async fn a_mount_is_seen_and_everything_goes_with_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_last_mount_ends_it_whoever_unmounts() {
+async fn the_last_unmount_by_any_program_ends_it() {
     let harness = Harness::with_udev();
     harness.machine.set_partitions(2);
     let client = Client::new(":1.1", 7);
@@ -144,9 +145,9 @@ async fn a_mount_that_fails_at_any_step_leaves_nothing() {
     }
 }
 
-/// Whether it was mounted in time or not: whoever is gone, or is told to wait no longer, has left nothing.
+/// A mount of a caller that has disconnected, or of a daemon that stops, leaves nothing.
 #[tokio::test(start_paused = true)]
-async fn who_vanishes_at_any_moment_of_a_mount_leaves_nothing() {
+async fn a_caller_that_disconnects_during_a_mount_leaves_nothing() {
     for moment in 0..80 {
         for lifetime in [Lifetime::Client, Lifetime::Mount] {
             let harness = Harness::with_random_udev(moment);
@@ -160,7 +161,7 @@ async fn who_vanishes_at_any_moment_of_a_mount_leaves_nothing() {
             let mounted = harness.engine.mount(whole(&attachment), &wanted(), &client).await;
             harness.settle().await;
             match mounted {
-                // It was told of it before it went.
+                // It got the reply before it disconnected.
                 Ok(directory) => assert!(harness.machine.unmount_from(&directory)),
                 Err(_) => assert!(!harness.machine.unmount_from(Path::new(PLACE))),
             }
@@ -171,7 +172,7 @@ async fn who_vanishes_at_any_moment_of_a_mount_leaves_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_daemon_that_is_to_end_gives_its_mounts_up() {
+async fn a_daemon_that_stops_aborts_its_mounts() {
     for moment in 0..60 {
         let harness = Harness::with_random_udev(moment);
         let client = Client::new(":1.1", 7);
@@ -186,7 +187,7 @@ async fn a_daemon_that_is_to_end_gives_its_mounts_up() {
         harness.settle().await;
         match mounted {
             Ok(directory) => assert!(harness.machine.unmount_from(&directory)),
-            Err(error) => assert_eq!(error.kind, ErrorKind::AccessDenied, "{error}"),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::AccessDenied, "{error}"),
         }
         harness.engine.detach(attachment.id, false).await.unwrap();
         harness.assert_empty().await;
@@ -194,7 +195,7 @@ async fn a_daemon_that_is_to_end_gives_its_mounts_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_others_do_during_a_mount_leaves_nothing() {
+async fn interference_during_a_mount_leaves_nothing() {
     for moment in 0..80 {
         let harness = Harness::with_random_udev(moment);
         let client = Client::new(":1.1", 7);
@@ -227,36 +228,36 @@ async fn a_disk_and_its_partitions_are_not_mounted_at_once() {
     let first = harness.engine.mount(part(&attachment, 1), &wanted(), &client).await.unwrap();
     for volume in [part(&attachment, 1), whole(&attachment)] {
         let error = harness.engine.mount(volume, &wanted(), &client).await.unwrap_err();
-        assert_eq!(error.kind, ErrorKind::Busy);
-        assert!(error.message.contains(first.to_str().unwrap()), "{error}");
+        assert_eq!(error.kind(), ErrorKind::Busy);
+        assert!(error.to_string().contains(first.to_str().unwrap()), "{error}");
     }
     let error = harness.engine.mount(part(&attachment, 3), &wanted(), &client).await.unwrap_err();
-    assert_eq!(error.kind, ErrorKind::NotFound);
+    assert_eq!(error.kind(), ErrorKind::NotFound);
     harness.engine.unmount(part(&attachment, 1), false, 7, true).await.unwrap();
     let error = harness.engine.unmount(part(&attachment, 1), false, 7, true).await.unwrap_err();
-    assert_eq!(error.kind, ErrorKind::NotFound);
+    assert_eq!(error.kind(), ErrorKind::NotFound);
     harness.engine.mount(whole(&attachment), &wanted(), &client).await.unwrap();
     let error = harness.engine.mount(part(&attachment, 1), &wanted(), &client).await.unwrap_err();
-    assert!(error.message.contains("the whole device /dev/loop0 is mounted on"), "{error}");
+    assert!(error.to_string().contains("the whole device /dev/loop0 is mounted on"), "{error}");
     harness.engine.unmount(whole(&attachment), false, 7, true).await.unwrap();
     harness.engine.detach(attachment.id, false).await.unwrap();
     harness.assert_empty().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_used_stays_mounted_unless_lazily() {
+async fn a_used_file_system_stays_mounted_unless_unmounted_lazily() {
     let harness = Harness::with_udev();
     let client = Client::new(":1.1", 7);
     let attachment = attached(&harness, &client, Lifetime::Mount).await;
     let directory = harness.engine.mount(whole(&attachment), &wanted(), &client).await.unwrap();
     harness.mounts.set_used(&directory, true);
     let error = harness.engine.unmount(whole(&attachment), false, 7, true).await.unwrap_err();
-    assert_eq!(error.kind, ErrorKind::Busy);
-    assert!(error.message.contains("/run/media/user7/"), "{error}");
+    assert_eq!(error.kind(), ErrorKind::Busy);
+    assert!(error.to_string().contains("/run/media/user7/"), "{error}");
     let before = harness.engine.find(attachment.id).unwrap();
     assert_eq!((before.state, before.mount_points), (State::Attached, vec![directory.clone()]));
     let error = harness.engine.detach(attachment.id, false).await.unwrap_err();
-    assert_eq!(error.kind, ErrorKind::Busy);
+    assert_eq!(error.kind(), ErrorKind::Busy);
     harness.engine.unmount(whole(&attachment), true, 7, true).await.unwrap();
     harness.assert_empty().await;
 }
@@ -283,14 +284,14 @@ async fn an_unmount_that_fails_at_any_step_can_be_repeated() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_others_mount_is_not_taken_from_them() {
+async fn mounts_of_others_are_not_unmounted() {
     let harness = Harness::with_udev();
     let client = Client::new(":1.1", 7);
     let attachment = attached(&harness, &client, Lifetime::Mount).await;
     let directory = harness.engine.mount(whole(&attachment), &wanted(), &client).await.unwrap();
     harness.machine.mount(attachment.device.number);
     let error = harness.engine.unmount(whole(&attachment), false, 7, true).await.unwrap_err();
-    assert_eq!(error.kind, ErrorKind::AccessDenied);
+    assert_eq!(error.kind(), ErrorKind::AccessDenied);
     assert_eq!(harness.engine.find(attachment.id).unwrap().mount_points.len(), 2);
     harness.engine.unmount(whole(&attachment), false, 7, false).await.unwrap();
     assert!(!harness.mounts.folders().contains(&directory));
@@ -298,15 +299,15 @@ async fn what_others_mount_is_not_taken_from_them() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_has_not_waited_for_udev_waits_to_be_mounted() {
+async fn a_mount_waits_for_udev_if_the_attach_did_not() {
     let harness = Harness::with_udev();
     let client = Client::new(":1.1", 7);
     let request = AttachRequest { wait: false, lifetime: Lifetime::Mount, ..AttachRequest::default() };
     let attachment = harness.attach_with(&client, request).await.unwrap();
     let error =
         harness.engine.mount(whole(&attachment), &MountRequest::default(), &client).await.unwrap_err();
-    // udev's word has come by then, and names a file system that nobody allows.
-    assert!(error.message.contains(&format!("the file system fs{}", attachment.id)), "{error}");
+    // udev's result has arrived by then, and names a file system that is not allowed.
+    assert!(error.to_string().contains(&format!("the file system fs{}", attachment.id)), "{error}");
     client.vanish(&harness.engine);
     tokio::time::sleep(harness.engine.settings().mount_grace).await;
     harness.assert_empty().await;
@@ -329,7 +330,7 @@ async fn names_that_are_taken_get_numbers_and_one_uid_cannot_take_all() {
     }
     let more = attach(limit).await;
     let error = harness.engine.mount(whole(&more), &wanted(), &client).await.unwrap_err();
-    assert_eq!(error.kind, ErrorKind::LimitExceeded);
+    assert_eq!(error.kind(), ErrorKind::LimitExceeded);
     let other = Client::new(":1.2", 8);
     let directory = harness.engine.mount(whole(&more), &wanted(), &other).await.unwrap();
     assert_eq!(directory, Path::new("/run/media/user8/image"));
@@ -342,7 +343,7 @@ async fn a_step_of_a_hanging_service_manager_is_a_timeout_and_undone() {
     let attachment = attached(&harness, &client, Lifetime::Client).await;
     harness.mounts.set_hangs(true);
     let error = harness.engine.mount(whole(&attachment), &wanted(), &client).await.unwrap_err();
-    assert_eq!(error.kind, ErrorKind::Timeout);
+    assert_eq!(error.kind(), ErrorKind::Timeout);
     assert_eq!(harness.mounts.folders(), Vec::<PathBuf>::new());
     harness.machine.interfere(|_| Interference::None);
     assert!(!client.is_disconnected());
@@ -365,8 +366,8 @@ async fn the_same_bytes_are_not_mounted_twice() {
     let foreign = harness.machine.attach_elsewhere(1);
     harness.machine.mount_on(foreign, None, PathBuf::from("/mnt/other"));
     let error = harness.engine.mount(whole(&ours), &wanted(), &client).await.unwrap_err();
-    assert_eq!(error.kind, ErrorKind::Busy);
-    assert!(error.message.contains("/dev/loop1 is mounted on /mnt/other"), "{error}");
+    assert_eq!(error.kind(), ErrorKind::Busy);
+    assert!(error.to_string().contains("/dev/loop1 is mounted on /mnt/other"), "{error}");
     assert_eq!(harness.mounts.folders(), Vec::<PathBuf>::new());
     harness.machine.unmount(foreign);
     harness.engine.mount(whole(&ours), &wanted(), &client).await.unwrap();
@@ -393,7 +394,7 @@ async fn two_devices_that_cannot_be_written_to_are_both_mounted() {
     harness.engine.mount(whole(&other), &wanted(), &client).await.unwrap();
     let read_only = MountRequest { read_only: true, ..wanted() };
     let error = harness.engine.mount(whole(&writable), &read_only, &client).await.unwrap_err();
-    assert_eq!(error.kind, ErrorKind::Busy, "even read-only, a journal may be replayed");
+    assert_eq!(error.kind(), ErrorKind::Busy, "even read-only, a journal may be replayed");
     for volume in [&one, &other] {
         harness.engine.unmount(whole(volume), false, 7, true).await.unwrap();
     }
@@ -418,9 +419,9 @@ async fn of_two_mounts_of_a_file_at_once_one_is_made() {
         assert!(first.is_ok() != second.is_ok(), "{first:?} {second:?}");
         let (mounted, error) = match (first, second) {
             (Ok(_), Err(error)) => (&one, error),
-            (_, second) => (&other, second.err().unwrap_or_else(|| Error::new(ErrorKind::Busy, ""))),
+            (_, second) => (&other, second.unwrap_err()),
         };
-        assert_eq!(error.kind, ErrorKind::Busy, "{error}");
+        assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
         harness.engine.unmount(whole(mounted), false, 7, true).await.unwrap();
         for volume in [&one, &other] {
             harness.engine.detach(volume.id, false).await.unwrap();
@@ -430,7 +431,7 @@ async fn of_two_mounts_of_a_file_at_once_one_is_made() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_one_is_mounted_nobody_mounts_the_other() {
+async fn a_device_is_claimed_while_its_bytes_are_mounted_elsewhere() {
     let harness = Harness::with_udev();
     let client = Client::new(":1.1", 7);
     let ours = attached(&harness, &client, Lifetime::Persistent).await;
@@ -460,5 +461,62 @@ async fn a_mount_beside_a_device_that_hangs_is_a_timeout() {
     harness.machine.hang(hung);
     harness.machine.mount(hung);
     let error = harness.engine.mount(whole(&attachment), &wanted(), &client).await.unwrap_err();
-    assert_eq!(error.kind, ErrorKind::Timeout, "{error}");
+    assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+}
+
+/// A mount directory that others have made is never written down, so the next daemon does not undo their mount.
+#[test]
+fn a_daemon_that_dies_during_a_mount_leaves_the_mounts_of_others() {
+    for write in 0..4 {
+        let machine = Simulated::new();
+        let files = Files::on(&machine);
+        let client = Client::new(":1.1", 7);
+        run_daemon(&machine, &files, async |harness| {
+            harness.start_udev(0);
+            let attachment = attached(harness, &client, Lifetime::Persistent).await;
+            harness.settle().await;
+            assert!(files.mounts.make(PathBuf::from(PLACE), 7).await.unwrap());
+            let foreign = machine.attach_elsewhere(9);
+            assert!(machine.mount_on(foreign, None, PathBuf::from(PLACE)));
+            files.die_at(write, true);
+            let _mounted_or_dead = harness.engine.mount(whole(&attachment), &wanted(), &client).await;
+        });
+        machine.die();
+        run_daemon(&machine, &files, async |harness| {
+            harness.engine.restore(connected([client.clone()])).await;
+            harness.engine.resync().await;
+            harness.start_udev(0);
+            harness.settle().await;
+        })
+        .unwrap();
+        assert!(machine.mount_table().has(Path::new(PLACE)), "write {write}: the mount of others is gone");
+        assert!(files.mounts.folders().contains(&PathBuf::from(PLACE)), "write {write}");
+    }
+}
+
+/// What is unmounted for a user is what was checked, although others mount the volume in the meantime.
+#[tokio::test(start_paused = true)]
+async fn a_mount_made_after_the_check_is_not_taken_from_its_owner() {
+    for read in 0..6 {
+        let harness = Harness::with_udev();
+        let client = Client::new(":1.1", 7);
+        let attachment = attached(&harness, &client, Lifetime::Persistent).await;
+        harness.engine.mount(whole(&attachment), &wanted(), &client).await.unwrap();
+        let (machine, number) = (harness.machine.clone(), attachment.device.number);
+        let reads = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&reads);
+        harness.machine.watch_mount_table(Arc::new(move || {
+            if counted.fetch_add(1, Ordering::Relaxed) == read {
+                assert!(machine.mount_on(number, None, PathBuf::from("/mnt")));
+            }
+        }));
+        harness.engine.unmount(whole(&attachment), false, 7, true).await.unwrap();
+        harness.machine.unwatch();
+        let is_mounted = harness.machine.mount_table().has(Path::new("/mnt"));
+        assert_eq!(is_mounted, reads.load(Ordering::Relaxed) > read, "read {read}");
+        harness.machine.unmount(number);
+        harness.settle().await;
+        harness.engine.detach(attachment.id, false).await.unwrap();
+        harness.assert_empty().await;
+    }
 }

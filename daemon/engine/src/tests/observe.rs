@@ -5,7 +5,7 @@ use loopd_common::{ErrorKind, Lifetime};
 use super::harness::{Client, Harness};
 
 #[tokio::test(start_paused = true)]
-async fn what_others_do_is_seen() {
+async fn changes_by_other_programs_are_observed() {
     let harness = Harness::with_udev();
     let before = harness.machine.attach_elsewhere(1);
     harness.engine.resync().await;
@@ -19,7 +19,7 @@ async fn what_others_do_is_seen() {
     harness.settle().await;
     let located = harness.engine.locate(later).await.unwrap();
     harness.engine.detach(located.id, false).await.unwrap();
-    assert_eq!(harness.engine.locate(later).await.unwrap_err().kind, ErrorKind::NotFound);
+    assert_eq!(harness.engine.locate(later).await.unwrap_err().kind(), ErrorKind::NotFound);
 
     let ours = harness.attach(&Client::new(":1.1", 7), Lifetime::Persistent).await.unwrap();
     harness.machine.detach_elsewhere(ours.device.number);

@@ -11,7 +11,7 @@ use crate::AttachRequest;
 use crate::simulated::Simulated;
 
 #[tokio::test(start_paused = true)]
-async fn a_file_is_not_attached_twice_where_that_is_not_wanted() {
+async fn a_file_is_not_attached_twice_if_overlap_is_refused() {
     let harness = Harness::with_udev();
     let client = Client::new(":1.1", 7);
     let with = |overlap, offset| AttachRequest {
@@ -31,14 +31,14 @@ async fn a_file_is_not_attached_twice_where_that_is_not_wanted() {
     assert_eq!(ids.len(), 1);
     for request in [with(Overlap::Refuse, 0), with(Overlap::Reuse, 512)] {
         let error = harness.attach_with(&client, request).await.unwrap_err();
-        assert_eq!(error.kind, ErrorKind::Overlap, "{error}");
+        assert_eq!(error.kind(), ErrorKind::Overlap, "{error}");
     }
     let id = *ids.iter().next().unwrap();
     harness.machine.open_elsewhere(0);
     harness.engine.detach(id, true).await.unwrap();
     let stranger = Client::new(":1.2", 8);
     let error = harness.attach_with(&stranger, with(Overlap::Reuse, 0)).await.unwrap_err();
-    assert_eq!(error.kind, ErrorKind::Overlap, "a detach of others is not taken back");
+    assert_eq!(error.kind(), ErrorKind::Overlap, "a detach of others is not taken back");
     let reused = harness.attach_with(&client, with(Overlap::Reuse, 0)).await.unwrap();
     assert_eq!((reused.id, reused.state), (id, State::Attached));
     harness.machine.close_elsewhere(0);
@@ -46,15 +46,15 @@ async fn a_file_is_not_attached_twice_where_that_is_not_wanted() {
     harness.agree();
     harness.engine.detach(id, false).await.unwrap();
 
-    // One that no event has told of yet.
+    // A device whose event has not arrived yet.
     harness.machine.attach_elsewhere(1);
     let error = harness.attach_with(&client, with(Overlap::Refuse, 0)).await.unwrap_err();
-    assert_eq!(error.kind, ErrorKind::Overlap);
+    assert_eq!(error.kind(), ErrorKind::Overlap);
 }
 
 /// Another user could show other bytes on such a device while the one that it is given to reads it.
 #[tokio::test(start_paused = true)]
-async fn a_device_that_others_can_change_is_not_given_back() {
+async fn a_device_that_others_can_change_is_not_reused() {
     let (root, owner, stranger) = (Client::new(":1.1", 0), Client::new(":1.2", 7), Client::new(":1.3", 8));
     let reuse = || AttachRequest {
         overlap: Overlap::Reuse,
@@ -66,13 +66,13 @@ async fn a_device_that_others_can_change_is_not_given_back() {
         let id = harness.attach_with(first, reuse()).await.unwrap().id;
         for other in refused {
             let error = harness.attach_with(other, reuse()).await.unwrap_err();
-            assert_eq!(error.kind, ErrorKind::Overlap);
-            assert!(error.message.contains("it belongs to user 7"), "{error}");
+            assert_eq!(error.kind(), ErrorKind::Overlap);
+            assert!(error.to_string().contains("it belongs to user 7"), "{error}");
         }
         assert_eq!(harness.attach_with(given, reuse()).await.unwrap().id, id);
         let other_blocks = AttachRequest { block_size: 4096, ..reuse() };
         let error = harness.attach_with(given, other_blocks).await.unwrap_err();
-        assert!(error.message.contains("block size"), "{error}");
+        assert!(error.to_string().contains("block size"), "{error}");
         harness.engine.detach(id, false).await.unwrap();
     }
     // What another daemon has set up for a user is foreign to loopd, and that user's anyway.
@@ -98,11 +98,11 @@ async fn another_file_and_another_part_of_the_file_do_not_overlap() {
     harness.engine.attach(2, part(0), &client).await.unwrap();
     harness.engine.attach(1, part(512), &client).await.unwrap();
     let error = harness.engine.attach(1, part(0), &client).await.unwrap_err();
-    assert_eq!(error.kind, ErrorKind::Overlap);
+    assert_eq!(error.kind(), ErrorKind::Overlap);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_device_is_reused_only_if_it_serves_the_request() {
+async fn a_device_is_reused_only_if_it_satisfies_the_request() {
     let harness = Harness::with_udev();
     let client = Client::new(":1.1", 7);
     let reuse = |file: u64, read_only: bool, number: Option<u32>| {
@@ -111,7 +111,7 @@ async fn a_device_is_reused_only_if_it_serves_the_request() {
     };
     let read_only = reuse(1, true, None).await.unwrap();
     let error = reuse(1, false, None).await.unwrap_err();
-    assert!(error.message.contains("it is read-only"), "{error}");
+    assert!(error.to_string().contains("it is read-only"), "{error}");
     assert_eq!(reuse(1, true, None).await.unwrap().id, read_only.id);
 
     let writable = reuse(2, false, None).await.unwrap();
@@ -120,11 +120,11 @@ async fn a_device_is_reused_only_if_it_serves_the_request() {
     let number = writable.device.number;
     assert_eq!(reuse(2, false, Some(number)).await.unwrap().id, writable.id);
     let error = reuse(2, false, Some(number + 7)).await.unwrap_err();
-    assert!(error.message.contains("not the device that was asked for"), "{error}");
+    assert!(error.to_string().contains("not the device that was asked for"), "{error}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_foreign_device_is_reused_only_if_its_file_is_roots_alone() {
+async fn a_foreign_device_is_reused_only_if_only_root_writes_its_file() {
     for users_write in [false, true] {
         let harness = Harness::with_udev();
         if users_write {
@@ -135,13 +135,16 @@ async fn a_foreign_device_is_reused_only_if_its_file_is_roots_alone() {
         let reused = harness.attach_with(&client, request(Overlap::Reuse, Lifetime::Persistent));
         match reused.await {
             Ok(reused) => assert!(!users_write && reused.device.number == number),
-            Err(error) => assert!(users_write && error.message.contains("not root's alone"), "{error}"),
+            Err(error) => assert!(
+                users_write && error.to_string().contains("users other than root can write to its file"),
+                "{error}"
+            ),
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn reuse_extends_a_lifetime_that_would_end_too_early_and_leaves_any_other() {
+async fn reuse_extends_only_a_lifetime_that_would_end_too_early() {
     use Lifetime::{Client as Bound, Mount, Persistent};
     let (first, second) = (Client::new(":1.1", 7), Client::new(":1.2", 7));
     let root = Client::new(":1.3", 0);
@@ -191,6 +194,6 @@ async fn a_device_that_cannot_be_read_is_no_overlap_and_one_that_hangs_is_a_time
     harness.machine.hang(hung);
     let error = harness.engine.attach(2, request(Overlap::Refuse, Lifetime::Persistent), &client).await;
     let error = error.unwrap_err();
-    assert_eq!(error.kind, ErrorKind::Timeout);
-    assert!(error.message.contains("cannot tell whether"), "{error}");
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    assert!(error.to_string().contains("cannot tell whether"), "{error}");
 }

@@ -31,9 +31,9 @@ async fn a_waiting_attach_has_all_its_partitions_and_they_stay() {
     harness.assert_empty().await;
 }
 
-/// Linux 6.1 reads the table anew while udev probes the partitions of the first reading.
+/// Linux 6.1 reads the table again while udev probes the partitions of the first reading.
 #[tokio::test(start_paused = true)]
-async fn a_waiting_attach_waits_for_partitions_that_are_made_anew() {
+async fn a_waiting_attach_waits_for_partitions_that_are_made_again() {
     for moment in 0..100 {
         let harness = Harness::new(Simulated::random(moment));
         harness.start_udev(0);
@@ -67,8 +67,11 @@ async fn partitions_count_against_their_owner() {
     let (user, other, root) = (Client::new(":1.1", 7), Client::new(":1.2", 8), Client::new(":1.3", 0));
     let first = harness.attach(&user, Lifetime::Client).await.unwrap();
     let error = harness.attach(&user, Lifetime::Client).await.unwrap_err();
-    assert_eq!(error.kind, ErrorKind::LimitExceeded);
-    assert!(error.message.contains("has 60 partitions") && error.message.contains("may have 100"), "{error}");
+    assert_eq!(error.kind(), ErrorKind::LimitExceeded);
+    assert!(
+        error.to_string().contains("has 60 partitions") && error.to_string().contains("may have 100"),
+        "{error}"
+    );
     harness.settle().await;
     assert_eq!(harness.machine.bound().len(), 1, "it is undone");
     harness.agree();
@@ -79,7 +82,7 @@ async fn partitions_count_against_their_owner() {
     // A table that is read again has no way round the limit either.
     harness.machine.set_partitions(150);
     let error = harness.engine.rescan(first.id).await.unwrap_err();
-    assert_eq!(error.kind, ErrorKind::LimitExceeded);
+    assert_eq!(error.kind(), ErrorKind::LimitExceeded);
     harness.settle().await;
     assert_eq!(harness.engine.find(first.id).unwrap().partitions.len(), 100);
     harness.agree();
@@ -88,7 +91,7 @@ async fn partitions_count_against_their_owner() {
     harness.machine.set_partitions(60);
     harness.attach(&other, Lifetime::Client).await.unwrap();
     let error = harness.attach(&Client::new(":1.4", 9), Lifetime::Client).await.unwrap_err();
-    assert!(error.message.contains("all users together have"), "{error}");
+    assert!(error.to_string().contains("all users together have"), "{error}");
     user.vanish(&harness.engine);
     harness.settle().await;
     harness.attach(&user.again(), Lifetime::Client).await.unwrap();

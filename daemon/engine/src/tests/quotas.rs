@@ -6,7 +6,7 @@ use super::harness::{Client, Harness};
 use crate::Settings;
 
 #[tokio::test(start_paused = true)]
-async fn one_uid_cannot_take_everything() {
+async fn one_uid_cannot_use_up_a_limit_of_all() {
     let harness = Harness::with_udev();
     let greedy = Client::new(":1.1", 7);
     let limit = Settings::default().attachments.each;
@@ -14,7 +14,7 @@ async fn one_uid_cannot_take_everything() {
         harness.attach(&greedy, Lifetime::Client).await.unwrap();
     }
     let error = harness.attach(&greedy, Lifetime::Client).await.unwrap_err();
-    assert_eq!(error.kind, ErrorKind::LimitExceeded);
+    assert_eq!(error.kind(), ErrorKind::LimitExceeded);
     harness.attach(&Client::new(":1.2", 8), Lifetime::Client).await.unwrap();
     greedy.vanish(&harness.engine);
     harness.settle().await;

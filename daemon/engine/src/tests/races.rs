@@ -44,7 +44,7 @@ async fn a_lifetime_that_was_changed_survives_the_end_of_the_client_before() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_device_that_is_given_back_for_good_survives_the_client_that_attached_it() {
+async fn a_device_reused_as_persistent_survives_the_client_that_attached_it() {
     for (seed, moment) in moments().enumerate() {
         let harness = Harness::with_random_udev(seed as u64);
         let (first, second) = (Client::new(":1.1", 7), Client::new(":1.2", 7));
@@ -70,7 +70,7 @@ async fn a_device_that_is_given_back_for_good_survives_the_client_that_attached_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_persistent_attach_that_is_given_up_half_way_keeps_its_announcement() {
+async fn a_persistent_attach_that_is_dropped_keeps_its_announcement() {
     let machine = Simulated::random(1);
     let files = Files::on(&machine);
     let harness = Harness::with_files(machine, files.clone());
@@ -86,7 +86,7 @@ async fn a_persistent_attach_that_is_given_up_half_way_keeps_its_announcement() 
 }
 
 #[test]
-fn an_error_at_the_start_of_the_daemon_costs_a_living_client_nothing() {
+fn an_error_at_the_start_detaches_nothing_of_a_connected_client() {
     for lifetime in [Lifetime::Client, Lifetime::Mount] {
         for failing in 1..12 {
             for vanishes in [false, true] {
@@ -96,7 +96,7 @@ fn an_error_at_the_start_of_the_daemon_costs_a_living_client_nothing() {
     }
 }
 
-/// One call to the kernel fails while the next daemon takes up what the last one has left.
+/// One call to the kernel fails while the next daemon adopts the attachments of the last one.
 fn restarts_with_an_error(lifetime: Lifetime, failing: usize, vanishes: bool) {
     let machine = Simulated::new();
     machine.keep_holds();
@@ -139,7 +139,7 @@ fn restarts_with_an_error(lifetime: Lifetime, failing: usize, vanishes: bool) {
 }
 
 #[test]
-fn what_could_not_be_looked_at_and_is_gone_leaves_nothing() {
+fn a_device_that_could_not_be_read_at_the_start_and_is_gone_leaves_nothing() {
     let machine = Simulated::new();
     machine.keep_holds();
     let files = Files::on(&machine);
@@ -177,7 +177,7 @@ fn attached_before(machine: &Simulated, files: &Files, client: &Client, lifetime
 }
 
 #[test]
-fn a_client_that_left_between_two_daemons_ends_what_could_not_be_read_at_the_start() {
+fn a_client_that_disconnected_between_daemons_ends_a_device_that_could_not_be_read() {
     for lifetime in [Lifetime::Client, Lifetime::Mount] {
         let machine = Simulated::new();
         machine.keep_holds();
@@ -203,7 +203,7 @@ fn a_client_that_left_between_two_daemons_ends_what_could_not_be_read_at_the_sta
 }
 
 #[test]
-fn what_could_not_be_read_at_the_start_keeps_its_client() {
+fn a_device_that_could_not_be_read_at_the_start_keeps_its_client() {
     for lifetime in [Lifetime::Client, Lifetime::Mount] {
         let machine = Simulated::new();
         machine.keep_holds();
@@ -222,7 +222,7 @@ fn what_could_not_be_read_at_the_start_keeps_its_client() {
 }
 
 #[test]
-fn what_could_not_be_read_at_the_start_still_ends_with_its_last_mount() {
+fn a_device_that_could_not_be_read_at_the_start_ends_with_its_last_mount() {
     let machine = Simulated::new();
     machine.keep_holds();
     let files = Files::on(&machine);
@@ -287,7 +287,7 @@ fn only_a_device_with_an_announced_mark_is_undone() {
 
 /// The daemon died after it wrote the file and before it took the announcement back.
 #[test]
-fn an_attachment_that_was_saved_is_kept_although_it_is_still_announced() {
+fn a_saved_attachment_is_kept_if_it_is_still_announced() {
     let machine = Simulated::new();
     let files = Files::on(&machine);
     let attached = attached_before(&machine, &files, &Client::new(":1.1", 7), Lifetime::Persistent);
@@ -303,7 +303,7 @@ fn an_attachment_that_was_saved_is_kept_although_it_is_still_announced() {
 }
 
 #[test]
-fn what_a_user_has_chosen_is_untrusted_for_the_next_daemon_too() {
+fn the_next_daemon_marks_devices_of_users_untrusted() {
     for (uid, expected) in [(0, false), (7, true)] {
         let machine = Simulated::new();
         let files = Files::on(&machine);
@@ -338,7 +338,7 @@ fn a_device_without_a_hold_is_not_made_autoclear() {
 }
 
 #[test]
-fn an_unfinished_attach_is_undone_without_having_been_shown() {
+fn an_unfinished_attach_is_undone_and_not_published() {
     let machine = Simulated::new();
     machine.keep_holds();
     let files = Files::on(&machine);
@@ -374,7 +374,7 @@ fn partitions_are_the_same_after_a_restart() {
 }
 
 #[test]
-fn the_time_for_a_first_mount_goes_on_after_a_restart() {
+fn the_grace_time_continues_after_a_restart() {
     let machine = Simulated::new();
     machine.keep_holds();
     let files = Files::on(&machine);
@@ -398,7 +398,7 @@ fn the_time_for_a_first_mount_goes_on_after_a_restart() {
 }
 
 #[test]
-fn a_lazy_detach_goes_on_unchanged_after_a_restart() {
+fn a_lazy_detach_continues_after_a_restart() {
     let machine = Simulated::new();
     machine.keep_holds();
     let files = Files::on(&machine);

@@ -11,7 +11,7 @@ use crate::simulated::Simulated;
 use crate::{AttachRequest, VolumeId};
 
 /// Random clients do random things on a slow machine whose events get lost. `LOOPD_RANDOM_RUNS` sets
-/// how many runs there are; each names its seed where it fails.
+/// how many runs there are; each names its seed if it fails.
 #[tokio::test(start_paused = true)]
 async fn random_calls_leave_engine_kernel_and_bus_in_agreement() {
     let runs = std::env::var("LOOPD_RANDOM_RUNS").ok().and_then(|text| text.parse().ok()).unwrap_or(40);
@@ -130,7 +130,7 @@ pub async fn end_everything(harness: &Harness, clients: &[Client]) {
         let client = attachment.ownership.as_ref().and_then(|ownership| ownership.client.as_ref());
         assert_eq!(client, None, "the client of {} is gone", attachment.device.node());
         let detached = harness.engine.detach(attachment.id, false).await;
-        // One that nobody has mounted may have come to its end just now.
+        // An attachment that was not mounted may have ended just now.
         let awaits_mount = attachment.ownership.is_some_and(|owner| owner.lifetime == Lifetime::Mount);
         assert!(detached.is_ok() || awaits_mount, "{detached:?}");
     }

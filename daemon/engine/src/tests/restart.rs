@@ -1,4 +1,4 @@
-//! The daemon dies, at every step and in the middle of runs, and another one takes up what it has
+//! The daemon dies, at every step and in the middle of runs, and another one adopts what it has
 //! left.
 
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ const ANOTHER: u64 = 2;
 /// The file of what is mounted: the same bytes are not mounted twice.
 const MOUNTED: u64 = 5;
 
-/// What a daemon does from its start until it dies; `None` where it died before it was done.
+/// What a daemon does from its start until it dies; `None` if it died before it was done.
 pub fn run_daemon<T>(machine: &Simulated, files: &Files, body: impl AsyncFnOnce(&Harness) -> T) -> Option<T> {
     machine.revive();
     files.stay_alive();
@@ -254,7 +254,7 @@ fn check(operation: Operation, harness: &Harness, files: &Files, before: &Before
         Operation::Detach => {}
         Operation::Vanish => gone(&before.bound),
         Operation::LetStay if vault || before.done => rebound(&before.bound, Lifetime::Persistent),
-        // The kernel may have been told already, and nothing was written.
+        // The kernel may have made the change already, and nothing was saved.
         Operation::LetStay => {}
         _ if vault => unchanged(&before.bound),
         _ => gone(&before.bound),
@@ -293,8 +293,7 @@ fn check(operation: Operation, harness: &Harness, files: &Files, before: &Before
             unchanged(attached);
             assert_eq!(new.len(), 1);
         }
-        // Nobody was told that it was attached, or there is nothing to keep it; but the first daemon
-        // may have been about to tell.
+        // It was not published, or nothing keeps it; but the first daemon may have been about to publish it.
         _ => {
             let about_to_tell =
                 |id| before.written.iter().any(|saved| saved.id == id && saved.phase == Phase::Attached);
@@ -330,7 +329,7 @@ fn check_places(operation: Operation, harness: &Harness, files: &Files, before: 
     }
 }
 
-/// `LOOPD_RANDOM_RUNS` sets how many runs there are; each names its seed where it fails.
+/// `LOOPD_RANDOM_RUNS` sets how many runs there are; each names its seed if it fails.
 #[test]
 fn random_calls_with_deaths_lose_nothing() {
     let runs = std::env::var("LOOPD_RANDOM_RUNS").ok().and_then(|text| text.parse().ok()).unwrap_or(40);
@@ -340,7 +339,7 @@ fn random_calls_with_deaths_lose_nothing() {
     }
 }
 
-/// What the clients of a run were told, and may rely on.
+/// The replies and events of a run, on which its clients rely.
 struct RandomRun {
     random: fastrand::Rng,
     machine: Simulated,
@@ -419,7 +418,7 @@ impl RandomRun {
         assert!(files.announced().is_empty());
     }
 
-    /// Another daemon starts: everything that was promised is there, and nothing that nobody knows.
+    /// Another daemon starts: every attachment that was promised exists, and no unknown one.
     async fn adopt_saved(&self, harness: &Harness) {
         harness.engine.restore(connected(self.clients.clone())).await;
         harness.engine.resync().await;

@@ -2,9 +2,8 @@
 
 use std::os::fd::OwnedFd;
 
-use loopd_common::{Error, ErrorKind};
-use loopd_engine::AttachRequest;
 use loopd_engine::kernel::Device;
+use loopd_engine::{AttachRequest, Error};
 use nix::errno::Errno;
 use tracing::warn;
 
@@ -26,12 +25,10 @@ const ATTEMPTS: usize = 64;
 const SECTOR: u32 = 512;
 
 fn none_free(name: &str) -> Error {
-    Error::new(
-        ErrorKind::NoFreeDevice,
-        format!(
-            "cannot attach {name}: {ATTEMPTS} free loop devices in a row were taken by other programs; try again"
-        ),
-    )
+    Error::NoFreeDevice {
+        operation: format!("attach {name}"),
+        reason: format!("{ATTEMPTS} free loop devices in a row were taken by other programs; try again"),
+    }
 }
 
 /// A device that a file was attached to.
@@ -138,5 +135,5 @@ fn commit<'a>(
     // Not before: udev must not process the device without a mark.
     drop(mark);
     claim.give_up();
-    Err(unmarked(&error))
+    Err(unmarked(error))
 }

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use loopd_common::{Error, ErrorKind};
+use loopd_engine::Error;
 use loopd_engine::kernel::node;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -16,42 +16,34 @@ use crate::{device, ioctl, numbers};
 const SMALLEST_PAGE: u32 = 4096;
 
 fn block_size_refused(name: &str, block_size: u32, largest: u32) -> Error {
-    Error::new(
-        ErrorKind::NotSupported,
-        format!(
-            "cannot attach {name} with a block size of {block_size}: this kernel takes at most {largest}"
-        ),
-    )
+    Error::NotSupported {
+        operation: format!("attach {name} with a block size of {block_size}"),
+        reason: format!("this kernel takes at most {largest}"),
+    }
 }
 
 fn no_access(name: &str, number: u32) -> Error {
-    let why = closed_to_us(number);
-    Error::new(ErrorKind::Kernel, format!("cannot attach {name}: {why}, or choose another number"))
+    let reason = format!("{}, or choose another number", closed_to_us(number));
+    Error::Failed { operation: format!("attach {name}"), reason }
 }
 
 fn no_direct_io(name: &str, offset: u64) -> Error {
-    Error::new(
-        ErrorKind::NotSupported,
-        format!(
-            "cannot attach {name} with direct I/O: its file system, offset {offset} or block size does not allow it; \
-             leave direct-io out"
+    Error::NotSupported {
+        operation: format!("attach {name} with direct I/O"),
+        reason: format!(
+            "its file system, offset {offset} or block size does not allow it; leave direct-io out"
         ),
-    )
+    }
 }
 
 fn built_on_itself(name: &str, number: u32) -> Error {
-    let message = format!("cannot attach {name}: it is itself built on {}", node(number));
-    Error::new(ErrorKind::InvalidBackingFile, message)
+    let reason = format!("it is itself built on {}", node(number));
+    Error::InvalidBackingFile { operation: format!("attach {name}"), reason }
 }
 
 fn file_refused(name: &str, errno: Errno) -> Error {
-    Error::new(
-        ErrorKind::InvalidBackingFile,
-        format!(
-            "cannot attach {name}: the kernel refuses this file ({errno:?}, {}); is it a swap file?",
-            errno.desc()
-        ),
-    )
+    let reason = format!("the kernel refuses this file ({errno:?}, {}); is it a swap file?", errno.desc());
+    Error::InvalidBackingFile { operation: format!("attach {name}"), reason }
 }
 
 /// The error for a failed attach.
@@ -68,7 +60,7 @@ pub fn refusal(shared: &Shared, number: u32, wanted: Wanted<'_>, errno: Errno) -
         Errno::EOPNOTSUPP => no_direct_io(&name, wanted.request.offset),
         Errno::EBADF | Errno::ELOOP => built_on_itself(&name, number),
         Errno::EPERM | Errno::ETXTBSY | Errno::EROFS | Errno::EACCES => file_refused(&name, errno),
-        errno => failed(&format!("attach {name}"), "LOOP_CONFIGURE", errno),
+        errno => failed(format!("attach {name}"), "LOOP_CONFIGURE", errno),
     }
 }
 

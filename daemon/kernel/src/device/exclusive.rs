@@ -4,7 +4,7 @@
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use loopd_common::{Error, ErrorKind};
+use loopd_engine::Error;
 use loopd_engine::kernel::{DiskSequence, node};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -14,16 +14,15 @@ use crate::error::{failed, is_gone};
 use crate::wait;
 
 fn not_claimed(number: u32, errno: Errno) -> Error {
+    let operation = format!("claim {}", node(number));
     match errno {
-        Errno::EBUSY => Error::new(
-            ErrorKind::Busy,
-            format!(
-                "{} is claimed: by a file system, possibly one that was unmounted lazily or is mounted in another \
-                 mount namespace, by swap, by a device built on it or by another program",
-                node(number)
-            ),
-        ),
-        errno => failed(&format!("claim {}", node(number)), "open", errno),
+        Errno::EBUSY => Error::Busy {
+            operation,
+            reason: "it is claimed by a file system, possibly one that was unmounted lazily or is mounted in another \
+                     mount namespace, by swap, by a device built on it or by another program"
+                .to_owned(),
+        },
+        errno => failed(operation, "open", errno),
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, OpenOptionsExt as _};
 
-use loopd_common::{Error, ErrorKind};
+use loopd_engine::Error;
 use loopd_engine::kernel::{DiskSequence, node};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -16,16 +16,16 @@ use crate::sysfs::loop_device;
 fn not_opened(number: u32, errno: Errno) -> Error {
     match errno {
         // A kernel without CONFIG_BLK_DEV_WRITE_MOUNTED.
-        Errno::EBUSY => Error::new(
-            ErrorKind::Busy,
-            format!("cannot open {} for writing: this kernel refuses that while it is mounted", node(number)),
-        ),
-        errno => failed(&format!("open {}", node(number)), "open", errno),
+        Errno::EBUSY => Error::Busy {
+            operation: format!("open {} for writing", node(number)),
+            reason: "this kernel refuses that while it is mounted".to_owned(),
+        },
+        errno => failed(format!("open {}", node(number)), "open", errno),
     }
 }
 
-fn not_read(number: u32, error: &std::io::Error) -> Error {
-    Error::new(ErrorKind::Kernel, format!("cannot read from {}: {error}", node(number)))
+fn not_read(number: u32, source: std::io::Error) -> Error {
+    Error::Io { operation: format!("read from {}", node(number)), source }
 }
 
 /// Opens the node of a loop device: `O_RDONLY` or `O_RDWR`, and `O_EXCL` to claim it.
@@ -74,7 +74,7 @@ pub fn read_bytes(
 ) -> Result<Vec<u8>, Error> {
     let Some(device) = open_attached(number, disk_sequence)? else { return Ok(Vec::new()) };
     let mut bytes = vec![0; length];
-    let read = File::from(device).read_at(&mut bytes, offset).map_err(|error| not_read(number, &error))?;
+    let read = File::from(device).read_at(&mut bytes, offset).map_err(|error| not_read(number, error))?;
     bytes.truncate(read);
     Ok(bytes)
 }

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use linux_raw_sys::loop_device::_bindgen_ty_1 as LoFlags;
-use loopd_common::Error;
+use loopd_engine::Error;
 use loopd_engine::kernel::{Device, DiskSequence, node};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -17,7 +17,7 @@ use crate::sysfs::{DeviceNumber, loop_device};
 
 /// The error for a state that cannot be read.
 pub fn unreadable(number: u32, errno: Errno) -> Error {
-    failed(&format!("read the state of {}", node(number)), "LOOP_GET_STATUS64", errno)
+    failed(format!("read the state of {}", node(number)), "LOOP_GET_STATUS64", errno)
 }
 
 /// The state of a device; `None` if nothing is attached.
@@ -28,7 +28,7 @@ pub fn status(number: u32) -> Result<Option<Device>, Error> {
     let device = match open(number, OFlag::O_RDONLY) {
         Ok(device) => device,
         Err(errno) if is_gone(errno) => return Ok(None),
-        Err(errno) => return Err(failed(&format!("open {}", node(number)), "open", errno)),
+        Err(errno) => return Err(failed(format!("open {}", node(number)), "open", errno)),
     };
     match read_state(number, &device) {
         Ok(state) => Ok(Some(state)),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use loopd_common::{Error, ErrorKind};
+use loopd_engine::Error;
 use loopd_engine::kernel::node;
 use nix::errno::Errno;
 
@@ -14,30 +14,29 @@ use crate::sysfs::loop_device;
 
 /// The error for a number that cannot be used for a file with this name.
 pub fn taken(number: u32, name: &str) -> Error {
-    let node = node(number);
-    Error::new(
-        ErrorKind::Busy,
-        format!(
-            "cannot attach {name} to {node}: that device is taken; choose another number, or leave it out"
-        ),
-    )
+    Error::Busy {
+        operation: format!("attach {name} to {}", node(number)),
+        reason: "that device is taken; choose another number, or leave it out".to_owned(),
+    }
 }
 
 fn not_removed(number: u32, errno: Errno) -> Error {
-    let (kind, why) = match errno {
-        Errno::ENODEV => (ErrorKind::NotFound, "there is no such device"),
+    match errno {
+        Errno::ENODEV => Error::NoDevice { number },
         Errno::EBUSY if loop_device::is_bound(number) => {
-            (ErrorKind::Busy, "a file is attached to it; detach it first")
+            in_use(number, "a file is attached to it; detach it first")
         }
-        Errno::EBUSY => (ErrorKind::Busy, "a process has it open"),
-        errno => return failed(&format!("remove {}", node(number)), "LOOP_CTL_REMOVE", errno),
-    };
-    Error::new(kind, format!("cannot remove {}: {why}", node(number)))
+        Errno::EBUSY => in_use(number, "a process has it open"),
+        errno => failed(format!("remove {}", node(number)), "LOOP_CTL_REMOVE", errno),
+    }
 }
 
 fn being_attached(number: u32) -> Error {
-    let message = format!("cannot remove {}: another operation is in progress on it", node(number));
-    Error::new(ErrorKind::Busy, message)
+    in_use(number, "another operation is in progress on it")
+}
+
+fn in_use(number: u32, reason: &str) -> Error {
+    Error::Busy { operation: format!("remove {}", node(number)), reason: reason.to_owned() }
 }
 
 /// An operation on a number.

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use loopd_common::{Error, ErrorKind};
+use loopd_engine::Error;
 use loopd_engine::kernel::node;
 use nix::errno::Errno;
 
@@ -14,20 +14,16 @@ use crate::{ioctl, wait};
 const PATH: &str = "/dev/loop-control";
 
 fn not_opened(error: &std::io::Error) -> Error {
-    Error::new(
-        ErrorKind::NotSupported,
-        format!("cannot open {PATH}: {error}; is the loop module loaded (modprobe loop), and are we root?"),
-    )
+    let reason = format!("{error}; is the loop module loaded (modprobe loop), and is loopd run as root?");
+    Error::NotSupported { operation: format!("open {PATH}"), reason }
 }
 
 fn no_device(action: &str, step: &str, errno: Errno) -> Error {
-    Error::new(
-        ErrorKind::NoFreeDevice,
-        format!(
-            "cannot {action}: the kernel did not {step} ({errno:?}, {}); detach a device that is not needed",
-            errno.desc()
-        ),
-    )
+    let reason = format!(
+        "the kernel did not {step} ({errno:?}, {}); detach a device that is not needed",
+        errno.desc()
+    );
+    Error::NoFreeDevice { operation: action.to_owned(), reason }
 }
 
 /// An open `/dev/loop-control`. `action` in its methods completes "cannot" in messages.

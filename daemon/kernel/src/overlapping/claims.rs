@@ -6,17 +6,17 @@ use std::ops::Range;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
-use loopd_common::{Error, ErrorKind};
+use loopd_engine::Error;
 use loopd_engine::kernel::Device;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 
 use super::stack::{Extent, Stack, size};
-use crate::error::is_gone;
+use crate::error::{described, is_gone};
 use crate::sysfs::{Block, DeviceNumber};
 use crate::{users, wait};
 
-fn in_use(action: &str, name: &str, users: &[String]) -> Error {
+fn in_use(operation: &str, name: &str, users: &[String]) -> Error {
     let (users, remedy) = if users.is_empty() {
         let hidden =
             "claimed by a file system that is unmounted lazily or mounted in another mount namespace, by \
@@ -26,33 +26,27 @@ fn in_use(action: &str, name: &str, users: &[String]) -> Error {
     } else {
         (users.join(", "), "use that one, or end it first")
     };
-    Error::new(
-        ErrorKind::Busy,
-        format!(
-            "{action}: {name} shows the same bytes and is {users}; two file systems on the same bytes would destroy \
-             each other; {remedy}"
-        ),
-    )
+    let reason = format!(
+        "{name} shows the same bytes and is {users}; two file systems on the same bytes would destroy each other; \
+         {remedy}"
+    );
+    Error::Busy { operation: operation.to_owned(), reason }
 }
 
-fn unanswered(action: &str, name: &str) -> Error {
-    Error::new(
-        ErrorKind::Timeout,
-        format!(
-            "{action}: {name} is in use, and its backing file does not answer, so that it may be the same file; try \
-             again when it does"
-        ),
-    )
+fn unanswered(operation: &str, name: &str) -> Error {
+    let reason = format!(
+        "{name} is in use, and its backing file does not answer, so that it may be the same file; try again when it \
+         does"
+    );
+    Error::Timeout { operation: operation.to_owned(), reason }
 }
 
-fn unknown(action: &str, name: &str, errno: Errno) -> Error {
-    Error::new(
-        ErrorKind::Kernel,
-        format!(
-            "{action}: {name} shows the same bytes, and whether it is in use is unknown: open failed with {errno:?} ({})",
-            errno.desc()
-        ),
-    )
+fn unknown(operation: &str, name: &str, errno: Errno) -> Error {
+    let reason = format!(
+        "{name} shows the same bytes, and whether it is in use is unknown: open failed with {}",
+        described(errno)
+    );
+    Error::Failed { operation: operation.to_owned(), reason }
 }
 
 /// Exclusive claims on disks: while they exist no other program can mount or map those.
@@ -78,8 +72,8 @@ enum Obstacle {
 }
 
 /// Claims every disk that shows some of these bytes of the device, other than the device itself. `others`
-/// are all other loop devices; `None` stands for one whose backing file does not answer. `action` begins
-/// the messages.
+/// are all other loop devices; `None` stands for one whose backing file does not answer. `operation` completes
+/// "cannot" in the texts.
 ///
 /// # Errors
 /// `Busy` if one is in use, unless neither can be written to; `Timeout` if it is unknown whether that one
@@ -88,14 +82,14 @@ pub fn claim(
     device: &Device,
     bytes: &Range<u64>,
     others: &[(u32, Option<Device>)],
-    action: &str,
+    operation: &str,
 ) -> Result<Claims, Error> {
     let known = others.iter().filter_map(|(_, other)| other.as_ref());
     let mut stack = Stack::new(known.chain([device]));
     let (own, below) = stack
         .trace(device.device_number, bytes.clone())
-        .map_err(|too_deep| too_deep.refuse(&stack, action))?;
-    let mut disks = overlapping(&mut stack, device, &own, others, action)?;
+        .map_err(|too_deep| too_deep.refuse(&stack, operation))?;
+    let mut disks = overlapping(&mut stack, device, &own, others, operation)?;
     disks.extend(below.iter().map(|disk| (*disk, true)));
     disks.remove(&device.device_number);
     let mut claims = Claims::default();
@@ -105,9 +99,9 @@ pub fn claim(
         }
         match claim_disk(disk, &below) {
             Ok(claimed) => claims.0.extend(claimed),
-            Err(_) if !answers => return Err(unanswered(action, &stack.name(disk))),
-            Err(Obstacle::Users(users)) => return Err(in_use(action, &stack.name(disk), &users)),
-            Err(Obstacle::Open(errno)) => return Err(unknown(action, &stack.name(disk), errno)),
+            Err(_) if !answers => return Err(unanswered(operation, &stack.name(disk))),
+            Err(Obstacle::Users(users)) => return Err(in_use(operation, &stack.name(disk), &users)),
+            Err(Obstacle::Open(errno)) => return Err(unknown(operation, &stack.name(disk), errno)),
         }
     }
     Ok(claims)
@@ -125,7 +119,7 @@ fn overlapping(
     device: &Device,
     own: &[Extent],
     others: &[(u32, Option<Device>)],
-    action: &str,
+    operation: &str,
 ) -> Result<BTreeMap<DeviceNumber, bool>, Error> {
     let mut disks = BTreeMap::new();
     for (number, other) in others {
@@ -138,7 +132,7 @@ fn overlapping(
             continue;
         }
         let traced = stack.trace(disk, 0..size(disk));
-        let (extents, _) = traced.map_err(|too_deep| too_deep.refuse(stack, action))?;
+        let (extents, _) = traced.map_err(|too_deep| too_deep.refuse(stack, operation))?;
         if extents.iter().any(|extent| own.iter().any(|own| extent.overlaps(own))) {
             disks.insert(disk, true);
         }
@@ -189,6 +183,8 @@ fn is_claimed_by(disk: DeviceNumber, below: &[DeviceNumber]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use loopd_common::ErrorKind;
+
     use super::*;
 
     /// The devices 1 to `count`, each on the one before and the first on a file. None of them exists.
@@ -201,22 +197,22 @@ mod tests {
     fn claim_among(device: &Device, all: &[Device]) -> Result<Claims, Error> {
         let others = all.iter().filter(|other| other.number != device.number);
         let others: Vec<_> = others.map(|other| (other.number, Some(other.clone()))).collect();
-        claim(device, &(0..512), &others, "cannot mount x.img")
+        claim(device, &(0..512), &others, "mount x.img")
     }
 
     #[test]
     fn a_volume_on_too_many_devices_is_refused() {
         let devices = chain(18);
         let error = claim_among(&devices[17], &devices).unwrap_err();
-        assert_eq!(error.kind, ErrorKind::NotSupported);
+        assert_eq!(error.kind(), ErrorKind::NotSupported);
     }
 
     #[test]
     fn a_volume_is_refused_if_another_device_is_on_too_many_devices() {
         let devices = chain(18);
         let error = claim_among(&devices[0], &devices).unwrap_err();
-        assert_eq!(error.kind, ErrorKind::NotSupported);
-        assert!(error.message.starts_with("cannot mount x.img: /dev/loop18"), "{}", error.message);
+        assert_eq!(error.kind(), ErrorKind::NotSupported);
+        assert!(error.to_string().starts_with("cannot mount x.img: /dev/loop18"), "{error}");
     }
 
     #[test]

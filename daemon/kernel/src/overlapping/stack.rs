@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use loopd_common::text::printable;
-use loopd_common::{Error, ErrorKind};
+use loopd_engine::Error;
 use loopd_engine::kernel::{Device, FileIdentity};
 
 use crate::sysfs::{Block, DeviceNumber, loop_device};
@@ -41,16 +41,14 @@ pub struct TooDeep {
 }
 
 impl TooDeep {
-    /// The error for a volume if this leaves its overlaps unknown. `action` begins the message.
-    pub fn refuse(self, stack: &Stack<'_>, action: &str) -> Error {
-        Error::new(
-            ErrorKind::NotSupported,
-            format!(
-                "{action}: {} is stacked on more than {DEEPEST} other devices, so that it is unknown whether it shows \
-                 the same bytes as another one; detach it, or attach the file at the bottom directly",
-                stack.name(self.disk)
-            ),
-        )
+    /// The error for a volume if this leaves its overlaps unknown. `operation` completes "cannot".
+    pub fn refuse(self, stack: &Stack<'_>, operation: &str) -> Error {
+        let reason = format!(
+            "{} is stacked on more than {DEEPEST} other devices, so that it is unknown whether it shows the same bytes \
+             as another one; detach it, or attach the file at the bottom directly",
+            stack.name(self.disk)
+        );
+        Error::NotSupported { operation: operation.to_owned(), reason }
     }
 }
 
@@ -140,6 +138,8 @@ fn disk_of(block: DeviceNumber) -> (DeviceNumber, u64) {
 
 #[cfg(test)]
 mod tests {
+    use loopd_common::ErrorKind;
+
     use super::*;
 
     /// No such device exists, so that sysfs has none of these numbers.
@@ -188,10 +188,10 @@ mod tests {
         let devices = chain(18);
         let mut stack = Stack::new(&devices);
         let too_deep = stack.trace(number(18), 0..512).unwrap_err();
-        let error = too_deep.refuse(&stack, "cannot mount x.img");
-        assert_eq!(error.kind, ErrorKind::NotSupported);
+        let error = too_deep.refuse(&stack, "mount x.img");
+        assert_eq!(error.kind(), ErrorKind::NotSupported);
         for part in ["cannot mount x.img: /dev/loop900018", "more than 16 other devices", "detach it"] {
-            assert!(error.message.contains(part), "{}", error.message);
+            assert!(error.to_string().contains(part), "{error}");
         }
     }
 

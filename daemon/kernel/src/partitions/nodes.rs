@@ -2,18 +2,18 @@
 
 use std::fs::File;
 
-use loopd_common::{Error, ErrorKind};
+use loopd_engine::Error;
 use loopd_engine::kernel::{PartitionNode, node};
 use loopd_partition_table::{Partition, Table};
 use nix::errno::Errno;
 use tracing::warn;
 
-use super::rescan::not_read_again;
+use super::rescan::reading;
 use crate::ioctl;
 
 fn in_use(number: u32, partition: u32) -> Error {
-    let why = format!("its partition {partition} is in use; unmount or close it first");
-    not_read_again(number, ErrorKind::Busy, &why)
+    let reason = format!("its partition {partition} is in use; unmount or close it first");
+    Error::Busy { operation: reading(number), reason }
 }
 
 /// Whether these are the nodes of the table.

@@ -2,30 +2,33 @@
 
 use std::os::fd::OwnedFd;
 
-use loopd_common::{Error, ErrorKind};
+use loopd_engine::Error;
 use loopd_engine::kernel::node;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 
+use crate::error::failed;
 use crate::{device, ioctl, udev};
 
-/// The error for a table that cannot be read again.
-pub fn not_read_again(number: u32, kind: ErrorKind, why: &str) -> Error {
-    Error::new(kind, format!("cannot read the partition table of {} again: {why}", node(number)))
+/// The operation in words that complete "cannot".
+pub fn reading(number: u32) -> String {
+    format!("read the partition table of {} again", node(number))
 }
 
 /// The error for a device without partition scan.
 pub fn not_scanned(number: u32) -> Error {
-    not_read_again(number, ErrorKind::NotSupported, "it was attached without partition-scan")
+    let reason = "it was attached without partition-scan".to_owned();
+    Error::NotSupported { operation: reading(number), reason }
 }
 
 fn refusal(number: u32, errno: Errno) -> Error {
     match errno {
         Errno::EBUSY => {
-            not_read_again(number, ErrorKind::Busy, "a partition is in use; unmount or close it first")
+            let reason = "a partition is in use; unmount or close it first".to_owned();
+            Error::Busy { operation: reading(number), reason }
         }
         Errno::EINVAL => not_scanned(number),
-        errno => not_read_again(number, ErrorKind::Kernel, errno.desc()),
+        errno => failed(reading(number), "BLKRRPART", errno),
     }
 }
 
@@ -36,7 +39,7 @@ pub fn rescan(number: u32, disk: &OwnedFd) -> Result<bool, Error> {
         Ok(()) => Ok(false),
         Err(Errno::EPERM | Errno::EACCES) if udev::runs() => match device::open(number, OFlag::O_RDWR) {
             Ok(_closed) => Ok(true),
-            Err(errno) => Err(not_read_again(number, ErrorKind::Kernel, errno.desc())),
+            Err(errno) => Err(failed(reading(number), "open", errno)),
         },
         Err(errno) => Err(refusal(number, errno)),
     }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
-use loopd_common::Error;
+use loopd_engine::Error;
 use loopd_engine::kernel::{Device, DiskSequence, PartitionNode, Partitioning, ScanReason, node};
 use loopd_partition_table::Table;
 use nix::errno::Errno;
@@ -17,8 +17,8 @@ use crate::shared::Shared;
 use crate::sysfs::loop_device;
 use crate::{device, ioctl};
 
-fn unknown(number: u32, what: &str, call: &str, errno: Errno) -> Error {
-    failed(&format!("read the {what} of {}", node(number)), call, errno)
+fn unknown(number: u32, what: &str, call: &'static str, errno: Errno) -> Error {
+    failed(format!("read the {what} of {}", node(number)), call, errno)
 }
 
 /// Makes the nodes match the table, if the kernel does not do so itself, and returns the partitions.

@@ -9,6 +9,7 @@ use zbus::interface;
 use zbus::message::Header;
 
 use super::authority::Request;
+use super::call_error::CallError;
 use super::context::{Call, Context, Operation, invalid_option};
 use super::detach::{Detach, Target};
 use loopd_engine::kernel::{Change, DiskSequence, FileFacts};
@@ -213,7 +214,7 @@ impl Operation for ChangeSetting {
         self.method
     }
 
-    async fn look_up(&self, call: &Call<'_>) -> Result<Snapshot, Error> {
+    async fn look_up(&self, call: &Call<'_>) -> Result<Snapshot, CallError> {
         call.find(self.id)
     }
 
@@ -221,12 +222,13 @@ impl Operation for ChangeSetting {
         vec![Request::Change(attachment)]
     }
 
-    async fn run(self, call: &Call<'_>, _attachment: Snapshot) -> Result<(), Error> {
+    async fn run(self, call: &Call<'_>, _attachment: Snapshot) -> Result<(), CallError> {
         match self.setting {
-            Setting::Device(change) => call.engine.change(self.id, change).await,
-            Setting::Partitions => call.engine.rescan(self.id).await,
-            Setting::Lifetime(lifetime) => call.engine.set_lifetime(self.id, lifetime, &call.caller).await,
+            Setting::Device(change) => call.engine.change(self.id, change).await?,
+            Setting::Partitions => call.engine.rescan(self.id).await?,
+            Setting::Lifetime(lifetime) => call.engine.set_lifetime(self.id, lifetime, &call.caller).await?,
         }
+        Ok(())
     }
 }
 
@@ -244,7 +246,7 @@ impl Operation for ReplaceBackingFile {
         "ReplaceBackingFile"
     }
 
-    async fn look_up(&self, call: &Call<'_>) -> Result<Self::Object, Error> {
+    async fn look_up(&self, call: &Call<'_>) -> Result<Self::Object, CallError> {
         Ok((call.find(self.id)?, call.examine_for_authorization(&self.file).await?))
     }
 
@@ -253,7 +255,7 @@ impl Operation for ReplaceBackingFile {
         std::iter::once(Request::Change(attachment)).chain(attach).collect()
     }
 
-    async fn run(self, call: &Call<'_>, _object: Self::Object) -> Result<(), Error> {
-        call.engine.replace_backing_file(self.id, self.file, call.caller.uid()).await
+    async fn run(self, call: &Call<'_>, _object: Self::Object) -> Result<(), CallError> {
+        Ok(call.engine.replace_backing_file(self.id, self.file, call.caller.uid()).await?)
     }
 }

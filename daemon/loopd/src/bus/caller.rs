@@ -118,9 +118,9 @@ impl Callers {
     /// Takes a permit of the uid's call quota, or waits until an earlier call has ended.
     async fn wait_for_permit(&self, uid: u32, watch: &Watch) -> Result<Permit, Error> {
         tokio::select! {
-            permit = self.call_quota.acquire_in_turn(uid) => permit,
+            permit = self.call_quota.acquire_in_turn(uid) => Ok(permit?),
             () = watch.wait_for_disconnect() => Err(disconnected()),
-            () = tokio::time::sleep(QUEUE_TIMEOUT) => Err(self.call_quota.refusal(uid)),
+            () = tokio::time::sleep(QUEUE_TIMEOUT) => Err(self.call_quota.refusal(uid).into()),
         }
     }
 }

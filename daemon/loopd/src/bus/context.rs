@@ -10,6 +10,7 @@ use tracing::info;
 use zbus::message::Header;
 
 use super::authority::{Authority, Request};
+use super::call_error::CallError;
 use super::caller::{Caller, Callers};
 use super::large_replies::LargeReplies;
 use super::objects::Objects;
@@ -44,7 +45,7 @@ pub trait Operation: Send + Sized {
     ///
     /// # Errors
     /// The object does not exist, or cannot be used.
-    fn look_up(&self, call: &Call<'_>) -> impl Future<Output = Result<Self::Object, Error>> + Send;
+    fn look_up(&self, call: &Call<'_>) -> impl Future<Output = Result<Self::Object, CallError>> + Send;
 
     /// What has to be authorized, in this order.
     fn requests<'a>(&self, object: &'a Self::Object) -> Vec<Request<'a>>;
@@ -57,7 +58,7 @@ pub trait Operation: Send + Sized {
         self,
         call: &Call<'_>,
         object: Self::Object,
-    ) -> impl Future<Output = Result<Self::Output, Error>> + Send;
+    ) -> impl Future<Output = Result<Self::Output, CallError>> + Send;
 }
 
 /// A call in progress: its caller, and what its operation may use.
@@ -149,9 +150,10 @@ impl Call<'_> {
     ///
     /// # Errors
     /// `UnknownObject`.
-    pub fn find(&self, id: DiskSequence) -> Result<Snapshot, Error> {
+    pub fn find(&self, id: DiskSequence) -> Result<Snapshot, CallError> {
         self.engine.outline(id).ok_or_else(|| {
-            Error::new(ErrorKind::UnknownObject, format!("the attachment {id} does not exist any more"))
+            let message = format!("the attachment {id} does not exist any more");
+            Error::new(ErrorKind::UnknownObject, message).into()
         })
     }
 
@@ -159,15 +161,16 @@ impl Call<'_> {
     ///
     /// # Errors
     /// `InvalidBackingFile`.
-    pub async fn examine_for_authorization(&self, file: &CallerFile) -> Result<Option<FileFacts>, Error> {
+    pub async fn examine_for_authorization(&self, file: &CallerFile) -> Result<Option<FileFacts>, CallError> {
         if !self.needs_authorization {
             return Ok(None);
         }
-        self.engine.examine(file).await.map(Some)
+        Ok(Some(self.engine.examine(file).await?))
     }
 
-    fn log_failure(&self, method: &str, error: &Error) {
-        info!(uid = self.caller.uid(), client = %self.caller.client(), "{method} failed: {error}");
+    fn log_failure(&self, method: &str, error: &CallError) {
+        let (uid, client, message) = (self.caller.uid(), self.caller.client(), error.message());
+        info!(uid, %client, causes = error.causes(), "{method} failed: {message}");
     }
 }
 

@@ -1,8 +1,7 @@
 //! The operation that detaches, for `org.loopd1.Manager` and `org.loopd1.Attachment`.
 
-use loopd_dbus::Error;
-
 use super::authority::Request;
+use super::call_error::CallError;
 use super::context::{Call, Operation};
 use loopd_engine::Snapshot;
 use loopd_engine::kernel::DiskSequence;
@@ -31,10 +30,10 @@ impl Operation for Detach {
         "Detach"
     }
 
-    async fn look_up(&self, call: &Call<'_>) -> Result<Snapshot, Error> {
+    async fn look_up(&self, call: &Call<'_>) -> Result<Snapshot, CallError> {
         match self.target {
             Target::Attachment(id) => call.find(id),
-            Target::Device(number) => call.engine.locate(number).await,
+            Target::Device(number) => Ok(call.engine.locate(number).await?),
         }
     }
 
@@ -42,7 +41,7 @@ impl Operation for Detach {
         vec![Request::Change(attachment)]
     }
 
-    async fn run(self, call: &Call<'_>, attachment: Snapshot) -> Result<(), Error> {
-        call.engine.detach(attachment.id, self.lazy).await
+    async fn run(self, call: &Call<'_>, attachment: Snapshot) -> Result<(), CallError> {
+        Ok(call.engine.detach(attachment.id, self.lazy).await?)
     }
 }

@@ -11,6 +11,7 @@ use zbus::object_server::{Interface, ObjectServer};
 
 use super::attachment::Attachment;
 use super::authority::Request;
+use super::call_error::CallError;
 use super::context::{Call, Context, Operation};
 use super::large_replies::LargeReply;
 use super::manager::Manager;
@@ -120,7 +121,7 @@ impl Operation for Introspect<'_> {
         "Introspect"
     }
 
-    async fn look_up(&self, _call: &Call<'_>) -> Result<String, Error> {
+    async fn look_up(&self, _call: &Call<'_>) -> Result<String, CallError> {
         let mut xml = START.to_owned();
         describe(self.server, self.path, &mut xml)
             .await
@@ -132,7 +133,7 @@ impl Operation for Introspect<'_> {
         Vec::new()
     }
 
-    async fn run(self, call: &Call<'_>, mut xml: String) -> Result<Self::Output, Error> {
+    async fn run(self, call: &Call<'_>, mut xml: String) -> Result<Self::Output, CallError> {
         let children = || {
             call.objects.write_children(self.path, MAX_CHILDREN, &mut xml);
             xml.push_str("</node>\n");

@@ -11,6 +11,7 @@ use zbus::wire::{ObjectPath, OwnedObjectPath};
 use zbus::{Variant, interface};
 
 use super::authority::Request;
+use super::call_error::CallError;
 use super::context::{Call, Context, Operation, invalid_option};
 use super::convert;
 use super::detach::{Detach, Target};
@@ -46,7 +47,7 @@ impl Manager {
         let file = self.context.claim(&file)?;
         // Before any wait: decoded options take much less memory than received ones.
         let request = convert::attach_request(AttachOptions::decode(options).map_err(invalid_option)?);
-        request.check()?;
+        request.check().map_err(CallError::from)?;
         let attached = self.context.call(&header, SetupLoop { file, request }).await?;
         Ok((attachment_path(attached.id.0), attached.device.node()))
     }
@@ -105,7 +106,7 @@ impl Operation for SetupLoop {
         "SetupLoop"
     }
 
-    async fn look_up(&self, call: &Call<'_>) -> Result<Option<FileFacts>, Error> {
+    async fn look_up(&self, call: &Call<'_>) -> Result<Option<FileFacts>, CallError> {
         call.examine_for_authorization(&self.file).await
     }
 
@@ -113,9 +114,9 @@ impl Operation for SetupLoop {
         file.iter().map(|file| Request::Attach(file, self.request.number)).collect()
     }
 
-    async fn run(self, call: &Call<'_>, _file: Option<FileFacts>) -> Result<Snapshot, Error> {
+    async fn run(self, call: &Call<'_>, _file: Option<FileFacts>) -> Result<Snapshot, CallError> {
         let Self { file, request } = self;
-        call.engine.attach(file, request, &call.caller).await
+        Ok(call.engine.attach(file, request, &call.caller).await?)
     }
 }
 
@@ -142,9 +143,9 @@ impl Operation for List {
         "List"
     }
 
-    async fn look_up(&self, call: &Call<'_>) -> Result<Option<FileFacts>, Error> {
+    async fn look_up(&self, call: &Call<'_>) -> Result<Option<FileFacts>, CallError> {
         match &self.file {
-            Some(file) => call.engine.examine(file).await.map(Some),
+            Some(file) => Ok(Some(call.engine.examine(file).await?)),
             None => Ok(None),
         }
     }
@@ -153,7 +154,7 @@ impl Operation for List {
         Vec::new()
     }
 
-    async fn run(self, call: &Call<'_>, file: Option<FileFacts>) -> Result<Self::Output, Error> {
+    async fn run(self, call: &Call<'_>, file: Option<FileFacts>) -> Result<Self::Output, CallError> {
         let list = || {
             let attachments = call.engine.outlines();
             let included = attachments.iter().filter(|attachment| self.includes(attachment, file.as_ref()));
@@ -181,7 +182,7 @@ impl Operation for FindFree {
         "FindFree"
     }
 
-    async fn look_up(&self, _call: &Call<'_>) -> Result<(), Error> {
+    async fn look_up(&self, _call: &Call<'_>) -> Result<(), CallError> {
         Ok(())
     }
 
@@ -189,8 +190,8 @@ impl Operation for FindFree {
         Vec::new()
     }
 
-    async fn run(self, call: &Call<'_>, (): ()) -> Result<String, Error> {
-        call.engine.free_number().await.map(node)
+    async fn run(self, call: &Call<'_>, (): ()) -> Result<String, CallError> {
+        Ok(node(call.engine.free_number().await?))
     }
 }
 
@@ -206,7 +207,7 @@ impl Operation for RemoveDevice {
         "RemoveDevice"
     }
 
-    async fn look_up(&self, _call: &Call<'_>) -> Result<(), Error> {
+    async fn look_up(&self, _call: &Call<'_>) -> Result<(), CallError> {
         Ok(())
     }
 
@@ -214,8 +215,8 @@ impl Operation for RemoveDevice {
         vec![Request::Remove(self.number)]
     }
 
-    async fn run(self, call: &Call<'_>, (): ()) -> Result<(), Error> {
-        call.engine.remove_device(self.number).await
+    async fn run(self, call: &Call<'_>, (): ()) -> Result<(), CallError> {
+        Ok(call.engine.remove_device(self.number).await?)
     }
 }
 

@@ -3,6 +3,7 @@
 mod accounts;
 mod attachment;
 mod authority;
+mod call_error;
 mod caller;
 mod clients;
 mod connection;

@@ -3,13 +3,14 @@
 
 use std::collections::HashMap;
 
-use loopd_dbus::{Error, ErrorReply};
+use loopd_dbus::ErrorReply;
 use zbus::interface;
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
 use zbus::wire::{ObjectPath, OwnedObjectPath};
 
 use super::authority::Request;
+use super::call_error::CallError;
 use super::context::{Call, Context, Operation};
 use super::large_replies::LargeReply;
 use super::objects::{Interfaces, Objects, ReadProperties};
@@ -64,7 +65,7 @@ impl Operation for GetManagedObjects {
         "GetManagedObjects"
     }
 
-    async fn look_up(&self, _call: &Call<'_>) -> Result<(), Error> {
+    async fn look_up(&self, _call: &Call<'_>) -> Result<(), CallError> {
         Ok(())
     }
 
@@ -72,7 +73,7 @@ impl Operation for GetManagedObjects {
         Vec::new()
     }
 
-    async fn run(self, call: &Call<'_>, (): ()) -> Result<Self::Output, Error> {
+    async fn run(self, call: &Call<'_>, (): ()) -> Result<Self::Output, CallError> {
         Ok(call.large_replies.build(|| call.objects.properties()).await)
     }
 }

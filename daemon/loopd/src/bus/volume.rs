@@ -8,6 +8,7 @@ use zbus::interface;
 use zbus::message::Header;
 
 use super::authority::Request;
+use super::call_error::CallError;
 use super::context::{Call, Context, Operation, invalid_option};
 use super::convert;
 use loopd_engine::{Caller as _, MountRequest, Snapshot, VolumeId};
@@ -106,7 +107,7 @@ impl Operation for Mount {
         "Mount"
     }
 
-    async fn look_up(&self, call: &Call<'_>) -> Result<Snapshot, Error> {
+    async fn look_up(&self, call: &Call<'_>) -> Result<Snapshot, CallError> {
         call.find(self.id.attachment)
     }
 
@@ -114,10 +115,10 @@ impl Operation for Mount {
         vec![Request::Mount(attachment, self.id.partition)]
     }
 
-    async fn run(self, call: &Call<'_>, _attachment: Snapshot) -> Result<String, Error> {
+    async fn run(self, call: &Call<'_>, _attachment: Snapshot) -> Result<String, CallError> {
         let mount_point = call.engine.mount(self.id, &self.request, &call.caller).await?;
         mount_point.into_os_string().into_string().map_err(|mount_point| {
-            Error::new(ErrorKind::Kernel, format!("{} is not UTF-8", mount_point.display()))
+            Error::new(ErrorKind::Kernel, format!("{} is not UTF-8", mount_point.display())).into()
         })
     }
 }
@@ -136,7 +137,7 @@ impl Operation for Unmount {
         "Unmount"
     }
 
-    async fn look_up(&self, call: &Call<'_>) -> Result<(Snapshot, bool), Error> {
+    async fn look_up(&self, call: &Call<'_>) -> Result<(Snapshot, bool), CallError> {
         let attachment = call.find(self.id.attachment)?;
         Ok((attachment, call.engine.is_mounted_for(self.id, call.caller.uid())))
     }
@@ -145,7 +146,7 @@ impl Operation for Unmount {
         if *is_own { Vec::new() } else { vec![Request::UnmountOthers(attachment, self.id.partition)] }
     }
 
-    async fn run(self, call: &Call<'_>, (_, is_own): (Snapshot, bool)) -> Result<(), Error> {
-        call.engine.unmount(self.id, self.lazy, call.caller.uid(), is_own).await
+    async fn run(self, call: &Call<'_>, (_, is_own): (Snapshot, bool)) -> Result<(), CallError> {
+        Ok(call.engine.unmount(self.id, self.lazy, call.caller.uid(), is_own).await?)
     }
 }

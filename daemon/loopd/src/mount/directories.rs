@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use loopd_common::acl;
-use loopd_dbus::{Error, ErrorKind};
+use loopd_engine::Error;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 
@@ -102,16 +102,12 @@ fn restrict(directory: &OwnedFd, path: &Path, uid: u32) -> Result<(), Error> {
         && found.st_uid == rustix::process::geteuid().as_raw()
         && !mode.intersects(Mode::WGRP | Mode::WOTH);
     if !is_safe {
-        return Err(unsafe_directory(&format!(
-            "{} is not a directory that only root can write to; remove it",
-            path.display()
-        )));
+        return Err(not_usable(path, "it is not a directory that only root can write to; remove it"));
     }
     if let Some(list) = access_list(directory).map_err(|errno| failed("examine", path, errno))?
         && acl::only_reader(&list) != Some(uid)
     {
-        let message = format!("users other than uid {uid} can read {}; remove it", path.display());
-        return Err(unsafe_directory(&message));
+        return Err(not_usable(path, &format!("users other than uid {uid} can read it; remove it")));
     }
     if found.st_uid == uid { Ok(()) } else { grant_access(directory, path, uid) }
 }
@@ -120,10 +116,10 @@ fn grant_access(directory: &OwnedFd, path: &Path, uid: u32) -> Result<(), Error>
     let list = acl::for_one_reader(uid);
     match rustix::fs::fsetxattr(directory, acl::ATTRIBUTE, &list, XattrFlags::empty()) {
         Ok(()) => Ok(()),
-        Err(Errno::OPNOTSUPP) => Err(unsafe_directory(&format!(
-            "cannot grant only uid {uid} access to {}: the file system has no access control lists",
-            path.display()
-        ))),
+        Err(Errno::OPNOTSUPP) => Err(Error::NotSupported {
+            operation: format!("grant only uid {uid} access to {}", path.display()),
+            reason: "the file system has no access control lists".to_owned(),
+        }),
         Err(errno) => Err(failed("grant its user access to", path, errno)),
     }
 }
@@ -148,21 +144,27 @@ fn ignore_existing(errno: Errno) -> rustix::io::Result<()> {
 }
 
 fn not_ours(path: &Path) -> Error {
-    Error::new(ErrorKind::Kernel, format!("{} is not a directory of loopd", path.display()))
+    Error::Failed { operation: mount_on(path), reason: "it is not a directory of loopd".to_owned() }
 }
 
-fn unsafe_directory(message: &str) -> Error {
-    Error::new(ErrorKind::NotSupported, message)
+fn not_usable(path: &Path, reason: &str) -> Error {
+    Error::NotSupported { operation: mount_on(path), reason: reason.to_owned() }
+}
+
+fn mount_on(path: &Path) -> String {
+    format!("use {} to mount on", path.display())
 }
 
 fn failed(what: &str, path: &Path, errno: Errno) -> Error {
-    Error::new(ErrorKind::Kernel, format!("cannot {what} {}: {errno}", path.display()))
+    Error::Io { operation: format!("{what} {}", path.display()), source: errno.into() }
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
     use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+
+    use loopd_dbus::ErrorKind;
 
     use super::*;
 
@@ -195,7 +197,7 @@ mod tests {
         let (_temporary, directories) = directories();
         let path = directories.path("a", "data");
         match directories.make(&path, own_uid() + 1) {
-            Err(error) if error.message.contains("no access control lists") => {
+            Err(error) if error.to_string().contains("no access control lists") => {
                 return loopd_test_support::skipped("directories", &error.to_string());
             }
             made => assert!(made.unwrap()),
@@ -211,8 +213,8 @@ mod tests {
         // No second user gets access, and the first keeps it.
         for other in [own_uid() + 2, own_uid()] {
             let error = directories.make(&directories.path("a", "other"), other).unwrap_err();
-            assert_eq!(error.kind, ErrorKind::NotSupported);
-            assert!(error.message.contains("users other than"), "{error}");
+            assert_eq!(error.kind(), ErrorKind::NotSupported);
+            assert!(error.to_string().contains("users other than"), "{error}");
         }
         assert!(!directories.path("a", "other").exists());
     }
@@ -228,7 +230,7 @@ mod tests {
         fs::write(directories.media.join("file"), "").unwrap();
         for user in ["open", "group", "link", "file"] {
             let error = directories.make(&directories.path(user, "data"), own_uid()).unwrap_err();
-            assert!(error.message.contains(&format!("/{user}")), "{error}");
+            assert!(error.to_string().contains(&format!("/{user}")), "{error}");
         }
         assert!(!temporary.path().join("data").exists());
     }

@@ -4,12 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use loopd_dbus::{Error, ErrorKind};
 use nix::unistd::{Uid, User};
 use tracing::warn;
 use zbus::{Connection, Variant};
 
-use loopd_engine::{Account, BoxFuture, MountCommand, Mounter, safe_name};
+use loopd_engine::{Account, BoxFuture, Error, MountCommand, Mounter, safe_name};
 
 mod directories;
 
@@ -68,11 +67,11 @@ impl HostMounts {
     }
 
     async fn stop(&self, path: &Path, timeout: Duration) -> Result<(), Error> {
-        let unit = unit_name::of_mount(path);
+        let (unit, operation) = (unit_name::of_mount(path), format!("unmount {}", path.display()));
         let stopped = self.units.stop(&unit, timeout).await;
         stopped.map_err(|error| match error {
-            JobError::Ended(_) => Error::new(ErrorKind::Busy, "the file system is in use"),
-            error => error.to_error(&format!("unmount {}", path.display()), &unit, ""),
+            JobError::Ended(_) => Error::Busy { operation, reason: "the file system is in use".to_owned() },
+            error => error.to_error(&operation, &unit, ""),
         })
     }
 
@@ -110,9 +109,7 @@ impl HostMounts {
         work: impl FnOnce(&Directories) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let directories = self.directories.clone();
-        tokio::task::spawn_blocking(move || work(&directories))
-            .await
-            .unwrap_or_else(|_| Err(Error::new(ErrorKind::Kernel, "a worker thread of loopd failed")))
+        tokio::task::spawn_blocking(move || work(&directories)).await.unwrap_or(Err(Error::Panicked))
     }
 }
 
@@ -191,11 +188,8 @@ fn microseconds(time: Duration) -> u64 {
 /// The path as a string for D-Bus.
 fn utf8(path: &Path) -> Result<&str, Error> {
     path.to_str().ok_or_else(|| {
-        let message = format!(
-            "cannot pass {} to the service manager, because it is not UTF-8; do it as root",
-            path.display()
-        );
-        Error::new(ErrorKind::NotSupported, message)
+        let operation = format!("pass {} to the service manager", path.display());
+        Error::NotSupported { operation, reason: "it is not UTF-8; do it as root".to_owned() }
     })
 }
 

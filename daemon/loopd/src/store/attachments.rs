@@ -5,7 +5,7 @@ use std::io::Result as IoResult;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use loopd_dbus::Error;
+use loopd_engine::Error;
 use serde::{Deserialize, Serialize};
 use tracing::debug;
 
@@ -91,7 +91,7 @@ impl AttachmentFiles {
     pub fn announce(&self, mark: u64) -> Result<(), Error> {
         let path = self.announcement(mark);
         let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-        made.map(drop).map_err(|error| state_file::cannot_write(&path, &error))
+        made.map(drop).map_err(|error| state_file::cannot_write(&path, error))
     }
 
     /// Removes an announcement.

@@ -3,10 +3,8 @@
 use std::io::Result as IoResult;
 use std::path::Path;
 
-use loopd_dbus::Error;
-
 use loopd_engine::kernel::DiskSequence;
-use loopd_engine::{MountDirectory, SavedAttachment, Store};
+use loopd_engine::{Error, MountDirectory, SavedAttachment, Store};
 
 mod attachments;
 mod mount_directories;

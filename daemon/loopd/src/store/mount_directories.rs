@@ -3,7 +3,7 @@
 use std::io::Result as IoResult;
 use std::path::{Path, PathBuf};
 
-use loopd_dbus::Error;
+use loopd_engine::Error;
 use serde::{Deserialize, Serialize};
 use tracing::debug;
 

@@ -7,7 +7,7 @@ use std::io::{Error as IoError, Read as _, Result as IoResult, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use loopd_dbus::{Error, ErrorKind};
+use loopd_engine::Error;
 use nix::fcntl::OFlag;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -75,7 +75,7 @@ pub fn is_damaged(path: &Path) -> bool {
 /// The file cannot be written; an existing one is unchanged.
 pub fn write(path: &Path, contents: &impl Serialize) -> Result<(), Error> {
     let text = toml::to_string(contents).map_err(IoError::other);
-    text.and_then(|text| replace(path, &text)).map_err(|error| cannot_write(path, &error))
+    text.and_then(|text| replace(path, &text)).map_err(|error| cannot_write(path, error))
 }
 
 fn replace(path: &Path, text: &str) -> IoResult<()> {
@@ -90,8 +90,8 @@ fn replace(path: &Path, text: &str) -> IoResult<()> {
 }
 
 /// The error for a state file that cannot be written.
-pub fn cannot_write(path: &Path, error: &IoError) -> Error {
-    Error::new(ErrorKind::Kernel, format!("cannot write the state file {}: {error}", path.display()))
+pub fn cannot_write(path: &Path, source: IoError) -> Error {
+    Error::Io { operation: format!("write the state file {}", path.display()), source }
 }
 
 /// Reads a state file.

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use futures_lite::StreamExt;
-use loopd_dbus::{Error, ErrorKind};
+use loopd_engine::Error;
 use zbus::fdo::DBusProxy;
 use zbus::message::Type;
 use zbus::names::{BusName, OwnedUniqueName};
@@ -167,23 +167,27 @@ fn refused(error: zbus::Error) -> JobError {
 impl JobError {
     /// The error for a caller that requested `operation`, such as `mount /dev/loop0 (/home/a/x.img)`.
     pub fn to_error(&self, operation: &str, unit: &str, advice: &str) -> Error {
-        let (kind, why) = match self {
-            Self::Absent => (
-                ErrorKind::NotSupported,
-                "loopd has no privilege to do this itself and asks systemd, which is not running as the service \
-                 manager (no owner of org.freedesktop.systemd1 on the system bus); do it as root"
+        let operation = operation.to_owned();
+        match self {
+            Self::Absent => Error::NotSupported {
+                operation,
+                reason: "loopd has no privilege to do this itself and asks systemd, which is not running as the \
+                         service manager (no owner of org.freedesktop.systemd1 on the system bus); do it as root"
                     .to_owned(),
-            ),
-            Self::Exists(message) | Self::Refused(message) => (ErrorKind::Kernel, format!("the service manager refused {unit}: {message}")),
-            Self::Ended(result) => (
-                ErrorKind::Kernel,
-                format!("the unit {unit} ended with \"{result}\"; {advice}see \"journalctl -u '{unit}'\""),
-            ),
-            Self::TimedOut => (
-                ErrorKind::Timeout,
-                format!("the unit {unit} did not end in time; see \"journalctl -u '{unit}'\""),
-            ),
-        };
-        Error::new(kind, format!("cannot {operation}: {why}"))
+            },
+            Self::Exists(message) | Self::Refused(message) => {
+                Error::Failed { operation, reason: format!("the service manager refused {unit}: {message}") }
+            }
+            Self::Ended(result) => Error::Failed {
+                operation,
+                reason: format!(
+                    "the unit {unit} ended with \"{result}\"; {advice}see \"journalctl -u '{unit}'\""
+                ),
+            },
+            Self::TimedOut => Error::Timeout {
+                operation,
+                reason: format!("the unit {unit} did not end in time; see \"journalctl -u '{unit}'\""),
+            },
+        }
     }
 }

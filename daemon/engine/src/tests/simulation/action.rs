@@ -186,13 +186,13 @@ async fn call(harness: &Harness, action: Action, client: &Client, target: Target
     let done = match action {
         Action::Attach(lifetime, overlap) => {
             let request = AttachRequest { lifetime, overlap, ..AttachRequest::default() };
-            let attached = harness.attach_with(client, request).await.map_err(|error| error.kind)?;
+            let attached = harness.attach_with(client, request).await.map_err(|error| error.kind())?;
             return Ok(Reply::Attached(Target::of(&attached)));
         }
         Action::Mount => {
             let volume = whole(&known(engine, target)?);
             let mounted = engine.mount(volume, &wanted(), client).await;
-            return mounted.map(Reply::Mounted).map_err(|error| error.kind);
+            return mounted.map(Reply::Mounted).map_err(|error| error.kind());
         }
         Action::Unmount | Action::UnmountLazily => {
             let volume = whole(&known(engine, target)?);
@@ -213,7 +213,7 @@ async fn call(harness: &Harness, action: Action, client: &Client, target: Target
         Action::SetBlockSize => engine.change(known(engine, target)?.id, Change::BlockSize(4096)).await,
         _ => unreachable!("{action:?} is no call"),
     };
-    done.map(|()| Reply::Done).map_err(|error| error.kind)
+    done.map(|()| Reply::Done).map_err(|error| error.kind())
 }
 
 async fn happen(harness: &Harness, action: Action, client: &Client, target: Target) -> Answer {

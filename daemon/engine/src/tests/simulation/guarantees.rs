@@ -45,7 +45,7 @@ pub fn check_answer(
     }
 }
 
-/// The device is free, and nobody lists it.
+/// The device is free, and not listed.
 pub fn is_gone(harness: &Harness, target: Target) -> Result<(), String> {
     let id = target.id;
     holds(!harness.machine.has_attach(id), || format!("{id} is detached, and the kernel still has it"))?;
@@ -56,14 +56,14 @@ pub fn is_gone(harness: &Harness, target: Target) -> Result<(), String> {
 pub fn is_mounted(harness: &Harness, target: Target, directory: &std::path::Path) -> Result<(), String> {
     let is_there = harness.machine.mount_table().has(directory);
     holds(is_there, || format!("{} is mounted, and nothing is on {directory:?}", target.id))?;
-    // What loopd has not attached itself gets another object when the daemon starts anew.
+    // A foreign device gets another object when the daemon starts again.
     let listed: Vec<_> = harness.engine.list().into_iter().flat_map(|found| found.mount_points).collect();
     holds(listed.iter().any(|listed| listed == directory), || {
         format!("{directory:?} is not listed: {listed:?}")
     })
 }
 
-/// It is persistent, and nobody is taking it down.
+/// It is persistent, and not being detached.
 pub fn stays(harness: &Harness, target: Target) -> Result<(), String> {
     let id = target.id;
     let found = harness.engine.find(id).ok_or_else(|| format!("{id} is to stay, and gone"))?;

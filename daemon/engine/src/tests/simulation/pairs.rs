@@ -1,8 +1,7 @@
 //! Every pair of actions on one device, the second one begun at every moment of the first.
 //!
-//! What comes of two calls at once must be what comes of one after the other, in either order, where a
-//! call that failed has changed nothing. A call that a dead daemon has not answered may have been made or
-//! not.
+//! Two calls at the same time must have the result of one after the other, in either order. A call that failed has
+//! changed nothing. A call to which a daemon that died has not replied may have had its effect or not.
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
@@ -378,7 +377,7 @@ fn has_halves(scene: &Scene, outcome: &Outcome) -> bool {
     let ends_in_time = matches!(scene.setup, Setup::Attached(Lifetime::Mount))
         && any(&|_, action| action == Vanish)
         && any(&|_, action| matches!(action, ForeignMount | Open));
-    // Nobody was told yet which lifetime it has, and without its descriptor it may go with the daemon.
+    // Its lifetime was not published yet, and without its hold it may end with the daemon.
     let dies_during_lifetime = outcome.died
         && any(&|index, action| matches!(action, SetLifetime(_)) && outcome.answers[index].is_none());
     // A detach that waits for passing users has the device, and a lazy one does not wait for it.
@@ -456,7 +455,7 @@ fn is_possible(scene: &Scene, outcome: &Outcome, order: &[usize]) -> bool {
         && keeps_time
 }
 
-/// Whether one action was over before another began; what a vanished client leaves takes longer.
+/// Whether one action was over before another began; the effects of a disconnect take longer.
 fn ended_before(outcome: &Outcome, actions: &[Action], one: usize, other: usize) -> bool {
     match (outcome.spans[one], outcome.spans[other]) {
         (Some((_, end)), Some((start, _))) => actions[one].is_call() && end < start,
@@ -478,7 +477,7 @@ fn orders(count: usize) -> Vec<Vec<usize>> {
     all
 }
 
-/// Plays the scene; false where not every action was reached.
+/// Plays the scene; false if an action was not reached.
 fn try_scene(scene: &Scene, in_turn: &mut InTurn) -> Result<bool, String> {
     let tried = std::panic::catch_unwind(AssertUnwindSafe(|| explain(scene, in_turn)));
     tried.unwrap_or_else(|panic| {
@@ -535,7 +534,7 @@ struct Pair {
 }
 
 /// Every pair in some circumstances, so that all of them come up, and everything with a client that
-/// vanishes; where `LOOPD_PAIRS` is `all`, every pair in all of them.
+/// disconnects; if `LOOPD_PAIRS` is `all`, every pair in all of them.
 fn pairs() -> Vec<Pair> {
     let of_everything = std::env::var("LOOPD_PAIRS").is_ok_and(|wanted| wanted == "all");
     let mut all = Vec::new();
@@ -569,7 +568,7 @@ fn try_pair(pair: &Pair) -> Result<usize, String> {
 }
 
 #[test]
-fn every_pair_of_actions_is_as_one_after_the_other() {
+fn every_pair_of_actions_has_the_result_of_some_order() {
     let failures = Mutex::new(Vec::new());
     let scenes = on_every_processor(&pairs(), |pair| {
         try_pair(pair).unwrap_or_else(|text| {

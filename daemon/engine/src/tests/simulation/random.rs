@@ -392,7 +392,7 @@ fn begin(harness: &Arc<Harness>, quota: &Arc<Mutex<Quota>>, action: Action, clie
     });
 }
 
-/// Plays one run, and says how to play it again where it fails.
+/// Plays one run. A failure shows how to repeat it.
 fn play(seed: u64, steps: usize) -> u64 {
     let mut run = Run::new(seed, steps);
     let quota = Arc::clone(&run.quota);
@@ -442,7 +442,7 @@ fn random_actions_break_no_promise() {
 }
 
 #[test]
-fn a_seed_plays_the_same_each_time() {
+fn a_seed_repeats_a_run() {
     for seed in 1..=3 {
         assert_eq!(play(seed, 600), play(seed, 600), "seed {seed}");
     }

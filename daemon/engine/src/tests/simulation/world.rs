@@ -11,7 +11,7 @@ use std::time::Duration;
 use loopd_common::State;
 
 use crate::Phase;
-use crate::kernel::{DiskSequence, Kernel as _};
+use crate::kernel::{DiskSequence, Udev as _};
 use crate::simulated::Files;
 use crate::simulated::Simulated;
 use crate::tests::clock;
@@ -169,8 +169,8 @@ impl World {
         Self { machine, files, clients: Vec::new(), time: 1_000_000 }
     }
 
-    /// A daemon lives on the machine until the body ends or it dies; it takes up first what an earlier
-    /// one has left. `None` where it died.
+    /// A daemon lives on the machine until the body ends or it dies; it first adopts what an earlier
+    /// one has left. `None` if it died.
     pub fn live<T>(&mut self, body: impl AsyncFnOnce(&Arc<Harness>, &mut Vec<Client>) -> T) -> Option<T> {
         self.machine.revive();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
