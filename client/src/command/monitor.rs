@@ -2,11 +2,14 @@
 
 mod events;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use futures_util::StreamExt;
 use loopd_dbus::names::{BUS_NAME, ROOT_PATH};
 use loopd_dbus::proxy::Interaction;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc;
 use zbus::message::{Message, Sequence, Type};
 use zbus::names::OwnedUniqueName;
 use zbus::wire::{DynamicType, ObjectPath, OwnedObjectPath};
@@ -22,6 +25,8 @@ use crate::show::stdout::{plain_json, print};
 
 const BUS_DRIVER: &str = "org.freedesktop.DBus";
 const BUS_DRIVER_PATH: &str = "/org/freedesktop/DBus";
+/// How many signals may wait. An image with the most partitions causes 256 at once.
+const MAX_WAITING: usize = 1024;
 
 /// Prints the events until SIGINT or SIGTERM.
 pub async fn run(args: Monitor) -> anyhow::Result<u8> {
@@ -41,8 +46,11 @@ async fn watch(json: bool) -> anyhow::Result<u8> {
     if watcher.owner.is_none() {
         message("loopd is not running; waiting for it");
     }
-    while let Some(signal) = signals.recv().await {
-        let events = watcher.handle(&signal).await;
+    while let Some(signal) = signals.waiting.recv().await {
+        let mut events = watcher.handle(&signal).await;
+        if signals.lost.swap(false, Ordering::Relaxed) {
+            events.extend(watcher.recover().await);
+        }
         let lines: String = events.iter().map(|event| line(event, json)).collect::<Result<_, _>>()?;
         // On another thread: a reader that has stopped reading must not prevent the exit.
         tokio::task::spawn_blocking(move || print(&lines)).await??;
@@ -56,19 +64,28 @@ fn line(event: &Event, json: bool) -> serde_json::Result<String> {
     Ok(line)
 }
 
-/// Every signal on the connection, in order. A separate task receives them: a signal left in the
-/// connection's queue would block the replies behind it.
-fn signals(connection: &Connection) -> UnboundedReceiver<Message> {
+/// The signals on the connection, in order.
+struct Signals {
+    waiting: mpsc::Receiver<Message>,
+    /// Whether a signal was dropped because too many were waiting.
+    lost: Arc<AtomicBool>,
+}
+
+/// Receives signals in a separate task: a signal left in the connection's queue would block the replies
+/// behind it.
+fn signals(connection: &Connection) -> Signals {
     let mut stream = MessageStream::from(connection);
-    let (sender, receiver) = unbounded_channel();
+    let (sender, waiting) = mpsc::channel(MAX_WAITING);
+    let lost = Arc::new(AtomicBool::new(false));
+    let is_lost = Arc::clone(&lost);
     tokio::spawn(async move {
         while let Some(Ok(message)) = stream.next().await {
-            if message.message_type() == Type::Signal && sender.send(message).is_err() {
-                break;
+            if message.message_type() == Type::Signal && sender.try_send(message).is_err() {
+                is_lost.store(true, Ordering::Relaxed);
             }
         }
     });
-    receiver
+    Signals { waiting, lost }
 }
 
 struct Watcher {
@@ -104,9 +121,29 @@ impl Watcher {
                 self.owner = Some(reply.body().deserialize()?);
                 Ok(())
             }
-            Err(zbus::Error::FDO(error)) if matches!(*error, fdo::Error::NameHasNoOwner(_)) => Ok(()),
+            Err(zbus::Error::FDO(error)) if matches!(*error, fdo::Error::NameHasNoOwner(_)) => {
+                self.owner = None;
+                Ok(())
+            }
             Err(error) => Err(error),
         }
+    }
+
+    /// Reads the owner and all objects again after signals were lost; returns the events that were missed.
+    async fn recover(&mut self) -> Vec<Event> {
+        let before = self.owner.clone();
+        if self.read_owner().await.is_err() {
+            // The connection is closed: no signal follows.
+            return Vec::new();
+        }
+        let changed = self.owner != before;
+        let mut events: Vec<Event> = changed.then(|| self.daemon_event()).into_iter().collect();
+        events.extend(self.read_objects().await);
+        events
+    }
+
+    fn daemon_event(&self) -> Event {
+        Event::of_daemon(if self.owner.is_some() { Kind::DaemonStarted } else { Kind::DaemonStopped })
     }
 
     /// Reads all objects; returns the events that were missed.
@@ -148,8 +185,7 @@ impl Watcher {
             return Vec::new();
         }
         self.owner = new.into();
-        let kind = if self.owner.is_some() { Kind::DaemonStarted } else { Kind::DaemonStopped };
-        let mut events = vec![Event::of_daemon(kind)];
+        let mut events = vec![self.daemon_event()];
         events.extend(self.read_objects().await);
         events
     }

@@ -9,10 +9,10 @@
 //! 5. `state`, a plain mutex for a few lines, never held across an await. Under it only the state writer's
 //!    mutex and the lock of the mount directories are taken.
 //!
-//! Cancel safety. A future of an operation may be dropped at any await: kernel calls run to their end in a
-//! thread, and each result is recorded or undone by a task of the engine. An attach that is dropped before
-//! it is recorded is undone by the next daemon; so calls are cancelled by [`Engine::abort_calls`] and by
-//! [`Caller::disconnected`](crate::Caller::disconnected), not by dropping them.
+//! Cancel safety. The future of an operation that changes something must not be dropped: kernel calls run to
+//! their end in a thread, and the operation records or undoes their results. To cancel it there are
+//! [`Engine::abort_calls`] and [`Caller::disconnected`](crate::Caller::disconnected). Only the daemon's death
+//! drops it, and the next daemon undoes what it has left.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

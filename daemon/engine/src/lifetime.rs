@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::kernel::{Change, DiskSequence, Kernel};
 use crate::lifecycle::Lifecycle;
 use crate::operation::{audit, gone};
-use crate::ownership::Ownership;
+use crate::ownership::{Ownership, is_root};
 use crate::record::Record;
 use crate::snapshot::Snapshot;
 
@@ -48,7 +48,7 @@ impl<K: Kernel> Engine<K> {
             Some(_) => None,
             None => Some(self.attachment_quota.acquire(caller.uid())?),
         };
-        if permit.is_some() && caller.uid() != 0 {
+        if permit.is_some() && !is_root(caller.uid()) {
             // From now on its new owner chooses its content.
             self.kernel.mark_untrusted(attachment.device.disk_sequence)?;
         }

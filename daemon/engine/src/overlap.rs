@@ -14,6 +14,7 @@ use crate::client::Caller;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::kernel::{Device, FileFacts, Kernel};
+use crate::operation::audit;
 use crate::ownership::is_root;
 use crate::request::AttachRequest;
 use crate::snapshot::Snapshot;
@@ -34,21 +35,28 @@ impl<K: Kernel> Engine<K> {
         let facts = self.kernel.examine(file).await?;
         let alone = self.file_locks.lock(facts.identity).await;
         self.discover(&facts).await?;
-        let existing: Vec<Snapshot> = self
-            .list()
-            .into_iter()
-            .filter(|shown| shown.device.shows(facts.identity) && overlaps(&shown.device, request))
-            .filter(|shown| !self.reap_if_gone(shown.id))
-            .collect();
-        let Some(first) = existing.first() else { return Ok((alone, None)) };
-        if request.overlap == Overlap::Refuse {
-            return Err(refused(first, "detach it first, or attach with overlap=allow or reuse"));
+        loop {
+            let existing: Vec<Snapshot> = self
+                .list()
+                .into_iter()
+                .filter(|shown| shown.device.shows(facts.identity) && overlaps(&shown.device, request))
+                .filter(|shown| !self.reap_if_gone(shown.id))
+                .collect();
+            let Some(first) = existing.first() else { return Ok((alone, None)) };
+            if request.overlap == Overlap::Refuse {
+                return Err(refused(first, "detach it first, or attach with overlap=allow or reuse"));
+            }
+            let reused = self.choose_reusable(&existing, first, &facts, request, caller)?;
+            match self.extend_lifetime(&reused, request, caller).await {
+                // It has ended in the meantime: another one may serve the request, or none.
+                Err(Error::Gone { .. }) => continue,
+                extended => extended?,
+            }
+            if let Some(reused) = self.find(reused.id) {
+                audit("reused", &reused);
+                return Ok((alone, Some(reused)));
+            }
         }
-        let reused = self.choose_reusable(&existing, first, &facts, request, caller)?;
-        self.extend_lifetime(&reused, request, caller).await?;
-        let reused = self.find(reused.id).ok_or_else(|| crate::operation::gone(reused.id))?;
-        crate::operation::audit("reused", &reused);
-        Ok((alone, Some(reused)))
     }
 
     fn choose_reusable(

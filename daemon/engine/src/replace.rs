@@ -8,6 +8,7 @@ use crate::engine::Engine;
 use crate::error::Error;
 use crate::kernel::{Device, DiskSequence, FileIdentity, Kernel};
 use crate::operation::{audit, gone};
+use crate::ownership::is_root;
 use crate::snapshot::Snapshot;
 
 impl<K: Kernel> Engine<K> {
@@ -33,7 +34,7 @@ impl<K: Kernel> Engine<K> {
         // Events have the new disk sequence before the call returns it.
         self.update(id, |record| record.lifecycle.begin_replacement());
         let owner = attachment.ownership.as_ref().map_or(0, |ownership| ownership.uid);
-        let untrusted = owner != 0 || uid != 0;
+        let untrusted = !is_root(owner) || !is_root(uid);
         let replaced = self.kernel.replace(number, sequence, file, untrusted).await;
         let device = replaced.as_ref().ok().and_then(Option::as_ref).cloned();
         self.take_replaced(id, device);

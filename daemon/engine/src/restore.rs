@@ -15,7 +15,7 @@ use crate::kernel::{Change, Device, DiskSequence, Kernel, Partition, ScanReason,
 use crate::lifecycle::Lifecycle;
 use crate::limiter::Limiter;
 use crate::operation::audit;
-use crate::ownership::Ownership;
+use crate::ownership::{Ownership, is_root};
 use crate::quota::Permit;
 use crate::record::{PartitionRecord, Record};
 use crate::saved::{Phase, SavedAttachment};
@@ -208,7 +208,7 @@ impl<K: Kernel> Engine<K> {
     async fn adopt_device(self: &Arc<Self>, saved: &SavedAttachment, device: Device, permit: Permit) {
         let id = saved.id;
         // An older daemon, which made no marks for udev, may have attached it.
-        if saved.ownership.uid != 0
+        if !is_root(saved.ownership.uid)
             && let Err(error) = self.kernel.mark_untrusted(device.disk_sequence)
         {
             warn!(number = saved.number, disk_sequence = id.0, "{error}");

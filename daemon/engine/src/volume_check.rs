@@ -6,6 +6,7 @@ use crate::engine::Engine;
 use crate::error::Error;
 use crate::kernel::{FileSystem, Kernel};
 use crate::mount_plan::Plan;
+use crate::ownership::is_root;
 use crate::snapshot::Snapshot;
 use crate::volume::VolumeState;
 
@@ -65,7 +66,8 @@ impl<K: Kernel> Engine<K> {
         found: &VolumeState,
         uuid: &str,
     ) -> Result<Vec<String>, Error> {
-        let Some(owner) = attachment.ownership.as_ref().map(|owner| owner.uid).filter(|uid| *uid != 0) else {
+        let Some(owner) = attachment.ownership.as_ref().map(|owner| owner.uid).filter(|uid| !is_root(*uid))
+        else {
             return Ok(Vec::new());
         };
         let others = self.kernel.btrfs(uuid).await?;

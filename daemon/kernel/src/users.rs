@@ -42,7 +42,9 @@ fn swap_devices() -> Vec<String> {
 
 /// The users of a disk in words, with those of the devices that are stacked on it.
 pub fn of_disk(disk: DeviceNumber) -> Vec<String> {
-    let mounts = mounts::read().unwrap_or_default();
+    let Ok(mounts) = mounts::read() else {
+        return vec!["possibly mounted: the mount table cannot be read".to_owned()];
+    };
     let blocks = Block::numbered(disk).with_partitions();
     let mut users: Vec<String> = blocks.iter().flat_map(|block| mounts_of(&mounts, block)).collect();
     for holder in blocks.iter().flat_map(|block| stacked_on(block, 0)) {
@@ -53,9 +55,9 @@ pub fn of_disk(disk: DeviceNumber) -> Vec<String> {
     users
 }
 
-/// Whether the disk or a partition of it is mounted in our mount namespace.
+/// Whether the disk or a partition of it is mounted in our mount namespace, or may be: the table cannot be read.
 pub fn is_mounted(disk: DeviceNumber) -> bool {
-    let mounts = mounts::read().unwrap_or_default();
+    let Ok(mounts) = mounts::read() else { return true };
     Block::numbered(disk).with_partitions().iter().any(|block| !mounts_of(&mounts, block).is_empty())
 }
 

@@ -22,10 +22,10 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// For a client: no calls, and any length that the bus allows. The limit on the number of values bounds
-    /// the memory.
+    /// For a client: no calls, and replies of any length that the bus allows. The limit on the number of values
+    /// bounds their memory. A signal of loopd is about one object, so it is short, but many can wait at once.
     pub const CLIENT: Self =
-        Self { longest_reply: header::LONGEST_MESSAGE, longest_signal: header::LONGEST_MESSAGE, calls: None };
+        Self { longest_reply: header::LONGEST_MESSAGE, longest_signal: 256 << 10, calls: None };
 
     /// For a daemon that serves no objects on this connection.
     pub const QUESTIONS: Self = Self { longest_reply: 1 << 20, longest_signal: 64 << 10, calls: None };

@@ -10,7 +10,7 @@ use loopd_dbus::{Error, ErrorKind};
 use nix::unistd::{Uid, User};
 use tokio::sync::Semaphore;
 
-use loopd_engine::KeyedMutex;
+use loopd_engine::{KeyedMutex, is_root};
 
 /// The limit of concurrent lookups: each takes a thread, and the database may hang.
 const MAX_LOOKUPS: usize = 16;
@@ -53,7 +53,7 @@ impl Accounts {
     /// # Errors
     /// `AccessDenied`; `Timeout` if the database does not answer.
     pub async fn require(&self, uid: u32) -> Result<(), Error> {
-        if uid == 0 {
+        if is_root(uid) {
             return Ok(());
         }
         match tokio::time::timeout(self.timeout, self.look_up(uid)).await {

@@ -150,7 +150,7 @@ impl Request<'_> {
                 FileKind::Regular => ACTION_ATTACH,
                 FileKind::BlockDevice => ACTION_ATTACH_DEVICE,
             }),
-            Self::Change(attachment) => (!attachment.is_owned_by(uid)).then_some(ACTION_MANAGE_OTHERS),
+            Self::Change(attachment) => (!attachment.may_be_changed_by(uid)).then_some(ACTION_MANAGE_OTHERS),
             Self::Mount(attachment, _) if attachment.is_owned_by(uid) => Some(ACTION_MOUNT),
             Self::Remove(_) | Self::Mount(..) | Self::UnmountOthers(..) => Some(ACTION_MANAGE_OTHERS),
         }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
-use loopd_common::{ErrorKind, Lifetime, Overlap};
+use loopd_common::{ErrorKind, Lifetime};
 
 use super::action::{ALL, Action, Answer, Reply, Target, perform};
 use super::guarantees::{self, check_answer};
@@ -383,11 +383,7 @@ fn has_halves(scene: &Scene, outcome: &Outcome) -> bool {
     // A detach that waits for passing users has the device, and a lazy one does not wait for it.
     let detaches_twice = any(&|_, action| action == Detach)
         && any(&|index, action| action == DetachLazily && has_failed(index, ErrorKind::Busy));
-    // What was to be given back was detached at that moment.
-    let reuses_what_goes = any(&|index, action| {
-        matches!(action, Attach(_, Overlap::Reuse)) && has_failed(index, ErrorKind::NotFound)
-    }) && any(&|_, action| guarantees::ends(action) || action == Vanish);
-    ends_by_itself || ends_in_time || dies_during_lifetime || detaches_twice || reuses_what_goes
+    ends_by_itself || ends_in_time || dies_during_lifetime || detaches_twice
 }
 
 /// The orders that may explain what came of the actions, each with the indices of those whose answers are
