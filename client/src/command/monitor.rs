@@ -51,9 +51,11 @@ async fn watch(json: bool) -> anyhow::Result<u8> {
         if signals.lost.swap(false, Ordering::Relaxed) {
             events.extend(watcher.recover().await);
         }
-        let lines: String = events.iter().map(|event| line(event, json)).collect::<Result<_, _>>()?;
-        // On another thread: a reader that has stopped reading must not prevent the exit.
-        tokio::task::spawn_blocking(move || print(&lines)).await??;
+        for event in &events {
+            let line = line(event, json)?;
+            // On another thread: a reader that has stopped reading must not prevent the exit.
+            tokio::task::spawn_blocking(move || print(&line)).await??;
+        }
     }
     anyhow::bail!("the system message bus closed the connection")
 }

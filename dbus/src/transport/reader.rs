@@ -192,8 +192,12 @@ impl Reader {
     ) -> zbus::Result<Result<Message, Refusal>> {
         let message = self.receive(lengths.message, None).await?;
         // Calls are limited by their length.
-        if has_too_many_values(head, lengths, &message) {
-            let text = format!("a message has too many values: the limit is {}", values::MOST);
+        if exceeds_limits(head, lengths, &message) {
+            let text = format!(
+                "a message has too many values or too long a text: the limits are {} and {} bytes",
+                values::MOST,
+                values::LONGEST_TEXT
+            );
             return Ok(Err(Refusal::new(LIMITS_EXCEEDED, text)));
         }
         let message = header::normalize(message, parts);
@@ -316,9 +320,9 @@ async fn due(next: Option<Instant>) {
     }
 }
 
-fn has_too_many_values(head: &Head<'_>, lengths: Lengths, message: &[u8]) -> bool {
+fn exceeds_limits(head: &Head<'_>, lengths: Lengths, message: &[u8]) -> bool {
     let (Some(types), Some(endian)) = (head.signature, header::endian(message[0])) else { return false };
-    message.get(lengths.header..).is_some_and(|body| values::are_too_many(types, body, endian))
+    message.get(lengths.header..).is_some_and(|body| values::exceed_limits(types, body, endian))
 }
 
 fn unreadable(error: &zbus::Error) -> Refusal {

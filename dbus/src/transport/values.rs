@@ -1,25 +1,27 @@
-//! Counts the values in a message before the library parses it.
+//! Counts the values in a message, and measures its texts, before the library parses it.
 //!
-//! In memory each value of a variant takes more than a hundred bytes, even a byte of an array. So the length
-//! of a message alone does not bound its memory.
+//! In memory each value of a variant takes more than a hundred bytes, even a byte of an array, and a text that is
+//! escaped to be shown takes six times its length. So the length of a message alone does not bound its memory.
 
 use zbus::wire::Endian;
 
 /// How many values a message may have. A list of 7,000 attachments has about as many.
 pub const MOST: usize = 1 << 20;
+/// The longest string or array of bytes, in bytes: a path has at most 4 KiB (`PATH_MAX`).
+pub const LONGEST_TEXT: usize = 64 << 10;
 /// More than the nesting depth that the specification allows.
 const DEEPEST: usize = 128;
 
-/// Whether a body with this signature has more than [`MOST`] values. `false` for an invalid body, which the
-/// library rejects.
-pub fn are_too_many(signature: &str, body: &[u8], endian: Endian) -> bool {
+/// Whether a body with this signature has more than [`MOST`] values, or a text longer than [`LONGEST_TEXT`]. `false`
+/// for an invalid body, which the library rejects.
+pub fn exceed_limits(signature: &str, body: &[u8], endian: Endian) -> bool {
     let mut walk = Walk { body, at: 0, left: MOST, endian };
     let mut rest = signature.as_bytes();
     while !rest.is_empty() {
         match walk.value(rest, 0) {
             Ok(after) => rest = after,
             Err(End::Unreadable) => return false,
-            Err(End::TooMany) => return true,
+            Err(End::OverLimit) => return true,
         }
     }
     false
@@ -28,7 +30,7 @@ pub fn are_too_many(signature: &str, body: &[u8], endian: Endian) -> bool {
 /// Why no value follows.
 enum End {
     Unreadable,
-    TooMany,
+    OverLimit,
 }
 
 struct Walk<'b> {
@@ -56,6 +58,7 @@ impl<'b> Walk<'b> {
             b's' | b'o' => {
                 let length = self.number()?;
                 self.skip(length.saturating_add(1))?;
+                measure(length)?;
             }
             b'g' => {
                 self.signature()?;
@@ -79,6 +82,9 @@ impl<'b> Walk<'b> {
             self.align(size);
             self.skip(length)?;
             self.count(length / size)?;
+            if first == b'y' {
+                measure(length)?;
+            }
             return Ok(after_first);
         }
         if matches!(first, b'(' | b'{') {
@@ -134,9 +140,14 @@ impl<'b> Walk<'b> {
     }
 
     fn count(&mut self, values: usize) -> Result<(), End> {
-        self.left = self.left.checked_sub(values).ok_or(End::TooMany)?;
+        self.left = self.left.checked_sub(values).ok_or(End::OverLimit)?;
         Ok(())
     }
+}
+
+/// Checks the length of a text.
+fn measure(length: usize) -> Result<(), End> {
+    if length > LONGEST_TEXT { Err(End::OverLimit) } else { Ok(()) }
 }
 
 fn fixed_size(kind: u8) -> Option<usize> {
@@ -177,7 +188,7 @@ mod tests {
     fn judge<B: serde::Serialize + zbus::wire::DynamicType>(body: &B) -> bool {
         let message = Message::signal("/", "a.b", "C").build(body).unwrap();
         let body = message.body();
-        are_too_many(&body.signature().to_string_no_parens(), body.data().bytes(), Endian::native())
+        exceed_limits(&body.signature().to_string_no_parens(), body.data().bytes(), Endian::native())
     }
 
     #[test]
@@ -190,11 +201,17 @@ mod tests {
 
     #[test]
     fn each_element_counts() {
-        assert!(!judge(&vec![0_u8; MOST - 1]));
-        assert!(judge(&vec![0_u8; MOST]));
+        assert!(!judge(&vec![0_u16; MOST - 1]));
+        assert!(judge(&vec![0_u16; MOST]));
         assert!(judge(&Variant::from(vec![7_u64; MOST])));
         assert!(judge(&vec![""; MOST]));
-        assert!(!judge(&"x".repeat(2 * MOST)));
+    }
+
+    #[test]
+    fn texts_have_a_limit() {
+        let (longest, longer) = ("x".repeat(LONGEST_TEXT), "x".repeat(LONGEST_TEXT + 1));
+        assert!(!judge(&longest) && !judge(&longest.as_bytes()) && !judge(&vec![&longest; 3]));
+        assert!(judge(&longer) && judge(&longer.as_bytes()) && judge(&Variant::from(longer.as_str())));
     }
 
     #[test]
@@ -203,12 +220,12 @@ mod tests {
             for body in
                 [&[][..], &[0xff; 64], &[1; 64], &[0, 0, 0, 0, 0], &[8, 0, 0, 0, 1, b'v', 0, 1, b'v', 0]]
             {
-                assert!(!are_too_many(signature, body, Endian::Little), "{signature} {body:?}");
+                assert!(!exceed_limits(signature, body, Endian::Little), "{signature} {body:?}");
             }
         }
         // An array of empty elements would never end.
-        assert!(are_too_many("a()", &[255, 0, 0, 0, 0, 0, 0, 0], Endian::Little));
+        assert!(exceed_limits("a()", &[255, 0, 0, 0, 0, 0, 0, 0], Endian::Little));
         let endless = [1, b'v', 0].repeat(1000);
-        assert!(!are_too_many("v", &endless, Endian::Little));
+        assert!(!exceed_limits("v", &endless, Endian::Little));
     }
 }
