@@ -1,5 +1,6 @@
 //! The engine on a simulated machine.
 
+mod adoption;
 mod attach;
 mod change;
 pub mod clock;

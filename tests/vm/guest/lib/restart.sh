@@ -7,6 +7,10 @@ published_state() {
     busctl tree --list org.loopd1
 }
 
+no_state_is_left() {
+    [[ -z $(ls /run/loopd/attachments) ]]
+}
+
 # all_survive COMMAND…: the attachments of a client and a mounted file system outlive the death of the daemon
 # that the command causes; they end with the client and the unmount.
 all_survive() {
@@ -34,5 +38,5 @@ all_survive() {
     umount /mnt
     eventually is_free "$used"
     equal "descriptors kept" "$(systemctl show -P NFileDescriptorStore loopd.service)" 0
-    equal "files left" "$(ls /run/loopd/attachments)" ""
+    eventually no_state_is_left
 }
