@@ -180,17 +180,13 @@ impl<K: Kernel> Engine<K> {
             let mut guard = self.state();
             let state = &mut *guard;
             let Some(record) = state.records.get_mut(&id) else { return Err(Error::DetachedByOthers { id }) };
-            if record.lifecycle.is_cancelled() {
-                None
-            } else {
+            (!record.lifecycle.is_cancelled()).then(|| {
                 record.lifecycle = Lifecycle::Attached;
                 record.note_mounts(&state.mounts);
-                let snapshot = state.records.get(&id).map(|record| record.snapshot(id, &state.mounts));
-                if let Some(snapshot) = &snapshot {
-                    self.emit(Event::Added(Box::new(snapshot.clone())));
-                }
+                let snapshot = record.snapshot(id, &state.mounts);
+                self.emit(Event::Added(Box::new(snapshot.clone())));
                 snapshot
-            }
+            })
         };
         let Some(snapshot) = shown else {
             self.discard(id).await;
@@ -203,15 +199,11 @@ impl<K: Kernel> Engine<K> {
     /// Undoes an attach that was not published.
     pub(super) async fn discard(self: &Arc<Self>, id: DiskSequence) {
         self.release(id).await;
-        let still_used = {
-            let mut state = self.state();
-            let Some(record) = state.records.get_mut(&id) else { return };
-            // Another process has it open: it is published until its last close.
-            record.lifecycle = Lifecycle::Detaching;
-            state.records.get(&id).map(|record| record.snapshot(id, &state.mounts))
-        };
-        if let Some(snapshot) = still_used {
-            self.emit(Event::Added(Box::new(snapshot)));
-        }
+        let mut guard = self.state();
+        let state = &mut *guard;
+        let Some(record) = state.records.get_mut(&id) else { return };
+        // Another process has it open: it is published until its last close.
+        record.lifecycle = Lifecycle::Detaching;
+        self.emit(Event::Added(Box::new(record.snapshot(id, &state.mounts))));
     }
 }

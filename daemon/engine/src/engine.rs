@@ -6,8 +6,8 @@
 //! 2. The device: `Record::operation`.
 //! 3. `mount_locks`: one mount of a file at a time.
 //! 4. `status_locks` of a number, then `Record::partitioning`. The wait of a caller has a timeout.
-//! 5. `state`, a plain mutex for a few lines, never held across an await. Under it only the state writer's
-//!    mutex and the lock of the mount directories are taken.
+//! 5. `state`, a plain mutex for a few lines, never held across an await. Under it only the lock of
+//!    the mount directories is taken. No file is written under it: see [`EventStream`].
 //!
 //! Cancel safety. The future of an operation that changes something must not be dropped: kernel calls run to
 //! their end in a thread, and the operation records or undoes their results. To cancel it there are
@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::client::ClientId;
 use crate::error::Error;
 use crate::event::Event;
+use crate::event_stream::EventStream;
 use crate::kernel::{DiskSequence, FileFacts, FileIdentity, Kernel, ProbeResult};
 use crate::keyed_mutex::KeyedMutex;
 use crate::limiter::Background;
@@ -59,7 +60,7 @@ pub struct Engine<K: Kernel> {
     pub(super) scans: ScanQueue,
     pub(super) background: Background,
     pub(super) pacing: Pacing,
-    pub(super) state_writer: StateWriter,
+    pub(super) state_writer: Arc<StateWriter>,
     /// The attachments that could not be adopted at the start, by number.
     pub(super) pending: Mutex<HashMap<u32, Pending>>,
 }
@@ -91,8 +92,10 @@ impl<K: Kernel> Engine<K> {
         settings: Settings,
         store: Box<dyn Store>,
         mounter: Box<dyn Mounter>,
-    ) -> (Arc<Self>, mpsc::UnboundedReceiver<Event>) {
+    ) -> (Arc<Self>, EventStream) {
         let (events, receiver) = mpsc::unbounded_channel();
+        let state_writer = Arc::new(StateWriter::new(store));
+        let stream = EventStream::new(receiver, Arc::clone(&state_writer));
         let engine = Self {
             kernel: Arc::new(kernel),
             attachment_quota: Quota::new(
@@ -124,10 +127,10 @@ impl<K: Kernel> Engine<K> {
                 clients: HashSet::new(),
             }),
             events,
-            state_writer: StateWriter::new(store),
+            state_writer,
             pending: Mutex::default(),
         };
-        (Arc::new(engine), receiver)
+        (Arc::new(engine), stream)
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, Attachments<K>> {
@@ -148,7 +151,6 @@ impl<K: Kernel> Engine<K> {
     }
 
     pub(super) fn emit(&self, event: Event) {
-        self.state_writer.follow(&event);
         // There is no receiver once the daemon stops.
         let _nobody_listens = self.events.send(event);
     }
@@ -164,7 +166,7 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    /// Waits until all events emitted so far have been published on the bus.
+    /// Waits until all events emitted so far have been saved and published on the bus.
     pub async fn flush_events(&self) {
         let (done, handled) = oneshot::channel();
         self.emit(Event::Checkpoint(done));

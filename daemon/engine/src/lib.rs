@@ -26,6 +26,7 @@ mod udev;
 // What the engine keeps.
 mod clock;
 mod engine;
+mod event_stream;
 mod keyed_mutex;
 mod lifecycle;
 mod limiter;
@@ -69,6 +70,7 @@ pub use client::{Caller, ClientId};
 pub use engine::Engine;
 pub use error::{Errno, Error};
 pub use event::{Event, Uevent};
+pub use event_stream::EventStream;
 pub use future::BoxFuture;
 pub use keyed_mutex::KeyedMutex;
 pub use loopd_common::limits::is_block_size;

@@ -201,9 +201,10 @@ impl<K: Kernel> Engine<K> {
     /// Removes the record of an attachment that the kernel has detached, and emits the event.
     pub(super) fn remove_record(self: &Arc<Self>, id: DiskSequence) {
         let Some(record) = self.state().remove(id) else { return };
-        self.state_writer.end(id);
         if record.is_published() {
             self.emit(Event::Removed(id));
+        } else {
+            self.state_writer.end(id);
         }
         let (number, node_made, hold) = (record.device.number, record.node_made, record.hold);
         let owner = record.ownership.map(|ownership| ownership.uid);

@@ -30,15 +30,16 @@ impl<K: Kernel> Engine<K> {
         let _alone_with_file = self.mount_locks.lock(shown_next).await;
         let _claims = self.claim_users_of(shown_next, &attachment).await?;
         // If this daemon dies now, the next one recognizes the device by the file.
-        self.state_writer.expect_file(id, Some(shown_next))?;
+        self.state_writer.begin_replacement(id, shown_next)?;
         // Events have the new disk sequence before the call returns it.
         self.update(id, |record| record.lifecycle.begin_replacement());
         let owner = attachment.ownership.as_ref().map_or(0, |ownership| ownership.uid);
         let untrusted = !is_root(owner) || !is_root(uid);
         let replaced = self.kernel.replace(number, sequence, file, untrusted).await;
         let device = replaced.as_ref().ok().and_then(Option::as_ref).cloned();
+        let sequence = device.as_ref().map_or(sequence, |device| device.disk_sequence);
         self.take_replaced(id, device);
-        if let Err(error) = self.state_writer.expect_file(id, None) {
+        if let Err(error) = self.state_writer.end_replacement(id, sequence) {
             warn!(device = attachment.device.node(), disk_sequence = id.0, "{error}");
         }
         if self.reap_if_gone(id) || replaced?.is_none() {

@@ -55,6 +55,7 @@ impl<K: Kernel> Engine<K> {
         self.refresh_mounts();
         self.undo_unfinished_mounts(unfinished).await;
         self.undo_announced(announced).await;
+        self.flush_events().await;
         self.kernel.release_unadopted(&self.pending_holds()).await;
     }
 
@@ -223,7 +224,7 @@ impl<K: Kernel> Engine<K> {
         // A persistent device that is autoclear is being detached, by a client or another program.
         let is_detaching = saved.phase == Phase::Detaching || (device.autoclear && !is_held);
         // A replacement of its file has succeeded or failed: none is in progress any more.
-        if let Err(error) = self.state_writer.expect_file(id, None) {
+        if let Err(error) = self.state_writer.end_replacement(id, device.disk_sequence) {
             warn!(device = device.node(), disk_sequence = id.0, "{error}");
         }
         if is_detaching || !is_held {

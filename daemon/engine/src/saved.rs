@@ -64,7 +64,9 @@ pub struct SavedAttachment {
 impl SavedAttachment {
     /// The state of a published attachment; `None` for a foreign device.
     pub(super) fn of(snapshot: &Snapshot, before: Option<&Self>) -> Option<Self> {
-        let disk_sequence = snapshot.device.disk_sequence;
+        // The end of a replacement is saved before the events of the time before it.
+        let saved = before.map_or(DiskSequence::default(), |before| before.disk_sequence);
+        let disk_sequence = saved.max(snapshot.device.disk_sequence);
         let unchanged = before.filter(|before| before.disk_sequence == disk_sequence);
         Some(Self {
             id: snapshot.id,

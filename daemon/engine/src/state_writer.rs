@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::event::Event;
 use crate::kernel::{DiskSequence, FileIdentity};
 use crate::saved::{MountDirectory, SavedAttachment, Store};
+use crate::snapshot::Snapshot;
 
 /// Announces that a device is about to be made. It remains after an attach that was not finished: the next daemon
 /// then finds the device by its mark.
@@ -84,24 +85,34 @@ impl StateWriter {
         Ok(())
     }
 
-    /// Saves the state that an event publishes; to be called before the event is emitted.
+    /// Saves the state that an event publishes; to be called before the event is published.
     pub fn follow(&self, event: &Event) {
-        let snapshot = match event {
-            Event::Added(snapshot) => snapshot.as_ref(),
-            Event::Changed(changes) => match &changes.attachment {
-                Some(snapshot) => snapshot,
-                None => return,
-            },
-            Event::Removed(_) | Event::Checkpoint(_) => return,
-        };
+        match event {
+            Event::Added(snapshot) => self.save(snapshot),
+            Event::Changed(changes) => {
+                if let Some(snapshot) = &changes.attachment {
+                    self.save(snapshot);
+                }
+            }
+            Event::Removed(id) => self.end(*id),
+            Event::Checkpoint(_) => {}
+        }
+    }
+
+    fn save(&self, snapshot: &Snapshot) {
         if let Err(error) = self.rewrite(snapshot.id, |before| SavedAttachment::of(snapshot, before)) {
             warn!(device = snapshot.device.node(), disk_sequence = snapshot.id.0, "{error}");
         }
     }
 
-    /// Saves the file that the attachment is about to show; `None` when the replacement has ended.
-    pub fn expect_file(&self, id: DiskSequence, file: Option<FileIdentity>) -> Result<(), Error> {
-        self.rewrite(id, |before| Some(SavedAttachment { next_file: file, ..before?.clone() }))
+    /// Saves the file that the attachment is about to show.
+    pub fn begin_replacement(&self, id: DiskSequence, file: FileIdentity) -> Result<(), Error> {
+        self.rewrite(id, |before| Some(SavedAttachment { next_file: Some(file), ..before?.clone() }))
+    }
+
+    /// Saves that no replacement is in progress, and the disk sequence that the device has after it.
+    pub fn end_replacement(&self, id: DiskSequence, disk_sequence: DiskSequence) -> Result<(), Error> {
+        self.rewrite(id, |before| Some(SavedAttachment { next_file: None, disk_sequence, ..before?.clone() }))
     }
 
     /// Saves a mount directory that is about to be made or announced.

@@ -8,12 +8,11 @@ use std::time::Duration;
 
 use loopd_common::{Lifetime, State};
 use tokio::sync::Notify;
-use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::error::Error;
 use crate::kernel::DiskSequence;
 use crate::simulated::{Files, Interference, Simulated, SimulatedMounts};
-use crate::{AttachRequest, Caller, ClientId, Engine, Event, Settings, Snapshot};
+use crate::{AttachRequest, Caller, ClientId, Engine, Event, EventStream, Settings, Snapshot};
 
 pub type SimulatedEngine = Arc<Engine<Simulated>>;
 
@@ -73,8 +72,8 @@ impl Client {
 type Shown = Arc<Mutex<BTreeMap<DiskSequence, Snapshot>>>;
 
 /// Follows the engine's events as the bus room does, and checks that they make sense.
-async fn follow(mut events: UnboundedReceiver<Event>, shown: Shown, count: Arc<AtomicUsize>) {
-    while let Some(event) = events.recv().await {
+async fn follow(mut events: EventStream, shown: Shown, count: Arc<AtomicUsize>) {
+    while let Some(event) = events.next().await {
         let mut shown = shown.lock().unwrap();
         count.fetch_add(usize::from(!matches!(event, Event::Checkpoint(_))), Ordering::Relaxed);
         match event {

@@ -164,6 +164,7 @@ fn dies_during(operation: Operation, death: Death, vault: bool) -> bool {
         *noted.lock().unwrap() = Some(there.clone());
         death.arm(&machine, &files);
         let attached = commit(operation, harness, &client, &other, &there).await;
+        harness.engine.flush_events().await;
         // The dead give no answer.
         if let Some(before) = noted.lock().unwrap().as_mut().filter(|_| !machine.is_dead()) {
             before.attached = attached;
@@ -487,7 +488,9 @@ impl RandomRun {
                     let (engine, promised) = (Arc::clone(&harness.engine), Arc::clone(&self.promised));
                     let machine = self.machine.clone();
                     tasks.spawn(async move {
-                        if let Ok(snapshot) = engine.attach(1, request, &client).await
+                        let attached = engine.attach(1, request, &client).await;
+                        engine.flush_events().await;
+                        if let Ok(snapshot) = attached
                             && !(client.is_disconnected() && lifetime == Lifetime::Client)
                             && !machine.is_dead()
                             // Another program may have detached it before the answer came.

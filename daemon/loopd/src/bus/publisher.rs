@@ -8,7 +8,6 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use loopd_dbus::names::{ATTACHMENT, PARTITION, ROOT_PATH, VOLUME, attachment_path, partition_path};
 use loopd_dbus::{AttachmentProperties, PartitionProperties, VolumeProperties};
-use tokio::sync::mpsc::UnboundedReceiver;
 use tracing::error;
 use zbus::fdo::Properties;
 use zbus::names::InterfaceName;
@@ -23,7 +22,7 @@ use super::partition::Partition;
 use super::volume::Volume;
 use super::{convert, introspection, object_manager};
 use loopd_engine::kernel::DiskSequence;
-use loopd_engine::{Changes, Event, PartitionSnapshot, Snapshot, VolumeId};
+use loopd_engine::{Changes, Event, EventStream, PartitionSnapshot, Snapshot, VolumeId};
 
 /// Publishes the objects below the root object.
 pub struct Publisher {
@@ -53,8 +52,8 @@ impl Publisher {
     }
 
     /// Publishes the engine's events until the engine stops.
-    pub async fn run(mut self, mut events: UnboundedReceiver<Event>) {
-        while let Some(event) = events.recv().await {
+    pub async fn run(mut self, mut events: EventStream) {
+        while let Some(event) = events.next().await {
             let published = match event {
                 Event::Added(snapshot) => self.add(&snapshot).await,
                 Event::Changed(changes) => self.change(&changes).await,
