@@ -110,10 +110,10 @@ impl Kernel for Simulated {
                 if request.untrusted {
                     machine.untrusted.insert(sequence);
                 }
-                let vault = machine.vault;
+                let stores_holds = machine.stores_holds;
                 if let Some(bound) = machine.bound.get_mut(&number) {
                     bound.holds = usize::from(held);
-                    bound.deposits = usize::from(held && vault);
+                    bound.deposits = usize::from(held && stores_holds);
                     bound.partition_scan = request.partition_scan;
                     bound.offset = request.offset;
                     bound.size_limit = request.size_limit;
@@ -145,11 +145,11 @@ impl Kernel for Simulated {
             self.step().await?;
             let hold = {
                 let mut machine = self.lock();
-                let vault = machine.vault;
+                let stores_holds = machine.stores_holds;
                 let bound = machine.bound.get_mut(&number).filter(|bound| bound.sequence == sequence);
                 bound.map(|bound| {
                     bound.holds += 1;
-                    bound.deposits = usize::from(vault);
+                    bound.deposits = usize::from(stores_holds);
                     Hold { machine: self.clone(), number, attach: bound.attach }
                 })
             };

@@ -77,7 +77,7 @@ pub(super) struct Machine {
     /// Whether users other than root can write to the files.
     pub(super) users_write: bool,
     /// Whether a service manager keeps copies of holds.
-    pub(super) vault: bool,
+    pub(super) stores_holds: bool,
     /// Whether the daemon is dead: its calls have no effect.
     pub(super) dead: bool,
 }
@@ -296,7 +296,7 @@ impl Simulated {
 
     /// From now on a service manager keeps copies of holds.
     pub fn keep_holds(&self) {
-        self.lock().vault = true;
+        self.lock().stores_holds = true;
     }
 
     /// The daemon dies now.

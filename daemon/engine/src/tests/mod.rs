@@ -14,6 +14,5 @@ mod overlap;
 mod partitions;
 mod quotas;
 mod races;
-mod random_calls;
 mod restart;
 mod simulation;

@@ -1,8 +1,5 @@
-//! The daemon dies, at every step and in the middle of runs, and another one adopts what it has
-//! left.
+//! The daemon dies at every step of an operation, and the next one adopts what it has left.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -10,13 +7,9 @@ use loopd_common::{Lifetime, State};
 
 use super::harness::{Client, Harness};
 use super::mount::{wanted, whole};
-use super::random_calls::end_everything;
-use crate::kernel::DiskSequence;
 use crate::simulated::{Files, Interference, Simulated};
 use crate::{AttachRequest, Caller as _, ClientId, Phase, SavedAttachment, Snapshot, Store as _};
 
-/// A file that only other programs attach.
-const ELSEWHERE: u64 = 99;
 /// A file that is shown in the place of another.
 const ANOTHER: u64 = 2;
 /// The file of what is mounted: the same bytes are not mounted twice.
@@ -46,13 +39,15 @@ pub fn run_daemon<T>(machine: &Simulated, files: &Files, body: impl AsyncFnOnce(
 
 /// When the daemon dies.
 #[derive(Clone, Copy, Debug)]
-enum Death {
+pub enum Death {
+    /// At this step of the machine, counted from 1.
     Step(usize),
+    /// In this write, counted from 0; `true` if it is done.
     Write(usize, bool),
 }
 
 impl Death {
-    fn arm(self, machine: &Simulated, files: &Files) {
+    pub fn arm(self, machine: &Simulated, files: &Files) {
         match self {
             Self::Write(write, done) => files.die_at(write, done),
             Self::Step(step) => {
@@ -116,18 +111,19 @@ struct Before {
 
 #[test]
 fn a_daemon_that_dies_at_any_step_loses_nothing() {
-    for vault in [true, false] {
+    for stores_holds in [true, false] {
         for operation in OPERATIONS {
             let mut last = (0, 0);
             for step in 1.. {
                 last.0 = step;
-                if dies_during(operation, Death::Step(step), vault) {
+                if dies_during(operation, Death::Step(step), stores_holds) {
                     break;
                 }
             }
             for write in 0.. {
                 last.1 = write;
-                let done = [false, true].map(|done| dies_during(operation, Death::Write(write, done), vault));
+                let done =
+                    [false, true].map(|done| dies_during(operation, Death::Write(write, done), stores_holds));
                 if done == [true, true] {
                     break;
                 }
@@ -139,10 +135,10 @@ fn a_daemon_that_dies_at_any_step_loses_nothing() {
 }
 
 /// Says whether the operation was done before the daemon died.
-fn dies_during(operation: Operation, death: Death, vault: bool) -> bool {
-    println!("{operation:?}, {death:?}, vault {vault}");
+fn dies_during(operation: Operation, death: Death, stores_holds: bool) -> bool {
+    println!("{operation:?}, {death:?}, stores_holds {stores_holds}");
     let machine = Simulated::new();
-    if vault {
+    if stores_holds {
         machine.keep_holds();
     }
     let files = Files::on(&machine);
@@ -181,7 +177,7 @@ fn dies_during(operation: Operation, death: Death, vault: bool) -> bool {
         // Its events wait until the daemon listens.
         harness.start_udev(0);
         harness.settle().await;
-        check(operation, harness, &files, &before, vault);
+        check(operation, harness, &files, &before, stores_holds);
         machine.unmount(before.mounted.device.number);
         machine.unmount(before.persistent.device.number);
         end_everything(harness, &[client.clone(), other.clone()]).await;
@@ -233,7 +229,7 @@ async fn commit(
 }
 
 /// The second daemon has what the first one had promised, and nothing else.
-fn check(operation: Operation, harness: &Harness, files: &Files, before: &Before, vault: bool) {
+fn check(operation: Operation, harness: &Harness, files: &Files, before: &Before, stores_holds: bool) {
     harness.agree();
     let list = harness.engine.list();
     let find = |snapshot: &Snapshot| list.iter().find(|found| found.id == snapshot.id);
@@ -254,16 +250,16 @@ fn check(operation: Operation, harness: &Harness, files: &Files, before: &Before
         Operation::Detach if before.done => gone(&before.bound),
         Operation::Detach => {}
         Operation::Vanish => gone(&before.bound),
-        Operation::LetStay if vault || before.done => rebound(&before.bound, Lifetime::Persistent),
+        Operation::LetStay if stores_holds || before.done => rebound(&before.bound, Lifetime::Persistent),
         // The kernel may have made the change already, and nothing was saved.
         Operation::LetStay => {}
-        _ if vault => unchanged(&before.bound),
+        _ if stores_holds => unchanged(&before.bound),
         _ => gone(&before.bound),
     }
     match operation {
         Operation::DetachPersistent | Operation::DetachLazily if before.done => gone(&before.persistent),
         Operation::DetachPersistent | Operation::DetachLazily => {}
-        Operation::BindToClient if vault => rebound(&before.persistent, Lifetime::Client),
+        Operation::BindToClient if stores_holds => rebound(&before.persistent, Lifetime::Client),
         Operation::BindToClient if before.done => gone(&before.persistent),
         Operation::BindToClient => {}
         _ => unchanged(&before.persistent),
@@ -284,13 +280,13 @@ fn check(operation: Operation, harness: &Harness, files: &Files, before: &Before
     };
     match operation {
         Operation::Replace => replaced(&before.persistent),
-        Operation::ReplaceBound if vault => replaced(&before.bound),
+        Operation::ReplaceBound if stores_holds => replaced(&before.bound),
         _ => {}
     }
     let known = [&before.bound, &before.persistent, &before.mounted];
     let new: Vec<_> = list.iter().filter(|found| known.iter().all(|known| known.id != found.id)).collect();
     match &before.attached {
-        Some(attached) if vault || operation == Operation::Attach(Lifetime::Persistent) => {
+        Some(attached) if stores_holds || operation == Operation::Attach(Lifetime::Persistent) => {
             unchanged(attached);
             assert_eq!(new.len(), 1);
         }
@@ -310,7 +306,11 @@ fn check(operation: Operation, harness: &Harness, files: &Files, before: &Before
     for found in &list {
         let number = found.device.number;
         let holds = harness.machine.holds(number);
-        assert_eq!(harness.machine.deposits(number), if vault { holds } else { 0 }, "/dev/loop{number}");
+        assert_eq!(
+            harness.machine.deposits(number),
+            if stores_holds { holds } else { 0 },
+            "/dev/loop{number}"
+        );
     }
 }
 
@@ -330,204 +330,27 @@ fn check_places(operation: Operation, harness: &Harness, files: &Files, before: 
     }
 }
 
-/// `LOOPD_RANDOM_RUNS` sets how many runs there are; each names its seed if it fails.
-#[test]
-fn random_calls_with_deaths_lose_nothing() {
-    let runs = std::env::var("LOOPD_RANDOM_RUNS").ok().and_then(|text| text.parse().ok()).unwrap_or(40);
-    for seed in 1..=runs {
-        println!("run {seed}");
-        RandomRun::new(seed).run();
+/// Everyone goes, everything is closed: nothing may be left but what is persistent.
+async fn end_everything(harness: &Harness, clients: &[Client]) {
+    for client in clients {
+        client.vanish(&harness.engine);
     }
-}
-
-/// The replies and events of a run, on which its clients rely.
-struct RandomRun {
-    random: fastrand::Rng,
-    machine: Simulated,
-    files: Files,
-    clients: Vec<Client>,
-    promised: Arc<Mutex<BTreeMap<DiskSequence, Snapshot>>>,
-    vault: bool,
-    names: usize,
-}
-
-impl RandomRun {
-    fn new(seed: u64) -> Self {
-        let machine = Simulated::random(seed);
-        let vault = !seed.is_multiple_of(3);
-        if vault {
-            machine.keep_holds();
-        }
-        Self {
-            random: fastrand::Rng::with_seed(seed),
-            files: Files::on(&machine),
-            machine,
-            clients: Vec::new(),
-            promised: Arc::default(),
-            vault,
-            names: 0,
+    for (number, _, _) in harness.machine.bound() {
+        for _ in 0..500 {
+            harness.machine.close_elsewhere(number);
+            harness.machine.unmount(number);
         }
     }
-
-    fn break_promise(&self, broken: impl Fn(&Snapshot) -> bool) {
-        self.promised.lock().unwrap().retain(|_, snapshot| !broken(snapshot));
+    harness.settle().await;
+    harness.engine.resync().await;
+    harness.agree_after_telling().await;
+    for attachment in harness.engine.list() {
+        let client = attachment.ownership.as_ref().and_then(|ownership| ownership.client.as_ref());
+        assert_eq!(client, None, "the client of {} is gone", attachment.device.node());
+        let detached = harness.engine.detach(attachment.id, false).await;
+        // An attachment that was not mounted may have ended just now.
+        let awaits_mount = attachment.ownership.is_some_and(|owner| owner.lifetime == Lifetime::Mount);
+        assert!(detached.is_ok() || awaits_mount, "{detached:?}");
     }
-
-    fn client_leaves(&mut self) -> Option<Client> {
-        let leaving = self.random.usize(..self.clients.len().max(1));
-        let client = (leaving < self.clients.len()).then(|| self.clients.swap_remove(leaving))?;
-        client.gone.store(true, Ordering::Relaxed);
-        let bound_to = |snapshot: &Snapshot| {
-            snapshot.ownership.as_ref().is_some_and(|ownership| ownership.client.as_ref() == Some(&client.id))
-        };
-        self.break_promise(bound_to);
-        Some(client)
-    }
-
-    fn run(mut self) {
-        let (machine, files) = (self.machine.clone(), self.files.clone());
-        for _ in 0..6 {
-            run_daemon(&machine, &files, async |harness| {
-                self.adopt_saved(harness).await;
-                match self.random.u8(..3) {
-                    0 => Death::Step(self.random.usize(1..60)).arm(&machine, &files),
-                    1 => {
-                        let done = self.random.bool();
-                        Death::Write(self.random.usize(..30), done).arm(&machine, &files);
-                    }
-                    _ => {}
-                }
-                self.make_calls(harness).await;
-            });
-            machine.die();
-            if !self.vault {
-                let is_bound = |snapshot: &Snapshot| {
-                    snapshot.ownership.as_ref().is_some_and(|o| o.lifetime == Lifetime::Client)
-                };
-                self.break_promise(is_bound);
-            }
-            if self.random.bool() {
-                self.client_leaves();
-            }
-        }
-        run_daemon(&machine, &files, async |harness| {
-            self.adopt_saved(harness).await;
-            end_everything(harness, &self.clients).await;
-        })
-        .expect("the last one lives");
-        assert!(files.read().is_empty(), "files are left: {:?}", files.read());
-        assert!(files.announced().is_empty());
-    }
-
-    /// Another daemon starts: every attachment that was promised exists, and no unknown one.
-    async fn adopt_saved(&self, harness: &Harness) {
-        harness.engine.restore(connected(self.clients.clone())).await;
-        harness.engine.resync().await;
-        harness.start_udev(0);
-        harness.settle().await;
-        harness.agree();
-        let list = harness.engine.list();
-        for (id, promised) in &*self.promised.lock().unwrap() {
-            let found = list.iter().find(|found| found.id == *id).unwrap_or_else(|| panic!("{id} is gone"));
-            assert_eq!((&found.ownership, found.state), (&promised.ownership, State::Attached), "{id}");
-        }
-        let is_orphan =
-            |found: &&Snapshot| found.ownership.is_none() && found.device.backing_inode != ELSEWHERE;
-        let orphans: Vec<_> = list.iter().filter(is_orphan).map(|found| found.id).collect();
-        assert!(orphans.is_empty(), "{orphans:?} have lost their owners");
-        for found in &list {
-            let Some(ownership) = &found.ownership else { continue };
-            let is_over = ownership.lifetime == Lifetime::Client
-                && !self.clients.iter().any(|client| Some(&client.id) == ownership.client.as_ref());
-            assert!(!is_over || found.state == State::Detaching, "{} outlives its client", found.id);
-        }
-    }
-
-    async fn make_calls(&mut self, harness: &Harness) {
-        let mut tasks = tokio::task::JoinSet::new();
-        for _ in 0..150 {
-            while self.clients.len() < 4 {
-                self.names += 1;
-                self.clients.push(Client::new(&format!(":1.{}", self.names), 1000 + self.random.u32(..3)));
-            }
-            let client = self.clients[self.random.usize(..self.clients.len())].clone();
-            let number = self.random.u32(..8);
-            let of_number = |snapshot: &Snapshot| snapshot.device.number == number;
-            match self.random.u8(..15) {
-                14 => {
-                    let engine = Arc::clone(&harness.engine);
-                    tasks.spawn(async move {
-                        if let Ok(attachment) = engine.locate(number).await
-                            && attachment.ownership.is_some()
-                        {
-                            let _gone = engine.replace_backing_file(attachment.id, ANOTHER, 0).await;
-                        }
-                    });
-                }
-                12 => {
-                    let engine = Arc::clone(&harness.engine);
-                    tasks.spawn(async move {
-                        if let Ok(attachment) = engine.locate(number).await {
-                            let _busy_or_gone = engine.mount(whole(&attachment), &wanted(), &client).await;
-                        }
-                    });
-                }
-                13 => {
-                    let engine = Arc::clone(&harness.engine);
-                    tasks.spawn(async move {
-                        if let Ok(attachment) = engine.locate(number).await {
-                            let _not_mounted =
-                                engine.unmount(whole(&attachment), false, client.uid, false).await;
-                        }
-                    });
-                }
-                0..=4 => {
-                    let lifetime = if self.random.bool() { Lifetime::Client } else { Lifetime::Persistent };
-                    let wait = self.random.bool();
-                    let request = AttachRequest { lifetime, wait, ..AttachRequest::default() };
-                    let (engine, promised) = (Arc::clone(&harness.engine), Arc::clone(&self.promised));
-                    let machine = self.machine.clone();
-                    tasks.spawn(async move {
-                        let attached = engine.attach(1, request, &client).await;
-                        engine.flush_events().await;
-                        if let Ok(snapshot) = attached
-                            && !(client.is_disconnected() && lifetime == Lifetime::Client)
-                            && !machine.is_dead()
-                            // Another program may have detached it before the answer came.
-                            && !(lifetime == Lifetime::Persistent && machine.goes_at_last_close(&snapshot.device))
-                        {
-                            promised.lock().unwrap().insert(snapshot.id, snapshot);
-                        }
-                    });
-                }
-                5..=6 => {
-                    self.break_promise(of_number);
-                    let (engine, lazy) = (Arc::clone(&harness.engine), self.random.bool());
-                    let promised = Arc::clone(&self.promised);
-                    tasks.spawn(async move {
-                        if let Ok(attachment) = engine.locate(number).await {
-                            promised.lock().unwrap().remove(&attachment.id);
-                            let _busy_or_gone = engine.detach(attachment.id, lazy).await;
-                        }
-                    });
-                }
-                7 => self.machine.mount(number),
-                8 => self.machine.unmount(number),
-                9 => {
-                    if let Some(client) = self.client_leaves() {
-                        client.vanish(&harness.engine);
-                    }
-                }
-                10 => drop(self.machine.attach_elsewhere(ELSEWHERE)),
-                _ => {
-                    self.break_promise(of_number);
-                    self.machine.detach_elsewhere(number);
-                }
-            }
-            tokio::time::sleep(Duration::from_micros(self.random.u64(..4000))).await;
-        }
-        if self.random.bool() {
-            while tasks.join_next().await.is_some() {}
-        }
-    }
+    harness.assert_empty().await;
 }

@@ -9,7 +9,7 @@ use crate::kernel::{Change, DiskSequence};
 use crate::simulated::Simulated;
 use crate::tests::harness::{Client, Harness};
 use crate::tests::mount::{wanted, whole};
-use crate::{AttachRequest, Engine, Snapshot};
+use crate::{AttachRequest, Engine, Snapshot, VolumeId};
 
 /// A file that is shown in the place of another.
 pub const ANOTHER: u64 = 2;
@@ -21,6 +21,10 @@ const UNDO: Duration = Duration::from_millis(500);
 pub enum Action {
     /// `SetupLoop` with the file that the target has.
     Attach(Lifetime, Overlap),
+    /// The same without waiting for udev.
+    AttachAtOnce(Lifetime),
+    /// The same with one of three parts of the file.
+    AttachPart(Overlap),
     /// `Detach`.
     Detach,
     /// `Detach` with `lazy`.
@@ -29,6 +33,8 @@ pub enum Action {
     SetLifetime(Lifetime),
     /// `Mount`.
     Mount,
+    /// `Mount` of the first partition.
+    MountPartition,
     /// `Unmount`.
     Unmount,
     /// `Unmount` with `lazy`.
@@ -69,9 +75,13 @@ pub enum Action {
     Close,
     /// Another program has the partition table read again.
     Reread,
+    /// Another program removes the partitions.
+    DropPartitions,
+    /// Files that are attached from now on have so many partitions.
+    Partition(u32),
 }
 
-/// Everything that may happen.
+/// What every pair is made of.
 pub const ALL: [Action; 29] = [
     Action::Attach(Lifetime::Client, Overlap::Allow),
     Action::Attach(Lifetime::Mount, Overlap::Reuse),
@@ -111,10 +121,13 @@ impl Action {
         matches!(
             self,
             Attach(..)
+                | AttachAtOnce(_)
+                | AttachPart(_)
                 | Detach
                 | DetachLazily
                 | SetLifetime(_)
                 | Mount
+                | MountPartition
                 | Unmount
                 | UnmountLazily
                 | Replace
@@ -184,13 +197,15 @@ pub async fn perform(harness: Arc<Harness>, action: Action, client: Client, targ
 async fn call(harness: &Harness, action: Action, client: &Client, target: Target) -> Answer {
     let engine = &harness.engine;
     let done = match action {
-        Action::Attach(lifetime, overlap) => {
-            let request = AttachRequest { lifetime, overlap, ..AttachRequest::default() };
-            let attached = harness.attach_with(client, request).await.map_err(|error| error.kind())?;
-            return Ok(Reply::Attached(Target::of(&attached)));
+        Action::Attach(..) | Action::AttachAtOnce(_) | Action::AttachPart(_) => {
+            let attached = harness.attach_with(client, request(action, target)).await;
+            return attached
+                .map(|attached| Reply::Attached(Target::of(&attached)))
+                .map_err(|error| error.kind());
         }
-        Action::Mount => {
-            let volume = whole(&known(engine, target)?);
+        Action::Mount | Action::MountPartition => {
+            let partition = (action == Action::MountPartition).then_some(1);
+            let volume = VolumeId { partition, ..whole(&known(engine, target)?) };
             let mounted = engine.mount(volume, &wanted(), client).await;
             return mounted.map(Reply::Mounted).map_err(|error| error.kind());
         }
@@ -216,6 +231,19 @@ async fn call(harness: &Harness, action: Action, client: &Client, target: Target
     done.map(|()| Reply::Done).map_err(|error| error.kind())
 }
 
+fn request(action: Action, target: Target) -> AttachRequest {
+    let default = AttachRequest::default();
+    match action {
+        Action::Attach(lifetime, overlap) => AttachRequest { lifetime, overlap, ..default },
+        Action::AttachAtOnce(lifetime) => AttachRequest { lifetime, wait: false, ..default },
+        Action::AttachPart(overlap) => {
+            let offset = u64::from(target.number % 3) * 512;
+            AttachRequest { overlap, offset, size_limit: 512, ..default }
+        }
+        _ => unreachable!("{action:?} is no attach"),
+    }
+}
+
 async fn happen(harness: &Harness, action: Action, client: &Client, target: Target) -> Answer {
     let (machine, number) = (&harness.machine, target.number);
     match action {
@@ -239,6 +267,8 @@ async fn happen(harness: &Harness, action: Action, client: &Client, target: Targ
         Action::Open => machine.open_elsewhere(number),
         Action::Close => machine.close_elsewhere(number),
         Action::Reread => machine.reread_partitions(number),
+        Action::DropPartitions => machine.drop_partitions(number),
+        Action::Partition(count) => machine.set_partitions(count),
         _ => unreachable!("{action:?} is a call"),
     }
     Ok(Reply::Done)

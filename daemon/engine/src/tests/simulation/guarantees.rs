@@ -8,7 +8,7 @@ use crate::tests::harness::Harness;
 /// Whether an action may end an attachment, or change what it ends with.
 pub fn ends(action: Action) -> bool {
     use Action::*;
-    matches!(action, Detach | DetachLazily | ForeignDetach | SetLifetime(_) | Attach(..))
+    matches!(action, Detach | DetachLazily | ForeignDetach | SetLifetime(_) | Attach(..) | AttachPart(_))
 }
 
 /// Whether an action may unmount what is mounted.

@@ -76,7 +76,7 @@ type Step = (Who, Action);
 #[derive(Clone, Debug)]
 struct Scene {
     setup: Setup,
-    vault: bool,
+    stores_holds: bool,
     steps: Vec<Step>,
     begins: Begins,
 }
@@ -227,7 +227,7 @@ impl Play {
 
 impl Scene {
     fn play(&self) -> Outcome {
-        let mut world = World::new(Simulated::unhurried(), self.vault);
+        let mut world = World::new(Simulated::unhurried(), self.stores_holds);
         world.clients = Who::all();
         let noted: Arc<Mutex<Option<Arc<Play>>>> = Arc::default();
         let files = world.files.clone();
@@ -325,7 +325,7 @@ impl Scene {
         files: &crate::simulated::Files,
         target: Target,
     ) -> Vec<Seen> {
-        harness.agree_on_everything(files, self.vault);
+        harness.agree_on_everything(files, self.stores_holds);
         let mut seen: Vec<Seen> = harness.engine.list().iter().map(|found| Seen::of(found, target)).collect();
         seen.sort_unstable();
         harness.clear_out(files, clients).await;
@@ -526,7 +526,7 @@ struct Pair {
     first: Action,
     second: Action,
     who: Who,
-    vault: bool,
+    stores_holds: bool,
 }
 
 /// Every pair in some circumstances, so that all of them come up, and everything with a client that
@@ -538,7 +538,7 @@ fn pairs() -> Vec<Pair> {
         for second in ALL {
             for setup in SETUPS {
                 for who in [Who::Owner, Who::Same, Who::Other, Who::Root] {
-                    all.push(Pair { setup, first, second, who, vault: all.len() % 3 != 0 });
+                    all.push(Pair { setup, first, second, who, stores_holds: all.len() % 3 != 0 });
                 }
             }
         }
@@ -555,7 +555,8 @@ fn try_pair(pair: &Pair) -> Result<usize, String> {
     let steps = vec![(Who::Owner, pair.first), (pair.who, pair.second)];
     for moment in 1.. {
         let begins = Begins::At(vec![moment]);
-        let scene = Scene { setup: pair.setup, vault: pair.vault, steps: steps.clone(), begins };
+        let scene =
+            Scene { setup: pair.setup, stores_holds: pair.stores_holds, steps: steps.clone(), begins };
         if !try_scene(&scene, &mut in_turn)? {
             return Ok(moment);
         }

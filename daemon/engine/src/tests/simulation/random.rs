@@ -18,6 +18,7 @@ use super::world::World;
 use crate::kernel::DiskSequence;
 use crate::simulated::Simulated;
 use crate::tests::harness::{Client, Harness};
+use crate::tests::restart::Death;
 
 /// By default, over all runs.
 const STEPS: usize = 1_000_000;
@@ -36,19 +37,24 @@ const MOST_DEVICES: u32 = 200;
 const MOST_CLIENTS: usize = 5;
 
 /// Each with how often it comes.
-const WEIGHTS: [(u32, Action); 31] = [
+const WEIGHTS: [(u32, Action); 39] = [
     (6, Action::Attach(Lifetime::Client, Overlap::Allow)),
     (3, Action::Attach(Lifetime::Mount, Overlap::Allow)),
     (6, Action::Attach(Lifetime::Persistent, Overlap::Allow)),
     (2, Action::Attach(Lifetime::Mount, Overlap::Reuse)),
     (2, Action::Attach(Lifetime::Persistent, Overlap::Reuse)),
     (2, Action::Attach(Lifetime::Client, Overlap::Refuse)),
+    (2, Action::AttachAtOnce(Lifetime::Client)),
+    (2, Action::AttachAtOnce(Lifetime::Persistent)),
+    (1, Action::AttachPart(Overlap::Reuse)),
+    (2, Action::AttachPart(Overlap::Refuse)),
     (8, Action::Detach),
     (3, Action::DetachLazily),
     (3, Action::SetLifetime(Lifetime::Client)),
     (3, Action::SetLifetime(Lifetime::Mount)),
     (4, Action::SetLifetime(Lifetime::Persistent)),
     (6, Action::Mount),
+    (2, Action::MountPartition),
     (6, Action::Unmount),
     (2, Action::UnmountLazily),
     (3, Action::Replace),
@@ -67,6 +73,9 @@ const WEIGHTS: [(u32, Action); 31] = [
     (2, Action::Open),
     (4, Action::Close),
     (1, Action::Reread),
+    (1, Action::DropPartitions),
+    (1, Action::Partition(0)),
+    (1, Action::Partition(2)),
     (1, Action::GiveUp),
 ];
 
@@ -142,13 +151,17 @@ fn is_alone(now: &BTreeMap<u32, (u64, u32)>, begun: &BTreeMap<u32, (u64, u32)>, 
 /// What an action may break: on its device, or on each.
 fn devices(action: Action, target: Target) -> Vec<u32> {
     match action {
-        Action::Attach(_, Overlap::Reuse) => (0..MOST_DEVICES).collect(),
+        Action::Attach(_, Overlap::Reuse) | Action::AttachPart(Overlap::Reuse) => (0..MOST_DEVICES).collect(),
         _ => vec![target.number],
     }
 }
 
 fn is_end(action: Action) -> bool {
-    guarantees::ends(action) && !matches!(action, Action::Attach(_, Overlap::Allow | Overlap::Refuse))
+    guarantees::ends(action)
+        && !matches!(
+            action,
+            Action::Attach(_, Overlap::Allow | Overlap::Refuse) | Action::AttachPart(Overlap::Refuse)
+        )
 }
 
 impl Quota {
@@ -190,16 +203,17 @@ impl Quota {
             (Action::SetLifetime(Lifetime::Client), _) if undisturbed && !client.is_gone() => {
                 self.promises.push(Promise::StaysWith(target, client.id.0.clone()));
             }
-            (Action::Attach(lifetime, Overlap::Allow | Overlap::Refuse), Reply::Attached(attached)) => {
-                match lifetime {
-                    _ if !is_alone(&self.ends, &begun.ends, attached.number) => {}
-                    Lifetime::Persistent => self.promises.push(Promise::Stays(*attached)),
-                    Lifetime::Client if !client.is_gone() => {
-                        self.promises.push(Promise::StaysWith(*attached, client.id.0.clone()));
-                    }
-                    _ => {}
+            (
+                Action::Attach(lifetime, Overlap::Allow | Overlap::Refuse) | Action::AttachAtOnce(lifetime),
+                Reply::Attached(attached),
+            ) => match lifetime {
+                _ if !is_alone(&self.ends, &begun.ends, attached.number) => {}
+                Lifetime::Persistent => self.promises.push(Promise::Stays(*attached)),
+                Lifetime::Client if !client.is_gone() => {
+                    self.promises.push(Promise::StaysWith(*attached, client.id.0.clone()));
                 }
-            }
+                _ => {}
+            },
             (Action::Mount, Reply::Mounted(directory))
                 if is_alone(&self.unmounts, &begun.unmounts, target.number) =>
             {
@@ -248,7 +262,7 @@ fn stays_with(harness: &Harness, target: Target, client: &str) -> Result<(), Str
 struct Run {
     random: fastrand::Rng,
     world: World,
-    vault: bool,
+    stores_holds: bool,
     quota: Arc<Mutex<Quota>>,
     names: usize,
     left: usize,
@@ -256,11 +270,13 @@ struct Run {
 
 impl Run {
     fn new(seed: u64, steps: usize) -> Self {
-        let vault = !seed.is_multiple_of(3);
+        let stores_holds = !seed.is_multiple_of(3);
+        let mut world = World::new(Simulated::unhurried_random(seed), stores_holds);
+        world.udev_seed = seed.is_multiple_of(2).then_some(seed);
         Self {
             random: fastrand::Rng::with_seed(seed),
-            world: World::new(Simulated::unhurried_random(seed), vault),
-            vault,
+            world,
+            stores_holds,
             quota: Arc::default(),
             names: 0,
             left: steps,
@@ -284,7 +300,8 @@ impl Run {
     fn live(&mut self) -> Result<(), String> {
         let steps = self.random.usize(1..=STEPS_OF_A_LIFE).min(self.left);
         self.left -= steps;
-        let (files, vault, quota) = (self.world.files.clone(), self.vault, Arc::clone(&self.quota));
+        let (files, stores_holds, quota) =
+            (self.world.files.clone(), self.stores_holds, Arc::clone(&self.quota));
         let (random, names) = (&mut self.random, &mut self.names);
         // None of the last daemon's calls is under way any more.
         {
@@ -292,15 +309,19 @@ impl Run {
             quota.under_way = 0;
             quota.ends.values_mut().for_each(|(_, under_way)| *under_way = 0);
             quota.unmounts.values_mut().for_each(|(_, under_way)| *under_way = 0);
-            if !vault {
+            if !stores_holds {
                 quota.promises.retain(|promise| matches!(promise, Promise::Stays(_)));
             }
         }
-        let dies = random.u8(..3) > 0;
+        let dies = random.bool();
+        let death = random_death(random);
         let lived: Option<Result<(), String>> = self.world.live(async |harness, clients| {
             harness.quiesce().await;
-            harness.agree_on_everything(&files, vault);
+            harness.agree_on_everything(&files, stores_holds);
             quota.lock().unwrap().check(harness).map_err(|text| format!("after a restart, {text}"))?;
+            if let Some(death) = death {
+                death.arm(&harness.machine, &files);
+            }
             for step in 0..steps {
                 while clients.len() < MOST_CLIENTS {
                     *names += 1;
@@ -320,7 +341,7 @@ impl Run {
                 broken.map_or(Ok(()), Err)?;
                 if step % STEPS_OF_A_ROUND == STEPS_OF_A_ROUND - 1 {
                     harness.rest(&quota).await?;
-                    harness.agree_on_everything(&files, vault);
+                    harness.agree_on_everything(&files, stores_holds);
                     quota.lock().unwrap().check(harness)?;
                 }
             }
@@ -330,10 +351,19 @@ impl Run {
                 std::future::pending::<()>().await;
             }
             harness.rest(&quota).await?;
-            harness.agree_on_everything(&files, vault);
+            harness.agree_on_everything(&files, stores_holds);
             quota.lock().unwrap().check(harness)
         });
         lived.unwrap_or(Ok(()))
+    }
+}
+
+/// In one of two lives the daemon dies in the middle of a call.
+fn random_death(random: &mut fastrand::Rng) -> Option<Death> {
+    match random.u8(..4) {
+        0 => Some(Death::Step(random.usize(1..2000))),
+        1 => Some(Death::Write(random.usize(..500), random.bool())),
+        _ => None,
     }
 }
 

@@ -18,8 +18,8 @@ use crate::tests::clock;
 use crate::tests::harness::{Client, Harness, SimulatedEngine};
 use crate::tests::restart::connected;
 
-/// udev takes this long for an event.
-const PROCESSING: Duration = Duration::from_millis(1);
+/// udev takes this long for an event, in microseconds.
+const PROCESSING: u64 = 1000;
 /// How late events may be.
 const LATE: Duration = Duration::from_millis(300);
 /// Between two daemons, in microseconds.
@@ -30,11 +30,15 @@ pub struct World {
     pub machine: Simulated,
     pub files: Files,
     pub clients: Vec<Client>,
+    /// Of the random delays and losses of udev's events.
+    pub udev_seed: Option<u64>,
     time: u64,
 }
 
-/// udev and the watch on the mount table, which sleep while there is nothing to tell.
-async fn brisk_udev(machine: Simulated, engine: SimulatedEngine, late: Arc<AtomicBool>) {
+/// udev and the watch on the mount table, which sleep while there is nothing to tell. With a seed udev takes a random
+/// time for an event, and one in fifty is lost.
+async fn brisk_udev(machine: Simulated, engine: SimulatedEngine, late: Arc<AtomicBool>, seed: Option<u64>) {
+    let mut random = seed.map(fastrand::Rng::with_seed);
     let mut mount_changes = 0;
     loop {
         if mount_changes != machine.mount_changes() {
@@ -48,8 +52,13 @@ async fn brisk_udev(machine: Simulated, engine: SimulatedEngine, late: Arc<Atomi
             machine.news().await;
             continue;
         }
-        tokio::time::sleep(PROCESSING).await;
-        if let Some(event) = machine.take_uevent() {
+        let processing =
+            random.as_mut().map_or(PROCESSING, |random| random.u64(PROCESSING / 2..5 * PROCESSING));
+        tokio::time::sleep(Duration::from_micros(processing)).await;
+        let Some(event) = machine.take_uevent() else { continue };
+        if random.as_mut().is_some_and(|random| random.u8(..50) == 0) {
+            engine.events_lost();
+        } else {
             engine.observe(event);
         }
     }
@@ -61,8 +70,8 @@ impl Harness {
         self.late.store(true, Ordering::Relaxed);
     }
 
-    fn start_brisk_udev(&self) {
-        let udev = brisk_udev(self.machine.clone(), Arc::clone(&self.engine), Arc::clone(&self.late));
+    fn start_brisk_udev(&self, seed: Option<u64>) {
+        let udev = brisk_udev(self.machine.clone(), Arc::clone(&self.engine), Arc::clone(&self.late), seed);
         self.tasks.lock().unwrap().spawn(udev);
     }
 
@@ -74,7 +83,7 @@ impl Harness {
     }
 
     /// Engine, kernel, bus, files, folders, mounts and quotas agree.
-    pub fn agree_on_everything(&self, files: &Files, vault: bool) {
+    pub fn agree_on_everything(&self, files: &Files, stores_holds: bool) {
         self.agree();
         let list = self.engine.list();
         let ours: BTreeMap<DiskSequence, _> =
@@ -97,7 +106,7 @@ impl Harness {
         }
         assert_eq!(files.marks(), Vec::<u64>::new(), "announcements are left");
         self.check_folders(files);
-        self.check_devices(vault);
+        self.check_devices(stores_holds);
         self.check_quotas();
     }
 
@@ -111,7 +120,7 @@ impl Harness {
         }
     }
 
-    fn check_devices(&self, vault: bool) {
+    fn check_devices(&self, stores_holds: bool) {
         let state = self.engine.state();
         for (id, record) in &state.records {
             let number = record.device.number;
@@ -120,7 +129,7 @@ impl Harness {
             assert!(record.operation.try_lock().is_ok(), "{id} is locked");
             let held = usize::from(record.hold.is_some());
             assert_eq!(self.machine.holds(number), held, "descriptors of /dev/loop{number}");
-            let deposits = if vault { held } else { 0 };
+            let deposits = if stores_holds { held } else { 0 };
             assert_eq!(self.machine.deposits(number), deposits, "copies of descriptors of /dev/loop{number}");
         }
     }
@@ -161,22 +170,23 @@ impl Harness {
 }
 
 impl World {
-    pub fn new(machine: Simulated, vault: bool) -> Self {
-        if vault {
+    pub fn new(machine: Simulated, stores_holds: bool) -> Self {
+        if stores_holds {
             machine.keep_holds();
         }
         let files = Files::on(&machine);
-        Self { machine, files, clients: Vec::new(), time: 1_000_000 }
+        Self { machine, files, clients: Vec::new(), udev_seed: None, time: 1_000_000 }
     }
 
     /// A daemon lives on the machine until the body ends or it dies; it first adopts what an earlier
     /// one has left. `None` if it died.
     pub fn live<T>(&mut self, body: impl AsyncFnOnce(&Arc<Harness>, &mut Vec<Client>) -> T) -> Option<T> {
         self.machine.revive();
+        self.files.stay_alive();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
         let runtime = runtime.unwrap();
         let (machine, files, clients) = (self.machine.clone(), self.files.clone(), &mut self.clients);
-        let start = self.time;
+        let (start, seed) = (self.time, self.udev_seed);
         let (done, time) = runtime.block_on(async {
             clock::start(start);
             let harness = Arc::new(Harness::with_files(machine.clone(), files));
@@ -188,7 +198,7 @@ impl World {
                     harness.engine.restore(connected).await;
                     harness.engine.resync().await;
                     harness.engine.flush_events().await;
-                    harness.start_brisk_udev();
+                    harness.start_brisk_udev(seed);
                     body(&harness, clients).await
                 } => Some(done),
             };
