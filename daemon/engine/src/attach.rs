@@ -204,6 +204,7 @@ impl<K: Kernel> Engine<K> {
         let Some(record) = state.records.get_mut(&id) else { return };
         // Another process has it open: it is published until its last close.
         record.lifecycle = Lifecycle::Detaching;
+        record.note_mounts(&state.mounts);
         self.emit(Event::Added(Box::new(record.snapshot(id, &state.mounts))));
     }
 }

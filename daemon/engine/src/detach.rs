@@ -66,7 +66,11 @@ impl<K: Kernel> Engine<K> {
     async fn try_detach(self: &Arc<Self>, attachment: &Snapshot) -> Result<Attempt, Error> {
         let was_held = self.state().records.get(&attachment.id).is_some_and(|record| record.hold.is_some());
         self.release(attachment.id).await;
-        if self.await_end(attachment.id).await {
+        let ended = tokio::select! {
+            ended = self.await_end(attachment.id) => ended,
+            () = self.aborted() => self.reap_if_gone(attachment.id),
+        };
+        if ended {
             return Ok(Attempt::Gone);
         }
         if was_held {

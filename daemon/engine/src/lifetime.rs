@@ -204,9 +204,8 @@ impl<K: Kernel> Engine<K> {
         let Ok(alone) = self.lock_device(id).await else { return false };
         // It may have been mounted again.
         let is_over = {
-            let mut guard = self.state();
-            let state = &mut *guard;
-            state.records.get_mut(&id).is_some_and(|record| record.note_mounts(&state.mounts))
+            let state = self.state();
+            state.records.get(&id).is_some_and(|record| record.has_lost_last_mount(&state.mounts))
         };
         match self.find(id).filter(|_| is_over) {
             Some(attachment) => {

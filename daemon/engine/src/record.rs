@@ -223,17 +223,20 @@ impl<K: Kernel> Record<K> {
     /// Records whether the attachment is mounted; returns whether it ends with its last mount now.
     pub fn note_mounts(&mut self, mounts: &MountTable) -> bool {
         let is_mounted = self.is_mounted(mounts);
-        let is_attached = self.is_attached();
-        let Some(ownership) = self.ownership.as_mut().filter(|owner| owner.lifetime == Lifetime::Mount)
-        else {
-            return false;
-        };
-        if is_mounted {
+        let ends_with_mount = self.ownership.as_mut().filter(|owner| owner.lifetime == Lifetime::Mount);
+        if let Some(ownership) = ends_with_mount.filter(|_| is_mounted) {
             ownership.mounted = true;
             ownership.grace_ends = None;
             ownership.client = None;
         }
-        is_attached && ownership.mounted && !is_mounted
+        self.has_lost_last_mount(mounts)
+    }
+
+    /// Whether the attachment ends with its last mount, and that is gone.
+    pub fn has_lost_last_mount(&self, mounts: &MountTable) -> bool {
+        let was_mounted =
+            self.ownership.as_ref().is_some_and(|owner| owner.lifetime == Lifetime::Mount && owner.mounted);
+        was_mounted && self.is_attached() && !self.is_mounted(mounts)
     }
 
     fn is_mounted(&self, mounts: &MountTable) -> bool {

@@ -28,6 +28,7 @@ mod untrusted;
 mod users;
 mod wait;
 
+pub use backing_file::{Examined, examine as examine_file};
 pub use descriptor_store::DescriptorStore;
 pub use linux::Linux;
 pub use untrusted::Untrusted;

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::config;
+use crate::platform::IS_SIMULATED;
 
 /// What the command line requests.
 #[derive(Debug, PartialEq, Eq)]
@@ -38,7 +39,7 @@ LOOPD_LOG sets the level of the log: error, warn, info, debug or trace.
 
 /// Reads the command line.
 pub fn read(mut arguments: impl Iterator<Item = OsString>) -> Arguments {
-    let Some(first) = arguments.next() else { return Arguments::Run(config::Source::default()) };
+    let Some(first) = arguments.next() else { return run(config::Source::default()) };
     let second = arguments.next();
     let rest = arguments.next();
     match (first.to_str(), second, rest) {
@@ -46,8 +47,12 @@ pub fn read(mut arguments: impl Iterator<Item = OsString>) -> Arguments {
         (Some("-V" | "--version"), None, None) => {
             Arguments::Print(format!("loopd {}\n", env!("CARGO_PKG_VERSION")))
         }
-        (Some("--config"), Some(file), None) => Arguments::Run(named(file)),
+        (Some("--config"), Some(file), None) => run(named(file)),
         (Some("--check-config"), file, None) => Arguments::Check(file.map(named).unwrap_or_default()),
+        (Some("--simulate"), None, None) if IS_SIMULATED => Arguments::Run(config::Source::default()),
+        (Some("--simulate"), None, None) => {
+            Arguments::Invalid("this build cannot simulate; build loopd with --features simulate".to_owned())
+        }
         (Some("--config"), None, None) => {
             Arguments::Invalid("--config needs a file; loopd --help".to_owned())
         }
@@ -58,12 +63,20 @@ pub fn read(mut arguments: impl Iterator<Item = OsString>) -> Arguments {
     }
 }
 
+/// A build that simulates does nothing else, so that it is never taken for the daemon.
+fn run(configuration: config::Source) -> Arguments {
+    if IS_SIMULATED {
+        return Arguments::Invalid("this build only simulates; loopd --simulate".to_owned());
+    }
+    Arguments::Run(configuration)
+}
+
 fn named(file: OsString) -> config::Source {
     config::Source::named(PathBuf::from(file))
 }
 
 fn is_option(argument: &OsString) -> bool {
-    let options = ["-h", "--help", "-V", "--version", "--config", "--check-config"];
+    let options = ["-h", "--help", "-V", "--version", "--config", "--check-config", "--simulate"];
     options.iter().any(|option| argument == option)
 }
 

@@ -11,12 +11,12 @@ use zbus::Connection;
 
 use crate::exit::{Exit, Failure};
 use crate::idle::Idle;
-use crate::kernel_events::KernelEvents;
+use crate::platform;
 use crate::reload::Reload;
 use crate::shutdown::Termination;
 use crate::startup::{self, Started};
-use crate::systemd::{notify, watchdog};
-use crate::{bus, config, store};
+use crate::systemd::notify;
+use crate::{bus, config, watchdog};
 
 /// Starts the daemon and runs it until it ends.
 ///
@@ -24,12 +24,12 @@ use crate::{bus, config, store};
 /// It cannot be started, or something that it needs failed.
 pub async fn run(configuration: config::Source) -> Result<Exit, Failure> {
     let signals = Signals::listen().map_err(|error| format!("cannot handle signals: {error}"))?;
-    let directory =
-        store::runtime_directory().map_err(|error| format!("cannot make the runtime directory: {error}"))?;
+    let directory = platform::runtime_directory()
+        .map_err(|error| format!("cannot make the runtime directory: {error}"))?;
     let settings = configuration.read_or_last_good(&directory).map_err(Failure::Permanent)?.settings();
-    let kernel = startup::open_kernel(&directory)?;
+    let kernel = platform::open(&directory)?;
     // Before any device is looked at, so that no event is missed.
-    let kernel_events = KernelEvents::listen()?;
+    let kernel_events = platform::Events::listen(&kernel)?;
     let started = startup::start(kernel, &directory, &settings).await?;
     let Started { connection, engine, callers, quotas, .. } = &started;
 

@@ -12,14 +12,13 @@ use zbus::{Connection, MessageStream};
 
 use crate::bus::{self, Callers};
 use crate::exit::Exit;
+use crate::platform::SharedEngine;
 use crate::systemd::notify;
-use loopd_engine::Engine;
-use loopd_kernel::Linux;
 
 /// Watches whether the daemon is idle.
 pub struct Idle {
     connection: Connection,
-    engine: Arc<Engine<Linux>>,
+    engine: SharedEngine,
     callers: Arc<Callers>,
     /// The number of received calls.
     received_calls: watch::Receiver<u64>,
@@ -31,7 +30,7 @@ impl Idle {
     /// Counts received calls from now on.
     pub fn new(
         connection: &Connection,
-        engine: &Arc<Engine<Linux>>,
+        engine: &SharedEngine,
         callers: &Arc<Callers>,
         timeout: watch::Receiver<Duration>,
     ) -> Self {

@@ -3,6 +3,7 @@
 //! `docs/architecture.md` names the tasks of the daemon and what each waits for.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(feature = "simulate", expect(dead_code, unused_imports, reason = "what only Linux needs"))]
 
 mod arguments;
 mod bus;
@@ -10,15 +11,16 @@ mod config;
 mod daemon;
 mod exit;
 mod idle;
-mod kernel_events;
 mod lock;
 mod log;
 mod mount;
+mod platform;
 mod reload;
 mod shutdown;
 mod startup;
 mod store;
 mod systemd;
+mod watchdog;
 
 use std::process::ExitCode;
 use std::time::Duration;

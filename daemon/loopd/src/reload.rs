@@ -1,17 +1,15 @@
 //! Reloads the configuration on SIGHUP.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
-use loopd_engine::Engine;
-use loopd_kernel::Linux;
 use tokio::signal::unix::Signal;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::bus::Quotas;
 use crate::config;
+use crate::platform::SharedEngine;
 
 /// What a reload reads, and what it changes.
 pub struct Reload {
@@ -20,7 +18,7 @@ pub struct Reload {
     /// The runtime directory, in which the last valid configuration is saved.
     pub directory: PathBuf,
     /// Gets the new settings.
-    pub engine: Arc<Engine<Linux>>,
+    pub engine: SharedEngine,
     /// Get the new limits.
     pub quotas: Quotas,
     /// Gets the new timeout.

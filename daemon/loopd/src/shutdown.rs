@@ -3,14 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use loopd_engine::Engine;
-use loopd_kernel::Linux;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::warn;
 use zbus::Connection;
 
 use crate::bus::{self, Callers};
+use crate::platform::Engine;
 use crate::systemd::notify;
 
 /// How long calls in progress may take after the first signal.
@@ -39,7 +38,7 @@ impl Termination {
 
     /// Waits for a signal, then until all received calls have been answered. A second signal or a timeout
     /// cancels them. Later calls start the next daemon, if the bus can activate it.
-    pub async fn drain(mut self, connection: &Connection, engine: &Engine<Linux>, callers: &Arc<Callers>) {
+    pub async fn drain(mut self, connection: &Connection, engine: &Engine, callers: &Arc<Callers>) {
         self.receive().await;
         notify::notify(&[NotifyState::Stopping]);
         let answered = async {

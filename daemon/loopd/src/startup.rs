@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use loopd_dbus::names::BUS_NAME;
 use loopd_engine::{Engine, Settings};
-use loopd_kernel::{Linux, Untrusted, mounts};
 use tracing::warn;
 use zbus::Connection;
 use zbus::fdo::DBusProxy;
@@ -15,9 +14,7 @@ use zbus::fdo::DBusProxy;
 use crate::bus::{self, Authority, Callers, Clients, Context, Link, Publisher, Quotas};
 use crate::exit::Failure;
 use crate::lock::Lock;
-use crate::mount::HostMounts;
-use crate::store::StateFiles;
-use crate::systemd::FdStore;
+use crate::platform::{self, Platform, SharedEngine};
 
 /// How long to wait until devices are adopted, and then until all devices have been looked at.
 const DEVICE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -27,7 +24,7 @@ pub struct Started {
     /// The connection that it serves on.
     pub connection: Connection,
     /// The attachments.
-    pub engine: Arc<Engine<Linux>>,
+    pub engine: SharedEngine,
     /// The callers.
     pub callers: Arc<Callers>,
     /// The quotas of each uid.
@@ -35,31 +32,26 @@ pub struct Started {
     _lock: Lock,
 }
 
-/// Opens the loop driver and the descriptor store.
-///
-/// # Errors
-/// The kernel does not support loopd, or the marks for udev cannot be made.
-pub fn open_kernel(runtime_directory: &Path) -> Result<Linux, Failure> {
-    let untrusted = Untrusted::open(runtime_directory)
-        .map_err(|error| format!("cannot mark untrusted devices for udev: {error}"))?;
-    Linux::open(Box::new(FdStore::open()), untrusted).map_err(|error| Failure::Permanent(error.to_string()))
-}
-
 /// Connects to the bus, adopts the attachments of the previous daemon, and serves the objects.
 ///
 /// # Errors
 /// Another daemon is running, or a step failed.
-pub async fn start(kernel: Linux, runtime_directory: &Path, settings: &Settings) -> Result<Started, Failure> {
+pub async fn start(
+    kernel: Platform,
+    runtime_directory: &Path,
+    settings: &Settings,
+) -> Result<Started, Failure> {
     let clients = Clients::default();
     let Link { connection, descriptors, backlog } =
         bus::connect(&clients).await.map_err(|error| format!("cannot connect to the system bus: {error}"))?;
     let bus = bus::proxy(&connection).await.map_err(bus_failed)?;
     let lock = ensure_single_daemon(&bus, runtime_directory).await?;
 
-    let store = StateFiles::open(runtime_directory, bus.get_id().await.map_err(bus_failed)?.to_string())
+    let bus_id = bus.get_id().await.map_err(bus_failed)?.to_string();
+    let store = platform::store(&kernel, runtime_directory, bus_id)
         .map_err(|error| format!("cannot make the directories of the state files: {error}"))?;
-    let mounter = HostMounts::new(&connection).await.map_err(bus_failed)?;
-    let (engine, events) = Engine::new(kernel, settings.clone(), Box::new(store), Box::new(mounter));
+    let mounter = platform::mounter(&kernel, &connection).await.map_err(bus_failed)?;
+    let (engine, events) = Engine::new(kernel, settings.clone(), store, mounter);
     watch_clients(&connection, &engine, &clients).await.map_err(bus_failed)?;
 
     let quotas = Quotas::new(settings);
@@ -96,7 +88,7 @@ async fn ensure_name_is_free(bus: &DBusProxy<'_>) -> Result<(), String> {
 
 async fn watch_clients(
     connection: &Connection,
-    engine: &Arc<Engine<Linux>>,
+    engine: &SharedEngine,
     clients: &Clients,
 ) -> zbus::Result<()> {
     let (engine, clients) = (Arc::clone(engine), clients.clone());
@@ -112,8 +104,8 @@ async fn watch_clients(
 ///
 /// # Errors
 /// The mount table cannot be read: mounted devices would look unmounted.
-async fn adopt_devices(engine: &Arc<Engine<Linux>>, callers: &Arc<Callers>) -> Result<(), String> {
-    let mounts = mounts::read().map_err(|error| format!("cannot read the mount table: {error}"))?;
+async fn adopt_devices(engine: &SharedEngine, callers: &Arc<Callers>) -> Result<(), String> {
+    let mounts = platform::mount_table().map_err(|error| format!("cannot read the mount table: {error}"))?;
     engine.mounts_changed(mounts);
     let (adopting, callers) = (Arc::clone(engine), Arc::clone(callers));
     with_timeout(async move {

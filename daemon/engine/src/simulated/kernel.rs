@@ -5,12 +5,13 @@ use std::ops::Range;
 
 use loopd_common::Lifetime;
 
-use super::machine::{Bound, Claim, Claims, Happened, Hold, Simulated, found, nodes, partition_node};
+use super::file::SimulatedFile;
+use super::machine::{Bound, Claim, Claims, Happened, Hold, Simulated, nodes, partition_node};
 use crate::error::Error;
 use crate::future::BoxFuture;
 use crate::kernel::{
-    Attached, Binding, Change, Device, DiskSequence, FileFacts, FileIdentity, FileKind, Kernel,
-    PartitionNode, Partitioning, ProbeResult, ScanReason, StoredHolds, Udev, Users,
+    Attached, Binding, Change, Device, DiskSequence, FileFacts, Kernel, PartitionNode, Partitioning,
+    ProbeResult, ScanReason, StoredHolds, Udev, Users,
 };
 use crate::mount_table::MountTable;
 use crate::request::AttachRequest;
@@ -27,7 +28,7 @@ impl Udev for Simulated {
     fn stored(&self, number: u32, partition: Option<u32>) -> Option<ProbeResult> {
         let machine = self.lock();
         let bound = machine.bound.get(&number)?;
-        partition.is_none_or(|partition| partition <= bound.partitions).then(|| found(bound.sequence))
+        partition.is_none_or(|partition| partition <= bound.partitions).then(|| machine.found(bound.sequence))
     }
 
     fn stored_of(
@@ -66,28 +67,22 @@ impl StoredHolds for Simulated {
 }
 
 impl Kernel for Simulated {
-    type File = u64;
+    type File = SimulatedFile;
     type Hold = Hold;
     type Claim = Claim;
     type Claims = Claims;
 
-    fn examine<'a>(&'a self, file: &'a u64) -> BoxFuture<'a, Result<FileFacts, Error>> {
+    fn examine<'a>(&'a self, file: &'a SimulatedFile) -> BoxFuture<'a, Result<FileFacts, Error>> {
         Box::pin(async move {
             self.step().await?;
-            Ok(FileFacts {
-                kind: FileKind::Regular,
-                path: Vec::new(),
-                identity: FileIdentity { device: 0, inode: *file },
-                writable: true,
-                appends: false,
-                only_root_writes: !self.lock().users_write,
-            })
+            let only_root_writes = !self.lock().users_write;
+            Ok(FileFacts { only_root_writes, ..file.facts.clone() })
         })
     }
 
     fn attach<'a>(
         &'a self,
-        file: u64,
+        file: SimulatedFile,
         request: &'a AttachRequest,
     ) -> BoxFuture<'a, Result<Attached<Self>, Error>> {
         Box::pin(async move {
@@ -106,6 +101,7 @@ impl Kernel for Simulated {
                 if machine.bound.contains_key(&number) {
                     return Err(Error::Busy { operation: "attach".to_owned(), reason: "taken".to_owned() });
                 }
+                let read_only = request.read_only || !file.facts.writable;
                 let sequence = machine.bind(number, file, held);
                 if request.untrusted {
                     machine.untrusted.insert(sequence);
@@ -117,7 +113,7 @@ impl Kernel for Simulated {
                     bound.partition_scan = request.partition_scan;
                     bound.offset = request.offset;
                     bound.size_limit = request.size_limit;
-                    bound.read_only = request.read_only;
+                    bound.read_only = read_only;
                     bound.mark = request.mark;
                 }
                 (machine.device(number).expect("it was just attached"), sequence)
@@ -196,7 +192,7 @@ impl Kernel for Simulated {
         &self,
         number: u32,
         sequence: DiskSequence,
-        file: u64,
+        file: SimulatedFile,
         untrusted: bool,
     ) -> BoxFuture<'_, Result<Option<Device>, Error>> {
         Box::pin(async move {
@@ -324,7 +320,8 @@ impl Kernel for Simulated {
             let mut numbers = Vec::new();
             for (number, known) in others {
                 let Some(bound) = machine.bound.get(&number) else { continue };
-                let may_be_the_same = known.is_none() || bound.file == device.backing_inode;
+                let may_be_the_same =
+                    known.is_none() || bound.file.facts.identity.inode == device.backing_inode;
                 if !may_be_the_same || (device.read_only && bound.read_only) {
                     continue;
                 }

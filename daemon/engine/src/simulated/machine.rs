@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
+use super::file::SimulatedFile;
 use crate::error::Error;
 use crate::event::Uevent;
 use crate::kernel::{
@@ -47,6 +48,8 @@ pub(super) struct Machine {
     pub(super) exclusive: Vec<u32>,
     pub(super) last_sequence: u64,
     pub(super) uevents: Uevents,
+    /// The file system on all devices and partitions.
+    pub(super) file_system: Option<FileSystem>,
     /// Partitions in every image.
     pub(super) partitions: u32,
     /// How often a partition's node was read.
@@ -105,17 +108,14 @@ pub(super) struct Happened {
     pub(super) removed: bool,
 }
 
-pub(super) fn found(sequence: DiskSequence) -> ProbeResult {
-    let file_system = FileSystem { kind: format!("fs{sequence}"), ..FileSystem::default() };
-    ProbeResult { file_system, has_table: true, ..ProbeResult::default() }
-}
-
 pub(super) fn nodes(bound: &Bound) -> Vec<PartitionNode> {
     (1..=bound.partitions).map(|number| partition_node(bound, number)).collect()
 }
 
 pub(super) fn partition_node(bound: &Bound, number: u32) -> PartitionNode {
-    PartitionNode { number, device_number: (259, bound.number * 256 + number), start: 0, size: 512 }
+    let size = (bound.size() / u64::from(bound.partitions + 1) / 512 * 512).max(512);
+    let start = size * u64::from(number - 1);
+    PartitionNode { number, device_number: (259, bound.number * 256 + number), start, size }
 }
 
 #[derive(Debug)]
@@ -135,7 +135,7 @@ pub(super) struct Bound {
     pub(super) sequence: DiskSequence,
     /// The disk sequence of the attach.
     pub(super) attach: DiskSequence,
-    pub(super) file: u64,
+    pub(super) file: SimulatedFile,
     pub(super) mark: u64,
     pub(super) autoclear: bool,
     /// Descriptors of the daemon.
@@ -146,6 +146,15 @@ pub(super) struct Bound {
     pub(super) openers: usize,
     /// The mount points, each with the partition that is mounted.
     pub(super) mounts: Vec<(Option<u32>, PathBuf)>,
+}
+
+impl Bound {
+    /// In bytes, as the kernel has it.
+    fn size(&self) -> u64 {
+        let rest = self.file.size.saturating_sub(self.offset);
+        let limit = if self.size_limit == 0 { rest } else { self.size_limit };
+        rest.min(limit) / 512 * 512
+    }
 }
 
 /// A hold.
@@ -344,6 +353,11 @@ impl Simulated {
         let mut machine = self.lock();
         let happened = machine.uevents.untold.pop_front()?;
         Some(machine.emit(&happened))
+    }
+
+    /// udev finds this on all devices and partitions; by default something else on each.
+    pub fn set_file_system(&self, file_system: FileSystem) {
+        self.lock().file_system = Some(file_system);
     }
 
     /// Images have this many partitions from now on.
@@ -570,6 +584,11 @@ impl Simulated {
         machine.uevents.push(Happened { number, sequence, ..Happened::default() });
     }
 
+    /// A device that is being attached.
+    pub fn claimed_number(&self) -> Option<u32> {
+        self.lock().claimed.first().copied()
+    }
+
     /// Another program calls `LOOP_CLR_FD`.
     pub fn detach_elsewhere(&self, number: u32) {
         self.change_number(number, |bound| bound.autoclear = true);
@@ -700,7 +719,7 @@ impl Simulated {
 
 impl Machine {
     fn emit(&self, happened: &Happened) -> Uevent {
-        let found = found(happened.sequence);
+        let found = self.found(happened.sequence);
         // udev cannot probe a partition that was made again since.
         let bound = self.bound.get(&happened.number);
         let stale =
@@ -721,7 +740,13 @@ impl Machine {
             .expect("there are numbers left")
     }
 
-    pub(super) fn bind(&mut self, number: u32, file: u64, autoclear: bool) -> DiskSequence {
+    pub(super) fn bind(
+        &mut self,
+        number: u32,
+        file: impl Into<SimulatedFile>,
+        autoclear: bool,
+    ) -> DiskSequence {
+        let file = file.into();
         self.last_sequence += 1;
         let sequence = DiskSequence(self.last_sequence);
         self.bound.insert(
@@ -731,7 +756,7 @@ impl Machine {
                 partition_scan: false,
                 offset: 0,
                 size_limit: 0,
-                backing_file: Vec::new(),
+                backing_file: file.facts.path.clone(),
                 read_only: false,
                 direct_io: false,
                 block_size: 512,
@@ -752,13 +777,22 @@ impl Machine {
         sequence
     }
 
+    /// What udev finds on a device or partition.
+    pub(super) fn found(&self, sequence: DiskSequence) -> ProbeResult {
+        let of_this_attach = || FileSystem { kind: format!("fs{sequence}"), ..FileSystem::default() };
+        let file_system = self.file_system.clone().unwrap_or_else(of_this_attach);
+        ProbeResult { file_system, has_table: true, ..ProbeResult::default() }
+    }
+
     pub(super) fn device(&self, number: u32) -> Option<Device> {
         let bound = self.bound.get(&number)?;
         Some(Device {
             number,
             device_number: (7, number),
             disk_sequence: bound.sequence,
-            backing_inode: bound.file,
+            backing_device: bound.file.facts.identity.device,
+            backing_inode: bound.file.facts.identity.inode,
+            size: bound.size(),
             autoclear: bound.autoclear,
             partition_scan: bound.partition_scan,
             offset: bound.offset,

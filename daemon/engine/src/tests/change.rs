@@ -43,10 +43,10 @@ async fn devices_of_users_other_than_root_are_marked_untrusted() {
     let of_user = harness.attach(&user, Lifetime::Client).await.unwrap().id;
     let of_root = harness.attach(&root, Lifetime::Client).await.unwrap().id;
     assert!(is_untrusted(of_user) && !is_untrusted(of_root));
-    harness.engine.replace_backing_file(of_user, 2, 0).await.unwrap();
-    harness.engine.replace_backing_file(of_root, 2, 0).await.unwrap();
+    harness.engine.replace_backing_file(of_user, 2.into(), 0).await.unwrap();
+    harness.engine.replace_backing_file(of_root, 2.into(), 0).await.unwrap();
     assert!(is_untrusted(of_user) && !is_untrusted(of_root), "replaced by root");
-    harness.engine.replace_backing_file(of_root, 3, 7).await.unwrap();
+    harness.engine.replace_backing_file(of_root, 3.into(), 7).await.unwrap();
     assert!(is_untrusted(of_root), "replaced by a user");
     for (client, expected) in [(&root, false), (&user, true)] {
         let number = harness.machine.attach_elsewhere(9);
@@ -67,7 +67,7 @@ async fn a_replaced_file_keeps_its_object() {
         harness.start_udev(0);
         let client = Client::new(":1.1", 7);
         let attached = harness.attach(&client, Lifetime::Client).await.unwrap();
-        harness.engine.replace_backing_file(attached.id, 2, 0).await.unwrap();
+        harness.engine.replace_backing_file(attached.id, 2.into(), 0).await.unwrap();
         harness.settle().await;
         let replaced = harness.engine.find(attached.id).unwrap();
         assert_eq!(replaced.device.backing_inode, 2);

@@ -320,7 +320,7 @@ async fn names_that_are_taken_get_numbers_and_one_uid_cannot_take_all() {
     let limit = harness.engine.settings().mounts.each;
     let attach = async |file: usize| {
         let request = AttachRequest { wait: false, ..AttachRequest::default() };
-        harness.engine.attach(file as u64, request, &client).await.unwrap()
+        harness.engine.attach((file as u64).into(), request, &client).await.unwrap()
     };
     for number in 0..limit {
         let attachment = attach(number).await;

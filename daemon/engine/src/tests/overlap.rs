@@ -25,7 +25,7 @@ async fn a_file_is_not_attached_twice_if_overlap_is_refused() {
     for _ in 0..8 {
         let (engine, client) = (Arc::clone(&harness.engine), client.clone());
         let request = with(Overlap::Reuse, 0);
-        attaches.spawn(async move { engine.attach(1, request, &client).await.unwrap().id });
+        attaches.spawn(async move { engine.attach(1.into(), request, &client).await.unwrap().id });
     }
     let ids: HashSet<_> = attaches.join_all().await.into_iter().collect();
     assert_eq!(ids.len(), 1);
@@ -94,10 +94,10 @@ async fn another_file_and_another_part_of_the_file_do_not_overlap() {
     let client = Client::new(":1.1", 7);
     let part =
         |offset| AttachRequest { offset, size_limit: 512, ..request(Overlap::Refuse, Lifetime::Persistent) };
-    harness.engine.attach(1, part(0), &client).await.unwrap();
-    harness.engine.attach(2, part(0), &client).await.unwrap();
-    harness.engine.attach(1, part(512), &client).await.unwrap();
-    let error = harness.engine.attach(1, part(0), &client).await.unwrap_err();
+    harness.engine.attach(1.into(), part(0), &client).await.unwrap();
+    harness.engine.attach(2.into(), part(0), &client).await.unwrap();
+    harness.engine.attach(1.into(), part(512), &client).await.unwrap();
+    let error = harness.engine.attach(1.into(), part(0), &client).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Overlap);
 }
 
@@ -107,7 +107,7 @@ async fn a_device_is_reused_only_if_it_satisfies_the_request() {
     let client = Client::new(":1.1", 7);
     let reuse = |file: u64, read_only: bool, number: Option<u32>| {
         let request = AttachRequest { read_only, number, ..request(Overlap::Reuse, Lifetime::Persistent) };
-        harness.engine.attach(file, request, &client)
+        harness.engine.attach(file.into(), request, &client)
     };
     let read_only = reuse(1, true, None).await.unwrap();
     let error = reuse(1, false, None).await.unwrap_err();
@@ -192,7 +192,8 @@ async fn a_device_that_cannot_be_read_is_no_overlap_and_one_that_hangs_is_a_time
 
     let hung = harness.machine.attach_elsewhere(9);
     harness.machine.hang(hung);
-    let error = harness.engine.attach(2, request(Overlap::Refuse, Lifetime::Persistent), &client).await;
+    let error =
+        harness.engine.attach(2.into(), request(Overlap::Refuse, Lifetime::Persistent), &client).await;
     let error = error.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout);
     assert!(error.to_string().contains("cannot tell whether"), "{error}");

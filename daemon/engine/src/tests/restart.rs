@@ -150,7 +150,7 @@ fn dies_during(operation: Operation, death: Death, stores_holds: bool) -> bool {
         let bound = harness.attach(&client, Lifetime::Client).await.unwrap();
         let persistent = harness.attach(&client, Lifetime::Persistent).await.unwrap();
         let request = AttachRequest::default();
-        let mounted = harness.engine.attach(MOUNTED, request, &client).await.unwrap();
+        let mounted = harness.engine.attach(MOUNTED.into(), request, &client).await.unwrap();
         machine.mount(mounted.device.number);
         harness.settle().await;
         if operation == Operation::Unmount {
@@ -222,8 +222,12 @@ async fn commit(
         Operation::Unmount => {
             engine.unmount(whole(&before.persistent), false, client.uid, false).await.unwrap()
         }
-        Operation::Replace => engine.replace_backing_file(before.persistent.id, ANOTHER, 0).await.unwrap(),
-        Operation::ReplaceBound => engine.replace_backing_file(before.bound.id, ANOTHER, 0).await.unwrap(),
+        Operation::Replace => {
+            engine.replace_backing_file(before.persistent.id, ANOTHER.into(), 0).await.unwrap()
+        }
+        Operation::ReplaceBound => {
+            engine.replace_backing_file(before.bound.id, ANOTHER.into(), 0).await.unwrap()
+        }
     }
     None
 }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use loopd_common::{CallerFile, Lifetime, UnknownWord};
+use loopd_common::{Lifetime, UnknownWord};
 use loopd_dbus::options::ReceivedOptions;
 use loopd_dbus::{AttachmentProperties, DetachOptions, Error, ErrorKind, ErrorReply};
 use zbus::interface;
@@ -12,6 +12,7 @@ use super::authority::Request;
 use super::call_error::CallError;
 use super::context::{Call, Context, Operation, invalid_option};
 use super::detach::{Detach, Target};
+use crate::platform::File;
 use loopd_engine::kernel::{Change, DiskSequence, FileFacts};
 use loopd_engine::{Caller as _, Snapshot, is_block_size};
 
@@ -235,7 +236,7 @@ impl Operation for ChangeSetting {
 /// Changes an attachment, and attaches another file to its device.
 struct ReplaceBackingFile {
     id: DiskSequence,
-    file: CallerFile,
+    file: File,
 }
 
 impl Operation for ReplaceBackingFile {

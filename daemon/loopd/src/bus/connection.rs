@@ -5,14 +5,15 @@ use std::sync::Arc;
 use loopd_common::Pace;
 use loopd_dbus::names::TAKES_DESCRIPTORS;
 use loopd_dbus::transport::{self, Backlog, CallPolicy, Descriptors, Policy, Transport, Users};
+use zbus::Connection;
 use zbus::connection::Builder;
 use zbus::export::async_trait::async_trait;
 use zbus::fdo::DBusProxy;
 use zbus::names::BusName;
 use zbus::proxy::CacheProperties;
-use zbus::{Address, Connection};
 
 use super::clients::Clients;
+use crate::platform;
 use loopd_engine::ClientId;
 
 /// The size limit of a call in bytes: enough for fourteen file names and all other options.
@@ -40,7 +41,7 @@ pub struct Link {
     pub backlog: Backlog,
 }
 
-/// Connects to the system bus.
+/// Connects to the bus.
 ///
 /// # Errors
 /// It cannot be reached.
@@ -73,8 +74,8 @@ pub async fn proxy(connection: &Connection) -> zbus::Result<DBusProxy<'static>> 
 }
 
 async fn open(policy: Policy) -> zbus::Result<Connection> {
-    let socket =
-        transport::connect(&Address::system()?).map_err(|error| zbus::Error::Failure(error.to_string()))?;
+    let socket = transport::connect(&platform::bus_address()?)
+        .map_err(|error| zbus::Error::Failure(error.to_string()))?;
     Builder::socket(Transport::new(socket, policy)?).build().await
 }
 

@@ -3,7 +3,6 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use loopd_common::CallerFile;
 use loopd_dbus::transport::Descriptors;
 use loopd_dbus::{Error, ErrorKind, ErrorReply, InvalidOption};
 use tracing::info;
@@ -15,13 +14,14 @@ use super::caller::{Caller, Callers};
 use super::large_replies::LargeReplies;
 use super::objects::Objects;
 use loopd_engine::kernel::{DiskSequence, FileFacts};
-use loopd_engine::{Caller as _, Engine, Snapshot};
-use loopd_kernel::Linux;
+use loopd_engine::{Caller as _, Snapshot};
+
+use crate::platform::{self, File, SharedEngine};
 
 /// What all objects on the bus share. The engine is private: a method reaches it through [`Context::call`] only.
 #[derive(Clone)]
 pub struct Context {
-    engine: Arc<Engine<Linux>>,
+    engine: SharedEngine,
     authority: Arc<Authority>,
     callers: Arc<Callers>,
     descriptors: Descriptors,
@@ -66,7 +66,7 @@ pub struct Call<'a> {
     /// The caller, watched and counted until the call ends.
     pub caller: Caller,
     /// The attachments.
-    pub engine: &'a Arc<Engine<Linux>>,
+    pub engine: &'a SharedEngine,
     /// The objects on the bus.
     pub objects: &'a Objects,
     /// Builds replies of unbounded size.
@@ -78,7 +78,7 @@ impl Context {
     /// A context without objects.
     #[must_use]
     pub fn new(
-        engine: Arc<Engine<Linux>>,
+        engine: SharedEngine,
         authority: Authority,
         callers: Arc<Callers>,
         descriptors: Descriptors,
@@ -131,11 +131,12 @@ impl Context {
     ///
     /// # Errors
     /// `InvalidArgs` if the file was taken before.
-    pub fn claim(&self, placeholder: impl AsFd) -> Result<CallerFile, Error> {
-        self.descriptors.claim(placeholder).ok_or_else(|| {
+    pub fn claim(&self, placeholder: impl AsFd) -> Result<File, CallError> {
+        let file = self.descriptors.claim(placeholder).ok_or_else(|| {
             let message = "a file descriptor is used twice in this call; pass each one once";
             Error::new(ErrorKind::InvalidArgs, message)
-        })
+        })?;
+        Ok(platform::file(file)?)
     }
 
     /// The objects on the bus.
@@ -161,7 +162,7 @@ impl Call<'_> {
     ///
     /// # Errors
     /// `InvalidBackingFile`.
-    pub async fn examine_for_authorization(&self, file: &CallerFile) -> Result<Option<FileFacts>, CallError> {
+    pub async fn examine_for_authorization(&self, file: &File) -> Result<Option<FileFacts>, CallError> {
         if !self.needs_authorization {
             return Ok(None);
         }

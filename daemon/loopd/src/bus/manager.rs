@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use loopd_common::CallerFile;
 use loopd_dbus::names::attachment_path;
 use loopd_dbus::options::ReceivedOptions;
 use loopd_dbus::{AttachOptions, DetachOptions, Error, ErrorKind, ErrorReply, ListOptions};
@@ -16,6 +15,7 @@ use super::context::{Call, Context, Operation, invalid_option};
 use super::convert;
 use super::detach::{Detach, Target};
 use super::large_replies::LargeReply;
+use crate::platform::File;
 use loopd_common::text::printable;
 use loopd_engine::kernel::{FileFacts, node};
 use loopd_engine::{AttachRequest, Snapshot};
@@ -94,7 +94,7 @@ impl Manager {
 }
 
 struct SetupLoop {
-    file: CallerFile,
+    file: File,
     request: AttachRequest,
 }
 
@@ -121,7 +121,7 @@ impl Operation for SetupLoop {
 }
 
 struct List {
-    file: Option<CallerFile>,
+    file: Option<File>,
     offset: Option<u64>,
     all: bool,
 }

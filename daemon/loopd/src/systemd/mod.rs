@@ -4,7 +4,6 @@ mod fd_store;
 pub mod notify;
 pub mod unit_name;
 mod units;
-pub mod watchdog;
 
 pub use fd_store::FdStore;
 pub use units::{JobError, UnitProperties, Units};

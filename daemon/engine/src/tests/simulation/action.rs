@@ -220,7 +220,9 @@ async fn call(harness: &Harness, action: Action, client: &Client, target: Target
         Action::SetLifetime(lifetime) => {
             engine.set_lifetime(known(engine, target)?.id, lifetime, client).await
         }
-        Action::Replace => engine.replace_backing_file(known(engine, target)?.id, ANOTHER, client.uid).await,
+        Action::Replace => {
+            engine.replace_backing_file(known(engine, target)?.id, ANOTHER.into(), client.uid).await
+        }
         Action::Rescan => engine.rescan(known(engine, target)?.id).await,
         Action::SetCapacity => engine.change(known(engine, target)?.id, Change::Capacity).await,
         Action::DirectIo => engine.change(known(engine, target)?.id, Change::DirectIo(true)).await,

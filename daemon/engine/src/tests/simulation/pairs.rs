@@ -55,7 +55,7 @@ enum Setup {
     Foreign,
 }
 
-const SETUPS: [Setup; 9] = [
+const SETUPS: [Setup; 10] = [
     Setup::Attached(Lifetime::Client),
     Setup::Attached(Lifetime::Mount),
     Setup::Attached(Lifetime::Persistent),
@@ -63,6 +63,7 @@ const SETUPS: [Setup; 9] = [
     Setup::Mounted(Lifetime::Mount),
     Setup::Mounted(Lifetime::Persistent),
     Setup::Open(Lifetime::Client),
+    Setup::Open(Lifetime::Persistent),
     Setup::Detaching,
     Setup::Foreign,
 ];
@@ -126,7 +127,7 @@ struct Seen {
 }
 
 impl Seen {
-    fn of(found: &Snapshot, target: Target) -> Self {
+    fn of(found: &Snapshot, target: Target, machine: &Simulated) -> Self {
         let directory = |path: &std::path::PathBuf| path.parent().map(|parent| parent.display().to_string());
         let owner = found.ownership.as_ref().map(|owner| {
             (owner.uid, owner.lifetime.as_str(), owner.client.as_ref().map(ToString::to_string))
@@ -141,8 +142,8 @@ impl Seen {
             mounts,
             direct_io: found.device.direct_io,
             block_size: found.device.block_size,
-            // As shown it is as of the last event.
-            autoclear: found.device.autoclear && found.ownership.is_some(),
+            // Not as it is shown, which is as of the last event.
+            autoclear: machine.goes_at_last_close(&found.device),
         }
     }
 }
@@ -326,7 +327,8 @@ impl Scene {
         target: Target,
     ) -> Vec<Seen> {
         harness.agree_on_everything(files, self.stores_holds);
-        let mut seen: Vec<Seen> = harness.engine.list().iter().map(|found| Seen::of(found, target)).collect();
+        let mut seen: Vec<Seen> =
+            harness.engine.list().iter().map(|found| Seen::of(found, target, &harness.machine)).collect();
         seen.sort_unstable();
         harness.clear_out(files, clients).await;
         seen
@@ -383,11 +385,16 @@ fn has_halves(scene: &Scene, outcome: &Outcome) -> bool {
     // A detach that waits for passing users has the device, and a lazy one does not wait for it.
     let detaches_twice = any(&|_, action| action == Detach)
         && any(&|index, action| action == DetachLazily && has_failed(index, ErrorKind::Busy));
-    ends_by_itself || ends_in_time || dies_during_lifetime || detaches_twice
+    // Without a stored hold, a mount that a dead daemon has begun keeps the device until the next one undoes it.
+    let dies_during_mount = outcome.died
+        && !scene.stores_holds
+        && any(&|index, action| action == Mount && outcome.answers[index].is_none());
+    ends_by_itself || ends_in_time || dies_during_lifetime || detaches_twice || dies_during_mount
 }
 
 /// The orders that may explain what came of the actions, each with the indices of those whose answers are
-/// known. A mount that has no good answer may have been made and undone.
+/// known. A mount that has no good answer may have been made and undone. A detach that a daemon died over may
+/// have begun to end the device: as with a lazy one, it ends at the last close.
 fn explanations(scene: &Scene, outcome: &Outcome) -> Vec<Vec<(Step, Option<usize>)>> {
     let mut all = Vec::new();
     for order in orders(scene.steps.len()).into_iter().filter(|order| is_possible(scene, outcome, order)) {
@@ -395,10 +402,14 @@ fn explanations(scene: &Scene, outcome: &Outcome) -> Vec<Vec<(Step, Option<usize
         for index in order {
             let (who, action) = scene.steps[index];
             plain.push(((who, action), Some(index)));
-            if action == Action::Mount && !outcome.is_done(index) {
-                undone.extend([((who, action), None), ((who, Action::Unmount), None)]);
-            } else {
-                undone.push(((who, action), Some(index)));
+            match action {
+                Action::Mount if !outcome.is_done(index) => {
+                    undone.extend([((who, action), None), ((who, Action::Unmount), None)]);
+                }
+                Action::Detach if outcome.died && outcome.answers[index].is_none() => {
+                    undone.push(((who, Action::DetachLazily), None));
+                }
+                _ => undone.push(((who, action), Some(index))),
             }
         }
         if plain != undone {

@@ -334,7 +334,8 @@ impl Run {
                     Action::Vanish => clients.swap_remove(client),
                     _ => clients[client].clone(),
                 };
-                begin(harness, &quota, chosen, client, random.u32(..DEVICES));
+                let number = number(random, chosen, &harness.machine);
+                begin(harness, &quota, chosen, client, number);
                 let pause = Duration::from_micros(random.u64(..4000));
                 tokio::time::sleep(pause).await;
                 let broken = quota.lock().unwrap().broken.pop();
@@ -356,6 +357,13 @@ impl Run {
         });
         lived.unwrap_or(Ok(()))
     }
+}
+
+/// Which device is acted on. Other programs often meet one that is being attached.
+fn number(random: &mut fastrand::Rng, action: Action, machine: &Simulated) -> u32 {
+    let any = random.u32(..DEVICES);
+    let attaching = machine.claimed_number().filter(|_| action == Action::ForeignDetach && random.bool());
+    attaching.unwrap_or(any)
 }
 
 /// In one of two lives the daemon dies in the middle of a call.

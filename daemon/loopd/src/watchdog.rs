@@ -1,6 +1,5 @@
 //! Notifies the service manager's watchdog as long as the daemon answers a call of its own.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use loopd_dbus::names::{MANAGER, ROOT_PATH};
@@ -9,12 +8,11 @@ use tokio::time::MissedTickBehavior;
 use tracing::warn;
 use zbus::Connection;
 
-use super::notify;
-use loopd_engine::Engine;
-use loopd_kernel::Linux;
+use crate::platform::{Engine, SharedEngine};
+use crate::systemd::notify;
 
 /// Runs until the daemon stops; returns at once if the service manager has set no watchdog.
-pub async fn run(connection: Connection, engine: Arc<Engine<Linux>>) {
+pub async fn run(connection: Connection, engine: SharedEngine) {
     let Some(period) = sd_notify::watchdog_enabled() else { return };
     let mut interval = tokio::time::interval((period / 2).max(Duration::from_millis(1)));
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -29,7 +27,7 @@ pub async fn run(connection: Connection, engine: Arc<Engine<Linux>>) {
 }
 
 /// Takes the path of a call: the bus, the object server, the engine and the publisher.
-async fn call_self(connection: &Connection, engine: &Engine<Linux>) -> zbus::Result<()> {
+async fn call_self(connection: &Connection, engine: &Engine) -> zbus::Result<()> {
     let own = connection.unique_name().cloned();
     let version = (MANAGER, "Version");
     let properties = Some("org.freedesktop.DBus.Properties");

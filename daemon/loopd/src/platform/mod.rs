@@ -1,0 +1,23 @@
+//! What the daemon runs on: Linux and the system bus, or in a build with the feature `simulate` a simulated machine
+//! and the session bus. Both modules have the same items, and nothing else in this crate depends on the feature.
+
+use std::sync::Arc;
+
+use loopd_engine::kernel::Kernel;
+
+#[cfg(not(feature = "simulate"))]
+mod linux;
+#[cfg(feature = "simulate")]
+mod simulated;
+
+#[cfg(not(feature = "simulate"))]
+pub use linux::*;
+#[cfg(feature = "simulate")]
+pub use simulated::*;
+
+/// The engine on this platform.
+pub type Engine = loopd_engine::Engine<Platform>;
+/// The same for several tasks.
+pub type SharedEngine = Arc<Engine>;
+/// A file of a caller, as the platform takes it.
+pub type File = <Platform as Kernel>::File;
