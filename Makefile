@@ -45,7 +45,7 @@ CARGO_DENY := 0.20.2
 # The package's own revision.
 REVISION ?= 1
 
-.PHONY: all help safeguards mutants deps deps-packages deps-vm deps-targets set-up tools tools-packages tools-vm check check-targets deny docs test test-vm soak bench bench-hostile demo deb rpm check-packages install uninstall
+.PHONY: all help safeguards mutants deps deps-packages deps-vm deps-targets set-up tools tools-packages tools-vm check check-targets deny docs test simulated simulate test-vm soak bench bench-hostile demo deb rpm check-packages install uninstall
 
 all:
 	$(FLAGS) $(CARGO) build --release -p loopd -p loopctl
@@ -60,6 +60,7 @@ help:
 	@echo "                  PARTS=parts-release runs only the tests that depend on it"
 	@echo "make deb, rpm     the packages, in $(TARGET)/package; REVISION ($(REVISION)) is theirs"
 	@echo "make check-packages  check both packages"
+	@echo "make simulate     serve the bus API on the session bus, without root and without devices"
 	@echo "make soak         the long tests at full length, as root: about an hour; TESTS=part selects one"
 	@echo "make safeguards   remove safeguards: the simulation must find each removal; ten minutes"
 	@echo "make mutants      change the code: a test must find each change; hours, resumable"
@@ -101,6 +102,7 @@ tools-vm:
 check: tools
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy -p loopd --features simulate -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
 	tests/check-targets.sh $(TARGETS)
 	$(CARGO) build -p loopd
@@ -121,11 +123,19 @@ docs: tools
 	$(CARGO) build -p loopd
 	$(CARGO) run -q -p loopd-tests --bin loopd-docs
 
-test: set-up
+test: set-up simulated
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --workspace --exclude loopd-tests
-	$(CARGO) test -p loopd-tests --lib --bins
+	$(CARGO) test -p loopd-tests --lib --bins --test simulate
 	$(CARGO) test -p loopd-tests --test host $(AS_ROOT) -- $(TESTS)
+
+# loopd with a simulated kernel, under a name of its own.
+simulated: tools
+	$(CARGO) build -p loopd --features simulate
+	mv $(TARGET)/debug/loopd $(TARGET)/debug/loopd-simulated
+
+simulate: simulated
+	$(TARGET)/debug/loopd-simulated --simulate
 
 test-vm: tools-packages tools-vm all
 	$(CARGO) build -p loopd-tests --bin loopd-probe
