@@ -21,7 +21,7 @@ const OF_ALL_USERS: usize = 128;
 const OF_NO_USER: usize = 64;
 
 /// An operation that takes longer hangs, and does not count any more.
-const TURN: Duration = Duration::from_secs(1);
+const HANGS_AFTER: Duration = Duration::from_secs(1);
 
 /// Limits how many operations run at the same time, for scans of all devices.
 #[derive(Debug)]
@@ -32,12 +32,12 @@ impl Limiter {
         Arc::new(Self(Semaphore::new(AT_ONCE)))
     }
 
-    /// Runs the work in its turn.
-    pub async fn take(&self, work: impl Future<Output = ()>) {
-        let turn = self.0.acquire().await;
+    /// Runs the work once fewer than `AT_ONCE` others run.
+    pub async fn run(&self, work: impl Future<Output = ()>) {
+        let permit = self.0.acquire().await;
         tokio::pin!(work);
-        if tokio::time::timeout(TURN, &mut work).await.is_err() {
-            drop(turn);
+        if tokio::time::timeout(HANGS_AFTER, &mut work).await.is_err() {
+            drop(permit);
             work.await;
         }
     }
@@ -53,7 +53,7 @@ pub(super) struct Background {
     of_users: Arc<Semaphore>,
 }
 
-/// A permit for one background operation. To be taken before any lock that other background operations wait for.
+/// A permit for one background operation. To be acquired before any lock that other background operations wait for.
 #[derive(Debug)]
 pub(super) struct BackgroundPermit {
     _of_all: Option<OwnedSemaphorePermit>,
@@ -69,7 +69,7 @@ impl Default for Background {
 
 impl Background {
     /// Waits until one more operation for this uid may run.
-    pub async fn take(&self, uid: Option<u32>) -> BackgroundPermit {
+    pub async fn acquire(&self, uid: Option<u32>) -> BackgroundPermit {
         let is_user = uid.is_some_and(|uid| !is_root(uid));
         let of_each = {
             let mut all = self.of_each.lock().unwrap_or_else(PoisonError::into_inner);
@@ -96,30 +96,30 @@ mod tests {
         let soon = Duration::from_millis(1);
         for uid in 1..=u32::try_from(OF_ALL_USERS / OF_A_UID).unwrap() - 1 {
             for _ in 0..OF_A_UID {
-                hung.push(tokio::time::timeout(soon, background.take(Some(uid))).await.unwrap());
+                hung.push(tokio::time::timeout(soon, background.acquire(Some(uid))).await.unwrap());
             }
-            assert!(tokio::time::timeout(soon, background.take(Some(uid))).await.is_err());
+            assert!(tokio::time::timeout(soon, background.acquire(Some(uid))).await.is_err());
         }
         for other in [Some(0), Some(1000), None] {
-            hung.push(tokio::time::timeout(soon, background.take(other)).await.unwrap());
+            hung.push(tokio::time::timeout(soon, background.acquire(other)).await.unwrap());
         }
         hung.clear();
-        let _again = tokio::time::timeout(soon, background.take(Some(1))).await.unwrap();
+        let _again = tokio::time::timeout(soon, background.acquire(Some(1))).await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_hung_operation_gives_its_turn_to_others() {
-        let turns = Limiter::new();
+        let limiter = Limiter::new();
         let done = Arc::new(Semaphore::new(0));
         for _ in 0..3 * AT_ONCE {
-            let turns = Arc::clone(&turns);
-            tokio::spawn(async move { turns.take(std::future::pending()).await });
+            let limiter = Arc::clone(&limiter);
+            tokio::spawn(async move { limiter.run(std::future::pending()).await });
         }
         for _ in 0..10 {
-            let (turns, done) = (Arc::clone(&turns), Arc::clone(&done));
-            tokio::spawn(async move { turns.take(async { done.add_permits(1) }).await });
+            let (limiter, done) = (Arc::clone(&limiter), Arc::clone(&done));
+            tokio::spawn(async move { limiter.run(async { done.add_permits(1) }).await });
         }
-        let all = tokio::time::timeout(4 * TURN, done.acquire_many(10)).await;
+        let all = tokio::time::timeout(4 * HANGS_AFTER, done.acquire_many(10)).await;
         assert!(all.is_ok());
     }
 }

@@ -70,13 +70,13 @@ impl Plan {
         let kind = choose(volume, &wanted.filesystem, policy)?;
         let traits = Traits::of(&kind);
         let given = split(&wanted.options, volume)?;
-        let says = |words: &[&str]| given.iter().any(|option| words.contains(option));
+        let has = |words: &[&str]| given.iter().any(|option| words.contains(option));
         let never_writable = if volume.read_only {
             Some("the device is read-only")
         } else {
             traits.is_read_only.then_some("the file system is never written to")
         };
-        let read_only = wanted.read_only || never_writable.is_some() || says(&["ro"]);
+        let read_only = wanted.read_only || never_writable.is_some() || has(&["ro"]);
         let mut options = vec![ALWAYS.to_owned()];
         options.extend(matches!(kind.as_str(), "ext2" | "ext3" | "ext4").then(|| NO_PANIC.to_owned()));
         options.extend(read_only.then(|| "ro".to_owned()));
@@ -91,8 +91,8 @@ impl Plan {
         }
         // A read-only mount of a writable device would replay the journal, which writes to it.
         let replay = (read_only && !volume.read_only).then(|| without_replay(&kind)).flatten();
-        options.extend(replay.filter(|option| !says(&[*option])).map(str::to_owned));
-        let skips_journal = says(&["noload", "norecovery"]);
+        options.extend(replay.filter(|option| !has(&[*option])).map(str::to_owned));
+        let skips_journal = has(&["noload", "norecovery"]);
         Ok(Self { kind, options: options.join(","), skips_journal })
     }
 }

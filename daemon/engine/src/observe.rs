@@ -105,7 +105,7 @@ impl<K: Kernel> Engine<K> {
     pub(super) async fn refresh_in_time(self: &Arc<Self>, number: u32) -> Result<(), Error> {
         let engine = Arc::clone(self);
         let reading = tokio::spawn(async move {
-            let _permit = engine.background.take(engine.owner_of(number)).await;
+            let _permit = engine.background.acquire(engine.owner_of(number)).await;
             engine.try_refresh(number).await
         });
         match tokio::time::timeout(HUNG_AFTER, reading).await {
@@ -176,11 +176,11 @@ impl<K: Kernel> Engine<K> {
 
     /// Compares all records with the kernel, at the start of the daemon.
     pub async fn resync(self: &Arc<Self>) {
-        let (mut tasks, turns) = (JoinSet::new(), Limiter::new());
+        let (mut tasks, limiter) = (JoinSet::new(), Limiter::new());
         for number in self.all_numbers() {
-            let (engine, turns) = (Arc::clone(self), Arc::clone(&turns));
+            let (engine, limiter) = (Arc::clone(self), Arc::clone(&limiter));
             let scan = async move { engine.scan(number, ScanKind::Everything).await };
-            tasks.spawn(async move { turns.take(scan).await });
+            tasks.spawn(async move { limiter.run(scan).await });
         }
         tasks.join_all().await;
     }

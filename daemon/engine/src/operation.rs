@@ -213,7 +213,7 @@ impl<K: Kernel> Engine<K> {
         }
         let engine = Arc::clone(self);
         tokio::spawn(async move {
-            let _permit = engine.background.take(owner).await;
+            let _permit = engine.background.acquire(owner).await;
             if let Some(hold) = hold {
                 engine.kernel.release(hold).await;
             }
@@ -271,7 +271,7 @@ impl<K: Kernel> Engine<K> {
         audit(event, attachment);
         let (engine, id, owner) = (Arc::clone(self), attachment.id, attachment.owner());
         let going = tokio::spawn(async move {
-            let _permit = engine.background.take(owner).await;
+            let _permit = engine.background.acquire(owner).await;
             engine.release(id).await;
             alone
         });

@@ -26,17 +26,17 @@ pub(super) struct Pacing {
     pace: Pace,
     /// One attach of each uid at a time, from its wait until the number of its partitions is known. Otherwise several
     /// images with many partitions would be attached at once.
-    turns: KeyedMutex<u32>,
+    queues: KeyedMutex<u32>,
 }
 
 impl Default for Pacing {
     fn default() -> Self {
-        Self { pace: Pace::new(PER_SECOND, AT_ONCE), turns: KeyedMutex::default() }
+        Self { pace: Pace::new(PER_SECOND, AT_ONCE), queues: KeyedMutex::default() }
     }
 }
 
 impl Pacing {
-    /// Makes devices for this uid in its turn, and counts them; `count` gets `None` if they were not made.
+    /// Makes devices for this uid, one attach at a time, and counts them; `count` gets `None` if they were not made.
     ///
     /// # Errors
     /// `LimitExceeded` if too many were made shortly before; those of `make`.
@@ -49,16 +49,16 @@ impl Pacing {
         if is_root(uid) {
             return make.await;
         }
-        let turn = tokio::time::timeout(LONGEST_WAIT, self.wait(uid))
+        let alone = tokio::time::timeout(LONGEST_WAIT, self.wait(uid))
             .await
             .map_err(|_| Error::TooFast { uid, per_second: PER_SECOND })?;
-        let mut turn = Some(turn);
+        let mut alone = Some(alone);
         tokio::pin!(make);
         let made = loop {
             tokio::select! {
                 biased;
                 made = &mut make => break made,
-                () = tokio::time::sleep(HUNG_AFTER), if turn.is_some() => turn = None,
+                () = tokio::time::sleep(HUNG_AFTER), if alone.is_some() => alone = None,
             }
         };
         let count = u32::try_from(count(made.as_ref().ok())).unwrap_or(u32::MAX);
@@ -67,13 +67,13 @@ impl Pacing {
     }
 
     async fn wait(&self, uid: u32) -> OwnedMutexGuard<()> {
-        let turn = self.turns.lock(uid).await;
+        let alone = self.queues.lock(uid).await;
         let now = Instant::now().into_std();
         let begin = self.pace.book(now, uid, 0);
         if begin > now {
             tokio::time::sleep_until(begin.into()).await;
         }
-        turn
+        alone
     }
 }
 

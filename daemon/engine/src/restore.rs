@@ -46,10 +46,10 @@ impl<K: Kernel> Engine<K> {
         // If a backing file hangs, the rest of this function runs while the daemon serves calls already. It must not
         // undo what those are making.
         let (unfinished, announced) = (self.adopt_mount_directories(), self.state_writer.store.announced());
-        let (mut tasks, turns) = (JoinSet::new(), Limiter::new());
+        let (mut tasks, limiter) = (JoinSet::new(), Limiter::new());
         for saved in self.state_writer.read() {
-            let (engine, lives, turns) = (Arc::clone(self), lives.clone(), Arc::clone(&turns));
-            tasks.spawn(async move { turns.take(engine.adopt_or_end(&saved, lives)).await });
+            let (engine, lives, limiter) = (Arc::clone(self), lives.clone(), Arc::clone(&limiter));
+            tasks.spawn(async move { limiter.run(engine.adopt_or_end(&saved, lives)).await });
         }
         tasks.join_all().await;
         self.refresh_mounts();
@@ -135,7 +135,7 @@ impl<K: Kernel> Engine<K> {
 
     async fn adopt_saved(self: &Arc<Self>, saved: &SavedAttachment) {
         let SavedAttachment { id, number, .. } = *saved;
-        let _permit = self.background.take(Some(saved.ownership.uid)).await;
+        let _permit = self.background.acquire(Some(saved.ownership.uid)).await;
         // Other tasks that read its state wait, and find it adopted.
         let _alone = self.status_locks.lock(number).await;
         let permit = self.attachment_quota.adopt(saved.ownership.uid);

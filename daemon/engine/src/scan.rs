@@ -37,7 +37,7 @@ impl<K: Kernel> Engine<K> {
         if kind == ScanKind::Database {
             self.await_idle_udev().await;
         }
-        let _permit = self.background.take(self.owner_of(number)).await;
+        let _permit = self.background.acquire(self.owner_of(number)).await;
         match kind {
             ScanKind::Device => self.refresh(number).await,
             ScanKind::Partitions => self.recover_partitions(number).await,

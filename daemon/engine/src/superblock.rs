@@ -4,7 +4,7 @@
 /// A part of the volume: offset and length, in bytes.
 type Extent = (u64, usize);
 
-/// The parts of a volume to be mounted as `kind` that [`demand`] reads.
+/// The parts of a volume to be mounted as `kind` that [`refusal`] reads.
 pub(super) fn extents(kind: &str) -> &'static [Extent] {
     match kind {
         "ext2" | "ext3" | "ext4" => &[(1024, 0x240)],
@@ -18,9 +18,9 @@ pub(super) fn extents(kind: &str) -> &'static [Extent] {
     }
 }
 
-/// Why a volume must not be mounted as `kind`: what its superblock demands. `parts` are the bytes of
+/// Why a volume must not be mounted as `kind`, by its superblock. `parts` are the bytes of
 /// [`extents`]. Without a journal the driver opens no device for one.
-pub(super) fn demand(kind: &str, parts: &[Vec<u8>], skips_journal: bool) -> Option<String> {
+pub(super) fn refusal(kind: &str, parts: &[Vec<u8>], skips_journal: bool) -> Option<String> {
     let judge: fn(&[u8], bool) -> Option<String> = match kind {
         "ext2" | "ext3" | "ext4" => ext,
         "erofs" => erofs,
@@ -182,31 +182,31 @@ mod tests {
             ("f2fs", 2201, b"/dev/sda3", "data is on another block device (/dev/sda3)"),
             ("f2fs", 2201 + 68, b"/dev/sda3", "(/dev/sda3)"),
         ] {
-            let said = demand(kind, &[with(kind, &[(at, bytes)])], false).expect(kind);
-            assert!(said.contains(named), "{kind}: {said}");
+            let reason = refusal(kind, &[with(kind, &[(at, bytes)])], false).expect(kind);
+            assert!(reason.contains(named), "{kind}: {reason}");
         }
         let erofs = with("erofs", &[(0x50, &[8, 0, 0, 0]), (0x56, &[1, 0])]);
-        assert!(demand("erofs", &[erofs], false).unwrap().contains("device table"));
+        assert!(refusal("erofs", &[erofs], false).unwrap().contains("device table"));
     }
 
     #[test]
     fn the_second_copy_is_checked_too() {
         let parts = [vec![0; 0xb00], with("f2fs", &[(2201, b"/dev/sda3")])];
-        assert!(demand("f2fs", &parts, false).is_some());
+        assert!(refusal("f2fs", &parts, false).is_some());
     }
 
     #[test]
     fn other_superblocks_are_accepted() {
         for kind in ["ext2", "ext3", "ext4", "erofs", "f2fs", "reiserfs", "xfs", "vfat"] {
             let part = extents(kind).first().map_or_else(Vec::new, |_| with(kind, &[]));
-            assert_eq!(demand(kind, &[part], false), None, "{kind}");
+            assert_eq!(refusal(kind, &[part], false), None, "{kind}");
         }
-        assert_eq!(demand("jfs", &[with("jfs", &[(36, &[0, 8, 0, 0])])], false), None);
-        assert_eq!(demand("ext4", &[with("ext4", &[(0x200, b"nodelalloc,discard")])], false), None);
+        assert_eq!(refusal("jfs", &[with("jfs", &[(36, &[0, 8, 0, 0])])], false), None);
+        assert_eq!(refusal("ext4", &[with("ext4", &[(0x200, b"nodelalloc,discard")])], false), None);
         let external = with("ext4", &[(0xe4, &[3, 8, 0, 0])]);
-        assert_eq!(demand("ext4", &[external], true), None, "no journal is loaded");
+        assert_eq!(refusal("ext4", &[external], true), None, "no journal is loaded");
         // A blob that is part of the image has no device table.
-        assert_eq!(demand("erofs", &[with("erofs", &[(0x56, &[1, 0])])], false), None);
+        assert_eq!(refusal("erofs", &[with("erofs", &[(0x56, &[1, 0])])], false), None);
     }
 
     #[test]
@@ -223,8 +223,8 @@ mod tests {
         bolero::check!().with_type::<(u8, Vec<u8>, bool)>().for_each(|(kind, part, skips_journal)| {
             let kinds = ["ext2", "ext4", "erofs", "f2fs", "jfs", "reiserfs", "btrfs"];
             let kind = kinds[usize::from(*kind) % kinds.len()];
-            let said = demand(kind, std::slice::from_ref(part), *skips_journal);
-            assert!(said.is_none_or(|said| said.len() < 600 && said.is_ascii()));
+            let reason = refusal(kind, std::slice::from_ref(part), *skips_journal);
+            assert!(reason.is_none_or(|reason| reason.len() < 600 && reason.is_ascii()));
             let _ = btrfs_uuid(part);
         });
     }

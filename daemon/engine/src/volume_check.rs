@@ -49,7 +49,7 @@ impl<K: Kernel> Engine<K> {
             let offset = found.start + offset;
             parts.push(self.kernel.read(device.number, device.disk_sequence, offset, *length).await?);
         }
-        if let Some(reason) = crate::superblock::demand(&plan.kind, &parts, plan.skips_journal) {
+        if let Some(reason) = crate::superblock::refusal(&plan.kind, &parts, plan.skips_journal) {
             return Err(not_supported(found, attachment, reason));
         }
         match parts.first().and_then(|part| crate::superblock::btrfs_uuid(part)) {
