@@ -11,7 +11,7 @@ use tracing::{debug, warn};
 
 /// What direct I/O wants offset, length and memory to be multiples of: the largest sector that
 /// disks have (`open(2)`, `O_DIRECT`).
-const ALIGNMENT: usize = 4096;
+pub const ALIGNMENT: usize = 4096;
 
 /// The bytes of a file from an offset on. The descriptor is not duplicated: to close one flushes the file,
 /// which may hang.

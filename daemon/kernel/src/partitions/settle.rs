@@ -7,6 +7,7 @@ use loopd_engine::Error;
 use loopd_engine::kernel::{Device, DiskSequence, PartitionNode, Partitioning, ScanReason, node};
 use loopd_partition_table::Table;
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::kernel_scan::{kernel_is_known_to_scan, kernel_scans, known};
 use super::nodes;
@@ -54,7 +55,18 @@ fn read_table(number: u32, disk: &File) -> Result<Option<Table>, Error> {
     let size = ioctl::size(disk).map_err(|errno| unknown(number, "size", "BLKGETSIZE64", errno))?;
     let block_size =
         ioctl::block_size(disk).map_err(|errno| unknown(number, "block size", "BLKSSZGET", errno))?;
+    bypass_cache(disk, block_size);
     Ok(partition_table::read(number, block_size, &mut Bytes::new(disk, 0, size)))
+}
+
+/// Reads of the disk return what the file contains now. The cache of the device keeps what it had while a process
+/// has the device open, also if the file was changed since.
+fn bypass_cache(disk: &File, block_size: u32) {
+    if usize::try_from(block_size).is_ok_and(|block_size| block_size <= partition_table::ALIGNMENT) {
+        let flags = fcntl(disk, FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
+        let _cached_otherwise =
+            flags.and_then(|flags| fcntl(disk, FcntlArg::F_SETFL(flags | OFlag::O_DIRECT)));
+    }
 }
 
 /// The partitions of a device that was attached just now: any node of it was made by the kernel. Reads the
