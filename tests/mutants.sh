@@ -2,7 +2,7 @@
 # Makes many small changes to the code of a module, one at a time; a test must fail for each. Records the counts in
 # tests/results/mutants.md and prints the changes that no test has found. Changes that were found are not tried again,
 # so an interrupted run can be continued.
-# usage: mutants.sh [MODULE…]    without MODULE the first six
+# usage: mutants.sh [MODULE…]    without MODULE the first six; TIMEOUT in seconds and JOBS for a slow or shared machine
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -52,7 +52,7 @@ for module in "${modules[@]}"; do
     mkdir -p "$output"
     # 2: some were not found; 3: some took too long.
     "$tool" mutants --package "${package[$module]:-loopd-engine}" "${arguments[@]}" --output "$output" --iterate \
-        --profile mutants --baseline skip --timeout 40 --jobs "${JOBS:-2}" --no-shuffle --colors never \
+        --profile mutants --baseline skip --timeout "${TIMEOUT:-40}" --jobs "${JOBS:-2}" --no-shuffle --colors never \
         -- -- "${skipped[@]}" || (($? == 2 || $? == 3))
     out=$output/mutants.out
     caught=$(cat "$out/caught.txt" "$out/previously_caught.txt" 2>/dev/null | sort -u | wc -l)
