@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use futures_util::StreamExt as _;
@@ -25,6 +26,7 @@ loopd_tests::tests! {
         unknown_uid_is_refused,
         hanging_files_of_users_leave_threads_to_others,
         calls_over_the_limit_wait,
+        calls_that_wait_for_the_pace_are_answered_at_sigterm,
         partitions_are_limited,
         attach_sends_two_signals_per_partition,
     ];
@@ -118,6 +120,22 @@ async fn calls_over_the_limit_wait(fixture: &mut Fixture) -> Outcome {
         call.reply().await?.attached()?;
     }
     fixture.assert_no_leak().await
+}
+
+/// After a burst a user gets a hundred calls with descriptors a second; the rest waits before the daemon has received it.
+/// These calls fail at once, so that the daemon has none in progress between two of them.
+async fn calls_that_wait_for_the_pace_are_answered_at_sigterm(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
+    let mut burst = fixture.probe_hold(GAMES, ["--prompted", "burst", "60", image.path.to_str().unwrap()])?;
+    burst.ready().await?;
+    burst.go().await?;
+    // Twenty-five come at once.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let start = Instant::now();
+    fixture.end_daemon().await?;
+    assert!(start.elapsed() > Duration::from_millis(100), "none has waited");
+    assert_eq!(burst.reply().await?.ok()?, 0, "calls without their answer");
+    fixture.restart_daemon(&[]).await
 }
 
 async fn prompts_are_limited(fixture: &mut Fixture) -> Outcome {

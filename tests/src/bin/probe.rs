@@ -15,6 +15,8 @@
 //!   unmount PATH [key=sig:value…]
 //!   storm ROUNDS CALLS FROM TO         CALLS within 20 ms, at a random moment FROM to TO ms after
 //!                                      the last; prints how many got no reply
+//!   burst CALLS PATH                   attaches the file CALLS times at once, with an offset past its end; prints how
+//!                                      many got no InvalidArgs
 //!   clock ROUNDS PATH                  attaches and detaches the file; the microseconds of each
 //!   flood KIND [PATH]                  keeps a hundred calls pending until killed: ping, list, properties,
 //!                                      objects, introspect, setup (of PATH, failures and all), hang (SetupLoop
@@ -184,6 +186,7 @@ async fn make(arguments: &[OsString], connection: &Connection, flags: MethodFlag
             let number = |index| Ok::<_, anyhow::Error>(text(index)?.parse::<u64>()?);
             Ok(storm(connection, number(1)?, number(2)?, number(3)?..number(4)?).await.into())
         }
+        "burst" => Ok(burst(connection, text(1)?.parse()?, Path::new(text(2)?)).await?.into()),
         "clock" => clock(connection, text(1)?.parse()?, Path::new(text(2)?)).await,
         "flood" => flood(connection, text(1)?, arguments.get(2).map(Path::new), flags).await,
         "get" => {
@@ -276,6 +279,29 @@ async fn storm(connection: &Connection, rounds: u64, calls: u64, moments: Range<
         lost += futures_util::future::join_all(round).await.iter().filter(|answer| answer.is_err()).count();
     }
     lost
+}
+
+/// The number of calls that were not answered with the daemon's refusal.
+async fn burst(connection: &Connection, calls: usize, path: &Path) -> Result<usize> {
+    let file = open("regular", path)?;
+    let past_the_end = std::fs::metadata(path)?.len() + 512;
+    let calls = (0..calls).map(|_| async {
+        let options = HashMap::from([("offset", Variant::from(past_the_end))]);
+        let body = (Fd::from(file.as_fd()), options);
+        call::<_, (OwnedObjectPath, String)>(
+            connection,
+            ROOT_PATH,
+            MANAGER,
+            "SetupLoop",
+            MethodFlags::empty(),
+            &body,
+        )
+        .await
+    });
+    let answers = futures_util::future::join_all(calls).await;
+    let is_refusal =
+        |answer: &Result<_>| answer.as_ref().is_err_and(|error| format!("{error:?}").contains("InvalidArgs"));
+    Ok(answers.iter().filter(|answer| !is_refusal(answer)).count())
 }
 
 async fn change(
