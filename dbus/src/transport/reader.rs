@@ -17,13 +17,19 @@ use zbus::export::async_trait::async_trait;
 use super::calls::{Call, Calls};
 use super::header::{self, FIXED, Head, Kind, Lengths, Parts};
 use super::policy::{CallPolicy, Policy};
-use super::queue::{Queue, QueuedCall};
+use super::queue::{Queue, QueuedCall, Waiting};
 use super::{stream, values};
 use crate::ErrorKind;
-use loopd_common::CallerFile;
+use loopd_common::{CallerFile, Pace};
 
 /// What a call with descriptors costs the bus, loopd and polkit, in calls without descriptors.
 const WORK_WITH_DESCRIPTORS: u32 = 10;
+/// How many refused calls of a uid other than root get their replies in a second, and how many at once after a rest. A client
+/// that calls again as soon as it is refused would keep the bus busy otherwise.
+const REFUSALS_PER_SECOND: u32 = 200;
+const REFUSALS_AT_ONCE: u32 = 64;
+/// A reply to a refused call that would have to wait longer is not sent.
+const LONGEST_WAIT_OF_A_REFUSAL: Duration = Duration::from_secs(5);
 /// The longest header. The known headers have a few hundred bytes; names have at most 255.
 const LONGEST_HEADER: usize = 16 << 10;
 /// Calls of this uid never wait.
@@ -31,7 +37,7 @@ const ROOT: u32 = 0;
 /// The sender name of the bus itself, which no client can have.
 const BUS: &str = "org.freedesktop.DBus";
 const LIMITS_EXCEEDED: &str = "org.freedesktop.DBus.Error.LimitsExceeded";
-const INVALID_ARGS: &str = "org.freedesktop.DBus.Error.InvalidArgs";
+pub(super) const INVALID_ARGS: &str = "org.freedesktop.DBus.Error.InvalidArgs";
 /// A long message is allocated step by step as it arrives, so much at a time.
 const CHUNK: usize = 256 << 10;
 
@@ -43,6 +49,7 @@ pub struct Reader {
     calls: Arc<Calls>,
     queue: Queue,
     refusals: mpsc::Sender<Vec<u8>>,
+    refusal_pace: Pace,
     scratch: Vec<u8>,
     log: Log,
 }
@@ -80,17 +87,32 @@ impl Reader {
     ) -> Self {
         let backlog = policy.calls.as_ref().map(|calls| calls.backlog.clone()).unwrap_or_default();
         let queue = Queue::new(backlog);
-        Self { stream, policy, calls, queue, refusals, scratch: Vec::new(), log: Log::default() }
+        let refusal_pace = Pace::new(REFUSALS_PER_SECOND, REFUSALS_AT_ONCE);
+        Self {
+            stream,
+            policy,
+            calls,
+            queue,
+            refusals,
+            refusal_pace,
+            scratch: Vec::new(),
+            log: Log::default(),
+        }
     }
 
     /// The next message that passes, or the error that replaces a reply.
     async fn next(&mut self, sequence: u64) -> zbus::Result<Message> {
         loop {
-            if let Some(call) = self.queue.pop() {
-                match self.parse_call(call, sequence).await {
+            match self.queue.pop() {
+                Some(Waiting::Call(call)) => match self.parse_call(call, sequence).await {
                     Some(message) => return Ok(message),
                     None => continue,
+                },
+                Some(Waiting::Refusal(reply)) => {
+                    self.send_refusal(reply);
+                    continue;
                 }
+                None => {}
             }
             let mut fixed = [0; FIXED];
             tokio::select! {
@@ -134,7 +156,11 @@ impl Reader {
             }
         };
         self.log.record(&parts, &refusal.text);
-        match self.refuse(&parts, &refusal) {
+        if parts.kind == Kind::Call {
+            self.refuse_call(&parts, &refusal).await;
+            return Ok(None);
+        }
+        match refused_reply(&parts, &refusal) {
             Some(error) => parse(error, Vec::new(), sequence).await.map(Some),
             None => Ok(None),
         }
@@ -245,7 +271,9 @@ impl Reader {
                 }
                 let refusal = unreadable(&error);
                 self.log.record(&parts, &refusal.text);
-                let _calls_have_none = self.refuse(&parts, &refusal);
+                if parts.wants_reply {
+                    self.send_refusal(error_reply(&parts, &refusal));
+                }
                 None
             }
         }
@@ -282,21 +310,42 @@ impl Reader {
         Ok(())
     }
 
-    /// Sends an error reply to a dropped call. For a dropped reply, returns the error that replaces it.
-    fn refuse(&self, message: &Parts, refusal: &Refusal) -> Option<Vec<u8>> {
-        if message.kind.is_reply() {
-            return message
-                .reply_serial
-                .map(|serial| header::error(serial, None, refusal.name, &refusal.text));
+    /// Replies to a dropped call with an error, at the pace of its user's refusals.
+    async fn refuse_call(&mut self, call: &Parts, refusal: &Refusal) {
+        let (Some(policy), Some(sender)) = (&self.policy.calls, call.sender.as_deref()) else { return };
+        if !call.wants_reply {
+            return;
         }
-        if message.kind == Kind::Call && message.wants_reply {
-            let error = header::error(message.serial, message.sender.as_deref(), refusal.name, &refusal.text);
-            if self.refusals.try_send(error).is_err() {
-                debug!("a refused call gets no reply: too many are waiting to be sent");
-            }
+        let Some(uid) = policy.users.uid(sender).await else { return };
+        let now = Instant::now();
+        let begin = if uid == ROOT {
+            now
+        } else {
+            self.refusal_pace.book(now.into_std(), policy.users.payer(uid), 1).into()
+        };
+        let is_sent = begin - now <= LONGEST_WAIT_OF_A_REFUSAL
+            && self.queue.push_refusal(begin, error_reply(call, refusal));
+        if !is_sent {
+            debug!(uid, "a refused call gets no reply: too many are waiting to be sent");
         }
-        None
     }
+
+    fn send_refusal(&self, reply: Vec<u8>) {
+        if self.refusals.try_send(reply).is_err() {
+            debug!("a refused call gets no reply: too many are waiting to be sent");
+        }
+    }
+}
+
+/// The error reply to a refused call.
+fn error_reply(call: &Parts, refusal: &Refusal) -> Vec<u8> {
+    header::error(call.serial, call.sender.as_deref(), refusal.name, &refusal.text)
+}
+
+/// The error that replaces a dropped reply, for our call that it replies to.
+fn refused_reply(reply: &Parts, refusal: &Refusal) -> Option<Vec<u8>> {
+    let serial = reply.reply_serial.filter(|_| reply.kind.is_reply())?;
+    Some(header::error(serial, None, refusal.name, &refusal.text))
 }
 
 fn bounded(lengths: Lengths, longest: usize) -> Verdict {

@@ -105,6 +105,20 @@ impl Pair {
         (header.reply_serial().unwrap().get(), header.error_name().unwrap().to_string(), text)
     }
 
+    /// How many replies to refused calls have come.
+    async fn refusals(&mut self) -> usize {
+        // Another task sends them.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        self.bus.set_nonblocking(true).unwrap();
+        let mut all = vec![0; 1 << 20];
+        let length = self.bus.read(&mut all).unwrap_or(0);
+        self.bus.set_nonblocking(false).unwrap();
+        all[..length]
+            .windows(reader::INVALID_ARGS.len())
+            .filter(|part| *part == reader::INVALID_ARGS.as_bytes())
+            .count()
+    }
+
     fn is_silent(&mut self) -> bool {
         self.bus.set_nonblocking(true).unwrap();
         self.bus.read(&mut [0; 1]).is_err()
@@ -367,6 +381,31 @@ async fn a_flood_delays_no_other_user() {
     let count = |wanted: &str| before.iter().filter(|member| *member == wanted).count();
     assert_eq!((count("answer"), count("OfOther"), count("OfRoot")), (1, 1, 10), "{before:?}");
     assert!((5..10).contains(&count("Flood")), "{before:?}");
+}
+
+/// What is refused at once would be called again at once.
+#[tokio::test]
+async fn refusals_of_a_user_are_paced_and_delay_no_other_user() {
+    let mut pair = Pair::new();
+    let file = file();
+    let refused =
+        |sender: &str| bytes(&call("Detach").sender(sender).build(&(Fd::from(file.as_fd()),)).unwrap());
+    for _ in 0..100 {
+        pair.send_with(&refused(CALLER), &[file.try_clone().unwrap()]);
+    }
+    pair.send_with(&refused(OTHER), &[file.try_clone().unwrap()]);
+    pair.send_with(&refused(ROOTS), &[file.try_clone().unwrap()]);
+    let start = std::time::Instant::now();
+    pair.send(&bytes(&call("List").build(&()).unwrap()));
+    pair.next_is("List").await;
+    assert_eq!(pair.refusals().await, 64 + 2, "a burst of the one, and those of the others");
+    // The last of a hundred comes 36 times 5 ms after the burst.
+    pair.send(&bytes(&call("List").build(&()).unwrap()));
+    pair.next_is("List").await;
+    while start.elapsed() < Duration::from_millis(200) {
+        let _nothing = tokio::time::timeout(Duration::from_millis(20), pair.next()).await;
+    }
+    assert_eq!(pair.refusals().await, 36);
 }
 
 #[tokio::test]
