@@ -95,7 +95,7 @@ async fn random_messages_do_not_harm_loopd(fixture: &mut Fixture) -> Outcome {
         seed: random.u64(..),
         messages: usize::try_from(messages)?,
         batch: 32,
-        time: if is_long { Duration::MAX } else { Duration::from_secs(50) },
+        time: if is_long { Duration::MAX } else { Duration::from_secs(120) },
     };
     let trial = spawn_blocking(move || Trial::run(&attack, pid)).await??;
     println!("{trial}");

@@ -26,7 +26,7 @@ use loopd_common::{CallerFile, Pace};
 const WORK_WITH_DESCRIPTORS: u32 = 10;
 /// How many refused calls of a uid other than root get their replies in a second, and how many at once after a rest. A client
 /// that calls again as soon as it is refused would keep the bus busy otherwise.
-const REFUSALS_PER_SECOND: u32 = 200;
+const REFUSALS_PER_SECOND: u32 = 100;
 const REFUSALS_AT_ONCE: u32 = 64;
 /// A reply to a refused call that would have to wait longer is not sent.
 const LONGEST_WAIT_OF_A_REFUSAL: Duration = Duration::from_secs(5);
