@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use loopd_common::Lifetime;
 
 use super::harness::{Client, Harness};
-use crate::simulated::Simulated;
+use crate::simulated::{Files, Simulated};
 
 #[tokio::test(start_paused = true)]
 async fn a_change_that_fails_at_any_step_changes_nothing() {
@@ -76,5 +76,28 @@ async fn a_replaced_file_keeps_its_object() {
         harness.agree();
         client.vanish(&harness.engine);
         harness.assert_empty().await;
+    }
+}
+
+/// Otherwise the next daemon would take another program's device for this one.
+#[tokio::test(start_paused = true)]
+async fn no_other_file_is_expected_after_a_replacement() {
+    for failing in 1.. {
+        let machine = Simulated::new();
+        let files = Files::on(&machine);
+        let harness = Harness::with_files(machine, files.clone());
+        harness.start_udev(0);
+        let client = Client::new(":1.1", 7);
+        let attached = harness.attach(&client, Lifetime::Persistent).await.unwrap();
+        let reached = harness.fail_at(failing);
+        let replaced = harness.engine.replace_backing_file(attached.id, 2.into(), 0).await;
+        let saved = files.saved();
+        assert_eq!(saved.iter().map(|saved| saved.next_file).collect::<Vec<_>>(), [None], "{failing}");
+        harness.settle().await;
+        let shown = harness.engine.find(attached.id).unwrap().device.disk_sequence;
+        assert_eq!(files.saved()[0].disk_sequence, shown, "{failing}");
+        if !reached.load(Ordering::Relaxed) {
+            return replaced.unwrap();
+        }
     }
 }
