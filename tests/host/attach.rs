@@ -27,6 +27,7 @@ loopd_tests::tests! {
         list_filters_by_file_and_offset,
         list_by_a_file_that_cannot_be_examined_fails,
         offset_and_size_limit_are_applied,
+        offset_is_any_number_of_bytes,
         odd_sizes_are_rounded_down_to_sectors,
         option_makes_the_device_read_only,
         read_only_descriptor_makes_the_device_read_only,
@@ -184,6 +185,32 @@ async fn offset_and_size_limit_are_applied(fixture: &mut Fixture) -> Outcome {
     let mut bytes = [0; 18];
     file.read_exact(&mut bytes)?;
     assert_eq!(&bytes, b"through the device");
+    Ok(())
+}
+
+/// A file system behind a program or a header: AppImage, SIF, firmware.
+async fn offset_is_any_number_of_bytes(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
+    let bytes: Vec<u8> = (0..MIB).map(|index| (index * index / 7).to_le_bytes()[0]).collect();
+    std::fs::write(&image.path, &bytes)?;
+    for (offset, block_size) in [(188_392, 0), (1, 0), (511, 512), (MIB - 524_388, 4096), (MIB - 513, 0)] {
+        let options = AttachOptions { offset, block_size, ..plain() };
+        let attached = fixture.attach(&image.open()?, &options).await?;
+        assert_eq!(attached.device.number::<u64>("size")?, (MIB - offset) / 512);
+        let shown = std::fs::read(attached.device.node())?;
+        let first = usize::try_from(offset)?;
+        assert!(bytes[first..].starts_with(&shown) && bytes.len() - first - shown.len() < 512, "{offset}");
+        fixture.detach(&attached).await?;
+        let options = AttachOptions { direct_io: true, ..options };
+        let error = fixture.attach_fails(&image.open()?, &options).await?;
+        expect_kind(&error, ErrorKind::InvalidArgs)?;
+        assert!(error.message.contains("leave direct-io out"), "{error}");
+        let direct =
+            std::fs::File::options().read(true).custom_flags(nix::libc::O_DIRECT).open(&image.path)?;
+        let error = fixture.attach_fails(&direct, &AttachOptions { direct_io: false, ..options }).await?;
+        expect_kind(&error, ErrorKind::InvalidArgs)?;
+        assert!(error.message.contains("O_DIRECT"), "{error}");
+    }
     Ok(())
 }
 

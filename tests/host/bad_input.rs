@@ -22,7 +22,7 @@ loopd_tests::tests! {
     "bad_input";
     Setup::None => [
         directory, pipe, socket, dev_null, path_only, write_only, empty_file,
-        offset_at_the_end, offset_past_the_end, offset_unaligned, offset_huge,
+        offset_at_the_end, offset_past_the_end, offset_unaligned_with_direct_io, offset_huge,
         size_limit_huge,
         block_size_1000, block_size_256, block_size_131072, block_size_1, block_size_u32_max,
         unknown_option, empty_option, option_in_capitals,
@@ -83,7 +83,7 @@ refused! {
 
     offset_at_the_end: "regular", "offset=t:1048576" => InvalidArgs;
     offset_past_the_end: "regular", "offset=t:1049088" => InvalidArgs;
-    offset_unaligned: "regular", "offset=t:100" => InvalidArgs;
+    offset_unaligned_with_direct_io: "regular", "offset=t:100", "direct-io=b:true" => InvalidArgs;
     offset_huge: "regular", "offset=t:9223372036854775808" => InvalidArgs;
     size_limit_huge: "regular", "size-limit=t:9223372036854775808" => InvalidArgs;
 
@@ -290,7 +290,7 @@ async fn bad_input_of_an_authorized_user_is_refused(fixture: &mut Fixture) -> Ou
         ("dir", &[][..], ErrorKind::InvalidBackingFile),
         ("pipe", &[], ErrorKind::InvalidBackingFile),
         ("opath", &[], ErrorKind::InvalidBackingFile),
-        ("regular", &["offset=t:100"], ErrorKind::InvalidArgs),
+        ("regular", &["offset=t:9999999"], ErrorKind::InvalidArgs),
         ("regular", &["block-size=u:1000"], ErrorKind::InvalidArgs),
     ] {
         refused(fixture, GAMES, kind, options, error).await?;

@@ -82,7 +82,7 @@ pub const DIFFERENCES: &[&str] = &[
     "An attach returns after udev has processed the device and its partitions. If another process takes the free \
      device first, -f uses another one, without waiting.",
     "loopd attaches no empty device: the file, the size limit and the part after the offset must have at least \
-     512 bytes; and the offset must be a multiple of 512. losetup warns in some of these cases.",
+     512 bytes. losetup warns in some of these cases.",
     "-L returns a device that another program has attached only if its file belongs to root and no other user may \
      write to it; losetup returns any.",
     "--direct-io fails if the backing file does not support it; losetup attaches the file without it.",

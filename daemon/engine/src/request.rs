@@ -13,7 +13,7 @@ const SECTOR: u64 = 512;
 /// A request for a loop device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttachRequest {
-    /// Bytes into the file: a multiple of 512.
+    /// Bytes into the file. Direct I/O needs a multiple of 512.
     pub offset: u64,
     /// Bytes at most; 0 is up to the end of the file.
     pub size_limit: u64,
@@ -70,8 +70,11 @@ impl AttachRequest {
     pub fn check(&self) -> Result<(), Error> {
         check_extent("offset", self.offset)?;
         check_extent("size-limit", self.size_limit)?;
-        check(self.offset.is_multiple_of(SECTOR), || {
-            format!("the offset {} is not a multiple of 512 bytes", self.offset)
+        check(!self.direct_io || self.offset.is_multiple_of(SECTOR), || {
+            format!(
+                "direct I/O needs an offset that is a multiple of 512 bytes, and {} is not; leave direct-io out",
+                self.offset
+            )
         })?;
         check(self.size_limit == 0 || self.size_limit >= SECTOR, || {
             format!("the size limit {} is less than one sector of 512 bytes", self.size_limit)
@@ -139,7 +142,7 @@ mod tests {
             assert_eq!(refused(|o| o.offset = extent), ErrorKind::InvalidArgs, "{extent}");
             assert_eq!(refused(|o| o.size_limit = extent), ErrorKind::InvalidArgs, "{extent}");
         }
-        assert_eq!(refused(|o| o.offset = 513), ErrorKind::InvalidArgs);
+        assert_eq!(refused(|o| (o.offset, o.direct_io) = (513, true)), ErrorKind::InvalidArgs);
         assert_eq!(refused(|o| o.size_limit = 511), ErrorKind::InvalidArgs);
         assert_eq!(refused(|o| o.reference = "x".repeat(64)), ErrorKind::InvalidArgs);
         assert_eq!(refused(|o| o.number = Some(1 << 20)), ErrorKind::InvalidArgs);
@@ -148,7 +151,7 @@ mod tests {
     #[test]
     fn the_largest_values_are_accepted() {
         let request = AttachRequest {
-            offset: (1 << 63) - 512,
+            offset: (1 << 63) - 1,
             size_limit: (1 << 63) - 1,
             block_size: 65536,
             reference: "x".repeat(63),

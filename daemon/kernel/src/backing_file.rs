@@ -99,6 +99,15 @@ fn past_end(name: &str, offset: u64, size: u64) -> Error {
     }
 }
 
+fn unaligned(name: &str, offset: u64) -> Error {
+    Error::InvalidArgument {
+        operation: format!("attach {name} at offset {offset}"),
+        reason: format!(
+            "the descriptor was opened for direct I/O (O_DIRECT), which needs a multiple of {SECTOR}; open the file without it"
+        ),
+    }
+}
+
 /// A descriptor that was examined.
 #[derive(Debug)]
 pub struct Examined {
@@ -106,6 +115,8 @@ pub struct Examined {
     pub facts: FileFacts,
     /// Bytes of a regular file; `None` for a block device.
     pub size: Option<u64>,
+    /// Whether the descriptor was opened for direct I/O.
+    pub direct: bool,
 }
 
 impl Examined {
@@ -148,7 +159,7 @@ pub fn examine(file: impl AsFd) -> Result<Examined, Error> {
         only_root_writes: is_root(status.st_uid) && status.st_mode & WRITABLE_BY_OTHERS == 0,
     };
     let size = (kind == FileKind::Regular).then(|| u64::try_from(status.st_size).unwrap_or(0));
-    Ok(Examined { facts, size })
+    Ok(Examined { facts, size, direct: flags.contains(OFlag::O_DIRECT) })
 }
 
 /// The flags of a descriptor that allows reading.
@@ -186,10 +197,13 @@ pub fn refuse_appending(examined: &Examined) -> Result<(), Error> {
 ///
 /// # Errors
 /// `InvalidBackingFile` if the file is too small, or the descriptor appends; `InvalidArgs` if the offset is
-/// past its end.
+/// past its end, or is not possible with the descriptor's direct I/O.
 pub fn check_fit(examined: &Examined, request: &AttachRequest) -> Result<(), Error> {
     if !request.read_only {
         refuse_appending(examined)?;
+    }
+    if examined.direct && !request.offset.is_multiple_of(SECTOR) {
+        return Err(unaligned(&examined.name(), request.offset));
     }
     match examined.size {
         Some(size) if size < SECTOR => Err(too_small(&examined.name(), size)),

@@ -51,6 +51,8 @@ const LIST: &[Because] = &[
         lines: &[
             ("files that do not end with a sector", "$A odd.img"),
             ("files that do not end with a sector", "--sizelimit 1000 $A a.img"),
+            ("offsets within a sector", "-o 100 $A a.img"),
+            ("offsets within a sector", "-o 1.05K $A a.img"),
         ],
     },
     Because {
@@ -70,9 +72,7 @@ const LIST: &[Because] = &[
             ("offsets and sizes", "-o 1.75M $A a.img"),
             ("offsets and sizes", "-O NAME,OFFSET,RO $A"),
             ("offsets and sizes", "--detach $A"),
-            ("extents that are not whole sectors", "-o 100 $A a.img"),
             ("extents that are not whole sectors", "--sizelimit 100 $A a.img"),
-            ("extents that are not whole sectors", "-o 1.05K $A a.img"),
             ("extents that are not whole sectors", "-l $A"),
             ("extents that are not whole sectors", "-d $A"),
         ],

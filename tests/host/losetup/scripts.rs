@@ -464,10 +464,15 @@ pub const SCRIPTS: &[Script] = &[
     script(
         "extents that are not whole sectors",
         "
-        -o 100 $A a.img
+        --sizelimit 100 $A a.img
         -l $A
         -d $A
-        --sizelimit 100 $A a.img
+        ",
+    ),
+    script(
+        "offsets within a sector",
+        "
+        -o 100 $A a.img
         -l $A
         -d $A
         -o 1.05K $A a.img
