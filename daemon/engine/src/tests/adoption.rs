@@ -221,6 +221,7 @@ fn a_saved_attachment_is_kept_if_it_is_still_announced() {
         harness.engine.restore(connected([])).await;
         harness.settle().await;
         assert_eq!(harness.engine.find(attached.id).unwrap().state, State::Attached);
+        assert!(machine.simulated.has_attach(attached.id));
         assert!(machine.files.announced().is_empty());
     });
 }
