@@ -25,6 +25,7 @@ mod losetup;
 mod messages;
 mod mount;
 mod mount_identity;
+mod numbers;
 mod overlap;
 mod partitions;
 mod replies;
@@ -54,6 +55,7 @@ fn main() -> std::process::ExitCode {
         throwaway::TESTS,
         mount::TESTS,
         mount_identity::TESTS,
+        numbers::TESTS,
         same_bytes::TESTS,
         foreign::TESTS,
         hanging::TESTS,

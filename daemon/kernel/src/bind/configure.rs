@@ -38,7 +38,7 @@ impl Writer<'_> {
 }
 
 /// Attaches the file, and holds the device unless it is persistent. After an error nothing is attached. The
-/// writer is kept only if the request waits for udev.
+/// writer is kept only if the request waits for udev. `EROFS` if the device is read-only, and should not be.
 pub fn configure<'a>(shared: &'a Shared, number: u32, wanted: Wanted<'_>) -> nix::Result<Configured<'a>> {
     let Wanted { file, examined, request } = wanted;
     let is_writable = examined.facts.writable && !request.read_only;
@@ -48,6 +48,10 @@ pub fn configure<'a>(shared: &'a Shared, number: u32, wanted: Wanted<'_>) -> nix
     let watch = if is_watched { shared.node_watches.of(&device) } else { None };
     let configured = writer.as_ref().unwrap_or(&device);
     ioctl::configure(configured, file.as_fd(), request.block_size, info(request))?;
+    if is_writable && ioctl::read_only(&device)? {
+        let _ends_at_close = ioctl::clear(&device);
+        return Err(Errno::EROFS);
+    }
     let writer = writer.zip(watch).map(|(descriptor, watch)| Writer { descriptor, watch });
     match finish(number, &device, request) {
         Ok((state, hold)) => Ok(Configured { device: state, hold, writer }),

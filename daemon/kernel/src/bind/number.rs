@@ -8,7 +8,9 @@ use nix::errno::Errno;
 use tracing::warn;
 
 use super::configure::{Configured, Writer, configure};
-use super::refusal::{closed_to_us, is_closed_to_us, refusal, refuse_block_size};
+use super::refusal::{
+    closed_to_us, is_closed_to_us, is_node_missing, node_missing, refusal, refuse_block_size, set_read_only,
+};
 use super::sweep::sweep;
 use super::wanted::Wanted;
 use crate::backing_file::{self, Examined};
@@ -17,10 +19,12 @@ use crate::hold::Hold;
 use crate::numbers::Claim;
 use crate::shared::Shared;
 use crate::untrusted::{Expected, unmarked};
-use crate::{detach, partition_table};
+use crate::{detach, device, partition_table};
 
 /// How many numbers are tried that another process takes first.
 const ATTEMPTS: usize = 64;
+/// How many numbers are tried whose nodes are missing.
+const ATTEMPTS_WITHOUT_NODE: usize = 4;
 /// The block size if neither the request nor the partition table needs another.
 const SECTOR: u32 = 512;
 
@@ -46,6 +50,8 @@ enum Attempt<'a> {
     Bound(Bound<'a>),
     /// Another process has taken the number.
     Taken(Claim),
+    /// `/dev` lacks the node.
+    NodeMissing(Claim),
 }
 
 /// Attaches the file. After an error nothing is attached, and no device is left that was not there before.
@@ -59,16 +65,30 @@ pub fn bind<'a>(shared: &'a Shared, file: &OwnedFd, request: &AttachRequest) -> 
     let request = &AttachRequest { block_size, ..request.clone() };
     let wanted = Wanted { file, examined, request };
     refuse_block_size(shared, wanted)?;
-    // Numbers that turn out to be taken stay claimed until the end, so that none is tried twice.
-    let mut taken = Vec::new();
-    for _ in 0..ATTEMPTS {
-        let claim = shared.numbers.claim(request.number, &wanted.name())?;
-        match bind_number(shared, claim, wanted)? {
-            Attempt::Bound(bound) => return Ok(bound),
-            Attempt::Taken(claim) => taken.push(claim),
+    // Numbers that cannot be used stay claimed until the end, so that none is tried twice.
+    let (mut taken, mut without_node) = (Vec::new(), Vec::new());
+    let bound = loop {
+        if taken.len() == ATTEMPTS {
+            break Err(none_free(&wanted.name()));
         }
-    }
-    Err(none_free(&wanted.name()))
+        let claim = match shared.numbers.claim(request.number, &wanted.name()) {
+            Ok(claim) => claim,
+            Err(error) => break Err(error),
+        };
+        match bind_number(shared, claim, wanted) {
+            Ok(Attempt::Bound(bound)) => break Ok(bound),
+            Ok(Attempt::Taken(claim)) => taken.push(claim),
+            Ok(Attempt::NodeMissing(claim)) if without_node.len() == ATTEMPTS_WITHOUT_NODE => {
+                let error = node_missing(&wanted.name(), claim.number());
+                without_node.push(claim);
+                break Err(error);
+            }
+            Ok(Attempt::NodeMissing(claim)) => without_node.push(claim),
+            Err(error) => break Err(error),
+        }
+    };
+    without_node.into_iter().for_each(Claim::give_up);
+    bound
 }
 
 /// 512, or the sector size that the image's partition table was written for.
@@ -95,6 +115,7 @@ fn bind_number<'a>(shared: &'a Shared, claim: Claim, wanted: Wanted<'_>) -> Resu
     };
     match configure(shared, claim.number(), wanted) {
         Ok(configured) => commit(expected, configured, claim).map(Attempt::Bound),
+        Err(errno) if has_choice && is_node_missing(errno, claim.number()) => Ok(Attempt::NodeMissing(claim)),
         Err(errno) if has_choice && is_taken(errno, claim.number()) => Ok(Attempt::Taken(claim)),
         Err(errno) => {
             let error = refusal(shared, claim.number(), wanted, errno);
@@ -113,6 +134,10 @@ fn is_taken(errno: Errno, number: u32) -> bool {
         errno if is_gone(errno) => true,
         Errno::EACCES if is_closed_to_us(number) => {
             warn!("{}", closed_to_us(number));
+            true
+        }
+        Errno::EROFS if device::is_set_read_only(number) => {
+            warn!("{}", set_read_only(number));
             true
         }
         _ => false,

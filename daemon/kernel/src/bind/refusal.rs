@@ -10,6 +10,7 @@ use nix::fcntl::OFlag;
 use super::wanted::Wanted;
 use crate::error::failed;
 use crate::shared::Shared;
+use crate::sysfs::loop_device;
 use crate::{device, ioctl, numbers};
 
 /// Every kernel accepts block sizes up to the smallest page size.
@@ -25,6 +26,25 @@ fn block_size_refused(name: &str, block_size: u32, largest: u32) -> Error {
 fn no_access(name: &str, number: u32) -> Error {
     let reason = format!("{}, or choose another number", closed_to_us(number));
     Error::Failed { operation: format!("attach {name}"), reason }
+}
+
+fn made_read_only(name: &str, number: u32) -> Error {
+    let reason = format!("{}, or choose another number", set_read_only(number));
+    Error::Failed { operation: format!("attach {name}"), reason }
+}
+
+/// The error for a device whose node is missing.
+pub fn node_missing(name: &str, number: u32) -> Error {
+    let node = node(number);
+    let reason = format!(
+        "the kernel has {node}, and /dev does not: in a container add the node, else make it again (mknod {node} b 7 {number})"
+    );
+    Error::Failed { operation: format!("attach {name}"), reason }
+}
+
+/// Whether an error comes from a missing node: the device exists.
+pub fn is_node_missing(errno: Errno, number: u32) -> bool {
+    errno == Errno::ENOENT && loop_device::exists(number)
 }
 
 fn no_direct_io(name: &str, offset: u64) -> Error {
@@ -53,6 +73,8 @@ pub fn refusal(shared: &Shared, number: u32, wanted: Wanted<'_>, errno: Errno) -
     match errno {
         Errno::EBUSY => numbers::taken(number, &name),
         Errno::EACCES if is_closed_to_us(number) => no_access(&name, number),
+        Errno::EROFS if device::is_set_read_only(number) => made_read_only(&name, number),
+        errno if is_node_missing(errno, number) => node_missing(&name, number),
         Errno::EINVAL if block_size > SMALLEST_PAGE => {
             heal(number, wanted.file);
             block_size_refused(&name, block_size, shared.refuse_block(block_size))
@@ -76,6 +98,12 @@ pub fn refuse_block_size(shared: &Shared, wanted: Wanted<'_>) -> Result<(), Erro
 /// Whether the node belongs to another user: root without capabilities has no access to it then.
 pub fn is_closed_to_us(number: u32) -> bool {
     matches!(device::open(number, OFlag::O_RDWR), Err(Errno::EACCES))
+}
+
+/// The message for a device that another program has set read-only. The kernel keeps that over detaches.
+pub fn set_read_only(number: u32) -> String {
+    let node = node(number);
+    format!("{node} was set read-only by another program; set it writable (blockdev --setrw {node})")
 }
 
 /// The message for such a node.

@@ -7,4 +7,4 @@ mod state;
 
 pub use node::{open, open_attached, open_attached_for, read_bytes};
 pub use reference::encode_file_name;
-pub use state::{is_scanned, read_state, status, unreadable};
+pub use state::{is_scanned, is_set_read_only, read_state, status, unreadable};

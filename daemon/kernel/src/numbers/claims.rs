@@ -61,6 +61,8 @@ pub struct Claim {
     numbers: Arc<Numbers>,
     number: u32,
     node_made: bool,
+    /// Whether the kernel made the device for this claim of any number.
+    added: bool,
 }
 
 impl Numbers {
@@ -76,30 +78,33 @@ impl Numbers {
         while wanted.is_some_and(|number| operations.get(&number) == Some(&Operation::Remove)) {
             operations = self.removed.wait(operations).unwrap_or_else(PoisonError::into_inner);
         }
-        let (number, node_made) = match wanted {
+        let (number, node_made, added) = match wanted {
             Some(number) if operations.contains_key(&number) || loop_device::is_bound(number) => {
                 return Err(taken(number, name));
             }
-            Some(number) => (number, self.control.ensure_exists(number, &action)?),
-            None => (self.choose(&operations, &action)?, false),
+            Some(number) => (number, self.control.ensure_exists(number, &action)?, false),
+            None => {
+                let (number, added) = self.choose(&operations, &action)?;
+                (number, false, added)
+            }
         };
         operations.insert(number, Operation::Attach);
         drop(operations);
-        Ok(Claim { numbers: Arc::clone(self), number, node_made })
+        Ok(Claim { numbers: Arc::clone(self), number, node_made, added })
     }
 
     /// A free number, which is not claimed.
     pub fn free_number(&self) -> Result<u32, Error> {
-        self.choose(&self.operations(), "find a free loop device")
+        self.choose(&self.operations(), "find a free loop device").map(|(number, _added)| number)
     }
 
-    /// The kernel's choice, or the next number after it that is free and has no operation in progress.
-    fn choose(&self, operations: &HashMap<u32, Operation>, action: &str) -> Result<u32, Error> {
+    /// The kernel's choice, or the next number after it that is free and has no operation in progress; and whether
+    /// its device was added.
+    fn choose(&self, operations: &HashMap<u32, Operation>, action: &str) -> Result<(u32, bool), Error> {
         let first = self.control.free_number(action)?;
         let is_free = |number: &u32| !operations.contains_key(number) && !loop_device::is_bound(*number);
         let number = (first..).find(is_free).unwrap_or(first);
-        self.control.ensure_exists(number, action)?;
-        Ok(number)
+        Ok((number, self.control.ensure_exists(number, action)?))
     }
 
     /// Whether an operation of this process is in progress on the number.
@@ -148,9 +153,9 @@ impl Claim {
 
     /// Ends the claim after an error, and removes the device if it was added for this claim.
     pub fn give_up(self) {
-        let (numbers, number, node_made) = (Arc::clone(&self.numbers), self.number, self.node_made);
+        let (numbers, number, made) = (Arc::clone(&self.numbers), self.number, self.node_made || self.added);
         drop(self);
-        if node_made {
+        if made {
             numbers.remove_if_unused(number);
         }
     }

@@ -1,0 +1,92 @@
+//! Numbers that another program has left in a state of its own.
+
+use anyhow::Result;
+use loopd_dbus::{AttachOptions, Error, ErrorKind, Lifetime};
+use loopd_tests::Outcome;
+use loopd_tests::fixture::{Fixture, expect_kind};
+use loopd_tests::image::{Image, MIB};
+use loopd_tests::polkit::Setup;
+use loopd_tests::process::run;
+use loopd_tests::sysfs::LoopDevice;
+
+loopd_tests::tests! {
+    "numbers";
+    Setup::None => [
+        number_that_was_set_read_only_is_not_used,
+        number_whose_node_is_missing_is_not_used,
+        machine_without_nodes_is_named_and_nothing_is_left,
+    ];
+}
+
+fn persistent() -> AttachOptions {
+    AttachOptions { lifetime: Lifetime::Persistent, ..AttachOptions::default() }
+}
+
+async fn free(fixture: &Fixture) -> Result<LoopDevice> {
+    LoopDevice::from_node(&fixture.manager.find_free().await?)
+}
+
+async fn number_that_was_set_read_only_is_not_used(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
+    let number = free(fixture).await?;
+    run("blockdev", ["--setro", &number.node()]).await?;
+    let tried: Result<AttachOptions> = async {
+        let attached = fixture.attach(&image.open()?, &persistent()).await?;
+        assert_ne!(attached.device, number);
+        assert!(!fixture.properties(&attached.path).await?.read_only);
+        fixture.detach(&attached).await?;
+        let wanted = AttachOptions { number: Some(number.0), ..persistent() };
+        let error = fixture.attach_fails(&image.open()?, &wanted).await?;
+        expect_kind(&error, ErrorKind::Kernel)?;
+        assert!(error.message.contains(&format!("blockdev --setrw {}", number.node())), "{error}");
+        // A read-only device may have it.
+        let read_only =
+            fixture.attach(&image.open()?, &AttachOptions { read_only: true, ..wanted.clone() }).await?;
+        fixture.detach(&read_only).await?;
+        Ok(wanted)
+    }
+    .await;
+    run("blockdev", ["--setrw", &number.node()]).await?;
+    let wanted = tried?;
+    let attached = fixture.attach(&image.open()?, &wanted).await?;
+    assert!(!fixture.properties(&attached.path).await?.read_only);
+    fixture.detach(&attached).await
+}
+
+async fn number_whose_node_is_missing_is_not_used(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
+    let number = free(fixture).await?;
+    std::fs::rename(number.node(), fixture.directory.join("node"))
+        .or_else(|_| std::fs::remove_file(number.node()))?;
+    let tried: Result<Error> = async {
+        let attached = fixture.attach(&image.open()?, &persistent()).await?;
+        assert_ne!(attached.device, number);
+        fixture.detach(&attached).await?;
+        let wanted = AttachOptions { number: Some(number.0), ..persistent() };
+        fixture.attach_fails(&image.open()?, &wanted).await
+    }
+    .await;
+    run("mknod", ["-m", "660", &number.node(), "b", "7", &number.0.to_string()]).await?;
+    run("chown", ["root:disk", &number.node()]).await?;
+    let error = tried?;
+    expect_kind(&error, ErrorKind::Kernel)?;
+    assert!(error.message.contains(&format!("mknod {}", number.node())), "{error}");
+    Ok(())
+}
+
+/// As in a container: the control device, and no others.
+async fn machine_without_nodes_is_named_and_nothing_is_left(fixture: &mut Fixture) -> Outcome {
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
+    let devices = || std::fs::read_dir("/sys/block").map(Iterator::count);
+    let script = "mount -t tmpfs none /mnt && mknod /mnt/null c 1 3 && mknod /mnt/loop-control c 10 237 \
+                  && mount --move /mnt /dev && exec \"$@\"";
+    fixture.restart_daemon_under(&["unshare", "--mount", "sh", "-c", script, "sh"]).await?;
+    // A free device to start with: the kernel makes one if there is none.
+    free(fixture).await?;
+    let before = devices()?;
+    let error = fixture.attach_fails(&image.open()?, &persistent()).await?;
+    expect_kind(&error, ErrorKind::Kernel)?;
+    assert!(error.message.contains("container") && error.message.contains("mknod /dev/loop"), "{error}");
+    assert_eq!(devices()?, before, "devices are left");
+    fixture.restart_daemon(&[]).await
+}
