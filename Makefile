@@ -123,18 +123,19 @@ docs: tools
 	$(CARGO) build -p loopd
 	$(CARGO) run -q -p loopd-tests --bin loopd-docs
 
-test: set-up simulated
+test: set-up
+	$(MAKE) simulated
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --workspace --exclude loopd-tests
 	$(CARGO) test -p loopd-tests --lib --bins --test simulate
 	$(CARGO) test -p loopd-tests --test host $(AS_ROOT) -- $(TESTS)
 
 # loopd with a simulated kernel, under a name of its own.
-simulated: tools
+simulated:
 	$(CARGO) build -p loopd --features simulate
 	mv $(TARGET)/debug/loopd $(TARGET)/debug/loopd-simulated
 
-simulate: simulated
+simulate: tools simulated
 	$(TARGET)/debug/loopd-simulated --simulate
 
 test-vm: tools-packages tools-vm all
