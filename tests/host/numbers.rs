@@ -1,7 +1,7 @@
 //! Numbers that another program has left in a state of its own.
 
 use anyhow::Result;
-use loopd_dbus::{AttachOptions, Error, ErrorKind, Lifetime};
+use loopd_dbus::{AttachOptions, ErrorKind, Lifetime};
 use loopd_tests::Outcome;
 use loopd_tests::fixture::{Fixture, expect_kind};
 use loopd_tests::image::{Image, MIB};
@@ -26,28 +26,61 @@ async fn free(fixture: &Fixture) -> Result<LoopDevice> {
     LoopDevice::from_node(&fixture.manager.find_free().await?)
 }
 
+/// A free number that is set read-only until this is dropped.
+struct ReadOnly(LoopDevice);
+
+impl ReadOnly {
+    async fn set(number: LoopDevice) -> Result<Self> {
+        run("blockdev", ["--setro", &number.node()]).await?;
+        Ok(Self(number))
+    }
+}
+
+impl Drop for ReadOnly {
+    fn drop(&mut self) {
+        restore("blockdev", &["--setrw", &self.0.node()]);
+    }
+}
+
+/// A free number without its node until this is dropped.
+struct WithoutNode(LoopDevice);
+
+impl WithoutNode {
+    fn remove(number: LoopDevice) -> Result<Self> {
+        std::fs::remove_file(number.node())?;
+        Ok(Self(number))
+    }
+}
+
+impl Drop for WithoutNode {
+    fn drop(&mut self) {
+        restore("mknod", &["-m", "660", &self.0.node(), "b", "7", &self.0.0.to_string()]);
+        restore("chown", &["root:disk", &self.0.node()]);
+    }
+}
+
+fn restore(program: &str, arguments: &[&str]) {
+    let status = std::process::Command::new(program).args(arguments).status();
+    assert!(status.is_ok_and(|status| status.success()), "{program} {arguments:?}");
+}
+
 async fn number_that_was_set_read_only_is_not_used(fixture: &mut Fixture) -> Outcome {
     let image = Image::sparse(&fixture.directory, "image", MIB)?;
     let number = free(fixture).await?;
-    run("blockdev", ["--setro", &number.node()]).await?;
-    let tried: Result<AttachOptions> = async {
-        let attached = fixture.attach(&image.open()?, &persistent()).await?;
-        assert_ne!(attached.device, number);
-        assert!(!fixture.properties(&attached.path).await?.read_only);
-        fixture.detach(&attached).await?;
-        let wanted = AttachOptions { number: Some(number.0), ..persistent() };
-        let error = fixture.attach_fails(&image.open()?, &wanted).await?;
-        expect_kind(&error, ErrorKind::Kernel)?;
-        assert!(error.message.contains(&format!("blockdev --setrw {}", number.node())), "{error}");
-        // A read-only device may have it.
-        let read_only =
-            fixture.attach(&image.open()?, &AttachOptions { read_only: true, ..wanted.clone() }).await?;
-        fixture.detach(&read_only).await?;
-        Ok(wanted)
-    }
-    .await;
-    run("blockdev", ["--setrw", &number.node()]).await?;
-    let wanted = tried?;
+    let read_only = ReadOnly::set(number).await?;
+    let attached = fixture.attach(&image.open()?, &persistent()).await?;
+    assert_ne!(attached.device, number);
+    assert!(!fixture.properties(&attached.path).await?.read_only);
+    fixture.detach(&attached).await?;
+    let wanted = AttachOptions { number: Some(number.0), ..persistent() };
+    let error = fixture.attach_fails(&image.open()?, &wanted).await?;
+    expect_kind(&error, ErrorKind::Kernel)?;
+    assert!(error.message.contains(&format!("blockdev --setrw {}", number.node())), "{error}");
+    // A read-only device may have it.
+    let options = AttachOptions { read_only: true, ..wanted.clone() };
+    let attached = fixture.attach(&image.open()?, &options).await?;
+    fixture.detach(&attached).await?;
+    drop(read_only);
     let attached = fixture.attach(&image.open()?, &wanted).await?;
     assert!(!fixture.properties(&attached.path).await?.read_only);
     fixture.detach(&attached).await
@@ -56,19 +89,12 @@ async fn number_that_was_set_read_only_is_not_used(fixture: &mut Fixture) -> Out
 async fn number_whose_node_is_missing_is_not_used(fixture: &mut Fixture) -> Outcome {
     let image = Image::sparse(&fixture.directory, "image", MIB)?;
     let number = free(fixture).await?;
-    std::fs::rename(number.node(), fixture.directory.join("node"))
-        .or_else(|_| std::fs::remove_file(number.node()))?;
-    let tried: Result<Error> = async {
-        let attached = fixture.attach(&image.open()?, &persistent()).await?;
-        assert_ne!(attached.device, number);
-        fixture.detach(&attached).await?;
-        let wanted = AttachOptions { number: Some(number.0), ..persistent() };
-        fixture.attach_fails(&image.open()?, &wanted).await
-    }
-    .await;
-    run("mknod", ["-m", "660", &number.node(), "b", "7", &number.0.to_string()]).await?;
-    run("chown", ["root:disk", &number.node()]).await?;
-    let error = tried?;
+    let _without_node = WithoutNode::remove(number)?;
+    let attached = fixture.attach(&image.open()?, &persistent()).await?;
+    assert_ne!(attached.device, number);
+    fixture.detach(&attached).await?;
+    let wanted = AttachOptions { number: Some(number.0), ..persistent() };
+    let error = fixture.attach_fails(&image.open()?, &wanted).await?;
     expect_kind(&error, ErrorKind::Kernel)?;
     assert!(error.message.contains(&format!("mknod {}", number.node())), "{error}");
     Ok(())
