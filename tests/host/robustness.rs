@@ -159,7 +159,7 @@ async fn thousand_calls_leak_nothing(fixture: &mut Fixture) -> Outcome {
     let path = image.path.to_str().unwrap().to_owned();
     let file = image.open()?;
     for _ in 0..1000 {
-        let options = AttachOptions { offset: 100, ..AttachOptions::default() };
+        let options = AttachOptions { offset: 1 << 40, ..AttachOptions::default() };
         fixture.attach_fails(&file, &options).await?;
     }
     fixture.probe(ROOT, ["setup", "opath", &path]).await?.refused(ErrorKind::InvalidBackingFile)?;
