@@ -130,7 +130,10 @@ async fn calls_that_wait_for_the_pace_are_answered_at_sigterm(fixture: &mut Fixt
     burst.ready().await?;
     burst.go().await?;
     // Twenty-five come at once.
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    eventually("the first calls have failed", async || {
+        Ok(fixture.log().matches("SetupLoop failed:").count() >= 25)
+    })
+    .await?;
     let start = Instant::now();
     fixture.end_daemon().await?;
     assert!(start.elapsed() > Duration::from_millis(100), "none has waited");

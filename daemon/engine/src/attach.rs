@@ -132,6 +132,7 @@ impl<K: Kernel> Engine<K> {
             node_made,
             changed: Arc::default(),
             operation: Arc::default(),
+            changes: 0,
             permit: Some(permit),
             partition_permit: None,
         });

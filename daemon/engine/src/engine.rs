@@ -17,7 +17,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::client::ClientId;
 use crate::error::Error;
@@ -49,8 +49,8 @@ pub struct Engine<K: Kernel> {
     pub(super) mount_quota: Quota,
     pub(super) mounter: Box<dyn Mounter>,
     pub(super) mount_directories: MountDirectories,
-    /// Whether calls are aborted.
-    pub(super) ending: watch::Sender<bool>,
+    /// Closed when calls are aborted. Unlike `watch`, it wakes those that wait in an order that a seed repeats.
+    pub(super) ending: Semaphore,
     /// One attach of a file at a time, among the requests that check overlaps.
     pub(super) file_locks: KeyedMutex<FileIdentity>,
     /// One mount of a file at a time: see [`Kernel::claim_overlapping`].
@@ -111,7 +111,7 @@ impl<K: Kernel> Engine<K> {
             mount_quota: Quota::new("file systems mounted", "unmount one", settings.mounts),
             mounter,
             mount_directories: MountDirectories::default(),
-            ending: watch::Sender::new(false),
+            ending: Semaphore::new(0),
             settings: Mutex::new(settings),
             file_locks: KeyedMutex::default(),
             mount_locks: KeyedMutex::default(),

@@ -8,7 +8,7 @@ use crate::event::Event;
 use crate::state_writer::StateWriter;
 
 /// The engine's events in their order. The state file of an attachment is written when its event is taken: outside
-/// of the engine's locks, before the event is published, and before a call waits no longer
+/// of the engine's locks, before the event is published, and before a call is answered that waits for it
 /// ([`Engine::flush_events`](crate::Engine::flush_events)).
 pub struct EventStream {
     events: UnboundedReceiver<Event>,

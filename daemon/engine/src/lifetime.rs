@@ -133,7 +133,7 @@ impl<K: Kernel> Engine<K> {
 
     /// Makes every attach and mount in progress fail and undo its steps, since the daemon stops.
     pub fn abort_calls(&self) {
-        self.ending.send_replace(true);
+        self.ending.close();
         self.state().records.values_mut().for_each(Record::cancel);
     }
 

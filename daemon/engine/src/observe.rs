@@ -76,6 +76,7 @@ impl<K: Kernel> Engine<K> {
 
     async fn try_refresh(self: &Arc<Self>, number: u32) -> Result<(), Error> {
         let alone = self.status_locks.lock(number).await;
+        let changes = self.changes_of(number);
         let status = self.kernel.status(number).await?;
         let peek = self.kernel.peek(number);
         let known = self.reconcile(number, peek.bound);
@@ -86,7 +87,11 @@ impl<K: Kernel> Engine<K> {
             return Ok(());
         }
         match known {
-            Some(id) => self.update(id, |record| record.device = device),
+            Some(id) if self.changes_of(number) == changes => {
+                self.update(id, |record| record.device = device)
+            }
+            // Changed by loopd since: the record has what that found.
+            Some(_) => {}
             None if peek.claimed => {}
             None if self.adopt_pending(&device).await => {}
             None => {
@@ -98,7 +103,13 @@ impl<K: Kernel> Engine<K> {
         Ok(())
     }
 
-    /// The same for a caller, with a timeout.
+    fn changes_of(&self, number: u32) -> Option<(DiskSequence, u64)> {
+        let state = self.state();
+        let id = *state.by_number.get(&number)?;
+        state.records.get(&id).map(|record| (id, record.changes))
+    }
+
+    /// Updates the record from the kernel for a caller, with a timeout.
     ///
     /// # Errors
     /// `Timeout`; `Kernel` if its state cannot be read.

@@ -26,9 +26,7 @@ impl<K: Kernel> Engine<K> {
 
     /// Waits until calls are aborted, since the daemon stops.
     pub(super) async fn aborted(&self) {
-        let mut ending = self.ending.subscribe();
-        // The sender lives as long as the engine.
-        let _ended = ending.wait_for(|ending| *ending).await;
+        let _closed = self.ending.acquire().await;
     }
 
     /// Changes a record, wakes the tasks that wait for it, and emits an event if its snapshot has changed.
@@ -289,7 +287,10 @@ impl<K: Kernel> Engine<K> {
             self.reap_if_gone(attachment.id);
             return Err(gone(attachment.id));
         };
-        self.update(attachment.id, |record| record.device = device);
+        self.update(attachment.id, |record| {
+            record.device = device;
+            record.changes += 1;
+        });
         Ok(())
     }
 

@@ -89,6 +89,8 @@ pub(super) struct Record<K: Kernel> {
     pub changed: Arc<Notify>,
     /// Locked during an operation on the device.
     pub operation: Arc<tokio::sync::Mutex<()>>,
+    /// How often loopd has changed the device. A state that was read before a change is not taken after it.
+    pub changes: u64,
     /// Counts against its owner's limit.
     pub permit: Option<Permit>,
     /// Counts the partitions against their owner's limit.
@@ -112,6 +114,7 @@ impl<K: Kernel> Record<K> {
             node_made: false,
             changed: Arc::default(),
             operation: Arc::default(),
+            changes: 0,
             permit: None,
             partition_permit: None,
         }

@@ -318,6 +318,7 @@ impl<K: Kernel> Engine<K> {
             node_made: saved.node_made,
             changed: Arc::default(),
             operation: Arc::default(),
+            changes: 0,
             permit: Some(permit),
             partition_permit: None,
         };

@@ -37,12 +37,21 @@ loopd when the calls in progress have ended; a second one stops it at once.
 LOOPD_LOG sets the level of the log: error, warn, info, debug or trace.
 ";
 
+const HELP_OF_SIMULATED: &str = "\
+This build of loopd serves a simulated machine on the session bus: no loop device
+is attached and nothing is mounted. It is for those who write a client.
+
+Usage: loopd --simulate
+       loopd --help | --version
+";
+
 /// Reads the command line.
 pub fn read(mut arguments: impl Iterator<Item = OsString>) -> Arguments {
     let Some(first) = arguments.next() else { return run(config::Source::default()) };
     let second = arguments.next();
     let rest = arguments.next();
     match (first.to_str(), second, rest) {
+        (Some("-h" | "--help"), None, None) if IS_SIMULATED => Arguments::Print(HELP_OF_SIMULATED.to_owned()),
         (Some("-h" | "--help"), None, None) => Arguments::Print(HELP.to_owned()),
         (Some("-V" | "--version"), None, None) => {
             Arguments::Print(format!("loopd {}\n", env!("CARGO_PKG_VERSION")))

@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use super::header::Parts;
 
-/// How many replies to refused calls may wait. A reply has a few hundred bytes.
-const MOST_REFUSALS: usize = 8192;
+/// How many replies to refused calls may wait for their time. A reply has a few hundred bytes.
+const MOST_QUEUED_REFUSALS: usize = 8192;
 
 /// A call that was received and is not parsed yet.
 #[derive(Debug)]
@@ -53,7 +53,7 @@ impl Queue {
 
     /// Queues the reply to a refused call; false if there are too many.
     pub fn push_refusal(&mut self, begin: Instant, reply: Vec<u8>) -> bool {
-        let has_space = self.refusals < MOST_REFUSALS;
+        let has_space = self.refusals < MOST_QUEUED_REFUSALS;
         if has_space {
             self.refusals += 1;
             self.insert(begin, Waiting::Refusal(reply));

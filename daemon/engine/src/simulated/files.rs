@@ -51,7 +51,7 @@ impl Files {
     }
 
     /// The saved mount directories.
-    pub fn folders(&self) -> Vec<MountDirectory> {
+    pub fn directories(&self) -> Vec<MountDirectory> {
         self.read_mount_directories()
     }
 

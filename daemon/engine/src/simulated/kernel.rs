@@ -52,7 +52,7 @@ impl Udev for Simulated {
 
 impl StoredHolds for Simulated {
     fn has_stored_hold(&self, disk_sequence: DiskSequence) -> bool {
-        self.lock().bound.values().any(|bound| bound.sequence == disk_sequence && bound.deposits > 0)
+        self.lock().bound.values().any(|bound| bound.sequence == disk_sequence && bound.stored_copies > 0)
     }
 
     fn release_unadopted<'a>(&'a self, except: &'a HashSet<DiskSequence>) -> BoxFuture<'a, ()> {
@@ -60,7 +60,7 @@ impl StoredHolds for Simulated {
             let _interfered = self.step().await;
             for number in self.bound_numbers() {
                 let is_unclaimed = |bound: &Bound| bound.holds == 0 && !except.contains(&bound.sequence);
-                self.alter(number, is_unclaimed, |bound| bound.deposits = 0);
+                self.alter(number, is_unclaimed, |bound| bound.stored_copies = 0);
             }
         })
     }
@@ -109,7 +109,7 @@ impl Kernel for Simulated {
                 let stores_holds = machine.stores_holds;
                 if let Some(bound) = machine.bound.get_mut(&number) {
                     bound.holds = usize::from(held);
-                    bound.deposits = usize::from(held && stores_holds);
+                    bound.stored_copies = usize::from(held && stores_holds);
                     bound.partition_scan = request.partition_scan;
                     bound.offset = request.offset;
                     bound.size_limit = request.size_limit;
@@ -130,7 +130,7 @@ impl Kernel for Simulated {
         Box::pin(async move {
             // A close cannot fail, but the daemon may die.
             let _interfered = self.step().await;
-            self.alter(hold.number, |bound| bound.attach == hold.attach, |bound| bound.deposits = 0);
+            self.alter(hold.number, |bound| bound.attach == hold.attach, |bound| bound.stored_copies = 0);
             drop(hold);
             self.answer().await;
         })
@@ -145,7 +145,7 @@ impl Kernel for Simulated {
                 let bound = machine.bound.get_mut(&number).filter(|bound| bound.sequence == sequence);
                 bound.map(|bound| {
                     bound.holds += 1;
-                    bound.deposits = usize::from(stores_holds);
+                    bound.stored_copies = usize::from(stores_holds);
                     Hold { machine: self.clone(), number, attach: bound.attach }
                 })
             };
@@ -157,7 +157,7 @@ impl Kernel for Simulated {
     fn clear(&self, number: u32, sequence: DiskSequence) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(async move {
             self.step().await?;
-            let clear = |bound: &mut Bound| (bound.autoclear, bound.deposits) = (true, 0);
+            let clear = |bound: &mut Bound| (bound.autoclear, bound.stored_copies) = (true, 0);
             self.alter(number, |bound| bound.sequence == sequence, clear);
             self.answer().await;
             Ok(())
@@ -246,7 +246,9 @@ impl Kernel for Simulated {
             if self.lock().hung.contains(&number) {
                 std::future::pending::<()>().await;
             }
-            Ok(self.lock().device(number))
+            let device = self.lock().device(number);
+            self.answer().await;
+            Ok(device)
         })
     }
 

@@ -141,7 +141,7 @@ pub(super) struct Bound {
     /// Descriptors of the daemon.
     pub(super) holds: usize,
     /// Copies of them in the service manager's store.
-    pub(super) deposits: usize,
+    pub(super) stored_copies: usize,
     /// Descriptors of other programs.
     pub(super) openers: usize,
     /// The mount points, each with the partition that is mounted.
@@ -331,8 +331,8 @@ impl Simulated {
     }
 
     /// Copies of holds that the service manager has of a device.
-    pub fn deposits(&self, number: u32) -> usize {
-        self.lock().bound.get(&number).map_or(0, |bound| bound.deposits)
+    pub fn stored_copies(&self, number: u32) -> usize {
+        self.lock().bound.get(&number).map_or(0, |bound| bound.stored_copies)
     }
 
     /// Whether udev is there.
@@ -609,7 +609,7 @@ impl Simulated {
         let sequence = bound.sequence;
         machine.mount_changes += u64::from(before != bound.mounts.len());
         if bound.autoclear
-            && bound.holds + bound.deposits == 0
+            && bound.holds + bound.stored_copies == 0
             && bound.openers == 0
             && bound.mounts.is_empty()
         {
@@ -768,7 +768,7 @@ impl Machine {
                 autoclear,
                 mark: 0,
                 holds: 0,
-                deposits: 0,
+                stored_copies: 0,
                 openers: 0,
                 mounts: Vec::new(),
             },

@@ -37,7 +37,7 @@ impl SimulatedMounts {
     }
 
     /// The directories that exist.
-    pub fn folders(&self) -> Vec<PathBuf> {
+    pub fn directories(&self) -> Vec<PathBuf> {
         self.host().directories.iter().cloned().collect()
     }
 

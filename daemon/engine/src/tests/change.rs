@@ -1,10 +1,12 @@
 //! Changes of an attached device.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use loopd_common::Lifetime;
 
 use super::harness::{Client, Harness};
+use crate::kernel::Change;
 use crate::simulated::{Files, Simulated};
 
 #[tokio::test(start_paused = true)]
@@ -98,6 +100,25 @@ async fn no_other_file_is_expected_after_a_replacement() {
         assert_eq!(files.saved()[0].disk_sequence, shown, "{failing}");
         if !reached.load(Ordering::Relaxed) {
             return replaced.unwrap();
+        }
+    }
+}
+
+/// A scan for an event of before reads the device while it is changed.
+#[tokio::test(start_paused = true)]
+async fn a_change_is_shown_at_the_reply_whatever_is_scanned() {
+    for seed in 0..300 {
+        let harness = Harness::new(Simulated::unhurried_random(seed));
+        harness.start_udev(0);
+        let client = Client::new(":1.1", 7);
+        let attached = harness.attach(&client, Lifetime::Persistent).await.unwrap();
+        for block_size in [1024, 2048, 4096] {
+            harness.engine.events_lost();
+            tokio::time::sleep(Duration::from_micros(seed * 17)).await;
+            harness.engine.change(attached.id, Change::BlockSize(block_size)).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(3)).await;
+            let shown = harness.engine.find(attached.id).unwrap().device.block_size;
+            assert_eq!(shown, block_size, "seed {seed}");
         }
     }
 }

@@ -224,7 +224,7 @@ impl Harness {
         assert_eq!(self.machine.bound(), []);
         self.agree();
         assert!(self.engine.state().records.is_empty());
-        assert_eq!(self.mounts.folders(), Vec::<PathBuf>::new());
+        assert_eq!(self.mounts.directories(), Vec::<PathBuf>::new());
         assert!(self.engine.mount_quota.is_empty());
         self.engine.attachment_quota.empty().await;
     }

@@ -49,7 +49,7 @@ async fn a_mount_is_published_and_all_ends_with_it() {
     assert!(!harness.engine.is_mounted_for(whole(&attachment), 8));
     harness.engine.unmount(whole(&attachment), false, 7, true).await.unwrap();
     assert_eq!(harness.engine.find(attachment.id), None, "the reply comes after the end");
-    assert_eq!(harness.mounts.folders(), Vec::<PathBuf>::new());
+    assert_eq!(harness.mounts.directories(), Vec::<PathBuf>::new());
     harness.assert_empty().await;
 }
 
@@ -69,7 +69,7 @@ async fn the_last_unmount_by_any_program_ends_it() {
         harness.machine.unmount_from(path);
         harness.settle().await;
         assert_eq!(harness.engine.find(attachment.id).unwrap().state, State::Attached);
-        assert!(!harness.mounts.folders().contains(path));
+        assert!(!harness.mounts.directories().contains(path));
     }
     harness.machine.unmount_from(Path::new("/mnt"));
     harness.assert_empty().await;
@@ -135,7 +135,7 @@ async fn a_mount_that_fails_at_any_step_leaves_nothing() {
             }
             mounted.unwrap_err();
             harness.settle().await;
-            assert_eq!(harness.mounts.folders(), Vec::<PathBuf>::new());
+            assert_eq!(harness.mounts.directories(), Vec::<PathBuf>::new());
             let now = harness.engine.find(attachment.id);
             // Where it was mounted for a moment, it has ended with that.
             assert!(now.is_none_or(|now| now.mount_points.is_empty()));
@@ -294,7 +294,7 @@ async fn mounts_of_others_are_not_unmounted() {
     assert_eq!(error.kind(), ErrorKind::AccessDenied);
     assert_eq!(harness.engine.find(attachment.id).unwrap().mount_points.len(), 2);
     harness.engine.unmount(whole(&attachment), false, 7, false).await.unwrap();
-    assert!(!harness.mounts.folders().contains(&directory));
+    assert!(!harness.mounts.directories().contains(&directory));
     harness.assert_empty().await;
 }
 
@@ -344,7 +344,7 @@ async fn a_step_of_a_hanging_service_manager_is_a_timeout_and_undone() {
     harness.mounts.set_hangs(true);
     let error = harness.engine.mount(whole(&attachment), &wanted(), &client).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout);
-    assert_eq!(harness.mounts.folders(), Vec::<PathBuf>::new());
+    assert_eq!(harness.mounts.directories(), Vec::<PathBuf>::new());
     harness.machine.interfere(|_| Interference::None);
     assert!(!client.is_disconnected());
     client.vanish(&harness.engine);
@@ -368,7 +368,7 @@ async fn the_same_bytes_are_not_mounted_twice() {
     let error = harness.engine.mount(whole(&ours), &wanted(), &client).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Busy);
     assert!(error.to_string().contains("/dev/loop1 is mounted on /mnt/other"), "{error}");
-    assert_eq!(harness.mounts.folders(), Vec::<PathBuf>::new());
+    assert_eq!(harness.mounts.directories(), Vec::<PathBuf>::new());
     harness.machine.unmount(foreign);
     harness.engine.mount(whole(&ours), &wanted(), &client).await.unwrap();
     let other_file = harness.machine.attach_elsewhere(2);
@@ -490,7 +490,7 @@ fn a_daemon_that_dies_during_a_mount_leaves_the_mounts_of_others() {
         })
         .unwrap();
         assert!(machine.mount_table().has(Path::new(PLACE)), "write {write}: the mount of others is gone");
-        assert!(files.mounts.folders().contains(&PathBuf::from(PLACE)), "write {write}");
+        assert!(files.mounts.directories().contains(&PathBuf::from(PLACE)), "write {write}");
     }
 }
 

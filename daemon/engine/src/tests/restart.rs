@@ -311,26 +311,26 @@ fn check(operation: Operation, harness: &Harness, files: &Files, before: &Before
         let number = found.device.number;
         let holds = harness.machine.holds(number);
         assert_eq!(
-            harness.machine.deposits(number),
+            harness.machine.stored_copies(number),
             if stores_holds { holds } else { 0 },
             "/dev/loop{number}"
         );
     }
 }
 
-/// The folders are those that something is mounted on, and all of them are known.
+/// The directories are those that something is mounted on, and all of them are known.
 fn check_places(operation: Operation, harness: &Harness, files: &Files, before: &Before) {
-    let folders = files.mounts.folders();
+    let directories = files.mounts.directories();
     let known: Vec<_> = files.read_mount_directories().into_iter().map(|directory| directory.path).collect();
-    assert_eq!(folders, known);
+    assert_eq!(directories, known);
     let table = harness.machine.mount_table();
-    assert!(folders.iter().all(|folder| table.has(folder)), "{folders:?}");
+    assert!(directories.iter().all(|directory| table.has(directory)), "{directories:?}");
     match operation {
-        Operation::Mount if before.done => assert_eq!(folders.len(), 1),
-        Operation::Unmount if before.done => assert!(folders.is_empty(), "{folders:?}"),
+        Operation::Mount if before.done => assert_eq!(directories.len(), 1),
+        Operation::Unmount if before.done => assert!(directories.is_empty(), "{directories:?}"),
         // It may have come so far or not.
         Operation::Mount | Operation::Unmount => {}
-        _ => assert!(folders.is_empty(), "{folders:?}"),
+        _ => assert!(directories.is_empty(), "{directories:?}"),
     }
 }
 

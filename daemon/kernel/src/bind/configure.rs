@@ -38,7 +38,7 @@ impl Writer<'_> {
 }
 
 /// Attaches the file, and holds the device unless it is persistent. After an error nothing is attached. The
-/// writer is kept only if the request waits for udev. `EROFS` if the device is read-only, and should not be.
+/// writer is kept only if the request waits for udev.
 pub fn configure<'a>(shared: &'a Shared, number: u32, wanted: Wanted<'_>) -> nix::Result<Configured<'a>> {
     let Wanted { file, examined, request } = wanted;
     let is_writable = examined.facts.writable && !request.read_only;
@@ -48,12 +48,8 @@ pub fn configure<'a>(shared: &'a Shared, number: u32, wanted: Wanted<'_>) -> nix
     let watch = if is_watched { shared.node_watches.of(&device) } else { None };
     let configured = writer.as_ref().unwrap_or(&device);
     ioctl::configure(configured, file.as_fd(), request.block_size, info(request))?;
-    if is_writable && ioctl::read_only(&device)? {
-        let _ends_at_close = ioctl::clear(&device);
-        return Err(Errno::EROFS);
-    }
     let writer = writer.zip(watch).map(|(descriptor, watch)| Writer { descriptor, watch });
-    match finish(number, &device, request) {
+    match finish(number, &device, request, is_writable) {
         Ok((state, hold)) => Ok(Configured { device: state, hold, writer }),
         Err(errno) => {
             let _ends_at_close = ioctl::clear(&device);
@@ -63,8 +59,16 @@ pub fn configure<'a>(shared: &'a Shared, number: u32, wanted: Wanted<'_>) -> nix
 }
 
 /// Checks and holds a device that was configured. `EOPNOTSUPP` if the request needs direct I/O and the
-/// device has none.
-fn finish(number: u32, device: &OwnedFd, request: &AttachRequest) -> nix::Result<(Device, Option<Hold>)> {
+/// device has none, `EROFS` if it cannot be written to and has to be.
+fn finish(
+    number: u32,
+    device: &OwnedFd,
+    request: &AttachRequest,
+    is_writable: bool,
+) -> nix::Result<(Device, Option<Hold>)> {
+    if is_writable && ioctl::read_only(device)? {
+        return Err(Errno::EROFS);
+    }
     let state = device::read_state(number, device)?;
     if request.direct_io && !state.direct_io {
         return Err(Errno::EOPNOTSUPP);

@@ -25,15 +25,15 @@ macro_rules! need {
 }
 
 fn path_of(tool: &str) -> Option<PathBuf> {
-    let folders = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
-    folders.map(|folder| Path::new(folder).join(tool)).into_iter().find(|path| path.exists())
+    let directories = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+    directories.map(|directory| Path::new(directory).join(tool)).into_iter().find(|path| path.exists())
 }
 
-/// Runs a tool to its end in a folder, and returns its standard output.
-fn run(folder: &TempDir, tool: &str, arguments: &[&str], input: &str) -> String {
+/// Runs a tool to its end in a directory, and returns its standard output.
+fn run(directory: &TempDir, tool: &str, arguments: &[&str], input: &str) -> String {
     let mut child = Command::new(path_of(tool).unwrap())
         .args(arguments)
-        .current_dir(folder.path())
+        .current_dir(directory.path())
         .env("LC_ALL", "C.UTF-8")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -60,17 +60,17 @@ impl Image for OnDisk {
 }
 
 fn empty_image(megabytes: u64) -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    File::create(folder.path().join("image")).unwrap().set_len(megabytes << 20).unwrap();
-    folder
+    let directory = tempfile::tempdir().unwrap();
+    File::create(directory.path().join("image")).unwrap().set_len(megabytes << 20).unwrap();
+    directory
 }
 
-fn open(folder: &TempDir) -> OnDisk {
-    OnDisk(File::options().read(true).write(true).open(folder.path().join("image")).unwrap())
+fn open(directory: &TempDir) -> OnDisk {
+    OnDisk(File::options().read(true).write(true).open(directory.path().join("image")).unwrap())
 }
 
-fn reading(folder: &TempDir, block_size: u32) -> Reading {
-    read(&mut open(folder), block_size).unwrap()
+fn reading(directory: &TempDir, block_size: u32) -> Reading {
+    read(&mut open(directory), block_size).unwrap()
 }
 
 /// What both sides can say of a partition: number, start, size, type, UUID, name.
@@ -91,9 +91,9 @@ fn is_extended(kind: &str) -> bool {
 }
 
 /// The rows of `sfdisk --json`. It knows no UUIDs of DOS partitions.
-fn rows_of_sfdisk(folder: &TempDir) -> Vec<Row> {
+fn rows_of_sfdisk(directory: &TempDir) -> Vec<Row> {
     let json: serde_json::Value =
-        serde_json::from_str(&run(folder, "sfdisk", &["--json", "image"], "")).unwrap();
+        serde_json::from_str(&run(directory, "sfdisk", &["--json", "image"], "")).unwrap();
     let table = &json["partitiontable"];
     let sector = table["sectorsize"].as_u64().unwrap();
     let id = table["id"].as_str().unwrap().trim_start_matches("0x").to_lowercase();
@@ -116,10 +116,10 @@ fn rows_of_sfdisk(folder: &TempDir) -> Vec<Row> {
 }
 
 /// The rows of `partx`, whose sectors always have 512 bytes.
-fn rows_of_partx(folder: &TempDir, block_size: u32) -> Vec<Row> {
+fn rows_of_partx(directory: &TempDir, block_size: u32) -> Vec<Row> {
     let size = block_size.to_string();
     let columns = "NR,START,SECTORS,TYPE,UUID,NAME,SCHEME";
-    let text = run(folder, "partx", &["--pairs", "-S", &size, "-o", columns, "image"], "");
+    let text = run(directory, "partx", &["--pairs", "-S", &size, "-o", columns, "image"], "");
     let row = |line: &str| {
         let value = |key: &str| {
             let (_, rest) = line.split_once(&format!("{key}=\"")).unwrap();
@@ -147,39 +147,39 @@ fn unescape(text: &str) -> String {
 }
 
 /// Reads the image in sectors of 512 bytes; both tools must say the same.
-fn agreed(folder: &TempDir) -> Reading {
-    let found = reading(folder, 512);
+fn agreed(directory: &TempDir) -> Reading {
+    let found = reading(directory, 512);
     let ours = ours(found.table.as_ref().unwrap());
-    assert_eq!(ours, rows_of_sfdisk(folder));
-    assert_eq!(ours, rows_of_partx(folder, 512));
+    assert_eq!(ours, rows_of_sfdisk(directory));
+    assert_eq!(ours, rows_of_partx(directory, 512));
     found
 }
 
 #[test]
 fn gpt_of_sfdisk() {
     need!("gpt_of_sfdisk", "sfdisk", "partx");
-    let folder = empty_image(64);
+    let directory = empty_image(64);
     let script = "label: gpt\nsize=4M,type=L,name=\"Füße 木\"\nsize=8M,type=U,name=esp\n\
                   size=1M,type=S,name=\"exactly thirty-six characters, no NUL\"\n";
     let script = script.replace(", no NUL", " no NUL");
-    run(&folder, "sfdisk", &["image"], &script);
-    let found = agreed(&folder);
+    run(&directory, "sfdisk", &["image"], &script);
+    let found = agreed(&directory);
     assert_eq!(found.warnings, []);
     assert_eq!(found.table.as_ref().unwrap().partitions.len(), 3);
-    assert_eq!(sector_size(&mut open(&folder)).unwrap(), Some(512));
+    assert_eq!(sector_size(&mut open(&directory)).unwrap(), Some(512));
 }
 
 #[test]
 fn gpt_of_sgdisk_with_holes_and_a_large_table() {
     need!("gpt_of_sgdisk_with_holes_and_a_large_table", "sgdisk", "sfdisk", "partx");
-    let folder = empty_image(64);
+    let directory = empty_image(64);
     run(
-        &folder,
+        &directory,
         "sgdisk",
         &["-S", "256", "-n", "3:0:+4M", "-c", "3:three", "-n", "200:0:+4M", "-n", "7:0:0", "image"],
         "",
     );
-    let found = agreed(&folder);
+    let found = agreed(&directory);
     assert_eq!(found.warnings, []);
     let numbers: Vec<_> = found.table.unwrap().partitions.iter().map(|found| found.number).collect();
     assert_eq!(numbers, [3, 7, 200]);
@@ -188,33 +188,38 @@ fn gpt_of_sgdisk_with_holes_and_a_large_table() {
 #[test]
 fn hybrid_mbr_of_sgdisk() {
     need!("hybrid_mbr_of_sgdisk", "sgdisk", "sfdisk", "partx");
-    let folder = empty_image(64);
-    run(&folder, "sgdisk", &["-n", "1:0:+4M", "-n", "2:0:+8M", "-h", "1:2:EE", "image"], "");
-    assert_eq!(agreed(&folder).table.unwrap().kind, TableKind::Gpt);
+    let directory = empty_image(64);
+    run(&directory, "sgdisk", &["-n", "1:0:+4M", "-n", "2:0:+8M", "-h", "1:2:EE", "image"], "");
+    assert_eq!(agreed(&directory).table.unwrap().kind, TableKind::Gpt);
 }
 
 #[test]
 fn gpt_and_dos_of_parted() {
     need!("gpt_and_dos_of_parted", "parted", "sfdisk", "partx");
-    let folder = empty_image(64);
+    let directory = empty_image(64);
     let script = ["-s", "image", "mklabel", "gpt", "mkpart", "root", "ext4", "1MiB", "20MiB"];
-    run(&folder, "parted", &[&script[..], &["mkpart", "swap", "linux-swap", "20MiB", "100%"]].concat(), "");
-    assert_eq!(agreed(&folder).warnings, []);
+    run(
+        &directory,
+        "parted",
+        &[&script[..], &["mkpart", "swap", "linux-swap", "20MiB", "100%"]].concat(),
+        "",
+    );
+    assert_eq!(agreed(&directory).warnings, []);
 
     let script = "mklabel msdos mkpart primary fat32 1MiB 9MiB mkpart extended 9MiB 100% \
                   mkpart logical ext4 10MiB 20MiB mkpart logical ext4 21MiB 30MiB";
     let arguments: Vec<_> = ["-s", "image"].into_iter().chain(script.split_whitespace()).collect();
-    run(&folder, "parted", &arguments, "");
-    assert_eq!(agreed(&folder).warnings, []);
+    run(&directory, "parted", &arguments, "");
+    assert_eq!(agreed(&directory).warnings, []);
 }
 
 #[test]
 fn eight_partitions_of_which_five_are_logical() {
     need!("eight_partitions_of_which_five_are_logical", "sfdisk", "partx");
-    let folder = empty_image(64);
+    let directory = empty_image(64);
     let script = "label: dos\nlabel-id: 0x1a2b3c4d\n,4M\n,4M,82\n,8M,c,*\n,,E\n,4M\n,4M\n,4M\n,4M,fd\n,4M\n";
-    run(&folder, "sfdisk", &["image"], script);
-    let found = agreed(&folder);
+    run(&directory, "sfdisk", &["image"], script);
+    let found = agreed(&directory);
     assert_eq!(found.warnings, []);
     let table = found.table.unwrap();
     assert_eq!(table.partitions.len(), 3 + 1 + 5);
@@ -225,66 +230,66 @@ fn eight_partitions_of_which_five_are_logical() {
 #[test]
 fn dos_of_sfdisk_without_a_signature() {
     need!("dos_of_sfdisk_without_a_signature", "sfdisk", "partx");
-    let folder = empty_image(64);
-    run(&folder, "sfdisk", &["image"], "label: dos\nlabel-id: 0x00000000\n,4M\n");
-    open(&folder).0.write_all_at(&[0; 4], 440).unwrap();
-    assert_eq!(agreed(&folder).table.unwrap().partitions[0].uuid, "");
+    let directory = empty_image(64);
+    run(&directory, "sfdisk", &["image"], "label: dos\nlabel-id: 0x00000000\n,4M\n");
+    open(&directory).0.write_all_at(&[0; 4], 440).unwrap();
+    assert_eq!(agreed(&directory).table.unwrap().partitions[0].uuid, "");
 }
 
 #[test]
 fn sectors_of_4096_bytes() {
     need!("sectors_of_4096_bytes", "fdisk", "partx");
-    let folder = empty_image(64);
+    let directory = empty_image(64);
     let script = "g\nn\n1\n\n+4M\nn\n\n\n\nx\nn\n1\nFüße\nr\nw\n";
-    run(&folder, "fdisk", &["-b", "4096", "image"], script);
-    assert_eq!(sector_size(&mut open(&folder)).unwrap(), Some(4096));
-    let found = reading(&folder, 4096);
+    run(&directory, "fdisk", &["-b", "4096", "image"], script);
+    assert_eq!(sector_size(&mut open(&directory)).unwrap(), Some(4096));
+    let found = reading(&directory, 4096);
     assert_eq!(found.warnings, []);
-    assert_eq!(ours(&found.table.unwrap()), rows_of_partx(&folder, 4096));
-    let other = reading(&folder, 512);
+    assert_eq!(ours(&found.table.unwrap()), rows_of_partx(&directory, 4096));
+    let other = reading(&directory, 512);
     assert_eq!(other.table, None);
     assert_eq!(other.warnings.last(), Some(&Warning::OtherSectorSize { written: 4096, read: 512 }));
 
     // The backup alone.
-    open(&folder).0.write_all_at(&[0; 4096], 4096).unwrap();
-    assert_eq!(sector_size(&mut open(&folder)).unwrap(), Some(4096));
-    let found = reading(&folder, 4096);
-    assert_eq!(ours(&found.table.unwrap()), rows_of_partx(&folder, 4096));
+    open(&directory).0.write_all_at(&[0; 4096], 4096).unwrap();
+    assert_eq!(sector_size(&mut open(&directory)).unwrap(), Some(4096));
+    let found = reading(&directory, 4096);
+    assert_eq!(ours(&found.table.unwrap()), rows_of_partx(&directory, 4096));
 
-    let folder = empty_image(64);
-    run(&folder, "fdisk", &["-b", "4096", "image"], "o\nn\ne\n3\n\n\nn\n\n+4M\nn\n\n\nw\n");
-    assert_eq!(sector_size(&mut open(&folder)).unwrap(), None);
-    let table = reading(&folder, 4096).table.unwrap();
-    assert_eq!(ours(&table), rows_of_partx(&folder, 4096));
+    let directory = empty_image(64);
+    run(&directory, "fdisk", &["-b", "4096", "image"], "o\nn\ne\n3\n\n\nn\n\n+4M\nn\n\n\nw\n");
+    assert_eq!(sector_size(&mut open(&directory)).unwrap(), None);
+    let table = reading(&directory, 4096).table.unwrap();
+    assert_eq!(ours(&table), rows_of_partx(&directory, 4096));
     assert_eq!(table.partitions[0].size, 4096);
 }
 
 #[test]
 fn a_damaged_primary_as_libblkid_sees_it() {
     need!("a_damaged_primary_as_libblkid_sees_it", "sfdisk", "partx");
-    let folder = empty_image(64);
-    run(&folder, "sfdisk", &["image"], "label: gpt\nsize=4M,name=one\nsize=8M\n");
-    open(&folder).0.write_all_at(b"damage", 512 + 60).unwrap();
-    let found = reading(&folder, 512);
+    let directory = empty_image(64);
+    run(&directory, "sfdisk", &["image"], "label: gpt\nsize=4M,name=one\nsize=8M\n");
+    open(&directory).0.write_all_at(b"damage", 512 + 60).unwrap();
+    let found = reading(&directory, 512);
     let table = found.table.unwrap();
     assert!(table.from_backup);
-    assert_eq!(ours(&table), rows_of_partx(&folder, 512));
+    assert_eq!(ours(&table), rows_of_partx(&directory, 512));
 
-    open(&folder).0.write_all_at(&[0; 512], (64 << 20) - 512).unwrap();
-    let found = reading(&folder, 512);
+    open(&directory).0.write_all_at(&[0; 512], (64 << 20) - 512).unwrap();
+    let found = reading(&directory, 512);
     assert_eq!((found.table, found.warnings.len()), (None, 2));
 }
 
-/// A folder with something for an ISO image, and an image for its EFI partition.
+/// A directory with something for an ISO image, and an image for its EFI partition.
 fn iso(arguments: &[&str]) -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::create_dir(folder.path().join("tree")).unwrap();
-    std::fs::write(folder.path().join("tree/file"), vec![7; 100_000]).unwrap();
-    std::fs::write(folder.path().join("tree/isolinux.bin"), vec![0; 4096]).unwrap();
-    std::fs::write(folder.path().join("efi"), vec![0; 2 << 20]).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::create_dir(directory.path().join("tree")).unwrap();
+    std::fs::write(directory.path().join("tree/file"), vec![7; 100_000]).unwrap();
+    std::fs::write(directory.path().join("tree/isolinux.bin"), vec![0; 4096]).unwrap();
+    std::fs::write(directory.path().join("efi"), vec![0; 2 << 20]).unwrap();
     let common = ["-as", "mkisofs", "-quiet", "-o", "image", "-V", "TEST"];
-    run(&folder, "xorriso", &[&common[..], arguments, &["tree"]].concat(), "");
-    folder
+    run(&directory, "xorriso", &[&common[..], arguments, &["tree"]].concat(), "");
+    directory
 }
 
 #[test]
@@ -311,14 +316,14 @@ fn hybrid_iso_of_isolinux() {
     };
     let boot = ["-b", "isolinux.bin", "-no-emul-boot", "-boot-load-size", "4", "-boot-info-table"];
     let efi = ["-eltorito-alt-boot", "-e", "file", "-no-emul-boot", "-isohybrid-gpt-basdat"];
-    let folder = iso(&[&["-isohybrid-mbr", &template][..], &boot, &efi].concat());
-    let found = reading(&folder, 512);
+    let directory = iso(&[&["-isohybrid-mbr", &template][..], &boot, &efi].concat());
+    let found = reading(&directory, 512);
     let table = found.table.unwrap();
     assert_eq!(table.kind, TableKind::Dos);
-    assert_eq!((table.partitions[0].start, table.partitions[0].size), (0, open(&folder).size()));
+    assert_eq!((table.partitions[0].start, table.partitions[0].size), (0, open(&directory).size()));
     assert_eq!(table.partitions[1].refusal, Some(Refusal::Overlaps(1)));
     assert_eq!(found.warnings, [Warning::UnprotectedGpt, Warning::Overlap { number: 2, other: 1 }]);
-    assert_eq!(ours(&table), rows_of_partx(&folder, 512));
+    assert_eq!(ours(&table), rows_of_partx(&directory, 512));
 }
 
 fn isohybrid_template() -> Option<String> {

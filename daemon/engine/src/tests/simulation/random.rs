@@ -103,8 +103,8 @@ enum Promise {
 
 /// What was promised, and which actions may break it.
 #[derive(Default)]
-struct Quota {
-    promises: Vec<Promise>,
+struct Promises {
+    kept: Vec<Promise>,
     /// How many actions that end attachments have begun on each device, and are under way.
     ends: BTreeMap<u32, (u64, u32)>,
     /// The same of those that unmount.
@@ -164,18 +164,18 @@ fn is_end(action: Action) -> bool {
         )
 }
 
-impl Quota {
+impl Promises {
     fn begin(&mut self, action: Action, target: Target) -> Begun {
         for number in devices(action, target) {
             if is_end(action) {
                 let (begun, under_way) = self.ends.entry(number).or_default();
                 (*begun, *under_way) = (*begun + 1, *under_way + 1);
-                self.promises.retain(|promise| promise.target().number != number || promise.is_mount());
+                self.kept.retain(|promise| promise.target().number != number || promise.is_mount());
             }
             if guarantees::unmounts(action) {
                 let (begun, under_way) = self.unmounts.entry(number).or_default();
                 (*begun, *under_way) = (*begun + 1, *under_way + 1);
-                self.promises.retain(|promise| promise.target().number != number || !promise.is_mount());
+                self.kept.retain(|promise| promise.target().number != number || !promise.is_mount());
             }
         }
         Begun { ends: self.ends.clone(), unmounts: self.unmounts.clone() }
@@ -198,26 +198,26 @@ impl Quota {
         let undisturbed = is_alone(&self.ends, &begun.ends, target.number);
         match (action, reply) {
             (Action::SetLifetime(Lifetime::Persistent), _) if undisturbed => {
-                self.promises.push(Promise::Stays(target));
+                self.kept.push(Promise::Stays(target));
             }
             (Action::SetLifetime(Lifetime::Client), _) if undisturbed && !client.is_gone() => {
-                self.promises.push(Promise::StaysWith(target, client.id.0.clone()));
+                self.kept.push(Promise::StaysWith(target, client.id.0.clone()));
             }
             (
                 Action::Attach(lifetime, Overlap::Allow | Overlap::Refuse) | Action::AttachAtOnce(lifetime),
                 Reply::Attached(attached),
             ) => match lifetime {
                 _ if !is_alone(&self.ends, &begun.ends, attached.number) => {}
-                Lifetime::Persistent => self.promises.push(Promise::Stays(*attached)),
+                Lifetime::Persistent => self.kept.push(Promise::Stays(*attached)),
                 Lifetime::Client if !client.is_gone() => {
-                    self.promises.push(Promise::StaysWith(*attached, client.id.0.clone()));
+                    self.kept.push(Promise::StaysWith(*attached, client.id.0.clone()));
                 }
                 _ => {}
             },
             (Action::Mount, Reply::Mounted(directory))
                 if is_alone(&self.unmounts, &begun.unmounts, target.number) =>
             {
-                self.promises.push(Promise::Mounted(target, directory.clone()));
+                self.kept.push(Promise::Mounted(target, directory.clone()));
             }
             _ => {}
         }
@@ -225,7 +225,7 @@ impl Quota {
 
     /// Whether everything holds that was promised.
     fn check(&self, harness: &Harness) -> Result<(), String> {
-        self.promises.iter().try_for_each(|promise| match promise {
+        self.kept.iter().try_for_each(|promise| match promise {
             Promise::Stays(target) => guarantees::stays(harness, *target),
             Promise::StaysWith(target, client) => stays_with(harness, *target, client),
             Promise::Mounted(target, directory) => guarantees::is_mounted(harness, *target, directory),
@@ -263,7 +263,7 @@ struct Run {
     random: fastrand::Rng,
     world: World,
     stores_holds: bool,
-    quota: Arc<Mutex<Quota>>,
+    promises: Arc<Mutex<Promises>>,
     names: usize,
     left: usize,
 }
@@ -277,7 +277,7 @@ impl Run {
             random: fastrand::Rng::with_seed(seed),
             world,
             stores_holds,
-            quota: Arc::default(),
+            promises: Arc::default(),
             names: 0,
             left: steps,
         }
@@ -294,23 +294,23 @@ impl Run {
             harness.clear_out(&files, clients).await;
         });
         done.ok_or("the last daemon has died")?;
-        Ok(self.quota.lock().unwrap().trace.hasher.finish())
+        Ok(self.promises.lock().unwrap().trace.hasher.finish())
     }
 
     fn live(&mut self) -> Result<(), String> {
         let steps = self.random.usize(1..=STEPS_OF_A_LIFE).min(self.left);
         self.left -= steps;
-        let (files, stores_holds, quota) =
-            (self.world.files.clone(), self.stores_holds, Arc::clone(&self.quota));
+        let (files, stores_holds, promises) =
+            (self.world.files.clone(), self.stores_holds, Arc::clone(&self.promises));
         let (random, names) = (&mut self.random, &mut self.names);
         // None of the last daemon's calls is under way any more.
         {
-            let mut quota = quota.lock().unwrap();
-            quota.under_way = 0;
-            quota.ends.values_mut().for_each(|(_, under_way)| *under_way = 0);
-            quota.unmounts.values_mut().for_each(|(_, under_way)| *under_way = 0);
+            let mut promises = promises.lock().unwrap();
+            promises.under_way = 0;
+            promises.ends.values_mut().for_each(|(_, under_way)| *under_way = 0);
+            promises.unmounts.values_mut().for_each(|(_, under_way)| *under_way = 0);
             if !stores_holds {
-                quota.promises.retain(|promise| matches!(promise, Promise::Stays(_)));
+                promises.kept.retain(|promise| matches!(promise, Promise::Stays(_)));
             }
         }
         let dies = random.bool();
@@ -318,7 +318,7 @@ impl Run {
         let lived: Option<Result<(), String>> = self.world.live(async |harness, clients| {
             harness.quiesce().await;
             harness.agree_on_everything(&files, stores_holds);
-            quota.lock().unwrap().check(harness).map_err(|text| format!("after a restart, {text}"))?;
+            promises.lock().unwrap().check(harness).map_err(|text| format!("after a restart, {text}"))?;
             if let Some(death) = death {
                 death.arm(&harness.machine, &files);
             }
@@ -335,15 +335,15 @@ impl Run {
                     _ => clients[client].clone(),
                 };
                 let number = number(random, chosen, &harness.machine);
-                begin(harness, &quota, chosen, client, number);
+                begin(harness, &promises, chosen, client, number);
                 let pause = Duration::from_micros(random.u64(..4000));
                 tokio::time::sleep(pause).await;
-                let broken = quota.lock().unwrap().broken.pop();
+                let broken = promises.lock().unwrap().broken.pop();
                 broken.map_or(Ok(()), Err)?;
                 if step % STEPS_OF_A_ROUND == STEPS_OF_A_ROUND - 1 {
-                    harness.rest(&quota).await?;
+                    harness.rest(&promises).await?;
                     harness.agree_on_everything(&files, stores_holds);
-                    quota.lock().unwrap().check(harness)?;
+                    promises.lock().unwrap().check(harness)?;
                 }
             }
             if dies {
@@ -351,9 +351,9 @@ impl Run {
                 harness.machine.die();
                 std::future::pending::<()>().await;
             }
-            harness.rest(&quota).await?;
+            harness.rest(&promises).await?;
             harness.agree_on_everything(&files, stores_holds);
-            quota.lock().unwrap().check(harness)
+            promises.lock().unwrap().check(harness)
         });
         lived.unwrap_or(Ok(()))
     }
@@ -377,10 +377,10 @@ fn random_death(random: &mut fastrand::Rng) -> Option<Death> {
 
 impl Harness {
     /// Waits until nothing is under way: what others have open and mounted stays so.
-    async fn rest(&self, quota: &Mutex<Quota>) -> Result<(), String> {
+    async fn rest(&self, promises: &Mutex<Promises>) -> Result<(), String> {
         for _ in 0..20 {
             self.quiesce().await;
-            if self.machine.is_idle() && quota.lock().unwrap().under_way == 0 {
+            if self.machine.is_idle() && promises.lock().unwrap().under_way == 0 {
                 return Ok(());
             }
         }
@@ -389,43 +389,49 @@ impl Harness {
 }
 
 /// Has an action begin on what the number stands for now.
-fn begin(harness: &Arc<Harness>, quota: &Arc<Mutex<Quota>>, action: Action, client: Client, number: u32) {
+fn begin(
+    harness: &Arc<Harness>,
+    promises: &Arc<Mutex<Promises>>,
+    action: Action,
+    client: Client,
+    number: u32,
+) {
     let id = harness.engine.state().by_number.get(&number).copied();
     let target = Target { id: id.unwrap_or(DiskSequence(0)), number };
     let (step, begun) = {
-        let mut quota = quota.lock().unwrap();
-        quota.trace.steps += 1;
-        let step = quota.trace.steps;
-        quota.trace.note(format!(
+        let mut promises = promises.lock().unwrap();
+        promises.trace.steps += 1;
+        let step = promises.trace.steps;
+        promises.trace.note(format!(
             "{step}: {action:?} by {} of {} on {} ({number})",
             client.id, client.uid, target.id
         ));
         if action == Action::Vanish {
-            quota
-                .promises
+            promises
+                .kept
                 .retain(|promise| !matches!(promise, Promise::StaysWith(_, bound) if *bound == client.id.0));
         }
-        quota.under_way += 1;
-        (step, quota.begin(action, target))
+        promises.under_way += 1;
+        (step, promises.begin(action, target))
     };
-    let (harness, quota) = (Arc::clone(harness), Arc::clone(quota));
+    let (harness, promises) = (Arc::clone(harness), Arc::clone(promises));
     tokio::spawn(async move {
         let answer = perform(Arc::clone(&harness), action, client.clone(), target).await;
         // The dead give no answers.
         if harness.machine.is_dead() {
             return;
         }
-        let mut quota = quota.lock().unwrap();
-        quota.trace.note(format!("{step} gave {answer:?}"));
-        quota.under_way -= 1;
-        quota.end(action, target);
-        quota.take(action, &client, target, &begun, &answer);
+        let mut promises = promises.lock().unwrap();
+        promises.trace.note(format!("{step} gave {answer:?}"));
+        promises.under_way -= 1;
+        promises.end(action, target);
+        promises.take(action, &client, target, &begun, &answer);
         let held = match (action, &answer) {
             (Action::Detach, Ok(_)) => guarantees::is_gone(&harness, target),
             _ => Ok(()),
         };
-        if let Err(text) = held.and_then(|()| quota.check(&harness)) {
-            quota.broken.push(text);
+        if let Err(text) = held.and_then(|()| promises.check(&harness)) {
+            promises.broken.push(text);
         }
     });
 }
@@ -433,15 +439,15 @@ fn begin(harness: &Arc<Harness>, quota: &Arc<Mutex<Quota>>, action: Action, clie
 /// Plays one run. A failure shows how to repeat it.
 fn play(seed: u64, steps: usize) -> u64 {
     let mut run = Run::new(seed, steps);
-    let quota = Arc::clone(&run.quota);
+    let promises = Arc::clone(&run.promises);
     let played = std::panic::catch_unwind(AssertUnwindSafe(|| run.play()));
     let text = match played {
         Ok(Ok(hash)) => return hash,
         Ok(Err(text)) => text,
         Err(panic) => panic.downcast_ref::<String>().cloned().unwrap_or_else(|| "it panicked".to_owned()),
     };
-    let quota = quota.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let (step, last) = (quota.trace.steps, Vec::from(quota.trace.last.clone()));
+    let promises = promises.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let (step, last) = (promises.trace.steps, Vec::from(promises.trace.last.clone()));
     panic!(
         "seed {seed}, step {step}: {text}\nthe last actions:\n  {}\nplay it again: \
          LOOPD_SEED={seed} LOOPD_STEPS={steps} cargo test -p loopd-engine random_actions",

@@ -37,7 +37,7 @@ pub struct World {
 
 /// udev and the watch on the mount table, which sleep while there is nothing to tell. With a seed udev takes a random
 /// time for an event, and one in fifty is lost.
-async fn brisk_udev(machine: Simulated, engine: SimulatedEngine, late: Arc<AtomicBool>, seed: Option<u64>) {
+async fn prompt_udev(machine: Simulated, engine: SimulatedEngine, late: Arc<AtomicBool>, seed: Option<u64>) {
     let mut random = seed.map(fastrand::Rng::with_seed);
     let mut mount_changes = 0;
     loop {
@@ -70,8 +70,8 @@ impl Harness {
         self.late.store(true, Ordering::Relaxed);
     }
 
-    fn start_brisk_udev(&self, seed: Option<u64>) {
-        let udev = brisk_udev(self.machine.clone(), Arc::clone(&self.engine), Arc::clone(&self.late), seed);
+    fn start_prompt_udev(&self, seed: Option<u64>) {
+        let udev = prompt_udev(self.machine.clone(), Arc::clone(&self.engine), Arc::clone(&self.late), seed);
         self.tasks.lock().unwrap().spawn(udev);
     }
 
@@ -82,7 +82,7 @@ impl Harness {
         self.engine.flush_events().await;
     }
 
-    /// Engine, kernel, bus, files, folders, mounts and quotas agree.
+    /// Engine, kernel, bus, files, directories, mounts and quotas agree.
     pub fn agree_on_everything(&self, files: &Files, stores_holds: bool) {
         self.agree();
         let list = self.engine.list();
@@ -105,18 +105,18 @@ impl Harness {
             );
         }
         assert_eq!(files.marks(), Vec::<u64>::new(), "announcements are left");
-        self.check_folders(files);
+        self.check_directories(files);
         self.check_devices(stores_holds);
         self.check_quotas();
     }
 
-    fn check_folders(&self, files: &Files) {
-        let folders = self.mounts.folders();
-        let known: Vec<_> = files.folders().into_iter().map(|place| place.path).collect();
-        assert_eq!(folders, known, "the folders, and what is written of them");
+    fn check_directories(&self, files: &Files) {
+        let directories = self.mounts.directories();
+        let known: Vec<_> = files.directories().into_iter().map(|place| place.path).collect();
+        assert_eq!(directories, known, "the directories, and what is written of them");
         let table = self.machine.mount_table();
-        for folder in folders {
-            assert!(table.has(&folder), "nothing is mounted on {folder:?}");
+        for directory in directories {
+            assert!(table.has(&directory), "nothing is mounted on {directory:?}");
         }
     }
 
@@ -129,8 +129,12 @@ impl Harness {
             assert!(record.operation.try_lock().is_ok(), "{id} is locked");
             let held = usize::from(record.hold.is_some());
             assert_eq!(self.machine.holds(number), held, "descriptors of /dev/loop{number}");
-            let deposits = if stores_holds { held } else { 0 };
-            assert_eq!(self.machine.deposits(number), deposits, "copies of descriptors of /dev/loop{number}");
+            let stored_copies = if stores_holds { held } else { 0 };
+            assert_eq!(
+                self.machine.stored_copies(number),
+                stored_copies,
+                "copies of descriptors of /dev/loop{number}"
+            );
         }
     }
 
@@ -140,8 +144,12 @@ impl Harness {
             *expected.entry(ownership.uid).or_insert(0) += 1;
         }
         assert_eq!(self.engine.attachment_quota.counted(), expected, "attachments of each uid");
-        let folders = self.mounts.folders().len();
-        assert_eq!(self.engine.mount_quota.counted().values().sum::<usize>(), folders, "mounts of each uid");
+        let directories = self.mounts.directories().len();
+        assert_eq!(
+            self.engine.mount_quota.counted().values().sum::<usize>(),
+            directories,
+            "mounts of each uid"
+        );
     }
 
     /// Everyone goes and everything is closed, unmounted and detached: nothing is left.
@@ -164,7 +172,7 @@ impl Harness {
         self.quiesce().await;
         self.agree_on_everything(files, false);
         assert_eq!(self.machine.bound(), [], "devices are left");
-        assert_eq!(self.mounts.folders(), Vec::<std::path::PathBuf>::new(), "folders are left");
+        assert_eq!(self.mounts.directories(), Vec::<std::path::PathBuf>::new(), "directories are left");
         assert!(self.engine.file_locks.are_free() && self.engine.status_locks.are_free(), "locks are left");
     }
 }
@@ -198,7 +206,7 @@ impl World {
                     harness.engine.restore(connected).await;
                     harness.engine.resync().await;
                     harness.engine.flush_events().await;
-                    harness.start_brisk_udev(seed);
+                    harness.start_prompt_udev(seed);
                     body(&harness, clients).await
                 } => Some(done),
             };
