@@ -2,12 +2,26 @@
 
 use std::io::{self, Write};
 
+use loopd_common::limits::MOST_WARNINGS;
 pub use loopd_common::text::{escaped, printable};
+use loopd_dbus::{Warning, Warnings};
 use nix::errno::Errno;
 
 /// Prints a message to standard error; a failed write is ignored.
 pub fn message(text: &str) {
     let _ = writeln!(io::stderr(), "loopctl: {}", escaped(text.as_bytes()));
+}
+
+/// Prints the warnings of loopd to standard error; a failed write is ignored.
+pub fn warn(warnings: &Warnings) {
+    for warning in shown(warnings) {
+        message(&format!("warning: {}", warning.message));
+    }
+}
+
+/// The warnings to show, bounded in case loopd's name belongs to another program.
+pub fn shown(warnings: &Warnings) -> impl Iterator<Item = &Warning> {
+    warnings.0.iter().take(MOST_WARNINGS)
 }
 
 /// The description of an I/O error without Rust's "(os error N)".

@@ -11,9 +11,11 @@ pub mod options;
 pub mod properties;
 pub mod proxy;
 pub mod transport;
+mod warnings;
 
 pub use loopd_common::{Error, ErrorKind, Lifetime, Overlap, State, UnknownWord};
 
 pub use error::ErrorReply;
 pub use options::{AttachOptions, DetachOptions, InvalidOption, ListOptions, MountOptions, UnmountOptions};
 pub use properties::{AttachmentProperties, PartitionProperties, VolumeProperties};
+pub use warnings::{Warning, Warnings};

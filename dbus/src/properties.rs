@@ -5,8 +5,10 @@ use std::collections::HashMap;
 use zbus::wire::OwnedObjectPath;
 use zbus::{OwnedVariant, Variant};
 
+use crate::warnings::Warnings;
+
 macro_rules! properties {
-    ($(#[$doc:meta])* $type:ident { $($(#[$field_doc:meta])* $field:ident: $field_type:ty = $name:literal,)* }) => {
+    ($(#[$doc:meta])* $type:ident { $($(#[$field_doc:meta])* $field:ident: $field_type:ty = $name:literal $(or $missing:expr)?,)* }) => {
         $(#[$doc])*
         #[derive(Clone, Debug, Default, PartialEq, Eq)]
         pub struct $type { $($(#[$field_doc])* pub $field: $field_type,)* }
@@ -32,20 +34,24 @@ macro_rules! properties {
             /// properties.
             ///
             /// # Errors
-            /// A property is missing or has the wrong type.
+            /// A property has the wrong type, or is missing that the first edition had.
             pub fn from_dict(dict: &HashMap<String, OwnedVariant>) -> zbus::Result<Self> {
-                Ok(Self { $($field: property(dict, $name)?,)* })
+                Ok(Self { $($field: {
+                    let missing: Option<$field_type> = [$($missing)?].into_iter().next();
+                    property(dict, $name, missing)?
+                },)* })
             }
         }
     };
 }
 
-fn property<T>(dict: &HashMap<String, OwnedVariant>, name: &str) -> zbus::Result<T>
+fn property<T>(dict: &HashMap<String, OwnedVariant>, name: &str, missing: Option<T>) -> zbus::Result<T>
 where
     T: TryFrom<OwnedVariant>,
 {
     let wrong = || zbus::Error::Failure(format!("the daemon's reply has no usable property {name:?}"));
-    let value = dict.get(name).ok_or_else(wrong)?.try_clone().map_err(|_| wrong())?;
+    let Some(value) = dict.get(name) else { return missing.ok_or_else(wrong) };
+    let value = value.try_clone().map_err(|_| wrong())?;
     T::try_from(value).map_err(|_| wrong())
 }
 
@@ -92,6 +98,8 @@ properties! {
         since: u64 = "Since",
         /// `attached` or `detaching`.
         state: String = "State",
+        /// What is unusual about it.
+        warnings: Warnings = "Warnings" or Warnings::default(),
     }
 }
 
@@ -176,6 +184,18 @@ mod tests {
         assert_eq!(VolumeProperties::from_dict(&dict).unwrap(), volume);
         assert_eq!(from_bus_path(&volume.mount_points[0]), b"/mnt/\xff");
         assert!(VolumeProperties::from_dict(&HashMap::new()).is_err());
+    }
+
+    /// A daemon that was not updated yet has no warnings.
+    #[test]
+    fn properties_of_the_first_edition_are_enough() {
+        let attachment = AttachmentProperties { number: 7, ..AttachmentProperties::default() };
+        let dict = attachment.to_dict().into_iter().filter(|(name, _)| *name != "Warnings");
+        let dict: HashMap<_, _> =
+            dict.map(|(name, value)| (name.to_owned(), value.try_into_owned().unwrap())).collect();
+        assert_eq!(AttachmentProperties::from_dict(&dict).unwrap(), attachment);
+        let other = dict.into_iter().filter(|(name, _)| name != "State").collect();
+        assert!(AttachmentProperties::from_dict(&other).is_err());
     }
 
     #[test]

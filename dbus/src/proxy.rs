@@ -15,9 +15,12 @@ use loopd_common::text::{is_deceptive, printable};
 
 use crate::names::{ATTACHMENT, BUS_NAME, MANAGER, ROOT_PATH, VOLUME, is_loop_node};
 use crate::options::{AttachOptions, DetachOptions, ListOptions, MountOptions, UnmountOptions};
+use crate::properties::AttachmentProperties;
 
 /// An attachment's path and its properties: those of `Attachment` and of `Volume`.
 pub type Listed = (OwnedObjectPath, HashMap<String, OwnedVariant>);
+
+const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
 /// Whether polkit may ask the user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,13 +182,16 @@ impl Attachment {
         call(&self.proxy, "Detach", self.interaction, &(options.encode(),)).await
     }
 
-    /// Whether the kernel looks for partitions. False after an attach that requested it means that the
-    /// table has partitions, but they could not be created.
+    /// Its properties. `partition_scan` is false after an attach that requested it if the table has
+    /// partitions, but they could not be created.
     ///
     /// # Errors
     /// The object is gone, or the bus failed.
-    pub async fn partition_scan(&self) -> zbus::Result<bool> {
-        self.proxy.get_property("PartitionScan").await
+    pub async fn properties(&self) -> zbus::Result<AttachmentProperties> {
+        let (connection, path) = (self.proxy.connection(), self.proxy.path());
+        let reply =
+            connection.call_method(Some(BUS_NAME), path, Some(PROPERTIES), "GetAll", &(ATTACHMENT,)).await?;
+        AttachmentProperties::from_dict(&reply.body().deserialize()?)
     }
 
     /// Reads the partition table again.

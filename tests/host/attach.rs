@@ -95,6 +95,7 @@ async fn properties_match_the_kernel(fixture: &mut Fixture) -> Outcome {
         client: fixture.connection.unique_name().unwrap().to_string(),
         since: found.since,
         state: "attached".to_owned(),
+        warnings: loopd_dbus::Warnings::default(),
     };
     assert_eq!(found, expected);
     assert_eq!(

@@ -274,7 +274,7 @@ async fn table_with_4096_byte_sectors_on_512(fixture: &mut Fixture) -> Outcome {
     assert_eq!(attached.device.partitions(), table::by_kernel(&image)?, "what the kernel shows, at most");
     let shown = shown(fixture, &attached).await?;
     assert!(shown.values().all(|entry| entry.kind == "0xee"), "{shown:?}");
-    assert_warned(fixture, "attach with a block size of 4096");
+    assert_warned(fixture, "the right block size is 4096");
     fixture.detach(&attached).await
 }
 

@@ -20,7 +20,7 @@ const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 const HUGE: usize = 31 << 20;
 
 /// The properties of attachments, volumes and partitions, and their types.
-const PROPERTIES_SENT: [(&str, &str); 33] = [
+const PROPERTIES_SENT: [(&str, &str); 34] = [
     ("Device", "s"),
     ("Number", "u"),
     ("DiskSequence", "t"),
@@ -41,6 +41,7 @@ const PROPERTIES_SENT: [(&str, &str); 33] = [
     ("Client", "s"),
     ("Since", "t"),
     ("State", "s"),
+    ("Warnings", "a(sa{sv})"),
     ("Size", "t"),
     ("Usage", "s"),
     ("FilesystemType", "s"),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use loopd_dbus::names::{attachment_path, partition_path};
 use loopd_dbus::properties::to_bus_path;
-use loopd_dbus::{AttachmentProperties, PartitionProperties, VolumeProperties};
+use loopd_dbus::{AttachmentProperties, PartitionProperties, VolumeProperties, Warning, Warnings};
 use zbus::Variant;
 
 use super::attachment::AttachmentInfo;
@@ -25,6 +25,12 @@ pub fn attachment() -> AttachmentInfo {
             managed: true,
             owner: 1000,
             state: "attached".to_owned(),
+            warnings: Warnings(vec![Warning {
+                code: "truncated".to_owned(),
+                message: "…".to_owned(),
+                bytes: Some(25_165_824),
+                ..Warning::default()
+            }]),
             ..AttachmentProperties::default()
         },
         volume: VolumeProperties {

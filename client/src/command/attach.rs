@@ -3,7 +3,7 @@
 use std::fs::File;
 
 use loopd_dbus::proxy::Interaction;
-use loopd_dbus::{AttachOptions, Lifetime, Overlap};
+use loopd_dbus::{AttachOptions, AttachmentProperties, Lifetime, Overlap};
 use zbus::wire::OwnedObjectPath;
 
 use crate::bus::agent::with_agent;
@@ -12,7 +12,7 @@ use crate::bus::connection::Bus;
 use crate::cli::{Attach, AttachArgs};
 use crate::image::backing_file::open_backing_file;
 use crate::image::throwaway;
-use crate::message::message;
+use crate::message::{message, warn};
 use crate::show::json::Device;
 use crate::show::stdout::{print, print_json};
 
@@ -26,29 +26,26 @@ pub async fn run(args: &Attach, interaction: Interaction) -> anyhow::Result<u8> 
         let mut info = find_new(&bus.manager, &file, &path, &device).await?;
         add_partitions(&bus.connection, std::slice::from_mut(&mut info)).await?;
         print_json(&Device::from(&info))?;
-        warn_of_missing_partitions(&options, &device, info.attachment.partition_scan);
+        warn_of(&options, &info.attachment);
     } else {
         print(&format!("{device}\n"))?;
-        check_partitions(&bus, &options, &path, &device).await;
+        check(&bus, &options, &path).await;
     }
     Ok(0)
 }
 
-/// Warns if the partition nodes were requested and not created. Makes no call with --no-wait; a failed
-/// call does not fail the attach.
-pub async fn check_partitions(bus: &Bus, options: &AttachOptions, path: &OwnedObjectPath, device: &str) {
-    if !options.wait || !options.partition_scan {
-        return;
-    }
+/// Prints what is unusual about a new attachment. A failed call does not fail the attach.
+pub async fn check(bus: &Bus, options: &AttachOptions, path: &OwnedObjectPath) {
     let Ok(attachment) = bus.attachment(path).await else { return };
-    if let Ok(partition_scan) = attachment.partition_scan().await {
-        warn_of_missing_partitions(options, device, partition_scan);
+    if let Ok(properties) = attachment.properties().await {
+        warn_of(options, &properties);
     }
 }
 
-/// Warns if partition nodes were requested and there are none.
-pub fn warn_of_missing_partitions(options: &AttachOptions, device: &str, partition_scan: bool) {
-    if let Some(text) = missing_partitions(options, device, partition_scan) {
+/// Prints loopd's warnings, and one if partition nodes were requested and there are none.
+pub fn warn_of(options: &AttachOptions, attachment: &AttachmentProperties) {
+    warn(&attachment.warnings);
+    if let Some(text) = missing_partitions(options, &attachment.device, attachment.partition_scan) {
         message(&text);
     }
 }

@@ -1,8 +1,8 @@
 //! `loopctl info`.
 
-use loopd_dbus::VolumeProperties;
 use loopd_dbus::properties::NO_OWNER;
 use loopd_dbus::proxy::Interaction;
+use loopd_dbus::{VolumeProperties, Warning};
 use nix::unistd::{Uid, User};
 
 use crate::bus::attachment::AttachmentInfo;
@@ -10,6 +10,7 @@ use crate::bus::connection::Bus;
 use crate::bus::partition::PartitionInfo;
 use crate::cli::Info;
 use crate::image::target::Target;
+use crate::message::shown;
 use crate::show::json::Device;
 use crate::show::property::{file, mount_points, owner, since, text, yes_no};
 use crate::show::size::human;
@@ -76,7 +77,14 @@ fn properties(info: &AttachmentInfo) -> Vec<Line> {
         ("Since", since(info)),
     ];
     lines.extend(contents(volume));
+    lines.extend(warnings(info));
     lines
+}
+
+/// A line for each warning.
+fn warnings(info: &AttachmentInfo) -> Vec<Line> {
+    let line = |warning: &Warning| ("Warning", text(&warning.message));
+    shown(&info.attachment.warnings).map(line).collect()
 }
 
 fn partition_properties(info: &PartitionInfo) -> Vec<Line> {
@@ -132,6 +140,9 @@ fn owner_and_name(info: &AttachmentInfo) -> String {
 
 #[cfg(test)]
 mod tests {
+    use loopd_common::limits::MOST_WARNINGS;
+    use loopd_dbus::Warnings;
+
     use super::*;
     use crate::bus::example::{attachment, partition};
 
@@ -158,13 +169,26 @@ mod tests {
     }
 
     #[test]
+    fn each_warning_has_a_line() {
+        let mut attached = attachment();
+        attached.attachment.warnings = Warnings::default();
+        assert!(!describe(&attached).contains("Warning"));
+        let warning = |message: &str| Warning { message: message.to_owned(), ..Warning::default() };
+        attached.attachment.warnings = Warnings(vec![warning("one"), warning("two\n\u{1b}[31m")]);
+        let lines = "Warning:        one\nWarning:        two\\n\\u{1b}[31m\nPartition 1:";
+        assert!(describe(&attached).contains(lines), "{}", describe(&attached));
+        attached.attachment.warnings = Warnings(vec![warning("many"); 1000]);
+        assert_eq!(describe(&attached).matches("many").count(), MOST_WARNINGS);
+    }
+
+    #[test]
     fn partitions_are_listed_below_their_device() {
         let mut attached = attachment();
         attached.partitions.push(partition(12, 5));
         attached.partitions[1].volume.mount_points.clear();
         let shown = describe(&attached);
         let (device, partitions) = shown.split_once("Partition 1:\n").unwrap();
-        assert!(device.ends_with("\nMount points:   -\n"), "{device}");
+        assert!(device.ends_with("\nMount points:   -\nWarning:        …\n"), "{device}");
         let (first, second) = partitions.split_once("Partition 5:\n").unwrap();
         let expected = "  \
   Device:          /dev/loop0p1

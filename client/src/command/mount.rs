@@ -197,8 +197,7 @@ async fn mount(
         let info = attachment::find(bus, &path).await?;
         let info = info.ok_or_else(|| anyhow::anyhow!("it was attached, but has been detached since"))?;
         if let Some(options) = made {
-            let AttachmentInfo { attachment, .. } = &info;
-            attach::warn_of_missing_partitions(&options, &attachment.device, attachment.partition_scan);
+            attach::warn_of(&options, &info.attachment);
         }
         let point = mount_volume(bus, args, source, &info, operation).await?;
         anyhow::Ok((path, point))

@@ -37,10 +37,10 @@ pub async fn run(args: &Run, interaction: Interaction) -> anyhow::Result<u8> {
     let (path, device) = with_agent(interaction, bus.attach(&file, &options)).await?;
     let is_own = if args.attach.overlap == Overlap::Reuse {
         let info = find_new(&bus.manager, &file, &path, &device).await?;
-        attach::warn_of_missing_partitions(&options, &device, info.attachment.partition_scan);
+        attach::warn_of(&options, &info.attachment);
         is_bound_to(&bus, &info)
     } else {
-        attach::check_partitions(&bus, &options, &path, &device).await;
+        attach::check(&bus, &options, &path).await;
         true
     };
     // The command does not inherit the file.

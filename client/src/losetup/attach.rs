@@ -10,6 +10,7 @@ use std::path::Path;
 use loopd_common::limits::{REFERENCE_LENGTH, is_block_size};
 use loopd_dbus::{AttachOptions, ErrorKind, Lifetime, ListOptions, Overlap};
 use nix::errno::Errno;
+use zbus::wire::OwnedObjectPath;
 
 use super::device::{Device, Node};
 use super::failure::{Failure, Reason};
@@ -18,10 +19,13 @@ use super::request::AttachRequest;
 use crate::bus::connection::Bus;
 use crate::bus::error;
 use crate::image::backing_file::{is_write_protected, open};
+use crate::message::{escaped, shown};
 use crate::show::stdout::print_bytes;
 
 const FAILED: &str = "failed to set up loop device";
 const SECTOR: u64 = 512;
+/// loopd's code for the end of the file.
+const UNREACHABLE_TAIL: &str = "unreachable-tail";
 
 /// Attaches the file.
 ///
@@ -31,18 +35,27 @@ pub async fn attach(bus: &Bus, request: &AttachRequest) -> anyhow::Result<()> {
     let file = open_file(request)?;
     let number = request.device.as_ref().map(|device| device_for(device, &request.file)).transpose()?;
     let options = options(request, &file, number)?;
-    let device = match bus.attach(&file, &options).await {
-        Ok((_, device)) => device,
+    let (path, device) = match bus.attach(&file, &options).await {
+        Ok(attached) => attached,
         Err(error) => return Err(failure(bus, request, file, &error).await?.into()),
     };
     if request.show {
         let name = request.device.as_ref().map_or(device.as_bytes(), |device| device.path.as_bytes());
         print_bytes(&[name, b"\n"].concat())?;
     }
-    if let Some(warning) = warning(request) {
+    for warning in warning(request).into_iter().chain(warnings_of_loopd(bus, &path).await) {
         Failure::new([request.file.as_bytes(), b": Warning: ", warning.as_bytes()].concat()).print();
     }
     Ok(())
+}
+
+/// The warnings of loopd except that of the end of the file, which losetup has words of its own for. A failed call
+/// does not fail the attach.
+async fn warnings_of_loopd(bus: &Bus, path: &OwnedObjectPath) -> Vec<String> {
+    let Ok(attachment) = bus.attachment(path).await else { return Vec::new() };
+    let Ok(properties) = attachment.properties().await else { return Vec::new() };
+    let others = shown(&properties.warnings).filter(|warning| warning.code != UNREACHABLE_TAIL);
+    others.map(|warning| escaped(warning.message.as_bytes())).collect()
 }
 
 /// Opens the file with the user's rights; read-only if it is write-protected.

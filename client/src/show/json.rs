@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::bus::attachment::AttachmentInfo;
 use crate::bus::partition::PartitionInfo;
+use crate::message::shown;
 
 /// A loop device. An unknown string is null.
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -45,12 +46,32 @@ pub struct Device {
     pub owner: Option<u32>,
     /// `attached` or `detaching`.
     pub state: Option<String>,
+    /// What is unusual about it.
+    pub warnings: Vec<Warning>,
     /// The file system on the whole device.
     pub filesystem: Option<Filesystem>,
     /// Mount points of the whole device.
     pub mount_points: Vec<String>,
     /// Partitions by number.
     pub partitions: Vec<Partition>,
+}
+
+/// A warning. A detail that does not apply is left out.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct Warning {
+    /// A stable name.
+    pub code: String,
+    /// The warning in English.
+    pub message: String,
+    /// How many bytes are missing or cannot be reached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// The number of a partition, or a sector size in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub number: Option<u32>,
+    /// The format of the image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
 }
 
 /// A partition of a loop device. An unknown string is null.
@@ -114,10 +135,18 @@ impl From<&AttachmentInfo> for Device {
             managed: attachment.managed,
             owner: (attachment.owner != NO_OWNER).then_some(attachment.owner),
             state: known(&attachment.state),
+            warnings: shown(&attachment.warnings).map(Warning::from).collect(),
             filesystem: filesystem(volume),
             mount_points: mount_points(volume),
             partitions: partitions.iter().map(Partition::from).collect(),
         }
+    }
+}
+
+impl From<&loopd_dbus::Warning> for Warning {
+    fn from(warning: &loopd_dbus::Warning) -> Self {
+        let loopd_dbus::Warning { code, message, bytes, number, format } = warning.clone();
+        Self { code, message, bytes, number, format }
     }
 }
 
@@ -164,8 +193,8 @@ fn known(text: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use loopd_dbus::PartitionProperties;
     use loopd_dbus::properties::to_bus_path;
+    use loopd_dbus::{PartitionProperties, Warnings};
     use serde_json::Value;
 
     use super::*;
@@ -175,6 +204,7 @@ mod tests {
         "backing_file": "/home/a/x.img", "offset": 0, "size_limit": 0, "size": 67108864, "read_only": false,
         "direct_io": false, "block_size": 512, "partition_scan": true, "autoclear": false,
         "reference": null, "lifetime": "persistent", "managed": true, "owner": 1000, "state": "attached",
+        "warnings": [{"code": "truncated", "message": "…", "bytes": 25165824}],
         "filesystem": null, "mount_points": [],
         "partitions": [{"device": "/dev/loop0p1", "number": 1, "offset": 1048576, "size": 20971520, "table": "gpt",
             "type": "0fc63daf-8483-4772-8e79-3d69d8477de4", "uuid": "…", "label": null,
@@ -214,6 +244,25 @@ mod tests {
             serde_json::json!({"type": "ext4", "version": "1.0", "label": "data", "uuid": null})
         );
         assert_eq!(value["mount_points"], serde_json::json!(["/mnt", "/srv"]));
+    }
+
+    #[test]
+    fn details_of_a_warning_are_left_out_if_they_do_not_apply() {
+        let mut attached = attachment();
+        let warning = |number, format: Option<&str>| loopd_dbus::Warning {
+            code: "code".to_owned(),
+            message: "a message".to_owned(),
+            number,
+            format: format.map(str::to_owned),
+            ..loopd_dbus::Warning::default()
+        };
+        attached.attachment.warnings = Warnings(vec![warning(Some(7), None), warning(None, Some("xz"))]);
+        let value = serde_json::to_value(Device::from(&attached)).unwrap();
+        let expected = serde_json::json!([{"code": "code", "message": "a message", "number": 7},
+            {"code": "code", "message": "a message", "format": "xz"}]);
+        assert_eq!(value["warnings"], expected);
+        attached.attachment.warnings = Warnings::default();
+        assert_eq!(serde_json::to_value(Device::from(&attached)).unwrap()["warnings"], serde_json::json!([]));
     }
 
     #[test]

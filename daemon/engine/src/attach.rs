@@ -106,7 +106,7 @@ impl<K: Kernel> Engine<K> {
         caller: &impl Caller,
         permit: super::Permit,
     ) -> DiskSequence {
-        let Attached { device, hold, claim, node_made, partitioning } = attached;
+        let Attached { device, hold, claim, node_made, partitioning, file_end } = attached;
         let client = (request.lifetime != Lifetime::Persistent).then(|| caller.client().clone());
         let ownership = Ownership::new(caller.uid(), client, request.lifetime);
         self.reap_previous(device.number);
@@ -124,6 +124,8 @@ impl<K: Kernel> Engine<K> {
             },
             file_system,
             partitions: BTreeMap::new(),
+            findings: partitioning.findings,
+            file_end,
             unprocessed: 0,
             partitioned: !partitioning.missing,
             partitioning: Arc::default(),

@@ -8,11 +8,14 @@ pub use crate::device::{
     partition_node,
 };
 use crate::error::Error;
+pub use crate::findings::{FileEnd, Findings};
 use crate::future::BoxFuture;
+pub use crate::image_format::ImageFormat;
 use crate::mount_table::MountTable;
 pub use crate::partitioning::{Partition, PartitionNode, Partitioning, ScanReason, TableEntry};
 use crate::request::AttachRequest;
 pub use crate::udev::{FileSystem, ProbeResult, Udev};
+pub use crate::warning::{Describer, NotMade};
 
 /// A device that was attached.
 pub struct Attached<K: Kernel + ?Sized> {
@@ -21,12 +24,22 @@ pub struct Attached<K: Kernel + ?Sized> {
     /// Keeps an autoclear device attached until it is released. `None` for a persistent device.
     pub hold: Option<K::Hold>,
     /// Its partitions, if the request has partition scan: those that the kernel made, and whether others are
-    /// still to be made.
+    /// still to be made. The findings in any case.
     pub partitioning: Partitioning,
+    /// The end of the file.
+    pub file_end: FileEnd,
     /// Until this is dropped, [`Kernel::peek`] reports the number as claimed.
     pub claim: K::Claim,
     /// Whether the device node was made for this attach.
     pub node_made: bool,
+}
+
+/// A device that shows another file than before.
+pub struct Replaced {
+    /// The device.
+    pub device: Device,
+    /// The end of the file.
+    pub file_end: FileEnd,
 }
 
 /// The copies of holds in the service manager's descriptor store, which outlive the daemon.
@@ -102,7 +115,7 @@ pub trait Kernel: Udev + StoredHolds {
         disk_sequence: DiskSequence,
         file: Self::File,
         untrusted: bool,
-    ) -> BoxFuture<'_, Result<Option<Device>, Error>>;
+    ) -> BoxFuture<'_, Result<Option<Replaced>, Error>>;
 
     /// The number of a device that nothing is attached to. The device is made if there is none.
     fn free_number(&self) -> BoxFuture<'_, Result<u32, Error>>;
@@ -154,7 +167,7 @@ pub trait Kernel: Udev + StoredHolds {
     fn remove(&self, number: u32) -> BoxFuture<'_, ()>;
 
     /// Makes the partitions' nodes match the table, if the kernel does not do so itself, and returns the
-    /// partitions; none if this attach has ended.
+    /// partitions and the findings; none if this attach has ended.
     fn partition(
         &self,
         number: u32,

@@ -11,7 +11,9 @@ mod client;
 mod device;
 mod error;
 mod event;
+mod findings;
 mod future;
+mod image_format;
 pub mod kernel;
 pub mod mount_table;
 mod mounter;
@@ -22,6 +24,7 @@ mod saved;
 mod settings;
 mod snapshot;
 mod udev;
+mod warning;
 
 // What the engine keeps.
 mod clock;
@@ -84,3 +87,4 @@ pub use saved::{MountDirectory, Phase, SavedAttachment, Store};
 pub use settings::Settings;
 pub use snapshot::{Changes, PartitionSnapshot, Snapshot};
 pub use volume::VolumeId;
+pub use warning::Warning;

@@ -128,6 +128,7 @@ impl<K: Kernel> Engine<K> {
                 };
                 record.partitions.insert(number, known);
             }
+            record.findings = seen.findings.clone();
             if seen.unmade {
                 record.device.partition_scan = false;
             }

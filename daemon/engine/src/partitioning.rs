@@ -1,5 +1,7 @@
 //! The partitions of a device: their nodes, and their entries in the partition table.
 
+use crate::findings::Findings;
+
 /// A partition's node, as sysfs shows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PartitionNode {
@@ -48,6 +50,8 @@ pub struct Partitioning {
     pub outdated: bool,
     /// Whether udev was asked to make the kernel read the table again: udev's event for the device follows.
     pub udev_rereads: bool,
+    /// What was found in the image when the table was read.
+    pub findings: Findings,
 }
 
 /// Why the partitions of a device are scanned.

@@ -7,6 +7,7 @@ use loopd_common::{Lifetime, State};
 use tokio::sync::Notify;
 
 use crate::client::ClientId;
+use crate::findings::{self, FileEnd, Findings};
 use crate::kernel::{Device, DiskSequence, FileSystem, Kernel, Partition, ProbeResult};
 use crate::lifecycle::Lifecycle;
 use crate::mount_table::MountTable;
@@ -73,6 +74,10 @@ pub(super) struct Record<K: Kernel> {
     pub file_system: FileSystem,
     /// By number.
     pub partitions: BTreeMap<u32, PartitionRecord>,
+    /// What was found in the image at the last scan of the partitions.
+    pub findings: Findings,
+    /// What was found at the end of the backing file when loopd had it.
+    pub file_end: FileEnd,
     /// How many partitions udev has not processed.
     pub unprocessed: usize,
     /// Whether the partitions were scanned, and made if that is loopd's task.
@@ -106,6 +111,8 @@ impl<K: Kernel> Record<K> {
             lifecycle: Lifecycle::Attached,
             file_system,
             partitions: BTreeMap::new(),
+            findings: Findings::default(),
+            file_end: FileEnd::default(),
             unprocessed: 0,
             partitioned: false,
             partitioning: Arc::default(),
@@ -136,6 +143,8 @@ impl<K: Kernel> Record<K> {
             file_system: self.file_system.clone(),
             mount_points: mounts.of(self.device.device_number).to_vec(),
             partitions: Vec::new(),
+            warnings: findings::warnings(&self.device, &self.findings, self.file_end),
+            file_end: self.file_end,
         }
     }
 

@@ -6,7 +6,8 @@ use tracing::warn;
 
 use crate::engine::Engine;
 use crate::error::Error;
-use crate::kernel::{Device, DiskSequence, FileIdentity, Kernel};
+use crate::findings::{FileEnd, Findings};
+use crate::kernel::{Device, DiskSequence, FileIdentity, Kernel, Replaced};
 use crate::operation::{audit, gone};
 use crate::ownership::is_root;
 use crate::snapshot::Snapshot;
@@ -35,14 +36,26 @@ impl<K: Kernel> Engine<K> {
         self.update(id, |record| record.lifecycle.begin_replacement());
         let owner = attachment.ownership.as_ref().map_or(0, |ownership| ownership.uid);
         let untrusted = !is_root(owner) || !is_root(uid);
-        let replaced = self.kernel.replace(number, sequence, file, untrusted).await;
-        let device = replaced.as_ref().ok().and_then(Option::as_ref).cloned();
-        let sequence = device.as_ref().map_or(sequence, |device| device.disk_sequence);
-        self.take_replaced(id, device);
-        if let Err(error) = self.state_writer.end_replacement(id, sequence) {
+        let (replaced, failed) = match self.kernel.replace(number, sequence, file, untrusted).await {
+            Ok(replaced) => (replaced, None),
+            Err(error) => (None, Some(error)),
+        };
+        let sequence = replaced.as_ref().map_or(sequence, |replaced| replaced.device.disk_sequence);
+        let (is_replaced, file_end) = match &replaced {
+            Some(replaced) => (true, replaced.file_end),
+            None => (false, FileEnd::default()),
+        };
+        self.take_replaced(id, replaced);
+        if let Err(error) = self.state_writer.end_replacement(id, sequence, file_end) {
             warn!(device = attachment.device.node(), disk_sequence = id.0, "{error}");
         }
-        if self.reap_if_gone(id) || replaced?.is_none() {
+        if self.reap_if_gone(id) {
+            return Err(gone(id));
+        }
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        if !is_replaced {
             return Err(gone(id));
         }
         if let Some(replaced) = self.find(id) {
@@ -64,14 +77,17 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Ends a replacement; with the new device if it succeeded.
-    fn take_replaced(&self, id: DiskSequence, device: Option<Device>) {
-        let found = device
-            .as_ref()
-            .and_then(|device| self.state().seen(device.number, None, device.disk_sequence).cloned());
+    fn take_replaced(&self, id: DiskSequence, replaced: Option<Replaced>) {
+        let found = replaced.as_ref().and_then(|Replaced { device, .. }| {
+            self.state().seen(device.number, None, device.disk_sequence).cloned()
+        });
         self.update(id, |record| {
             record.lifecycle.end_replacement();
-            let Some(device) = device else { return };
+            let Some(Replaced { device, file_end }) = replaced else { return };
             record.device = device;
+            record.file_end = file_end;
+            // Those of the new file follow with its partitions.
+            record.findings = Findings::default();
             record.processed = found.is_some();
             record.file_system = found.unwrap_or_default().file_system;
             record.partitions.clear();

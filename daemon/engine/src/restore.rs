@@ -11,6 +11,7 @@ use crate::client::ClientId;
 use crate::engine::{Engine, Pending};
 use crate::error::Error;
 use crate::event::Event;
+use crate::findings::{FileEnd, Findings};
 use crate::kernel::{Change, Device, DiskSequence, Kernel, Partition, ScanReason, node};
 use crate::lifecycle::Lifecycle;
 use crate::limiter::Limiter;
@@ -32,6 +33,7 @@ impl<K: Kernel> Engine<K> {
                 phase,
                 node_made: record.node_made,
                 next_file: None,
+                file_end: record.file_end,
             })
         });
         saved.map_or(Ok(()), |saved| self.state_writer.write(saved))
@@ -223,8 +225,9 @@ impl<K: Kernel> Engine<K> {
         let is_held = ends_by_itself || (left_half_way && device.autoclear);
         // A persistent device that is autoclear is being detached, by a client or another program.
         let is_detaching = saved.phase == Phase::Detaching || (device.autoclear && !is_held);
-        // A replacement of its file has succeeded or failed: none is in progress any more.
-        if let Err(error) = self.state_writer.end_replacement(id, device.disk_sequence) {
+        // A replacement of its file has succeeded or failed: none is in progress any more. Of a new file nothing is known.
+        let file_end = FileEnd::default();
+        if let Err(error) = self.state_writer.end_replacement(id, device.disk_sequence, file_end) {
             warn!(device = device.node(), disk_sequence = id.0, "{error}");
         }
         if is_detaching || !is_held {
@@ -304,12 +307,17 @@ impl<K: Kernel> Engine<K> {
             (node.number, PartitionRecord::new(&Partition { node, ..Partition::default() }, found))
         });
         let partitions = partitions.collect();
+        // Of a file that was replaced as the daemon died nothing is known.
+        let same_file = device.disk_sequence == saved.disk_sequence;
         let mut record = Record {
             device,
             ownership: Some(saved.ownership.clone()),
             lifecycle,
             file_system,
             partitions,
+            // Read again with the partitions, which follow.
+            findings: Findings::default(),
+            file_end: if same_file { saved.file_end } else { FileEnd::default() },
             unprocessed: 0,
             partitioned: true,
             partitioning: Arc::default(),

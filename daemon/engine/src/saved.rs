@@ -6,6 +6,7 @@ use std::str::FromStr;
 use loopd_common::State;
 
 use crate::error::Error;
+use crate::findings::FileEnd;
 use crate::kernel::{Device, DiskSequence, FileIdentity};
 use crate::ownership::Ownership;
 use crate::snapshot::Snapshot;
@@ -59,6 +60,8 @@ pub struct SavedAttachment {
     pub node_made: bool,
     /// The new backing file while a replacement is in progress, which also changes the disk sequence.
     pub next_file: Option<FileIdentity>,
+    /// The end of the backing file, which cannot be read through the device.
+    pub file_end: FileEnd,
 }
 
 impl SavedAttachment {
@@ -67,6 +70,7 @@ impl SavedAttachment {
         // The end of a replacement is saved before the events of the time before it.
         let saved = before.map_or(DiskSequence::default(), |before| before.disk_sequence);
         let disk_sequence = saved.max(snapshot.device.disk_sequence);
+        let newer = before.filter(|before| before.disk_sequence > snapshot.device.disk_sequence);
         let unchanged = before.filter(|before| before.disk_sequence == disk_sequence);
         Some(Self {
             id: snapshot.id,
@@ -79,6 +83,7 @@ impl SavedAttachment {
             },
             node_made: before.is_some_and(|before| before.node_made),
             next_file: unchanged.and_then(|before| before.next_file),
+            file_end: newer.map_or(snapshot.file_end, |before| before.file_end),
         })
     }
 
@@ -167,6 +172,7 @@ mod tests {
             phase: Phase::Attached,
             node_made: true,
             next_file,
+            file_end: FileEnd::default(),
         }
     }
 

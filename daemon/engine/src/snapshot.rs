@@ -5,8 +5,10 @@ use std::path::PathBuf;
 
 use loopd_common::State;
 
+use crate::findings::FileEnd;
 use crate::kernel::{Device, DiskSequence, FileSystem, Partition};
 use crate::ownership::{Ownership, is_root};
+use crate::warning::Warning;
 
 /// What clients can see of a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +38,10 @@ pub struct Snapshot {
     pub mount_points: Vec<PathBuf>,
     /// Its partitions, by number.
     pub partitions: Vec<PartitionSnapshot>,
+    /// What is unusual about it, at most [`MOST_WARNINGS`](loopd_common::limits::MOST_WARNINGS).
+    pub warnings: Vec<Warning>,
+    /// What was found at the end of the backing file; to be saved.
+    pub file_end: FileEnd,
 }
 
 /// The changes of an attachment.
@@ -86,9 +92,20 @@ impl Snapshot {
     }
 
     fn is_same_apart_from_partitions(&self, other: &Self) -> bool {
-        let Self { id, device, ownership, state, file_system, mount_points, partitions: _ } = self;
+        let Self {
+            id,
+            device,
+            ownership,
+            state,
+            file_system,
+            mount_points,
+            partitions: _,
+            warnings,
+            file_end,
+        } = self;
         (*id, device, ownership, *state) == (other.id, &other.device, &other.ownership, other.state)
             && (file_system, mount_points) == (&other.file_system, &other.mount_points)
+            && (warnings, file_end) == (&other.warnings, &other.file_end)
     }
 }
 

@@ -9,6 +9,7 @@ use tracing::warn;
 use crate::clock::microseconds_now;
 use crate::error::Error;
 use crate::event::Event;
+use crate::findings::FileEnd;
 use crate::kernel::{DiskSequence, FileIdentity};
 use crate::saved::{MountDirectory, SavedAttachment, Store};
 use crate::snapshot::Snapshot;
@@ -110,9 +111,19 @@ impl StateWriter {
         self.rewrite(id, |before| Some(SavedAttachment { next_file: Some(file), ..before?.clone() }))
     }
 
-    /// Saves that no replacement is in progress, and the disk sequence that the device has after it.
-    pub fn end_replacement(&self, id: DiskSequence, disk_sequence: DiskSequence) -> Result<(), Error> {
-        self.rewrite(id, |before| Some(SavedAttachment { next_file: None, disk_sequence, ..before?.clone() }))
+    /// Saves that no replacement is in progress, the disk sequence that the device has after it, and the end of the
+    /// file if that is another one now.
+    pub fn end_replacement(
+        &self,
+        id: DiskSequence,
+        disk_sequence: DiskSequence,
+        file_end: FileEnd,
+    ) -> Result<(), Error> {
+        self.rewrite(id, |before| {
+            let before = before?.clone();
+            let file_end = if before.disk_sequence == disk_sequence { before.file_end } else { file_end };
+            Some(SavedAttachment { next_file: None, disk_sequence, file_end, ..before })
+        })
     }
 
     /// Saves a mount directory that is about to be made or announced.

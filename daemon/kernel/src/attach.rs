@@ -4,9 +4,10 @@ use std::os::fd::OwnedFd;
 
 use loopd_engine::AttachRequest;
 use loopd_engine::Error;
-use loopd_engine::kernel::{Device, Partitioning};
+use loopd_engine::kernel::{Device, FileEnd, Partitioning};
 
 use crate::bind::bind;
+use crate::findings;
 use crate::hold::Hold;
 use crate::numbers::Claim;
 use crate::partitions;
@@ -18,22 +19,20 @@ pub struct Attached {
     /// `None` for a persistent device.
     pub hold: Option<Hold>,
     pub partitioning: Partitioning,
+    pub file_end: FileEnd,
     pub claim: Claim,
 }
 
-/// Attaches the file, reads its partition table and stores a copy of the hold.
+/// Attaches the file, reads its partition table, finds what is unusual and stores a copy of the hold.
 pub fn attach(shared: &Shared, file: &OwnedFd, request: &AttachRequest) -> Result<Attached, Error> {
     let bound = bind(shared, file, request)?;
-    let partitioning = if request.partition_scan {
-        partitions::of_new_attach(shared, file, &bound.device)
-    } else {
-        Partitioning::default()
-    };
+    let partitioning = partitions::of_new_attach(shared, file, &bound.device, request.partition_scan);
+    let file_end = findings::file_end(file, bound.file_size, request.offset, request.size_limit);
     if let Some(hold) = &bound.hold {
         hold.store(&*shared.fd_store);
     }
     if let Some(writer) = bound.writer {
         writer.close();
     }
-    Ok(Attached { device: bound.device, hold: bound.hold, partitioning, claim: bound.claim })
+    Ok(Attached { device: bound.device, hold: bound.hold, partitioning, file_end, claim: bound.claim })
 }

@@ -8,6 +8,7 @@ mod descriptor_store;
 mod detach;
 mod device;
 mod error;
+mod findings;
 mod hold;
 mod ioctl;
 mod linux;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use loopd_common::CallerFile;
 use loopd_engine::kernel::{
     Attached, Binding, BtrfsDevices, Change, Device, DiskSequence, FileFacts, Kernel, PartitionNode,
-    Partitioning, ProbeResult, ScanReason, StoredHolds, Udev, Users,
+    Partitioning, ProbeResult, Replaced, ScanReason, StoredHolds, Udev, Users,
 };
 use loopd_engine::mount_table::MountTable;
 use loopd_engine::{AttachRequest, BoxFuture, Error};
@@ -123,8 +123,8 @@ impl Kernel for Linux {
         self.blocking(move |shared| {
             let attached = attach::attach(shared, &file, &request)?;
             let node_made = attached.claim.node_made();
-            let attach::Attached { device, hold, partitioning, claim } = attached;
-            Ok(Attached { device, hold, partitioning, claim, node_made })
+            let attach::Attached { device, hold, partitioning, file_end, claim } = attached;
+            Ok(Attached { device, hold, partitioning, file_end, claim, node_made })
         })
     }
 
@@ -172,7 +172,7 @@ impl Kernel for Linux {
         disk_sequence: DiskSequence,
         file: CallerFile,
         untrusted: bool,
-    ) -> BoxFuture<'_, Result<Option<Device>, Error>> {
+    ) -> BoxFuture<'_, Result<Option<Replaced>, Error>> {
         self.blocking(move |shared| replace::replace(shared, number, disk_sequence, &file, untrusted))
     }
 

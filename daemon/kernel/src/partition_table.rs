@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use loopd_engine::kernel::{Partition, PartitionNode, TableEntry, node};
-use loopd_partition_table::{self as format, Image, Table};
+use loopd_partition_table::{self as format, Image, Reading, Table};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use rustix::io::{pread, retry_on_intr};
 use tracing::{debug, warn};
@@ -80,20 +80,17 @@ pub fn sector_size(file: impl AsFd, offset: u64, size: u64) -> Option<u32> {
     format::sector_size(&mut Bytes::new(&file, offset, size)).ok().flatten()
 }
 
-/// The table of a device; `None` if it has none, or if it cannot be read. Logs its warnings.
-pub fn read(number: u32, block_size: u32, bytes: &mut Bytes<'_>) -> Option<Table> {
-    match format::read(bytes, block_size) {
-        Ok(reading) => {
-            for warning in &reading.warnings {
-                warn!(device = node(number), "partition table: {warning}");
-            }
-            reading.table
-        }
-        Err(error) => {
-            debug!(device = node(number), "the partition table cannot be read: {error}");
-            None
-        }
+/// What is read of the table of a device; without a table if it has none, or if it cannot be read. Logs its
+/// warnings.
+pub fn read(number: u32, block_size: u32, bytes: &mut Bytes<'_>) -> Reading {
+    let reading = format::read(bytes, block_size).unwrap_or_else(|error| {
+        debug!(device = node(number), "the partition table cannot be read: {error}");
+        Reading::default()
+    });
+    for warning in &reading.warnings {
+        warn!(device = node(number), "partition table: {warning}");
     }
+    reading
 }
 
 /// The partitions of these nodes, each with its entry in the table.

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 
 use loopd_common::text::printable;
 use loopd_engine::Error;
-use loopd_engine::kernel::{Device, DiskSequence, node};
+use loopd_engine::kernel::{Device, DiskSequence, Replaced, node};
 use nix::errno::Errno;
 use tracing::warn;
 
@@ -12,7 +12,7 @@ use crate::error::failed;
 use crate::shared::Shared;
 use crate::sysfs::loop_device;
 use crate::untrusted::unmarked;
-use crate::{backing_file, device, ioctl};
+use crate::{backing_file, device, findings, ioctl};
 
 fn writable(name: &str, number: u32) -> Error {
     let reason = "the kernel does that on read-only devices only; attach with read-only".to_owned();
@@ -42,7 +42,7 @@ pub fn replace(
     disk_sequence: DiskSequence,
     file: &OwnedFd,
     untrusted: bool,
-) -> Result<Option<Device>, Error> {
+) -> Result<Option<Replaced>, Error> {
     let expected = shared.untrusted.expect_if(untrusted, number)?;
     let replaced = change_file(number, disk_sequence, file);
     let has_ended = matches!(replaced, Ok(None));
@@ -57,7 +57,7 @@ pub fn replace(
     replaced
 }
 
-fn change_file(number: u32, disk_sequence: DiskSequence, file: &OwnedFd) -> Result<Option<Device>, Error> {
+fn change_file(number: u32, disk_sequence: DiskSequence, file: &OwnedFd) -> Result<Option<Replaced>, Error> {
     let examined = backing_file::examine(file)?;
     backing_file::refuse_appending(&examined)?;
     let name = examined.name();
@@ -68,7 +68,11 @@ fn change_file(number: u32, disk_sequence: DiskSequence, file: &OwnedFd) -> Resu
         return Err(writable(&name, number));
     }
     match ioctl::change_file(&device, file.as_fd()) {
-        Ok(()) => state().map(Some),
+        Ok(()) => {
+            let device = state()?;
+            let file_end = findings::file_end(file, examined.size, device.offset, device.size_limit);
+            Ok(Some(Replaced { device, file_end }))
+        }
         Err(Errno::ENXIO) => Ok(None),
         Err(errno) => Err(refusal(&name, &before, errno)),
     }

@@ -90,7 +90,14 @@ impl BootRecord {
         }
     }
 
-    fn is_signed(&self) -> bool {
+    /// The first sectors of the entries in use, apart from those for a GPT.
+    pub fn first_sectors(&self) -> impl Iterator<Item = u32> {
+        // xorriso adds an entry without a type to please a firmware.
+        let in_use = |entry: &Entry| entry.sectors != 0 && !matches!(entry.kind, 0 | PROTECTIVE);
+        self.entries().into_iter().filter(in_use).map(|entry| entry.first)
+    }
+
+    pub fn is_signed(&self) -> bool {
         self.0[510..] == [0x55, 0xaa]
     }
 
@@ -119,11 +126,13 @@ impl BootRecord {
 }
 
 /// Reads the table that this boot record holds.
+///
+/// Returns the table and the end in bytes of the last partition, as written, which may lie past the image.
 pub fn read(
     disk: &mut Disk<'_, impl Image>,
     record: &BootRecord,
     warnings: &mut Vec<Warning>,
-) -> io::Result<Option<Table>> {
+) -> io::Result<Option<(Table, u64)>> {
     if !record.is_table() {
         return Ok(None);
     }
@@ -132,11 +141,12 @@ pub fn read(
         signature: record.disk_signature(),
         next: FIRST_LOGICAL,
         visited: Vec::new(),
+        end: 0,
         partitions: Vec::new(),
         warnings: Vec::new(),
     };
     reader.read_primaries(record)?;
-    let Reader { signature, mut partitions, warnings: found, .. } = reader;
+    let Reader { signature, end, mut partitions, warnings: found, .. } = reader;
     // If no entry makes sense, they are the boot code of a file system.
     if partitions.is_empty() && record.is_file_system() {
         return Ok(None);
@@ -144,7 +154,7 @@ pub fn read(
     warnings.extend(found);
     partitions.sort_by_key(|partition| partition.number);
     let uuid = if signature == 0 { String::new() } else { format!("{signature:08x}") };
-    Ok(Some(Table { kind: TableKind::Dos, uuid, from_backup: false, partitions }))
+    Ok(Some((Table { kind: TableKind::Dos, uuid, from_backup: false, partitions }, end)))
 }
 
 struct Reader<'a, 'b, I> {
@@ -154,6 +164,8 @@ struct Reader<'a, 'b, I> {
     next: u32,
     /// Byte offsets of the links of all chains.
     visited: Vec<u64>,
+    /// The end of the last partition in bytes.
+    end: u64,
     partitions: Vec<Partition>,
     warnings: Vec<Warning>,
 }
@@ -178,6 +190,7 @@ impl<I: Image> Reader<'_, '_, I> {
                 continue;
             }
             let mut extent = self.extent(0, entry);
+            self.end = self.end.max(extent.end());
             if entry.is_extended() {
                 self.follow_chain(extent)?;
                 // Room for a boot loader, and too little for a file system by mistake.
@@ -250,6 +263,7 @@ impl<I: Image> Reader<'_, '_, I> {
 
     /// Adds the part within the disk, as `blk_add_partition` of `block/partitions/core.c`.
     fn add(&mut self, number: u32, entry: Entry, extent: Extent) {
+        self.end = self.end.max(extent.end());
         let end = extent.end().min(self.disk.size());
         if extent.start >= end {
             self.warnings.push(Warning::PastEnd { number });

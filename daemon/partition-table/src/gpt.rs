@@ -53,6 +53,7 @@ struct Header {
     /// The first block of the entries.
     entries: u64,
     entry_count: u32,
+    entry_size: u32,
     entries_checksum: u32,
 }
 
@@ -86,6 +87,17 @@ pub fn read(disk: &mut Disk<'_, impl Image>, warnings: &mut Vec<Warning>) -> io:
     warnings.push(Warning::PrimaryDamaged(fault));
     let backup = backup(disk, warnings)?;
     Ok(backup.map(|gpt| table(disk, gpt, true, warnings)))
+}
+
+/// The size in bytes of the disk that the primary header was written for; `None` if there is no header with
+/// a sound checksum. The header may lie further: of an image that was cut short it does not fit.
+pub fn described_size(disk: &mut Disk<'_, impl Image>) -> io::Result<Option<u64>> {
+    let Some(mut block) = disk.read_block(PRIMARY)? else { return Ok(None) };
+    let Ok(header) = Header::parse(&mut block, PRIMARY) else { return Ok(None) };
+    let blocks = header.alternate.max(header.last_usable).checked_add(1);
+    let bytes = blocks.and_then(|blocks| blocks.checked_mul(disk.block_size()));
+    // No disk is larger: the kernel's offsets are signed.
+    Ok(bytes.filter(|bytes| i64::try_from(*bytes).is_ok()))
 }
 
 /// Whether the primary copy is sound for this block size.
@@ -162,33 +174,38 @@ impl Header {
         let (Some(last), Some(mut block)) = (disk.last_block(), disk.read_block(number)?) else {
             return Err(Fault::PastEnd.into());
         };
-        if !has_signature(&block) {
-            return Err(Fault::NoSignature.into());
-        }
-        check_header_checksum(&mut block)?;
-        if u64_at(&block, 24) != number {
-            return Err(Fault::Elsewhere.into());
-        }
-        let header = Self {
-            alternate: u64_at(&block, 32),
-            first_usable: u64_at(&block, 40),
-            last_usable: u64_at(&block, 48),
-            disk: Uuid::from_bytes_le(bytes(&block, 56)),
-            entries: u64_at(&block, 72),
-            entry_count: u32_at(&block, 80),
-            entries_checksum: u32_at(&block, 88),
-        };
+        let header = Self::parse(&mut block, number)?;
         if header.last_usable > last || header.first_usable > header.last_usable {
             return Err(Fault::UsableRange.into());
         }
-        let entry_size = u32_at(&block, 84);
-        if entry_size != ENTRY_SIZE {
-            return Err(Fault::EntrySize(entry_size).into());
+        if header.entry_size != ENTRY_SIZE {
+            return Err(Fault::EntrySize(header.entry_size).into());
         }
         if !(1..=MAX_ENTRIES).contains(&header.entry_count) {
             return Err(Fault::EntryCount(header.entry_count).into());
         }
         Ok(header)
+    }
+
+    /// The header in this block, if it was written for this place: nothing in it is checked against the disk.
+    fn parse(block: &mut [u8], number: u64) -> Result<Self, Fault> {
+        if !has_signature(block) {
+            return Err(Fault::NoSignature);
+        }
+        check_header_checksum(block)?;
+        if u64_at(block, 24) != number {
+            return Err(Fault::Elsewhere);
+        }
+        Ok(Self {
+            alternate: u64_at(block, 32),
+            first_usable: u64_at(block, 40),
+            last_usable: u64_at(block, 48),
+            disk: Uuid::from_bytes_le(bytes(block, 56)),
+            entries: u64_at(block, 72),
+            entry_count: u32_at(block, 80),
+            entry_size: u32_at(block, 84),
+            entries_checksum: u32_at(block, 88),
+        })
     }
 
     /// Reads the entries piece by piece, and checks their checksum.

@@ -28,6 +28,7 @@
 
 mod disk;
 mod dos;
+mod dos_sectors;
 mod gpt;
 mod image;
 mod read;

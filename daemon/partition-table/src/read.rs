@@ -4,9 +4,10 @@ use std::io;
 
 use crate::disk::Disk;
 use crate::dos::{self, BootRecord, Protection};
+use crate::dos_sectors;
 use crate::gpt;
 use crate::image::Image;
-use crate::table::{Partition, Refusal, Table};
+use crate::table::{Partition, Refusal, Table, TableKind};
 use crate::warning::Warning;
 
 /// Sector sizes that a GPT may have been written for.
@@ -19,6 +20,9 @@ pub struct Reading {
     pub table: Option<Table>,
     /// What was not used, and what is unusual about the rest.
     pub warnings: Vec<Warning>,
+    /// How many bytes of image the table was written for, sound or not: more than there are if the image was
+    /// cut short. `None` if there is no table, or if it counts other sectors than the device has.
+    pub described: Option<u64>,
 }
 
 /// Reads the partition table for a device of the given logical block size.
@@ -29,25 +33,65 @@ pub fn read(image: &mut impl Image, block_size: u32) -> io::Result<Reading> {
     let mut disk = Disk::new(image, block_size)?;
     let Some(record) = BootRecord::read(&mut disk, 0)? else { return Ok(Reading::default()) };
     let mut warnings = Vec::new();
-    let mut table = match record.protection() {
-        Protection::Protective => gpt::read(&mut disk, &mut warnings)?,
+    let (mut table, mut described) = match record.protection() {
+        Protection::Protective => (read_gpt(&mut disk, &record, &mut warnings)?, None),
         Protection::Misplaced => {
             warnings.push(Warning::MisplacedProtection);
-            None
+            (None, None)
         }
         Protection::Absent => {
             if gpt::primary_is_sound(&mut disk)? {
                 warnings.push(Warning::UnprotectedGpt);
             }
-            dos::read(&mut disk, &record, &mut warnings)?
+            dos::read(&mut disk, &record, &mut warnings)?.unzip()
         }
     };
     if let Some(table) = &mut table {
         mark_refusals(&mut table.partitions, u64::from(block_size), &mut warnings);
-    } else if let Some(written) = sector_size(image)?.filter(|written| *written != block_size) {
-        warnings.push(Warning::OtherSectorSize { written, read: block_size });
     }
-    Ok(Reading { table, warnings })
+    let other = match table.as_ref().map(|table| table.kind) {
+        Some(TableKind::Gpt) => None,
+        Some(TableKind::Dos) => dos_sectors::other_size(&mut disk, &record, &SECTOR_SIZES)?,
+        None => sector_size(image)?.filter(|written| *written != block_size),
+    };
+    if let Some(written) = other {
+        let table = table.as_ref().map_or(TableKind::Gpt, |table| table.kind);
+        warnings.push(Warning::OtherSectorSize { table, written, read: block_size });
+        described = None;
+    } else if record.protection() == Protection::Protective {
+        described = gpt_size(image, block_size)?;
+    }
+    Ok(Reading { table, warnings, described })
+}
+
+fn read_gpt(
+    disk: &mut Disk<'_, impl Image>,
+    record: &BootRecord,
+    warnings: &mut Vec<Warning>,
+) -> io::Result<Option<Table>> {
+    let table = gpt::read(disk, warnings)?;
+    if let Some(table) = &table {
+        let starts_there = |first: u32| {
+            let start = u64::from(first) * disk.block_size();
+            table.partitions.iter().any(|partition| partition.start == start)
+        };
+        if !record.first_sectors().all(starts_there) {
+            warnings.push(Warning::HybridMbr);
+        }
+    }
+    Ok(table)
+}
+
+/// How many bytes the GPT was written for. If it does not fit, nothing shows the size of its sectors but the
+/// place of its header.
+fn gpt_size(image: &mut impl Image, block_size: u32) -> io::Result<Option<u64>> {
+    for size in [block_size].into_iter().chain(SECTOR_SIZES) {
+        let described = gpt::described_size(&mut Disk::new(image, size)?)?;
+        if described.is_some() {
+            return Ok(described);
+        }
+    }
+    Ok(None)
 }
 
 /// The sector size in bytes that the image's GPT was written with: a device needs it as its block

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::table::MAX_PARTITIONS;
+use crate::table::{MAX_PARTITIONS, TableKind};
 
 /// Something about an image's partition table that its user may want to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,8 +17,10 @@ pub enum Warning {
     BackupMisplaced,
     /// Both copies of the GPT are sound and differ.
     BackupDiffers,
-    /// A GPT is there, for sectors of another size than the device has.
+    /// The table counts sectors of another size than the device has.
     OtherSectorSize {
+        /// The kind of the table.
+        table: TableKind,
         /// The size it was written for, in bytes.
         written: u32,
         /// The size it was read with, in bytes.
@@ -28,6 +30,8 @@ pub enum Warning {
     MisplacedProtection,
     /// A sound GPT is there without the MBR's entry for it.
     UnprotectedGpt,
+    /// Entries of the MBR beside the one for the GPT name places where no GPT partition starts.
+    HybridMbr,
     /// Entries are in use whose numbers no node can have.
     TooManyPartitions,
     /// A partition ends (GPT) or starts (DOS) past the end of the image.
@@ -122,17 +126,26 @@ impl fmt::Display for Warning {
                 "the backup GPT is not at the end of the image: the image was made larger or smaller",
             ),
             Self::BackupDiffers => f.write_str("the primary and the backup GPT do not say the same"),
-            Self::OtherSectorSize { written, read } => write!(
-                f,
-                "the GPT was written for sectors of {written} bytes and read with {read}: \
-                 attach with a block size of {written}"
-            ),
+            Self::OtherSectorSize { table, written, read } => {
+                let table = match table {
+                    TableKind::Gpt => "GPT",
+                    TableKind::Dos => "DOS partition table",
+                };
+                write!(
+                    f,
+                    "the {table} counts sectors of {written} bytes and the device has {read}: the right block size \
+                     is {written}"
+                )
+            }
             Self::MisplacedProtection => f.write_str(
                 "the MBR's GPT entry does not start at sector 1: the kernel takes it for no partition table",
             ),
             Self::UnprotectedGpt => {
                 f.write_str("there is a GPT that the MBR does not mention: the kernel does not read it")
             }
+            Self::HybridMbr => f.write_str(
+                "the MBR has further partitions beside its entry for the GPT, which are ignored in favour of the GPT",
+            ),
             Self::TooManyPartitions => {
                 write!(f, "partitions above number {MAX_PARTITIONS} cannot have a node")
             }

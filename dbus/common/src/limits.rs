@@ -1,7 +1,13 @@
-//! Limits of the loop driver.
+//! Limits of the loop driver, and of what loopd sends.
 
 /// The maximum length of a reference in the kernel, in bytes.
 pub const REFERENCE_LENGTH: usize = 63;
+
+/// The most warnings of one attachment.
+pub const MOST_WARNINGS: usize = 12;
+
+/// The most bytes of the messages of its warnings together.
+pub const MOST_WARNING_TEXT: usize = 1200;
 
 /// Whether a loop device can have logical blocks of this size: a power of two from 512 to 64 KiB.
 #[must_use]

@@ -271,8 +271,18 @@ fn plain(value: &Variant<'_>) -> Value {
             Some(bytes) => path_as_string(&bytes).into(),
             None => items.iter().map(plain).collect(),
         },
+        Variant::Structure(fields) => fields.fields().iter().map(plain).collect(),
+        Variant::Dict(entries) => entries.iter().map(|(name, value)| (name_of(name), plain(value))).collect(),
         // No property has another type today; one of a newer daemon may.
         other => other.to_string().into(),
+    }
+}
+
+/// The name of a key, which is a text.
+fn name_of(key: &Variant<'_>) -> String {
+    match plain(key) {
+        Value::String(text) => text,
+        other => other.to_string(),
     }
 }
 

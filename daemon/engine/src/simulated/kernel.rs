@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::future::BoxFuture;
 use crate::kernel::{
     Attached, Binding, Change, Device, DiskSequence, FileFacts, Kernel, PartitionNode, Partitioning,
-    ProbeResult, ScanReason, StoredHolds, Udev, Users,
+    ProbeResult, Replaced, ScanReason, StoredHolds, Udev, Users,
 };
 use crate::mount_table::MountTable;
 use crate::request::AttachRequest;
@@ -95,6 +95,8 @@ impl Kernel for Simulated {
             let claim = Claim { machine: self.clone(), number };
             self.step().await?;
             let held = request.lifetime != Lifetime::Persistent;
+            let file_end = file.end(request.offset, request.size_limit);
+            let findings = file.findings.clone();
             let (device, sequence) = {
                 self.news.notify_one();
                 let mut machine = self.lock();
@@ -121,8 +123,8 @@ impl Kernel for Simulated {
             let hold = held.then(|| Hold { machine: self.clone(), number, attach: sequence });
             self.answer().await;
             let missing = request.partition_scan && self.lock().partitions > 0;
-            let partitioning = Partitioning { missing, ..Partitioning::default() };
-            Ok(Attached { device, hold, partitioning, claim, node_made: request.number.is_some() })
+            let partitioning = Partitioning { missing, findings, ..Partitioning::default() };
+            Ok(Attached { device, hold, partitioning, file_end, claim, node_made: request.number.is_some() })
         })
     }
 
@@ -194,10 +196,11 @@ impl Kernel for Simulated {
         sequence: DiskSequence,
         file: SimulatedFile,
         untrusted: bool,
-    ) -> BoxFuture<'_, Result<Option<Device>, Error>> {
+    ) -> BoxFuture<'_, Result<Option<Replaced>, Error>> {
         Box::pin(async move {
             self.step().await?;
             self.news.notify_one();
+            let file_end = |bound: &Bound| bound.file.end(bound.offset, bound.size_limit);
             let replaced = {
                 let mut guard = self.lock();
                 let machine = &mut *guard;
@@ -210,14 +213,15 @@ impl Kernel for Simulated {
                         machine.untrusted.insert(next);
                     }
                     machine.uevents.push(Happened { number, sequence: next, ..Happened::default() });
-                    next
+                    (next, file_end(bound))
                 })
             };
             // Other programs may see the new disk sequence before the engine does.
             self.step().await.ok();
             // The descriptor is open, so that this is the same attach.
             let device = self.lock().device(number);
-            Ok(device.filter(|device| Some(device.disk_sequence) == replaced))
+            let of_now = |device: &Device| replaced.filter(|(next, _)| *next == device.disk_sequence);
+            Ok(device.and_then(|device| of_now(&device).map(|(_, file_end)| Replaced { device, file_end })))
         })
     }
 

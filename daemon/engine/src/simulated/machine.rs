@@ -11,7 +11,8 @@ use super::file::SimulatedFile;
 use crate::error::Error;
 use crate::event::Uevent;
 use crate::kernel::{
-    Device, DiskSequence, FileSystem, Partition, PartitionNode, Partitioning, ProbeResult, ScanReason,
+    Device, DiskSequence, FileSystem, Findings, Partition, PartitionNode, Partitioning, ProbeResult,
+    ScanReason,
 };
 use crate::mount_table::MountTable;
 
@@ -151,9 +152,7 @@ pub(super) struct Bound {
 impl Bound {
     /// In bytes, as the kernel has it.
     fn size(&self) -> u64 {
-        let rest = self.file.size.saturating_sub(self.offset);
-        let limit = if self.size_limit == 0 { rest } else { self.size_limit };
-        rest.min(limit) / 512 * 512
+        self.file.part(self.offset, self.size_limit) / 512 * 512
     }
 }
 
@@ -554,6 +553,11 @@ impl Simulated {
         }
     }
 
+    /// The backing file of a device gets another size, in bytes, and other contents.
+    pub fn rewrite_file(&self, number: u32, size: u64, findings: Findings) {
+        self.change_number(number, |bound| (bound.file.size, bound.file.findings) = (size, findings));
+    }
+
     /// The backing file of a device does not answer from now on.
     pub fn hang(&self, number: u32) {
         self.lock().hung.insert(number);
@@ -648,7 +652,7 @@ impl Simulated {
         let partitions: Vec<_> =
             nodes(bound).into_iter().map(|node| Partition { node, ..Partition::default() }).collect();
         machine.partitions_read += partitions.len();
-        Partitioning { partitions, ..Partitioning::default() }
+        Partitioning { partitions, findings: bound.file.findings.clone(), ..Partitioning::default() }
     }
 
     /// One step of a call: takes time, and may be made to fail.

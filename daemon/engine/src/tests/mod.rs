@@ -16,3 +16,4 @@ mod quotas;
 mod races;
 mod restart;
 mod simulation;
+mod warnings;

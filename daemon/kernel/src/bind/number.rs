@@ -38,6 +38,8 @@ fn none_free(name: &str) -> Error {
 /// A device that a file was attached to.
 pub struct Bound<'a> {
     pub device: Device,
+    /// Bytes of the file before the attach; `None` for a block device.
+    pub file_size: Option<u64>,
     /// `None` for a persistent device.
     pub hold: Option<Hold>,
     pub claim: Claim,
@@ -47,7 +49,7 @@ pub struct Bound<'a> {
 
 /// The end of an attempt with one number.
 enum Attempt<'a> {
-    Bound(Bound<'a>),
+    Bound(Box<Bound<'a>>),
     /// Another process has taken the number.
     Taken(Claim),
     /// `/dev` lacks the node.
@@ -76,7 +78,7 @@ pub fn bind<'a>(shared: &'a Shared, file: &OwnedFd, request: &AttachRequest) -> 
             Err(error) => break Err(error),
         };
         match bind_number(shared, claim, wanted) {
-            Ok(Attempt::Bound(bound)) => break Ok(bound),
+            Ok(Attempt::Bound(bound)) => break Ok(*bound),
             Ok(Attempt::Taken(claim)) => taken.push(claim),
             Ok(Attempt::NodeMissing(claim)) if without_node.len() == ATTEMPTS_WITHOUT_NODE => {
                 let error = node_missing(&wanted.name(), claim.number());
@@ -114,7 +116,7 @@ fn bind_number<'a>(shared: &'a Shared, claim: Claim, wanted: Wanted<'_>) -> Resu
         }
     };
     match configure(shared, claim.number(), wanted) {
-        Ok(configured) => commit(expected, configured, claim).map(Attempt::Bound),
+        Ok(configured) => commit(expected, configured, wanted, claim).map(Box::new).map(Attempt::Bound),
         Err(errno) if has_choice && is_node_missing(errno, claim.number()) => Ok(Attempt::NodeMissing(claim)),
         Err(errno) if has_choice && is_taken(errno, claim.number()) => Ok(Attempt::Taken(claim)),
         Err(errno) => {
@@ -148,12 +150,14 @@ fn is_taken(errno: Errno, number: u32) -> bool {
 fn commit<'a>(
     expected: Option<Expected<'_>>,
     configured: Configured<'a>,
+    wanted: Wanted<'_>,
     claim: Claim,
 ) -> Result<Bound<'a>, Error> {
     let Configured { device, hold, writer } = configured;
-    let Some(mut mark) = expected else { return Ok(Bound { device, hold, claim, writer }) };
+    let file_size = wanted.examined.size;
+    let Some(mut mark) = expected else { return Ok(Bound { device, file_size, hold, claim, writer }) };
     let Err(error) = mark.becomes(device.disk_sequence) else {
-        return Ok(Bound { device, hold, claim, writer });
+        return Ok(Bound { device, file_size, hold, claim, writer });
     };
     let _result = detach::clear(device.number, device.disk_sequence);
     drop((hold, writer));

@@ -13,6 +13,7 @@ use super::kernel_scan::{kernel_is_known_to_scan, kernel_scans, known};
 use super::nodes;
 use super::rescan::{not_scanned, rescan};
 use crate::error::failed;
+use crate::findings::{self, Nodes};
 use crate::partition_table::{self, Bytes};
 use crate::shared::Shared;
 use crate::sysfs::loop_device;
@@ -38,25 +39,32 @@ pub fn settle(
     }
     let udev_rereads = is_rescan && known(shared) != Some(false) && rescan(number, &disk)?;
     let disk = File::from(disk);
-    let table = read_table(number, &disk)?;
+    let (mut bytes, block_size) = contents(number, &disk)?;
+    let reading = partition_table::read(number, block_size, &mut bytes);
+    let table = reading.table.as_ref();
     let nodes = loop_device::partitions(number);
-    let is_ours = reason != ScanReason::Foreign && concerns_us(shared, table.as_ref(), &nodes, false);
+    let is_ours = reason != ScanReason::Foreign && concerns_us(shared, table, &nodes, false);
     if is_ours && is_rescan {
-        nodes::delete_stale_or_none(number, &disk, table.as_ref(), &nodes)?;
+        nodes::delete_stale_or_none(number, &disk, table, &nodes)?;
     }
-    let unmade = is_ours && !nodes::update(number, &disk, table.as_ref(), &nodes);
+    let unmade = is_ours && !nodes::update(number, &disk, table, &nodes);
     let nodes = loop_device::partitions(number);
-    let outdated = kernel_is_known_to_scan(shared) && is_outdated(table.as_ref(), &nodes);
-    let partitions = partition_table::describe(nodes, table.as_ref());
-    Ok(Partitioning { partitions, missing: false, unmade, outdated, udev_rereads })
+    let outdated = kernel_is_known_to_scan(shared) && is_outdated(table, &nodes);
+    // What a scan of another program's device or udev's rereading leaves out may still follow.
+    let incomplete = unmade || udev_rereads || !(is_ours || kernel_is_known_to_scan(shared));
+    let wanted = loop_device::is_scanned(number);
+    let findings = findings::find(&mut bytes, &reading, Nodes { nodes: &nodes, wanted, incomplete });
+    let partitions = partition_table::describe(nodes, table);
+    Ok(Partitioning { partitions, missing: false, unmade, outdated, udev_rereads, findings })
 }
 
-fn read_table(number: u32, disk: &File) -> Result<Option<Table>, Error> {
+/// The bytes of a device, and its block size.
+fn contents(number: u32, disk: &File) -> Result<(Bytes<'_>, u32), Error> {
     let size = ioctl::size(disk).map_err(|errno| unknown(number, "size", "BLKGETSIZE64", errno))?;
     let block_size =
         ioctl::block_size(disk).map_err(|errno| unknown(number, "block size", "BLKSSZGET", errno))?;
     bypass_cache(disk, block_size);
-    Ok(partition_table::read(number, block_size, &mut Bytes::new(disk, 0, size)))
+    Ok((Bytes::new(disk, 0, size), block_size))
 }
 
 /// Reads of the disk return what the file contains now. The cache of the device keeps what it had while a process
@@ -69,15 +77,19 @@ fn bypass_cache(disk: &File, block_size: u32) {
     }
 }
 
-/// The partitions of a device that was attached just now: any node of it was made by the kernel. Reads the
-/// table from the file, whose pages are in the page cache; those of the device are not.
-pub fn of_new_attach(shared: &Shared, file: &OwnedFd, device: &Device) -> Partitioning {
+/// The partitions of a device that was attached just now, if it is `scanned`, and the findings: any node of it
+/// was made by the kernel. Reads the table from the file, whose pages are in the page cache; those of the device
+/// are not.
+pub fn of_new_attach(shared: &Shared, file: &OwnedFd, device: &Device, scanned: bool) -> Partitioning {
     let mut bytes = Bytes::new(file, device.offset, device.size);
-    let table = partition_table::read(device.number, device.block_size, &mut bytes);
-    let nodes = loop_device::partitions(device.number);
-    let missing = concerns_us(shared, table.as_ref(), &nodes, !nodes.is_empty());
-    let partitions = partition_table::describe(nodes, table.as_ref());
-    Partitioning { partitions, missing, ..Partitioning::default() }
+    let reading = partition_table::read(device.number, device.block_size, &mut bytes);
+    let table = reading.table.as_ref();
+    let nodes = if scanned { loop_device::partitions(device.number) } else { Vec::new() };
+    let missing = scanned && concerns_us(shared, table, &nodes, !nodes.is_empty());
+    let seen = Nodes { nodes: &nodes, wanted: scanned, incomplete: missing };
+    let findings = findings::find(&mut bytes, &reading, seen);
+    let partitions = partition_table::describe(nodes, table);
+    Partitioning { partitions, missing, findings, ..Partitioning::default() }
 }
 
 /// Whether there may be a difference between table and nodes that the kernel leaves to loopd.

@@ -42,6 +42,11 @@ pub fn offset(number: u32) -> Option<u64> {
     Block::of_loop(number).value("loop/offset")
 }
 
+/// Whether the device was attached with `LO_FLAGS_PARTSCAN`.
+pub fn is_scanned(number: u32) -> bool {
+    Block::of_loop(number).value("loop/partscan") == Some(1)
+}
+
 /// The path of the backing file.
 pub fn backing_file(number: u32) -> Option<Vec<u8>> {
     Block::of_loop(number).bytes("loop/backing_file")

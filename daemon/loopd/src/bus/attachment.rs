@@ -1,12 +1,13 @@
 //! `org.loopd1.Attachment`.
 
+use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use loopd_common::{Lifetime, UnknownWord};
 use loopd_dbus::options::ReceivedOptions;
 use loopd_dbus::{AttachmentProperties, DetachOptions, Error, ErrorKind, ErrorReply};
-use zbus::interface;
 use zbus::message::Header;
+use zbus::{Variant, interface};
 
 use super::authority::Request;
 use super::call_error::CallError;
@@ -190,6 +191,11 @@ impl Attachment {
     #[zbus(property)]
     fn state(&self) -> String {
         self.properties().state.clone()
+    }
+
+    #[zbus(property)]
+    fn warnings(&self) -> Vec<(String, HashMap<String, Variant<'static>>)> {
+        self.properties().warnings.to_value()
     }
 }
 

@@ -5,7 +5,10 @@ use std::path::PathBuf;
 
 use loopd_dbus::names::attachment_path;
 use loopd_dbus::properties::{NO_OWNER, to_bus_path};
-use loopd_dbus::{AttachOptions, AttachmentProperties, MountOptions, PartitionProperties, VolumeProperties};
+use loopd_dbus::{
+    AttachOptions, AttachmentProperties, MountOptions, PartitionProperties, VolumeProperties, Warning,
+    Warnings,
+};
 
 use loopd_engine::kernel::{DiskSequence, FileSystem, Partition, partition_node};
 use loopd_engine::{AttachRequest, MountRequest, PartitionSnapshot, Snapshot};
@@ -60,6 +63,17 @@ pub fn attachment(snapshot: &Snapshot) -> AttachmentProperties {
         client: client.map(|client| client.0.clone()).unwrap_or_default(),
         since: ownership.map(|ownership| ownership.since).unwrap_or_default(),
         state: snapshot.state.as_str().to_owned(),
+        warnings: Warnings(snapshot.warnings.iter().map(warning).collect()),
+    }
+}
+
+fn warning(warning: &loopd_engine::Warning) -> Warning {
+    Warning {
+        code: warning.code().to_owned(),
+        message: warning.to_string(),
+        bytes: warning.bytes(),
+        number: warning.number(),
+        format: warning.format().map(str::to_owned),
     }
 }
 

@@ -111,9 +111,10 @@ pub async fn remove(
 mod tests {
     use loopd_dbus::names::{ATTACHMENT, PARTITION, VOLUME, attachment_path, partition_path};
     use loopd_dbus::transport::LONGEST_SENT;
-    use loopd_dbus::{AttachmentProperties, PartitionProperties, VolumeProperties};
+    use loopd_dbus::{AttachmentProperties, PartitionProperties, VolumeProperties, Warning, Warnings};
 
     use super::*;
+    use loopd_common::limits::{MOST_WARNING_TEXT, MOST_WARNINGS};
     use loopd_engine::{Limits, Settings};
 
     /// A text of this many bytes.
@@ -135,6 +136,16 @@ mod tests {
         }
     }
 
+    /// A warning has one detail beside its message.
+    fn longest_warning() -> Warning {
+        Warning {
+            code: "partition-not-made".to_owned(),
+            message: text(MOST_WARNING_TEXT / MOST_WARNINGS),
+            format: Some("vmdk-descriptor".to_owned()),
+            ..Warning::default()
+        }
+    }
+
     fn longest_attachment() -> AttachmentProperties {
         AttachmentProperties {
             device: "/dev/loop1048575".to_owned(),
@@ -144,6 +155,7 @@ mod tests {
             lifetime: "persistent".to_owned(),
             client: text(255),
             state: "detaching".to_owned(),
+            warnings: Warnings(vec![longest_warning(); MOST_WARNINGS]),
             ..AttachmentProperties::default()
         }
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use loopd_common::CallerFile;
-use loopd_engine::kernel::FileSystem;
+use loopd_engine::kernel::{FileSystem, Findings};
 use loopd_engine::mount_table::MountTable;
 use loopd_engine::simulated::{Files, Simulated, SimulatedFile, SimulatedMounts};
 use loopd_engine::{Engine, Error, Mounter, Store};
@@ -98,7 +98,12 @@ pub fn mount_table() -> IoResult<MountTable> {
 /// `InvalidBackingFile`.
 pub fn file(file: CallerFile) -> Result<SimulatedFile, Error> {
     let examined = examine_file(&file)?;
-    Ok(SimulatedFile { facts: examined.facts, size: examined.size.unwrap_or(0) })
+    // The file is not read: only its size is real.
+    Ok(SimulatedFile {
+        facts: examined.facts,
+        size: examined.size.unwrap_or(0),
+        findings: Findings::default(),
+    })
 }
 
 /// The sources of events.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tracing::debug;
 
 use super::state_file::{self, SUFFIX, VERSION};
-use loopd_engine::kernel::{DiskSequence, FileIdentity};
+use loopd_engine::kernel::{DiskSequence, FileEnd, FileIdentity, ImageFormat};
 use loopd_engine::{ClientId, Ownership, SavedAttachment};
 
 /// The suffix of the name of an empty file that announces an attachment; the rest is its mark.
@@ -47,6 +47,11 @@ struct Contents {
     /// `st_dev` and `st_ino`, reinterpreted as the signed integers of TOML.
     #[serde(default)]
     next_file: Option<(i64, i64)>,
+    /// The end of the file: bytes and format. Older daemons write neither.
+    #[serde(default)]
+    file_bytes: u64,
+    #[serde(default)]
+    file_format: Option<String>,
 }
 
 impl AttachmentFiles {
@@ -123,8 +128,16 @@ impl AttachmentFiles {
     }
 
     fn contents(&self, attachment: &SavedAttachment) -> Contents {
-        let SavedAttachment { number, disk_sequence, phase, node_made, next_file, ref ownership, .. } =
-            *attachment;
+        let SavedAttachment {
+            number,
+            disk_sequence,
+            phase,
+            node_made,
+            next_file,
+            file_end,
+            ref ownership,
+            ..
+        } = *attachment;
         Contents {
             version: VERSION,
             number,
@@ -139,6 +152,8 @@ impl AttachmentFiles {
             mounted: ownership.mounted,
             grace_ends: ownership.grace_ends,
             next_file: next_file.map(|file| (file.device.cast_signed(), file.inode.cast_signed())),
+            file_bytes: file_end.bytes,
+            file_format: file_end.format.map(|format| format.as_str().to_owned()),
         }
     }
 
@@ -165,6 +180,10 @@ impl AttachmentFiles {
                 device: device.cast_unsigned(),
                 inode: inode.cast_unsigned(),
             }),
+            file_end: FileEnd {
+                bytes: contents.file_bytes,
+                format: contents.file_format.as_deref().and_then(ImageFormat::named),
+            },
         })
     }
 }
@@ -225,6 +244,7 @@ mod tests {
             },
             node_made: true,
             next_file: Some(FileIdentity { device: 7, inode: u64::MAX }),
+            file_end: FileEnd { bytes: 1_000_001, format: Some(ImageFormat::Dmg) },
         }
     }
 
@@ -336,6 +356,7 @@ mod tests {
             },
             node_made: true,
             next_file: None,
+            file_end: FileEnd::default(),
         };
         let client = || saved(Lifetime::Client, Some(":1.5"));
         let mut mounted = saved(Lifetime::Mount, None);
@@ -343,12 +364,14 @@ mod tests {
         let mut in_grace = saved(Lifetime::Mount, None);
         in_grace.ownership.grace_ends = Some(1_700_000_060_000_000);
         let next_file = Some(FileIdentity { device: 7, inode: u64::MAX });
+        let file_end = FileEnd { bytes: 1_000_001, format: Some(ImageFormat::Dmg) };
         for (text, expected) in [
             (include_str!("fixtures/client.toml"), client()),
             (include_str!("fixtures/persistent.toml"), saved(Lifetime::Persistent, None)),
             (include_str!("fixtures/mounted.toml"), mounted),
             (include_str!("fixtures/grace.toml"), in_grace),
             (include_str!("fixtures/next-file.toml"), SavedAttachment { next_file, ..client() }),
+            (include_str!("fixtures/file-end.toml"), SavedAttachment { file_end, ..client() }),
             (include_str!("fixtures/later.toml"), client()),
         ] {
             let path = files.path(DiskSequence(5));

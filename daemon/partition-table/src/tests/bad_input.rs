@@ -1,7 +1,7 @@
 //! Damaged, truncated and malicious tables.
 
 use super::images::{DosEntry, Gpt, Memory, chain, dos, put_record, put_u32, put_u64};
-use crate::{Fault, Image, Partition, Reading, Warning, read};
+use crate::{Fault, Image, Partition, Reading, TableKind, Warning, read};
 
 fn reading(image: Vec<u8>) -> Reading {
     read(&mut Memory::from(image), 512).unwrap()
@@ -300,7 +300,7 @@ fn warnings_read_as_sentences() {
         ]
     );
     assert_eq!(
-        Warning::OtherSectorSize { written: 4096, read: 512 }.to_string(),
-        "the GPT was written for sectors of 4096 bytes and read with 512: attach with a block size of 4096"
+        Warning::OtherSectorSize { table: TableKind::Gpt, written: 4096, read: 512 }.to_string(),
+        "the GPT counts sectors of 4096 bytes and the device has 512: the right block size is 4096"
     );
 }

@@ -31,7 +31,7 @@ fn a_sound_gpt_reads_with_all_names() {
 fn a_sane_image_costs_few_reads() {
     let mut image = Memory::from(Gpt::new(512, 4096, &[(1, 40, 99)]).image);
     read(&mut image, 512).unwrap();
-    assert_eq!((image.reads, image.bytes_read), (5, 3 * 512 + 2 * 128 * 128));
+    assert_eq!((image.reads, image.bytes_read), (6, 4 * 512 + 2 * 128 * 128));
 }
 
 #[test]
@@ -68,9 +68,15 @@ fn a_gpt_for_other_sectors_is_not_read_but_named() {
     let gpt = Gpt::new(4096, 300, &[(1, 50, 99)]);
     let found = reading(gpt.image, 512);
     assert_eq!(found.table, None);
-    assert_eq!(found.warnings.last(), Some(&Warning::OtherSectorSize { written: 4096, read: 512 }));
+    assert_eq!(
+        found.warnings.last(),
+        Some(&Warning::OtherSectorSize { table: TableKind::Gpt, written: 4096, read: 512 })
+    );
     let found = reading(Gpt::new(512, 4096, &[(1, 50, 99)]).image, 4096);
-    assert_eq!(found.warnings.last(), Some(&Warning::OtherSectorSize { written: 512, read: 4096 }));
+    assert_eq!(
+        found.warnings.last(),
+        Some(&Warning::OtherSectorSize { table: TableKind::Gpt, written: 512, read: 4096 })
+    );
 }
 
 #[test]
@@ -103,7 +109,7 @@ fn a_gpt_needs_its_entry_in_the_mbr() {
 
     gpt.image[..512].fill(0);
     let found = reading(gpt.image, 512);
-    assert_eq!(found, Reading { table: None, warnings: vec![Warning::UnprotectedGpt] });
+    assert_eq!(found, Reading { warnings: vec![Warning::UnprotectedGpt], ..Reading::default() });
 }
 
 #[test]
@@ -111,14 +117,18 @@ fn the_mbr_entry_of_a_gpt_must_start_at_sector_1() {
     let mut gpt = Gpt::new(512, 4096, &[(1, 40, 99)]);
     put_record(&mut gpt.image, &[(0, 0xee, 0, 4095), (0, 0x83, 7, 50)]);
     let found = reading(gpt.image, 512);
-    assert_eq!(found, Reading { table: None, warnings: vec![Warning::MisplacedProtection] });
+    assert_eq!(found, Reading { warnings: vec![Warning::MisplacedProtection], ..Reading::default() });
 }
 
 #[test]
 fn in_a_hybrid_mbr_the_gpt_wins() {
     let mut gpt = Gpt::new(512, 4096, &[(1, 40, 99)]);
     put_record(&mut gpt.image, &[(0x80, 0x83, 7, 50), (0x11, 0xee, 1, 4095)]);
-    assert_eq!(extents(&reading(gpt.image, 512)), [(1, 40, 99)]);
+    let found = reading(gpt.image.clone(), 512);
+    assert_eq!((extents(&found), found.warnings), (vec![(1, 40, 99)], vec![Warning::HybridMbr]));
+    // The same partition in both, and xorriso's entry without a type.
+    put_record(&mut gpt.image, &[(0x80, 0x83, 40, 60), (0, 0xee, 1, 4095), (0x80, 0, 0, 1)]);
+    assert_eq!(reading(gpt.image, 512).warnings, []);
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! Images made by hand, by tools and by chance.
 
 mod bad_input;
+mod described;
 mod fuzz;
 mod images;
 mod kernel;
 mod kernel_rules;
+mod sector_sizes;
 mod tools;

@@ -248,7 +248,10 @@ fn sectors_of_4096_bytes() {
     assert_eq!(ours(&found.table.unwrap()), rows_of_partx(&directory, 4096));
     let other = reading(&directory, 512);
     assert_eq!(other.table, None);
-    assert_eq!(other.warnings.last(), Some(&Warning::OtherSectorSize { written: 4096, read: 512 }));
+    assert_eq!(
+        other.warnings.last(),
+        Some(&Warning::OtherSectorSize { table: TableKind::Gpt, written: 4096, read: 512 })
+    );
 
     // The backup alone.
     open(&directory).0.write_all_at(&[0; 4096], 4096).unwrap();

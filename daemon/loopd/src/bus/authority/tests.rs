@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_lite::StreamExt;
 use loopd_common::{Lifetime, State as AttachmentState};
-use loopd_engine::kernel::{Device, DiskSequence, FileIdentity, FileSystem};
+use loopd_engine::kernel::{Device, DiskSequence, FileEnd, FileIdentity, FileSystem};
 use loopd_engine::{Limits, Ownership};
 use zbus::connection::Builder;
 use zbus::message::Type;
@@ -185,6 +185,8 @@ fn attachment(owner: Option<u32>) -> Snapshot {
         file_system: FileSystem::default(),
         mount_points: Vec::new(),
         partitions: Vec::new(),
+        warnings: Vec::new(),
+        file_end: FileEnd::default(),
     }
 }
 
