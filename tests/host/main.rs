@@ -36,6 +36,7 @@ mod signals;
 mod soak;
 mod throwaway;
 mod udev;
+mod warnings;
 mod watchdog;
 
 fn main() -> std::process::ExitCode {
@@ -73,6 +74,7 @@ fn main() -> std::process::ExitCode {
         soak::TESTS,
         config::TESTS,
         idle::TESTS,
+        warnings::TESTS,
         watchdog::TESTS,
     ];
     loopd_tests::runner::main(tests.concat())

@@ -38,6 +38,11 @@ EXAMPLES
   Attach 512 MiB at offset 1 MiB of the file, read-only:
     $ loopctl attach -r -o 1M --size-limit 512M disk.img
 
+WARNINGS
+  An image that is truncated, compressed or of a virtual machine, or whose partition table is damaged or for sectors of \
+another size, is attached as it is, with a warning on standard error. `loopctl info` shows it again, and JSON has it with \
+a stable code (see org.loopd1(5)).
+
 ",
     sizes!()
 );
