@@ -28,6 +28,7 @@ mod mount_identity;
 mod numbers;
 mod overlap;
 mod partitions;
+mod present;
 mod replies;
 mod restart;
 mod robustness;
@@ -61,6 +62,7 @@ fn main() -> std::process::ExitCode {
         foreign::TESTS,
         hanging::TESTS,
         messages::TESTS,
+        present::TESTS,
         replies::TESTS,
         introspection::TESTS,
         isolation::TESTS,

@@ -34,6 +34,15 @@ pub struct Attached<K: Kernel + ?Sized> {
     pub node_made: bool,
 }
 
+/// How a number differs from what was known of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Difference {
+    /// Only the path of the backing file does: this is the new one, as sysfs shows it.
+    Renamed(Vec<u8>),
+    /// Something was attached to it, detached from it, or changed.
+    Other,
+}
+
 /// A device that shows another file than before.
 pub struct Replaced {
     /// The device.
@@ -186,6 +195,9 @@ pub trait Kernel: Udev + StoredHolds {
 
     /// The numbers of all loop devices that a file is attached to.
     fn bound_numbers(&self) -> Vec<u32>;
+
+    /// The numbers that sysfs shows otherwise than `known`, the devices that were known, does. Waits for no backing file.
+    fn differences(&self, known: Vec<Device>) -> BoxFuture<'_, Vec<(u32, Difference)>>;
 
     /// What the number is bound to. Reads two files of sysfs and never blocks.
     fn peek(&self, number: u32) -> Binding;

@@ -43,6 +43,7 @@ mod state_writer;
 
 // Operations.
 mod attach;
+mod catch_up;
 mod change;
 mod detach;
 mod lifetime;

@@ -7,6 +7,7 @@ mod change;
 mod descriptor_store;
 mod detach;
 mod device;
+mod difference;
 mod error;
 mod findings;
 mod hold;

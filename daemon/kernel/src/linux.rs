@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use loopd_common::CallerFile;
 use loopd_engine::kernel::{
-    Attached, Binding, BtrfsDevices, Change, Device, DiskSequence, FileFacts, Kernel, PartitionNode,
-    Partitioning, ProbeResult, Replaced, ScanReason, StoredHolds, Udev, Users,
+    Attached, Binding, BtrfsDevices, Change, Device, Difference, DiskSequence, FileFacts, Kernel,
+    PartitionNode, Partitioning, ProbeResult, Replaced, ScanReason, StoredHolds, Udev, Users,
 };
 use loopd_engine::mount_table::MountTable;
 use loopd_engine::{AttachRequest, BoxFuture, Error};
@@ -21,8 +21,8 @@ use crate::shared::Shared;
 use crate::sysfs::{self, loop_device};
 use crate::untrusted::{Untrusted, unmarked};
 use crate::{
-    attach, backing_file, change, detach, device, mounts, overlapping, partitions, release, replace, udev,
-    udisks, users,
+    attach, backing_file, change, detach, device, difference, mounts, overlapping, partitions, release,
+    replace, udev, udisks, users,
 };
 
 /// The loop driver.
@@ -255,6 +255,11 @@ impl Kernel for Linux {
 
     fn bound_numbers(&self) -> Vec<u32> {
         loop_device::bound_numbers()
+    }
+
+    fn differences(&self, known: Vec<Device>) -> BoxFuture<'_, Vec<(u32, Difference)>> {
+        let found = self.blocking(move |_| Ok(difference::differences(&known)));
+        Box::pin(async move { found.await.unwrap_or_default() })
     }
 
     fn peek(&self, number: u32) -> Binding {

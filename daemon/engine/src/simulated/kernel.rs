@@ -1,6 +1,6 @@
 //! The kernel on a simulated machine.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Range;
 
 use loopd_common::Lifetime;
@@ -10,8 +10,8 @@ use super::machine::{Bound, Claim, Claims, Happened, Hold, Simulated, nodes, par
 use crate::error::Error;
 use crate::future::BoxFuture;
 use crate::kernel::{
-    Attached, Binding, Change, Device, DiskSequence, FileFacts, Kernel, PartitionNode, Partitioning,
-    ProbeResult, Replaced, ScanReason, StoredHolds, Udev, Users,
+    Attached, Binding, Change, Device, Difference, DiskSequence, FileFacts, Kernel, PartitionNode,
+    Partitioning, ProbeResult, Replaced, ScanReason, StoredHolds, Udev, Users,
 };
 use crate::mount_table::MountTable;
 use crate::request::AttachRequest;
@@ -250,6 +250,7 @@ impl Kernel for Simulated {
             if self.lock().hung.contains(&number) {
                 std::future::pending::<()>().await;
             }
+            self.lock().status_reads += 1;
             let device = self.lock().device(number);
             self.answer().await;
             Ok(device)
@@ -369,6 +370,21 @@ impl Kernel for Simulated {
 
     fn bound_numbers(&self) -> Vec<u32> {
         self.lock().bound.keys().copied().collect()
+    }
+
+    fn differences(&self, known: Vec<Device>) -> BoxFuture<'_, Vec<(u32, Difference)>> {
+        Box::pin(async move {
+            let found = {
+                let machine = self.lock();
+                let known: BTreeMap<u32, Device> =
+                    known.into_iter().map(|device| (device.number, device)).collect();
+                let numbers: BTreeSet<u32> = machine.bound.keys().chain(known.keys()).copied().collect();
+                let differs = |number: &u32| machine.device(*number).as_ref() != known.get(number);
+                numbers.into_iter().filter(differs).map(|number| (number, Difference::Other)).collect()
+            };
+            self.answer().await;
+            found
+        })
     }
 
     fn peek(&self, number: u32) -> Binding {

@@ -57,6 +57,8 @@ pub(super) struct Machine {
     pub(super) partitions_read: usize,
     /// How often a device was read.
     pub(super) looks: usize,
+    /// How often the state of a device was read.
+    pub(super) status_reads: usize,
     pub(super) steps: usize,
     pub(super) hook: Option<Hook>,
     pub(super) random: Option<fastrand::Rng>,
@@ -372,6 +374,11 @@ impl Simulated {
     /// How often a device was read.
     pub fn looks(&self) -> usize {
         self.lock().looks
+    }
+
+    /// How often the state of a device was read.
+    pub fn status_reads(&self) -> usize {
+        self.lock().status_reads
     }
 
     /// Drops the partitions of a device, as BLKRRPART does.

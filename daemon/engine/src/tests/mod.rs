@@ -2,6 +2,7 @@
 
 mod adoption;
 mod attach;
+mod catch_up;
 mod change;
 pub mod clock;
 mod cost;

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use loopd_engine::kernel::{DiskSequence, PartitionNode};
+use loopd_engine::kernel::{Device, DiskSequence, PartitionNode};
 
 use super::block::{Block, entries};
 
@@ -45,6 +45,54 @@ pub fn offset(number: u32) -> Option<u64> {
 /// Whether the device was attached with `LO_FLAGS_PARTSCAN`.
 pub fn is_scanned(number: u32) -> bool {
     Block::of_loop(number).value("loop/partscan") == Some(1)
+}
+
+/// What sysfs shows of a device that is bound, without the path of its backing file.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Attributes {
+    disk_sequence: DiskSequence,
+    size: u64,
+    offset: u64,
+    size_limit: u64,
+    block_size: u32,
+    read_only: bool,
+    direct_io: bool,
+    partition_scan: bool,
+    autoclear: bool,
+}
+
+impl Attributes {
+    /// Reads them; `None` if nothing is attached any more.
+    pub fn read(number: u32) -> Option<Self> {
+        let block = Block::of_loop(number);
+        let flag = |name: &str| block.value::<u8>(name).map(|value| value == 1);
+        Some(Self {
+            disk_sequence: disk_sequence(number)?,
+            size: block.size()?,
+            offset: block.value("loop/offset")?,
+            size_limit: block.value("loop/sizelimit")?,
+            block_size: block.value("queue/logical_block_size")?,
+            read_only: block.is_read_only(),
+            direct_io: flag("loop/dio")?,
+            partition_scan: flag("loop/partscan")?,
+            autoclear: flag("loop/autoclear")?,
+        })
+    }
+
+    /// What sysfs would show of this device.
+    pub fn of(device: &Device) -> Self {
+        Self {
+            disk_sequence: device.disk_sequence,
+            size: device.size,
+            offset: device.offset,
+            size_limit: device.size_limit,
+            block_size: device.block_size,
+            read_only: device.read_only,
+            direct_io: device.direct_io,
+            partition_scan: device.partition_scan,
+            autoclear: device.autoclear,
+        }
+    }
 }
 
 /// The path of the backing file.

@@ -155,6 +155,9 @@ impl Operation for List {
     }
 
     async fn run(self, call: &Call<'_>, file: Option<FileFacts>) -> Result<Self::Output, CallError> {
+        if self.all {
+            call.engine.catch_up().await;
+        }
         let list = || {
             let attachments = call.engine.outlines();
             let included = attachments.iter().filter(|attachment| self.includes(attachment, file.as_ref()));

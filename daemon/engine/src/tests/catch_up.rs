@@ -1,0 +1,52 @@
+//! A list of all devices is of this moment, whatever events are still to come.
+
+use loopd_common::Lifetime;
+
+use super::harness::{Client, Harness};
+use crate::simulated::Simulated;
+
+fn numbers(harness: &Harness) -> Vec<u32> {
+    harness.engine.list().iter().map(|shown| shown.device.number).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_of_another_program_is_there_before_its_event() {
+    let harness = Harness::with_udev();
+    let own = harness.attach(&Client::new(":1.1", 7), Lifetime::Persistent).await.unwrap();
+    let foreign = harness.machine.attach_elsewhere(5);
+    assert_eq!(numbers(&harness), [own.device.number], "the event has not come");
+    harness.engine.catch_up().await;
+    let mut expected = [own.device.number, foreign];
+    expected.sort_unstable();
+    assert_eq!(numbers(&harness), expected);
+    harness.machine.detach_elsewhere(foreign);
+    harness.machine.mount_on(own.device.number, None, "/mnt/data".into());
+    harness.engine.catch_up().await;
+    assert_eq!(numbers(&harness), [own.device.number]);
+    assert_eq!(harness.engine.find(own.id).unwrap().mount_points.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn devices_that_are_as_before_are_not_read_again() {
+    let harness = Harness::with_udev();
+    for _ in 0..8 {
+        harness.attach(&Client::new(":1.1", 7), Lifetime::Persistent).await.unwrap();
+    }
+    harness.agree_after_telling().await;
+    let before = harness.machine.status_reads();
+    harness.engine.catch_up().await;
+    assert_eq!(harness.machine.status_reads(), before);
+}
+
+/// One hung file delays a list by a bounded time, and does not fail it.
+#[tokio::test(start_paused = true)]
+async fn a_device_whose_file_hangs_delays_a_list_only_for_a_time() {
+    let harness = Harness::new(Simulated::new());
+    let hung = harness.machine.attach_elsewhere(5);
+    harness.machine.hang(hung);
+    let other = harness.machine.attach_elsewhere(6);
+    let begin = tokio::time::Instant::now();
+    harness.engine.catch_up().await;
+    assert!(begin.elapsed() <= crate::observe::HUNG_AFTER, "{:?}", begin.elapsed());
+    assert_eq!(numbers(&harness), [other]);
+}
