@@ -2,20 +2,23 @@
 
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use loopd_dbus::{AttachOptions, ErrorKind, Lifetime};
 use loopd_tests::bus::repository;
-use loopd_tests::fixture::{Fixture, expect_kind};
+use loopd_tests::fixture::{Attached, Fixture, expect_kind};
 use loopd_tests::image::{Image, MIB};
 use loopd_tests::polkit::Answer;
 use loopd_tests::polkit::Setup;
 use loopd_tests::process::run;
-use loopd_tests::sysfs::LoopDevice;
+use loopd_tests::sysfs::{Extent, LoopDevice};
+use loopd_tests::table::Gpt;
 use loopd_tests::{GAMES, Outcome, host, sysfs};
 
 loopd_tests::tests! {
     "udev";
-    Setup::None => [attach_without_udev, attach_with_a_hanging_udev_is_undone, attach_without_wait_ignores_a_hanging_udev];
+    Setup::None => [attach_without_udev, attach_with_a_hanging_udev_is_undone, attach_without_wait_ignores_a_hanging_udev,
+        udev_that_has_ended_is_named_within_a_second, udev_that_is_not_heard_is_named_within_a_second];
     Setup::StandIn(Answer::Yes) => [types_of_user_images_are_hidden, attach_without_a_mark_fails];
 }
 
@@ -27,6 +30,12 @@ struct Outage {
 impl Outage {
     fn absent() -> anyhow::Result<Self> {
         host::get()?.udev.stop()?;
+        Ok(Self { absent: true })
+    }
+
+    /// Its socket stays.
+    fn killed() -> anyhow::Result<Self> {
+        host::get()?.udev.kill()?;
         Ok(Self { absent: true })
     }
 
@@ -89,6 +98,68 @@ async fn attach_without_wait_ignores_a_hanging_udev(fixture: &mut Fixture) -> Ou
     assert!(!attached.device.bound());
     drop(outage);
     loopd_tests::udev::settle().await
+}
+
+const SOON: Duration = Duration::from_secs(1);
+
+/// An image with two partitions, of which the second has a file system.
+async fn partitioned(fixture: &Fixture) -> anyhow::Result<Image> {
+    let image = Image::sparse(&fixture.directory, "partitioned", 24 * MIB)?;
+    Gpt::new(&[(2048, 4095), (4096, 40_959)]).write(&image)?;
+    let second = Extent { start: 2 * MIB, size: 18 * MIB };
+    image.add_ext4(second, "second", "11111111-2222-3333-4444-0000000000c0").await?;
+    Ok(image)
+}
+
+/// The time that an attach took, the message of its warning, and the attachment.
+async fn attach_in_silence(fixture: &Fixture, image: &Image) -> anyhow::Result<(Duration, String, Attached)> {
+    let options = AttachOptions { lifetime: Lifetime::Persistent, ..AttachOptions::default() };
+    let begin = Instant::now();
+    let attached = fixture.attach(&image.open()?, &options).await?;
+    let took = begin.elapsed();
+    let found = fixture.properties(&attached.path).await?.warnings.0;
+    anyhow::ensure!(found.len() == 1 && found[0].code == "udev-silent", "{found:?}");
+    Ok((took, found[0].message.clone(), attached))
+}
+
+async fn udev_that_has_ended_is_named_within_a_second(fixture: &mut Fixture) -> Outcome {
+    let image = partitioned(fixture).await?;
+    let outage = Outage::killed()?;
+    let (took, message, attached) = attach_in_silence(fixture, &image).await?;
+    assert!(took < SOON, "{took:?}");
+    assert!(message.contains("udev does not answer"), "{message}");
+    assert_eq!(attached.device.partition_nodes(), [1, 2].into());
+    assert_eq!(fixture.partitions(&attached).await?.len(), 2);
+    fixture.detach(&attached).await?;
+    // What was found holds for the next ones.
+    let (took, _, attached) = attach_in_silence(fixture, &image).await?;
+    assert!(took < SOON / 2, "{took:?}");
+    fixture.detach(&attached).await?;
+    let output = fixture.loopctl(["attach", image.name()]).await?;
+    anyhow::ensure!(output.status.success(), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("udev does not answer"), "{output:?}");
+    let device = LoopDevice::from_node(std::str::from_utf8(&output.stdout)?.trim_end())?;
+    fixture.loopctl(["detach", &device.node()]).await?;
+    // And ends with it.
+    drop(outage);
+    let attached = fixture.attach(&image.open()?, &AttachOptions::default()).await?;
+    assert_eq!(fixture.properties(&attached.path).await?.warnings.0, []);
+    fixture.detach(&attached).await
+}
+
+/// As in a container: udevd's events go to its own network namespace.
+async fn udev_that_is_not_heard_is_named_within_a_second(fixture: &mut Fixture) -> Outcome {
+    let image = partitioned(fixture).await?;
+    fixture.restart_daemon_under(&["unshare", "--net"]).await?;
+    let (took, message, attached) = attach_in_silence(fixture, &image).await?;
+    assert!(took < SOON, "{took:?}");
+    assert!(message.contains("udev's events do not arrive"), "{message}");
+    let partitions = fixture.partitions(&attached).await?;
+    assert_eq!(partitions.len(), 2);
+    let labels: Vec<String> = partitions.into_values().map(|(_, volume)| volume.filesystem_label).collect();
+    assert!(labels.contains(&"second".to_owned()), "{labels:?}");
+    fixture.detach(&attached).await?;
+    fixture.restart_daemon(&[]).await
 }
 
 /// The shipped rules, for the daemon of this test.

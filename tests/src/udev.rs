@@ -105,6 +105,21 @@ impl Udev {
         }
     }
 
+    /// Ends it without warning: its socket stays.
+    ///
+    /// # Errors
+    /// It is not ours: the test is skipped.
+    pub fn kill(&mut self) -> Result<()> {
+        if let Some(mut process) = self.ours()?.take() {
+            process.signal(Signal::SIGKILL)?;
+            let start = Instant::now();
+            while process.exited()?.is_none() && start.elapsed() < PATIENCE {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+        Ok(())
+    }
+
     /// Stops or continues the daemon and its workers.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ use loopd_common::{Lifetime, Overlap};
 use tokio::time::Instant;
 
 use crate::client::Caller;
+use crate::clock::microseconds_now;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::event::Event;
@@ -78,6 +79,7 @@ impl<K: Kernel> Engine<K> {
         caller: &impl Caller,
         permit: super::Permit,
     ) -> Result<Snapshot, Error> {
+        let begun = microseconds_now();
         let attach = self.kernel.attach(file, request);
         let devices = |attached: Option<&Attached<K>>| {
             1 + attached.map_or(0, |attached| attached.partitioning.partitions.len())
@@ -86,7 +88,7 @@ impl<K: Kernel> Engine<K> {
         let partitioning = attached.partitioning.clone();
         let id = self.record(attached, request, caller, permit);
         let settled = match self.take_partitions(id, &partitioning) {
-            Ok(()) => self.settle(id, request, partitioning.missing, caller.uid()).await,
+            Ok(()) => self.settle(id, request, partitioning.missing, caller.uid(), begun).await,
             Err(error) => Err(error),
         };
         match settled.and_then(|()| self.save(id, Phase::Attached)) {
@@ -126,6 +128,7 @@ impl<K: Kernel> Engine<K> {
             partitions: BTreeMap::new(),
             findings: partitioning.findings,
             file_end,
+            silence: None,
             unprocessed: 0,
             partitioned: !partitioning.missing,
             partitioning: Arc::default(),
@@ -149,6 +152,7 @@ impl<K: Kernel> Engine<K> {
         request: &AttachRequest,
         partitions_missing: bool,
         uid: u32,
+        begun: u64,
     ) -> Result<(), Error> {
         // Events of a claimed number are ignored: one of them may have been the end of this attachment.
         if self.reap_if_gone(id) {
@@ -163,7 +167,7 @@ impl<K: Kernel> Engine<K> {
             if waits {
                 // After loopd has closed the device udev issues BLKRRPART, which would drop the partitions that
                 // are added now. It has done so when it has processed the device.
-                self.await_udev(id, deadline, |record| record.processed).await?;
+                self.await_udev(id, begun, deadline, |record| record.processed).await?;
             }
             let made = self.scan_partitions(id, ScanReason::Changed);
             // If there are too many, they were made before the error.
@@ -172,7 +176,7 @@ impl<K: Kernel> Engine<K> {
             self.pacing.make(uid, made, count).await?;
         }
         if waits {
-            self.await_udev(id, deadline, Record::is_processed).await?;
+            self.await_udev(id, begun, deadline, Record::is_processed).await?;
         }
         Ok(())
     }

@@ -37,6 +37,7 @@ use crate::scan_queue::ScanQueue;
 use crate::settings::Settings;
 use crate::snapshot::Snapshot;
 use crate::state_writer::StateWriter;
+use crate::udev_wait::Hearing;
 
 /// The attachments of this machine.
 pub struct Engine<K: Kernel> {
@@ -74,6 +75,7 @@ pub(super) struct Attachments<K: Kernel> {
     /// udev's last result for each device and partition: its event may arrive before the record is made.
     pub(super) processed: HashMap<(u32, Option<u32>), (DiskSequence, ProbeResult)>,
     pub(super) mounts: MountTable,
+    pub(super) hearing: Hearing,
     /// The clients that an attachment may end with: a disconnect of any other client needs no search.
     pub(super) clients: HashSet<ClientId>,
 }
@@ -124,6 +126,7 @@ impl<K: Kernel> Engine<K> {
                 by_number: HashMap::new(),
                 processed: HashMap::new(),
                 mounts: MountTable::default(),
+                hearing: Hearing::default(),
                 clients: HashSet::new(),
             }),
             events,

@@ -4,7 +4,7 @@ use loopd_common::limits::{MOST_WARNING_TEXT, MOST_WARNINGS};
 
 use crate::device::Device;
 use crate::image_format::ImageFormat;
-use crate::warning::{Describer, Warning};
+use crate::warning::{Describer, Silence, Warning};
 
 /// The smallest sector in bytes: the unit of a loop device's size.
 const SECTOR: u64 = 512;
@@ -39,15 +39,20 @@ impl FileEnd {
 }
 
 /// The warnings of a device, the most important ones first, bounded in number and in length.
-pub fn warnings(device: &Device, findings: &Findings, end: FileEnd) -> Vec<Warning> {
+pub fn warnings(
+    device: &Device,
+    findings: &Findings,
+    end: FileEnd,
+    silence: Option<Silence>,
+) -> Vec<Warning> {
     let beyond = end.beyond(device);
     let format = findings.format.or(end.format.filter(|_| beyond.is_some()));
     let (truncated, missing_tail) = missing(device, findings, beyond);
     let tail = beyond.unwrap_or(missing_tail) + device.size % u64::from(device.block_size.max(512));
     let tail =
         (tail > 0).then_some(Warning::UnreachableTail { bytes: tail, sector: device.block_size.max(512) });
-    let mut all: Vec<Warning> =
-        format.map(Warning::NotRaw).into_iter().chain(truncated).chain(tail).collect();
+    let mut all: Vec<Warning> = silence.map(Warning::UdevSilent).into_iter().collect();
+    all.extend(format.map(Warning::NotRaw).into_iter().chain(truncated).chain(tail));
     all.extend(findings.warnings.iter().cloned());
     all.truncate(MOST_WARNINGS);
     let mut left = MOST_WARNING_TEXT;
@@ -74,6 +79,10 @@ fn missing(device: &Device, findings: &Findings, beyond: Option<u64>) -> (Option
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn warnings(device: &Device, findings: &Findings, end: FileEnd) -> Vec<Warning> {
+        super::warnings(device, findings, end, None)
+    }
 
     fn device(size: u64, block_size: u32) -> Device {
         Device { size, block_size, ..Device::default() }

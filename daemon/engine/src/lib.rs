@@ -56,6 +56,7 @@ mod partition;
 mod replace;
 mod restore;
 mod scan;
+mod udev_wait;
 
 // What may be mounted, and how.
 mod ext_journal;

@@ -36,7 +36,9 @@ impl<K: Kernel> Engine<K> {
         if wanted.filesystem.is_empty() && self.kernel.udev_runs() {
             // If the attach did not wait for udev, the mount does.
             let deadline = Instant::now() + self.settings().wait_for_udev;
-            self.await_udev(volume.attachment, deadline, Record::is_processed).await?;
+            let attachment = self.outline(volume.attachment);
+            let since = attachment.and_then(|found| found.ownership).map_or(0, |ownership| ownership.since);
+            self.await_udev(volume.attachment, since, deadline, Record::is_processed).await?;
         }
         let _alone = self.lock_device(volume.attachment).await?;
         self.refresh_mounts();

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use crate::engine::Engine;
@@ -15,6 +16,7 @@ use crate::mount_table::MountTable;
 use crate::record::Record;
 use crate::scan_queue::ScanKind;
 use crate::snapshot::{Changes, Snapshot};
+use crate::udev_wait::Hearing;
 
 /// A device whose state takes longer to read hangs.
 pub(super) const HUNG_AFTER: Duration = Duration::from_secs(5);
@@ -45,7 +47,9 @@ impl<K: Kernel> Engine<K> {
         if event.removed {
             self.state().processed.remove(&device);
         } else if let (Some(sequence), Some(found)) = (event.disk_sequence, &event.processed) {
-            self.state().processed.insert(device, (sequence, found.clone()));
+            let mut state = self.state();
+            state.processed.insert(device, (sequence, found.clone()));
+            state.hearing = Hearing { last: Some(Instant::now()), is_gone: false };
         }
     }
 
@@ -61,6 +65,7 @@ impl<K: Kernel> Engine<K> {
         match event.partition {
             None => self.update_outline(id, |record| {
                 record.processed = true;
+                record.silence = None;
                 record.file_system = found.file_system.clone();
             }),
             Some(number) => self.update_partition(id, number, |partition| partition.take(found)),
@@ -226,6 +231,11 @@ impl<K: Kernel> Engine<K> {
             return;
         }
         let found = self.kernel.stored_of(number, unprocessed).await;
+        self.take_processed(id, found);
+    }
+
+    /// Takes what udev has found on a device (`None`) and on partitions.
+    pub(super) fn take_processed(&self, id: DiskSequence, found: Vec<(Option<u32>, ProbeResult)>) {
         self.update(id, |record| {
             for (partition, found) in found {
                 match partition {
@@ -246,7 +256,7 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// The device (`None`) and the partitions of this number that udev has not processed yet.
-    fn unprocessed(&self, number: u32) -> Option<(DiskSequence, Vec<Option<u32>>)> {
+    pub(super) fn unprocessed(&self, number: u32) -> Option<(DiskSequence, Vec<Option<u32>>)> {
         let state = self.state();
         let id = state.by_number.get(&number).copied()?;
         let record = state.records.get(&id).filter(|record| !record.is_processed())?;

@@ -88,7 +88,7 @@ impl<K: Kernel> Engine<K> {
 
     /// Waits until `outcome` returns a value. It is called now and after each change of the record, with `None`
     /// if there is no record. Returns `None` at the deadline, or if the record has ended without a value.
-    async fn wait_for_record<T>(
+    pub(super) async fn wait_for_record<T>(
         &self,
         id: DiskSequence,
         deadline: Instant,
@@ -106,32 +106,6 @@ impl<K: Kernel> Engine<K> {
                 return found;
             }
             tokio::time::timeout_at(deadline, woken).await.ok()?;
-        }
-    }
-
-    /// Waits until udev has processed enough of an attachment that `done` is true.
-    pub(super) async fn await_udev(
-        &self,
-        id: DiskSequence,
-        deadline: Instant,
-        done: impl Fn(&Record<K>) -> bool,
-    ) -> Result<(), Error> {
-        let outcome = |record: Option<&Record<K>>| match record {
-            None => Some(Err(Error::DetachedByOthers { id })),
-            Some(record) if record.lifecycle.is_cancelled() => Some(Err(Error::AttachAbandoned)),
-            Some(record) => done(record).then_some(Ok(())),
-        };
-        let waited = self.wait_for_record(id, deadline, outcome).await;
-        waited.unwrap_or_else(|| Err(self.udev_is_late(id)))
-    }
-
-    pub(super) fn udev_is_late(&self, id: DiskSequence) -> Error {
-        let state = self.state();
-        let record = state.records.get(&id);
-        Error::UdevTimeout {
-            device: record.map(|record| record.device.node()).unwrap_or_default(),
-            seconds: self.settings().wait_for_udev.as_secs_f32(),
-            detached: !record.is_some_and(Record::is_published),
         }
     }
 

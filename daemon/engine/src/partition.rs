@@ -8,6 +8,7 @@ use loopd_common::text::printable;
 use tokio::time::Instant;
 use tracing::warn;
 
+use crate::clock::microseconds_now;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::event::Uevent;
@@ -24,7 +25,7 @@ impl<K: Kernel> Engine<K> {
     /// # Errors
     /// `Busy` if a partition is in use, `NotSupported`, `Timeout`, `Kernel`.
     pub async fn rescan(self: &Arc<Self>, id: DiskSequence) -> Result<(), Error> {
-        let deadline = Instant::now() + self.settings().wait_for_udev;
+        let (begun, deadline) = (microseconds_now(), Instant::now() + self.settings().wait_for_udev);
         self.update_outline(id, |record| record.processed = false);
         let seen = self.scan_partitions(id, ScanReason::Rescan).await;
         if !seen.as_ref().is_ok_and(|seen| seen.udev_rereads) {
@@ -40,7 +41,7 @@ impl<K: Kernel> Engine<K> {
             return Err(self.partitions_unmade(id));
         }
         if self.kernel.udev_runs() {
-            self.await_udev(id, deadline, Record::is_processed).await?;
+            self.await_udev(id, begun, deadline, Record::is_processed).await?;
         }
         // udev does not report whether the kernel has read the table again.
         if seen.udev_rereads && self.scan_partitions(id, ScanReason::Foreign).await?.outdated {

@@ -14,6 +14,7 @@ use crate::mount_table::MountTable;
 use crate::ownership::Ownership;
 use crate::quota::Permit;
 use crate::snapshot::{PartitionSnapshot, Snapshot};
+use crate::warning::Silence;
 
 /// The record of a partition.
 pub(super) struct PartitionRecord {
@@ -78,6 +79,8 @@ pub(super) struct Record<K: Kernel> {
     pub findings: Findings,
     /// What was found at the end of the backing file when loopd had it.
     pub file_end: FileEnd,
+    /// Whether and why nothing was heard of udev.
+    pub silence: Option<Silence>,
     /// How many partitions udev has not processed.
     pub unprocessed: usize,
     /// Whether the partitions were scanned, and made if that is loopd's task.
@@ -113,6 +116,7 @@ impl<K: Kernel> Record<K> {
             partitions: BTreeMap::new(),
             findings: Findings::default(),
             file_end: FileEnd::default(),
+            silence: None,
             unprocessed: 0,
             partitioned: false,
             partitioning: Arc::default(),
@@ -143,7 +147,7 @@ impl<K: Kernel> Record<K> {
             file_system: self.file_system.clone(),
             mount_points: mounts.of(self.device.device_number).to_vec(),
             partitions: Vec::new(),
-            warnings: findings::warnings(&self.device, &self.findings, self.file_end),
+            warnings: findings::warnings(&self.device, &self.findings, self.file_end, self.silence),
             file_end: self.file_end,
         }
     }

@@ -318,6 +318,7 @@ impl<K: Kernel> Engine<K> {
             // Read again with the partitions, which follow.
             findings: Findings::default(),
             file_end: if same_file { saved.file_end } else { FileEnd::default() },
+            silence: None,
             unprocessed: 0,
             partitioned: true,
             partitioning: Arc::default(),

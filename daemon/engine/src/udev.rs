@@ -61,6 +61,17 @@ pub trait Udev: Send + Sync + 'static {
         partitions: Vec<Option<u32>>,
     ) -> BoxFuture<'_, Vec<(Option<u32>, ProbeResult)>>;
 
+    /// The same, of those that were written since a time: microseconds of `CLOCK_REALTIME`.
+    fn stored_since(
+        &self,
+        number: u32,
+        partitions: Vec<Option<u32>>,
+        since: u64,
+    ) -> BoxFuture<'_, Vec<(Option<u32>, ProbeResult)>>;
+
+    /// Whether udev answers, which the socket that an ended udev leaves behind does not tell. Never blocks.
+    fn udev_answers(&self) -> bool;
+
     /// Makes udev activate nothing on this device from now on: a user other than root has chosen its content.
     ///
     /// # Errors

@@ -28,6 +28,15 @@ impl fmt::Display for Describer {
     }
 }
 
+/// Why nothing was heard of udev.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Silence {
+    /// udev has not processed the device, and does not answer.
+    NotRunning,
+    /// udev has processed the device, and its event has not arrived.
+    NotHeard,
+}
+
 /// Why a partition has no node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotMade {
@@ -85,6 +94,8 @@ pub enum Warning {
         /// Why.
         reason: NotMade,
     },
+    /// udev was not heard.
+    UdevSilent(Silence),
 }
 
 impl Warning {
@@ -99,6 +110,7 @@ impl Warning {
             Self::TableDamaged(_) => "table-damaged",
             Self::TableIgnored(_) => "table-ignored",
             Self::PartitionNotMade { .. } => "partition-not-made",
+            Self::UdevSilent(_) => "udev-silent",
         }
     }
 
@@ -171,6 +183,14 @@ impl fmt::Display for Warning {
                 NotMade::NumberTooHigh => write!(f, "partitions from number {number} on cannot have a node"),
                 NotMade::Refused => write!(f, "partition {number} has no node: the kernel has refused it"),
             },
+            Self::UdevSilent(Silence::NotRunning) => f.write_str(
+                "udev does not answer, so that the file system is not known and /dev/disk has no links to the device; \
+                 is systemd-udevd running?",
+            ),
+            Self::UdevSilent(Silence::NotHeard) => f.write_str(
+                "udev's events do not arrive, as in a container or another network namespace: what udev has found was \
+                 read from its database, and later changes may not be noticed",
+            ),
         }
     }
 }
@@ -209,6 +229,8 @@ mod tests {
             Warning::SectorSize { written: u32::MAX, device: u32::MAX },
             Warning::TableDamaged("a sentence".to_owned()),
             Warning::TableIgnored("a sentence".to_owned()),
+            Warning::UdevSilent(Silence::NotRunning),
+            Warning::UdevSilent(Silence::NotHeard),
         ];
         formats.chain(truncated).chain(not_made).chain(others).collect()
     }

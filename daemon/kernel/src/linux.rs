@@ -87,6 +87,21 @@ impl Udev for Linux {
         Box::pin(async move { all.await.unwrap_or_default() })
     }
 
+    fn stored_since(
+        &self,
+        number: u32,
+        partitions: Vec<Option<u32>>,
+        since: u64,
+    ) -> BoxFuture<'_, Vec<(Option<u32>, ProbeResult)>> {
+        let stored = move |partition| Some((partition, udev::stored_since(number, partition, since)?));
+        let all = self.blocking(move |_| Ok(partitions.into_iter().filter_map(stored).collect()));
+        Box::pin(async move { all.await.unwrap_or_default() })
+    }
+
+    fn udev_answers(&self) -> bool {
+        udev::answers()
+    }
+
     fn mark_untrusted(&self, disk_sequence: DiskSequence) -> Result<(), Error> {
         self.shared.untrusted.mark(disk_sequence).map_err(unmarked)
     }

@@ -3,19 +3,28 @@
 //! The objects of libudev cannot leave their thread, so each event is converted to an owned [`Uevent`] at once.
 
 use std::ffi::OsStr;
+use std::os::fd::AsRawFd as _;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use loopd_engine::kernel::{DiskSequence, FileSystem, ProbeResult, TableEntry};
 use loopd_engine::{Error, Uevent};
 use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use tokio::io::Interest;
 use tracing::warn;
 
 use crate::readiness::Readiness;
+use crate::sysfs::loop_device;
 
 /// How long no event may arrive, after events were lost, before everything is read again.
 const QUIET: Duration = Duration::from_millis(200);
+
+/// udev's control socket.
+const CONTROL: &str = "/run/udev/control";
+
+/// The kernel's time of a file may be a tick old.
+const CLOCK_TICK: Duration = Duration::from_millis(10);
 
 /// How many events are read before other tasks run.
 const AT_ONCE: usize = 8;
@@ -58,14 +67,14 @@ impl Socket {
 }
 
 impl Monitor {
-    /// Starts listening, without udev to events of the kernel as well.
+    /// Starts listening, if udev does not answer to events of the kernel as well.
     ///
     /// # Errors
     /// The sockets cannot be created.
     pub fn listen() -> std::io::Result<Self> {
         let from_udev = Socket::new(udev::MonitorBuilder::new()?, true)?;
         let from_kernel =
-            if runs() { None } else { Some(Socket::new(udev::MonitorBuilder::new_kernel()?, false)?) };
+            if answers() { None } else { Some(Socket::new(udev::MonitorBuilder::new_kernel()?, false)?) };
         Ok(Self { from_udev, from_kernel })
     }
 
@@ -121,7 +130,7 @@ async fn drain(socket: &Socket, publish: &mut impl FnMut(Notice)) -> bool {
 /// Whether udev runs.
 #[must_use]
 pub fn runs() -> bool {
-    Path::new("/run/udev/control").exists()
+    Path::new(CONTROL).exists()
 }
 
 /// Whether udev has processed all events (`/run/udev/queue`, as in sd-device).
@@ -137,6 +146,27 @@ pub fn stored(number: u32, partition: Option<u32>) -> Option<ProbeResult> {
         partition.map_or_else(|| format!("loop{number}"), |partition| format!("loop{number}p{partition}"));
     let device = udev::Device::from_subsystem_sysname("block".to_owned(), name).ok()?;
     device.is_initialized().then(|| found(&device))
+}
+
+/// The same if it was written since a time: microseconds of `CLOCK_REALTIME`.
+#[must_use]
+pub fn stored_since(number: u32, partition: Option<u32>, since: u64) -> Option<ProbeResult> {
+    let (major, minor) = loop_device::device_number(number, partition)?;
+    let written = std::fs::metadata(format!("/run/udev/data/b{major}:{minor}")).ok()?.modified().ok()?;
+    let since = UNIX_EPOCH + Duration::from_micros(since);
+    (written + CLOCK_TICK >= since).then(|| stored(number, partition)).flatten()
+}
+
+/// Whether udev accepts a connection to its control socket. An end of udev leaves the file of its socket behind.
+#[must_use]
+pub fn answers() -> bool {
+    let connect = || {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
+        connect(socket.as_raw_fd(), &UnixAddr::new(CONTROL)?)
+    };
+    // EAGAIN: others wait for it too.
+    matches!(connect(), Ok(()) | Err(Errno::EAGAIN))
 }
 
 /// The nodes of all block devices with this UUID in udev's database.

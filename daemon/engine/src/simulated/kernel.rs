@@ -44,6 +44,32 @@ impl Udev for Simulated {
         })
     }
 
+    fn stored_since(
+        &self,
+        number: u32,
+        partitions: Vec<Option<u32>>,
+        _since: u64,
+    ) -> BoxFuture<'_, Vec<(Option<u32>, ProbeResult)>> {
+        Box::pin(async move {
+            let _interfered = self.step().await;
+            let is_untold = |partition: &Option<u32>| {
+                let machine = self.lock();
+                machine
+                    .uevents
+                    .untold
+                    .iter()
+                    .any(|happened| (happened.number, happened.partition) == (number, *partition))
+            };
+            let partitions = partitions.into_iter().filter(|partition| !is_untold(partition));
+            let stored = |partition| Some((partition, self.stored(number, partition)?));
+            partitions.filter_map(stored).collect()
+        })
+    }
+
+    fn udev_answers(&self) -> bool {
+        !self.lock().udev_is_gone
+    }
+
     fn mark_untrusted(&self, sequence: DiskSequence) -> Result<(), Error> {
         self.lock().untrusted.insert(sequence);
         Ok(())

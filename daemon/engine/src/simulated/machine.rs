@@ -73,6 +73,7 @@ pub(super) struct Machine {
     /// Called after each read of the mount table.
     pub(super) table_watcher: Option<Watcher>,
     pub(super) udev_runs: bool,
+    pub(super) udev_is_gone: bool,
     pub(super) scans_itself: bool,
     pub(super) removed_nodes: Vec<u32>,
     /// The user that another daemon has set a number up for.
@@ -334,6 +335,11 @@ impl Simulated {
     /// Copies of holds that the service manager has of a device.
     pub fn stored_copies(&self, number: u32) -> usize {
         self.lock().bound.get(&number).map_or(0, |bound| bound.stored_copies)
+    }
+
+    /// udev ends, and leaves its socket behind.
+    pub fn end_udev(&self) {
+        self.lock().udev_is_gone = true;
     }
 
     /// Whether udev is there.

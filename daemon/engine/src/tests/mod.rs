@@ -16,5 +16,6 @@ mod partitions;
 mod quotas;
 mod races;
 mod restart;
+mod silent_udev;
 mod simulation;
 mod warnings;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use loopd_engine::kernel::{Device, DiskSequence, PartitionNode};
 
-use super::block::{Block, entries};
+use super::block::{Block, DeviceNumber, entries};
 
 /// Whether the device exists.
 pub fn exists(number: u32) -> bool {
@@ -40,6 +40,14 @@ fn numbers() -> Vec<u32> {
 /// Where the device starts in its backing file, in bytes.
 pub fn offset(number: u32) -> Option<u64> {
     Block::of_loop(number).value("loop/offset")
+}
+
+/// The device number of the device or of a partition.
+pub fn device_number(number: u32, partition: Option<u32>) -> Option<DeviceNumber> {
+    match partition {
+        None => Block::of_loop(number).number(),
+        Some(partition) => Block::named(&format!("loop{number}p{partition}")).number(),
+    }
 }
 
 /// Whether the device was attached with `LO_FLAGS_PARTSCAN`.
