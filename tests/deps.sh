@@ -26,6 +26,8 @@ base     | wanted | sgdisk                | gdisk                  | gdisk      
 base     | wanted | parted                | parted                 | parted              | parted
 base     | wanted | xorriso               | xorriso                | xorriso             | libisoburn
 base     | wanted | mkfs.vfat             | dosfstools             | dosfstools          | dosfstools
+base     | wanted | mkfs.xfs              | xfsprogs               | xfsprogs            | xfsprogs
+base     | wanted | mkfs.btrfs            | btrfs-progs            | btrfs-progs         | btrfs-progs
 base     | wanted | isohdpfx.bin          | isolinux               | syslinux-nonlinux   | syslinux
 base     | wanted | busctl                | systemd                | systemd             | systemd
 base     | wanted | gdbus                 | libglib2.0-bin         | glib2               | glib2

@@ -24,6 +24,7 @@ mod loopctl_mount;
 mod losetup;
 mod messages;
 mod mount;
+mod mount_contents;
 mod mount_identity;
 mod numbers;
 mod overlap;
@@ -56,6 +57,7 @@ fn main() -> std::process::ExitCode {
         losetup::TESTS,
         throwaway::TESTS,
         mount::TESTS,
+        mount_contents::TESTS,
         mount_identity::TESTS,
         numbers::TESTS,
         same_bytes::TESTS,

@@ -23,6 +23,7 @@ use crate::client::ClientId;
 use crate::error::Error;
 use crate::event::Event;
 use crate::event_stream::EventStream;
+use crate::hearing::Hearing;
 use crate::kernel::{DiskSequence, FileFacts, FileIdentity, Kernel, ProbeResult};
 use crate::keyed_mutex::KeyedMutex;
 use crate::limiter::Background;
@@ -37,7 +38,6 @@ use crate::scan_queue::ScanQueue;
 use crate::settings::Settings;
 use crate::snapshot::Snapshot;
 use crate::state_writer::StateWriter;
-use crate::udev_wait::Hearing;
 
 /// The attachments of this machine.
 pub struct Engine<K: Kernel> {

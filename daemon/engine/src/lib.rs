@@ -30,6 +30,7 @@ mod warning;
 mod clock;
 mod engine;
 mod event_stream;
+mod hearing;
 mod keyed_mutex;
 mod lifecycle;
 mod limiter;
@@ -59,9 +60,10 @@ mod scan;
 mod udev_wait;
 
 // What may be mounted, and how.
-mod ext_journal;
+mod journal;
 mod mount_name;
 mod mount_plan;
+mod signature;
 mod superblock;
 mod volume;
 mod volume_check;

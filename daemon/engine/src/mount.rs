@@ -44,7 +44,10 @@ impl<K: Kernel> Engine<K> {
         self.refresh_mounts();
         let attachment = self.find(volume.attachment).ok_or_else(|| gone(volume.attachment))?;
         let _alone_with_file = self.mount_locks.lock(attachment.device.file()).await;
-        let found = VolumeState::of(&attachment, volume.partition)?;
+        let mut found = VolumeState::of(&attachment, volume.partition)?;
+        if wanted.filesystem.is_empty() {
+            self.look_again(&attachment, volume.partition, &mut found).await?;
+        }
         let account = self.mounter.account(caller.uid()).await;
         let plan = self.plan(&attachment, &found, volume.partition, wanted, &account)?;
         refuse_mounted(&attachment, &found, volume.partition)?;
@@ -54,13 +57,14 @@ impl<K: Kernel> Engine<K> {
         let members = self.check_superblock(&attachment, &found, &plan).await?;
         let name = crate::mount_name::of_volume(&found.file_system, &attachment);
         let directory = self.create_mount_directory(&account, &name).await?;
+        let advice = plan.advice(attachment.device.read_only);
         let order = MountCommand {
             shown: found.shown(&attachment),
             device: found.node,
             directory: directory.clone(),
             kind: plan.kind,
             options: [plan.options].into_iter().chain(members).collect::<Vec<_>>().join(","),
-            read_only: attachment.device.read_only,
+            advice,
             account,
             timeout: self.settings().wait_for_mount,
         };

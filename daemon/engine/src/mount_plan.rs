@@ -85,15 +85,40 @@ impl Plan {
         let judge = Judge { kind: &kind, traits, read_only, never_writable, policy, account };
         for option in &given {
             judge.allow(option).map_err(|why| refused(volume, option, &why))?;
-            if *option != "ro" {
-                options.push((*option).to_owned());
+            match (*option, without_replay(&kind)) {
+                ("ro", _) => {}
+                // One name for all: each file system has its own.
+                ("norecovery" | "noload", Some(own)) => options.push(own.to_owned()),
+                _ => options.push((*option).to_owned()),
             }
         }
         // A read-only mount of a writable device would replay the journal, which writes to it.
         let replay = (read_only && !volume.read_only).then(|| without_replay(&kind)).flatten();
-        options.extend(replay.filter(|option| !has(&[*option])).map(str::to_owned));
         let skips_journal = has(&["noload", "norecovery"]);
+        options.extend(replay.filter(|_| !skips_journal).map(str::to_owned));
         Ok(Self { kind, options: options.join(","), skips_journal })
+    }
+
+    /// What may be wrong if the kernel refuses the mount.
+    pub fn advice(&self, device_is_read_only: bool) -> String {
+        let has = |word: &str| self.options.split(',').any(|option| option == word);
+        let mut advice = vec![format!("is it damaged, or does this kernel not know {}?", self.kind)];
+        if self.kind == "xfs" && !has("nouuid") {
+            advice.push(
+                "If the image is a copy of an xfs that is mounted, mount it with the option nouuid."
+                    .to_owned(),
+            );
+        }
+        if device_is_read_only && !self.skips_journal {
+            let option = match without_replay(&self.kind) {
+                Some(_) => "; the options ro and norecovery show what is there without it",
+                None => "",
+            };
+            advice.push(format!(
+                "Its journal may have to be replayed, which a read-only device does not allow{option}."
+            ));
+        }
+        advice.join(" ") + " "
     }
 }
 
@@ -109,7 +134,9 @@ fn without_replay(kind: &str) -> Option<&'static str> {
 
 fn choose(volume: &PlannedVolume, wanted: &str, policy: &Policy) -> Result<String, Error> {
     let FileSystem { usage, kind, .. } = &volume.file_system;
-    if let Some(why) = not_a_file_system(usage, kind) {
+    if let Some(why) = not_a_file_system(usage, kind)
+        && !is_half_of_a_mirror(volume, wanted)
+    {
         return Err(not_supported(volume, why));
     }
     // The kernel's name; udev has another one.
@@ -132,6 +159,12 @@ fn choose(volume: &PlannedVolume, wanted: &str, policy: &Policy) -> Result<Strin
     Ok(chosen.to_owned())
 }
 
+/// Of a mirror with its metadata at the end (md 0.90 and 1.0) each half shows the whole file system. Writing to one
+/// would make it differ from the other.
+fn is_half_of_a_mirror(volume: &PlannedVolume, wanted: &str) -> bool {
+    volume.read_only && !wanted.is_empty() && volume.file_system.kind == "linux_raid_member"
+}
+
 fn not_a_file_system(usage: &str, kind: &str) -> Option<&'static str> {
     Some(match (usage, kind) {
         ("crypto", "BitLocker") => {
@@ -142,6 +175,10 @@ fn not_a_file_system(usage: &str, kind: &str) -> Option<&'static str> {
         (_, "LVM2_member") => {
             "it is a part of an LVM volume group; activate that (vgchange), and mount its volumes"
         }
+        ("raid", "linux_raid_member") => {
+            "it is a member of a RAID; assemble that first, and mount what it gives; one half of a mirror can be read \
+             alone if it is attached read-only and its file system is named (option filesystem)"
+        }
         ("raid", _) => "it is a member of a RAID; assemble that first, and mount what it gives",
         _ => return None,
     })
@@ -149,7 +186,7 @@ fn not_a_file_system(usage: &str, kind: &str) -> Option<&'static str> {
 
 fn nothing_there(volume: &PlannedVolume) -> String {
     if volume.partitions.is_empty() {
-        "udev has found no file system in it; name one (option filesystem) if you know better".to_owned()
+        "there is no file system in it; name one (option filesystem) if you know better".to_owned()
     } else {
         format!("it has a partition table; mount one of its partitions: {}", volume.partitions.join(", "))
     }
@@ -235,6 +272,9 @@ const ISO9660: &[Known] = &[
     ("map", Value::Word),
     ("mode", Value::Octal),
     ("dmode", Value::Octal),
+    // A session of a disc that was written in several: where it starts, in sectors of 2048 bytes.
+    ("sbsector", Value::Decimal),
+    ("session", Value::Decimal),
 ];
 const UDF: &[Known] =
     &[("iocharset", Value::Word), ("umask", Value::Octal), ("mode", Value::Octal), ("dmode", Value::Octal)];
@@ -271,8 +311,8 @@ impl Traits {
             "hfs" | "hfsplus" => with(&[OWNERS, &[("umask", Value::Octal)]], &[]),
             "ext2" | "f2fs" => plain(&[DISCARD]),
             "ext3" | "ext4" => plain(&[DISCARD, JOURNALED]),
-            "xfs" => plain(&[DISCARD, &[("nouuid", Value::None), ("norecovery", Value::None)]]),
-            "btrfs" => plain(&[DISCARD, BTRFS]),
+            "xfs" => plain(&[DISCARD, &[("nouuid", Value::None)], JOURNALED]),
+            "btrfs" => plain(&[DISCARD, BTRFS, JOURNALED]),
             _ => plain(&[]),
         }
     }

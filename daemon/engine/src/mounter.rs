@@ -30,8 +30,8 @@ pub struct MountCommand {
     pub kind: String,
     /// The options, which were checked.
     pub options: String,
-    /// Whether the device cannot be written to.
-    pub read_only: bool,
+    /// What may be wrong if the kernel refuses it, for a message.
+    pub advice: String,
     /// The user that it is mounted for.
     pub account: Account,
     /// How long the mount may take.

@@ -10,13 +10,13 @@ use tracing::{debug, warn};
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::event::{Event, Uevent};
+use crate::hearing::Hearing;
 use crate::kernel::{Device, DiskSequence, Kernel, ProbeResult, ScanReason};
 use crate::limiter::Limiter;
 use crate::mount_table::MountTable;
 use crate::record::Record;
 use crate::scan_queue::ScanKind;
 use crate::snapshot::{Changes, Snapshot};
-use crate::udev_wait::Hearing;
 
 /// A device whose state takes longer to read hangs.
 pub(super) const HUNG_AFTER: Duration = Duration::from_secs(5);

@@ -18,15 +18,6 @@ const SILENT_AFTER: Duration = Duration::from_millis(700);
 /// The same for a device of which nothing was heard before.
 const SILENT_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
-/// What is heard of udev.
-#[derive(Debug, Default)]
-pub(super) struct Hearing {
-    /// When the last event came.
-    pub last: Option<Instant>,
-    /// Whether udev did not answer when it was asked last.
-    pub is_gone: bool,
-}
-
 impl<K: Kernel> Engine<K> {
     /// Waits until udev has processed enough of an attachment that `done` is true, or until it is clear that nothing
     /// will be heard of it: then the attachment has a warning. `since` is a time before that of the awaited

@@ -7,10 +7,54 @@ use crate::error::Error;
 use crate::kernel::{FileSystem, Kernel};
 use crate::mount_plan::Plan;
 use crate::ownership::is_root;
+use crate::signature::LENGTH;
 use crate::snapshot::Snapshot;
 use crate::volume::VolumeState;
 
 impl<K: Kernel> Engine<K> {
+    /// Looks at a volume again if udev knows no file system in it, or one that is not there any more: it may have been
+    /// made since udev looked, and udev may not run. The record has what is found.
+    ///
+    /// # Errors
+    /// `NotSupported` if there are several.
+    pub(super) async fn look_again(
+        &self,
+        attachment: &Snapshot,
+        partition: Option<u32>,
+        found: &mut VolumeState,
+    ) -> Result<(), Error> {
+        let has_partitions = partition.is_none() && !attachment.partitions.is_empty();
+        if has_partitions || !matches!(found.file_system.usage.as_str(), "" | "filesystem") {
+            return Ok(());
+        }
+        let device = &attachment.device;
+        let length = usize::try_from(found.size).map_or(LENGTH, |size| size.min(LENGTH));
+        let start = self.kernel.read(device.number, device.disk_sequence, found.start, length).await?;
+        let mut all = crate::signature::found(&start);
+        let known = found.file_system.kind.as_str();
+        let is_other = known.is_empty() || crate::signature::is_known(known);
+        if !is_other || all.iter().any(|seen| seen.kind == known) {
+            return Ok(());
+        }
+        if all.len() > 1 {
+            let kinds: Vec<&str> = all.iter().map(|found| found.kind.as_str()).collect();
+            let reason = format!(
+                "it has the signatures of several file systems ({}); name the one that is meant (option filesystem)",
+                kinds.join(", ")
+            );
+            return Err(not_supported(found, attachment, reason));
+        }
+        let Some(seen) = all.pop() else { return Ok(()) };
+        found.file_system = seen.clone();
+        match partition {
+            None => self.update_outline(attachment.id, |record| record.file_system = seen),
+            Some(number) => {
+                self.update_partition(attachment.id, number, |partition| partition.file_system = seen)
+            }
+        }
+        Ok(())
+    }
+
     /// Refuses a read-only device with a journal to replay. The kernel's error would only name the device read-only.
     pub(super) async fn check_journal(
         &self,
@@ -18,20 +62,19 @@ impl<K: Kernel> Engine<K> {
         found: &VolumeState,
         plan: &Plan,
     ) -> Result<(), Error> {
-        let may_need_it = matches!(plan.kind.as_str(), "ext3" | "ext4");
-        if !may_need_it || plan.skips_journal || !attachment.device.read_only {
+        let journal = crate::journal::Journal::of(&plan.kind);
+        let Some(journal) = journal.filter(|_| attachment.device.read_only && !plan.skips_journal) else {
             return Ok(());
-        }
+        };
         let device = &attachment.device;
-        let offset = found.start + crate::ext_journal::SUPERBLOCK;
-        let bytes =
-            self.kernel.read(device.number, device.disk_sequence, offset, crate::ext_journal::LENGTH).await?;
-        if !crate::ext_journal::needs_replay(&bytes) {
+        let offset = found.start + journal.offset;
+        let bytes = self.kernel.read(device.number, device.disk_sequence, offset, journal.length).await?;
+        if !journal.needs_replay(&bytes) {
             return Ok(());
         }
         let reason = "its journal has to be replayed first, and the device is read-only; attach it writable, or mount a \
                       copy of the image that is thrown away, or see what is there without the last changes (option \
-                      noload)";
+                      norecovery)";
         Err(not_supported(found, attachment, reason.to_owned()))
     }
 

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt as _, FileTypeExt as _, OpenOptionsExt as _};
 use loopd_engine::Error;
 use loopd_engine::kernel::{DiskSequence, node};
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
 
 use crate::error::{failed, is_gone};
 use crate::ioctl;
@@ -73,6 +73,8 @@ pub fn read_bytes(
     length: usize,
 ) -> Result<Vec<u8>, Error> {
     let Some(device) = open_attached(number, disk_sequence)? else { return Ok(Vec::new()) };
+    // The backing file may have changed since the device has read it: a program that writes to it is not noticed.
+    let _stays_as_it_is = posix_fadvise(&device, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
     let mut bytes = vec![0; length];
     let read = File::from(device).read_at(&mut bytes, offset).map_err(|error| not_read(number, error))?;
     bytes.truncate(read);

@@ -56,14 +56,7 @@ impl HostMounts {
             let _stopped = self.units.stop(&unit, order.timeout).await;
             started = self.units.start(&unit, &properties, order.timeout).await;
         }
-        started.map_err(|error| {
-            let journal = match order.read_only {
-                true => "Its journal may have to be replayed, which a read-only device does not allow. ",
-                false => "",
-            };
-            let advice = format!("is it damaged, or does this kernel not know {}? {journal}", order.kind);
-            error.to_error(&format!("mount {}", order.shown), &unit, &advice)
-        })
+        started.map_err(|error| error.to_error(&format!("mount {}", order.shown), &unit, &order.advice))
     }
 
     async fn stop(&self, path: &Path, timeout: Duration) -> Result<(), Error> {

@@ -1,0 +1,168 @@
+//! What is mounted is what is there: file systems that were made behind the device, and images that look like several.
+
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, ensure};
+use loopd_dbus::{AttachOptions, Lifetime};
+use loopd_tests::Outcome;
+use loopd_tests::fixture::Fixture;
+use loopd_tests::host;
+use loopd_tests::image::{Image, MIB};
+use loopd_tests::polkit::Setup;
+use loopd_tests::process::run;
+use loopd_tests::sysfs::Extent;
+use loopd_tests::table::Gpt;
+use loopd_tests::units::Units;
+
+loopd_tests::tests! {
+    "mount_contents";
+    Setup::None => [
+        file_system_made_behind_the_device_is_mounted,
+        file_system_made_behind_a_partition_is_mounted,
+        file_system_that_was_replaced_behind_the_device_is_mounted,
+        several_signatures_are_named_and_one_can_be_chosen,
+        file_system_is_mounted_without_udev,
+        half_of_a_mirror_can_be_read,
+        copy_of_a_mounted_xfs_is_explained,
+    ];
+}
+
+const UUID: &str = "11111111-2222-3333-4444-0000000000d1";
+
+fn persistent() -> AttachOptions {
+    AttachOptions { lifetime: Lifetime::Persistent, ..AttachOptions::default() }
+}
+
+/// Mounts with loopctl; its standard output, or its message.
+async fn mount(fixture: &Fixture, arguments: &[&str]) -> Result<std::result::Result<PathBuf, String>> {
+    let output = fixture.loopctl([&["mount"], arguments].concat()).await?;
+    if output.status.success() {
+        return Ok(Ok(String::from_utf8(output.stdout)?.trim_end_matches('\n').into()));
+    }
+    ensure!(output.stdout.is_empty(), "{output:?}");
+    Ok(Err(String::from_utf8(output.stderr)?))
+}
+
+async fn unmount(fixture: &Fixture, target: &str) -> Outcome {
+    let output = fixture.loopctl(["unmount", target]).await?;
+    ensure!(output.status.success(), "{output:?}");
+    Ok(())
+}
+
+async fn file_system_made_behind_the_device_is_mounted(fixture: &mut Fixture) -> Outcome {
+    let _units = Units::start(fixture.bus()).await?;
+    for read_only in [false, true] {
+        let image = Image::sparse(&fixture.directory, format!("image-{read_only}"), 16 * MIB)?;
+        let attached = fixture.attach(&image.open()?, &AttachOptions { read_only, ..persistent() }).await?;
+        // The device has its first pages in its cache.
+        run("dd", [&format!("if={}", attached.device.node()), "of=/dev/null", "bs=1M", "status=none"])
+            .await?;
+        let message = mount(fixture, &[&attached.device.node()]).await?.unwrap_err();
+        assert!(message.contains("there is no file system in it"), "{message}");
+        run("mkfs.ext4", ["-q", "-F", "-L", "new", image.name()]).await?;
+        let point = mount(fixture, &[&attached.device.node()]).await?.map_err(anyhow::Error::msg)?;
+        assert!(point.join("lost+found").exists(), "{point:?}");
+        assert_eq!(fixture.volume(&attached.path).await?.filesystem_type, "ext4");
+        unmount(fixture, &attached.device.node()).await?;
+        fixture.detach(&attached).await?;
+    }
+    fixture.assert_no_leak().await
+}
+
+async fn file_system_made_behind_a_partition_is_mounted(fixture: &mut Fixture) -> Outcome {
+    let _units = Units::start(fixture.bus()).await?;
+    let image = Image::sparse(&fixture.directory, "image", 24 * MIB)?;
+    Gpt::new(&[(2048, 40_959)]).write(&image)?;
+    let attached = fixture.attach(&image.open()?, &persistent()).await?;
+    let message = mount(fixture, &["-p", "1", image.name()]).await?.unwrap_err();
+    assert!(message.contains("there is no file system in it"), "{message}");
+    image.add_ext4(Extent { start: MIB, size: 18 * MIB }, "new", UUID).await?;
+    let point = mount(fixture, &["-p", "1", image.name()]).await?.map_err(anyhow::Error::msg)?;
+    assert!(point.join("lost+found").exists());
+    let (_, volume) = fixture.partitions(&attached).await?.remove(&1).context("no partition")?;
+    assert_eq!(volume.filesystem_type, "ext4");
+    unmount(fixture, &attached.device.node()).await?;
+    fixture.detach(&attached).await
+}
+
+async fn file_system_that_was_replaced_behind_the_device_is_mounted(fixture: &mut Fixture) -> Outcome {
+    let _units = Units::start(fixture.bus()).await?;
+    let image = Image::ext4(&fixture.directory, "image", "old", UUID).await?;
+    let attached = fixture.attach(&image.open()?, &persistent()).await?;
+    assert_eq!(fixture.volume(&attached.path).await?.filesystem_type, "ext4");
+    run("mkfs.ext2", ["-q", "-F", "-L", "new", image.name()]).await?;
+    mount(fixture, &[image.name()]).await?.map_err(anyhow::Error::msg)?;
+    assert_eq!(fixture.volume(&attached.path).await?.filesystem_type, "ext2");
+    unmount(fixture, &attached.device.node()).await?;
+    fixture.detach(&attached).await
+}
+
+async fn several_signatures_are_named_and_one_can_be_chosen(fixture: &mut Fixture) -> Outcome {
+    let _units = Units::start(fixture.bus()).await?;
+    let image = Image::ext4(&fixture.directory, "image", "data", UUID).await?;
+    // What is left of a CD image; libblkid calls this ambivalent and names neither.
+    image.open()?.write_all_at(b"EXFAT   ", 3)?;
+    image.open()?.write_all_at(b"JFS1", 0x8000)?;
+    let attached = fixture.attach(&image.open()?, &persistent()).await?;
+    assert_eq!(fixture.volume(&attached.path).await?.filesystem_type, "");
+    let message = mount(fixture, &[image.name()]).await?.unwrap_err();
+    assert!(message.contains("several file systems (exfat, jfs, ext4)"), "{message}");
+    mount(fixture, &["-t", "ext4", image.name()]).await?.map_err(anyhow::Error::msg)?;
+    unmount(fixture, &attached.device.node()).await?;
+    fixture.detach(&attached).await
+}
+
+async fn file_system_is_mounted_without_udev(fixture: &mut Fixture) -> Outcome {
+    let _units = Units::start(fixture.bus()).await?;
+    let image = Image::ext4(&fixture.directory, "image", "data", UUID).await?;
+    host::get()?.udev.kill()?;
+    let mounted = mount(fixture, &[image.name()]).await;
+    host::get()?.udev.start()?;
+    let point = mounted?.map_err(anyhow::Error::msg)?;
+    assert!(point.join("lost+found").exists());
+    unmount(fixture, image.name()).await?;
+    fixture.assert_no_leak().await
+}
+
+/// A mirror of metadata version 1.0, which lies at the end: 8 KiB before it, in sectors of 512 bytes.
+async fn half_of_a_mirror_can_be_read(fixture: &mut Fixture) -> Outcome {
+    let _units = Units::start(fixture.bus()).await?;
+    let image = Image::ext4_sized(&fixture.directory, "image", "data", UUID, 16 * MIB).await?;
+    image.open()?.set_len(17 * MIB)?;
+    let place = 17 * MIB - 8 * 1024;
+    let mut superblock = [0; 256];
+    superblock[..8].copy_from_slice(b"\xfc\x4e\x2b\xa9\x01\0\0\0");
+    superblock[144..152].copy_from_slice(&(place / 512).to_le_bytes());
+    image.open()?.write_all_at(&superblock, place)?;
+    let attached = fixture.attach(&image.open()?, &AttachOptions { read_only: true, ..persistent() }).await?;
+    assert_eq!(fixture.volume(&attached.path).await?.filesystem_type, "linux_raid_member");
+    let message = mount(fixture, &["-r", image.name()]).await?.unwrap_err();
+    assert!(message.contains("one half of a mirror") && message.contains("read-only"), "{message}");
+    let point = mount(fixture, &["-r", "-t", "ext4", image.name()]).await?.map_err(anyhow::Error::msg)?;
+    assert!(point.join("lost+found").exists());
+    unmount(fixture, &attached.device.node()).await?;
+    fixture.detach(&attached).await?;
+    // Writing to one half would make it differ from the other.
+    let attached = fixture.attach(&image.open()?, &persistent()).await?;
+    let message = mount(fixture, &["-t", "ext4", image.name()]).await?.unwrap_err();
+    assert!(message.contains("member of a RAID"), "{message}");
+    fixture.detach(&attached).await
+}
+
+async fn copy_of_a_mounted_xfs_is_explained(fixture: &mut Fixture) -> Outcome {
+    loopd_tests::process::needs("mkfs.xfs")?;
+    let _units = Units::start(fixture.bus()).await?;
+    let first = Image::sparse(&fixture.directory, "first", 320 * MIB)?;
+    run("mkfs.xfs", ["-q", first.name()]).await?;
+    let copy = fixture.directory.join("copy");
+    run("cp", ["--sparse=always".as_ref(), first.path.as_os_str(), copy.as_os_str()]).await?;
+    let copy = copy.to_str().context("no text")?;
+    mount(fixture, &[first.name()]).await?.map_err(anyhow::Error::msg)?;
+    let message = mount(fixture, &[copy]).await?.unwrap_err();
+    assert!(message.contains("nouuid"), "{message}");
+    mount(fixture, &["--options", "nouuid", copy]).await?.map_err(anyhow::Error::msg)?;
+    unmount(fixture, copy).await?;
+    unmount(fixture, first.name()).await?;
+    fixture.assert_no_leak().await
+}
