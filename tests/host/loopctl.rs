@@ -262,6 +262,8 @@ const SHAPE: &[(&str, &str)] = &[
     ("managed", "bool"),
     ("owner", "number?"),
     ("state", "string"),
+    ("backing_file_state", "string?"),
+    ("warnings", "array"),
     ("filesystem", "object?"),
     ("mount_points", "array"),
     ("partitions", "array"),
@@ -298,6 +300,7 @@ fn assert_describes(entry: &Value, device: LoopDevice, path: &str) {
     assert_eq!(entry["lifetime"], "persistent");
     assert_eq!(entry["owner"], 0);
     assert_eq!(entry["state"], "attached");
+    assert_eq!(entry["backing_file_state"], "present");
     assert!(entry["reference"].is_null(), "{entry}");
     let filesystem = &entry["filesystem"];
     assert_eq!(filesystem["type"], "ext4");

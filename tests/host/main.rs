@@ -25,6 +25,7 @@ mod losetup;
 mod messages;
 mod mount;
 mod mount_identity;
+mod names;
 mod numbers;
 mod overlap;
 mod partitions;
@@ -55,6 +56,7 @@ fn main() -> std::process::ExitCode {
         throwaway::TESTS,
         mount::TESTS,
         mount_identity::TESTS,
+        names::TESTS,
         numbers::TESTS,
         same_bytes::TESTS,
         foreign::TESTS,
