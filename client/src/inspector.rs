@@ -1,5 +1,5 @@
 //! Finds which files have given paths. The file system of another user may never answer, and a thread that waits
-//! for it can not be killed and keeps its process: so a process of its own looks, which may be left behind.
+//! for it cannot be killed and keeps its process: so a process of its own looks, which may be left behind.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
@@ -100,11 +100,7 @@ pub fn run() -> u8 {
 }
 
 fn print(results: &Receiver<(usize, Found)>) -> io::Result<()> {
-    let end = Instant::now() + TIMEOUT;
-    while let Ok((index, found)) = results.recv_timeout(end.saturating_duration_since(Instant::now())) {
-        writeln!(io::stdout(), "{}", line(index, found))?;
-    }
-    Ok(())
+    results.iter().try_for_each(|(index, found)| writeln!(io::stdout(), "{}", line(index, found)))
 }
 
 /// The results in the order in which they arrive.

@@ -9,11 +9,11 @@ use loopd_dbus::{AttachOptions, Lifetime};
 use loopd_tests::fixture::Fixture;
 use loopd_tests::hanging::Hanging;
 use loopd_tests::image::{Image, MIB};
-use loopd_tests::polkit::Setup;
+use loopd_tests::polkit::{Answer, Setup};
 use loopd_tests::process::run;
 use loopd_tests::sysfs::{self, LoopDevice};
 use loopd_tests::units::Units;
-use loopd_tests::{GAMES, NOBODY, Outcome};
+use loopd_tests::{GAMES, NOBODY, Outcome, ROOT, WWW_DATA};
 use serde_json::Value;
 
 loopd_tests::tests! {
@@ -31,10 +31,13 @@ loopd_tests::tests! {
         restart_changes_nothing,
         state_is_null_where_the_user_may_not_look,
         hanging_file_does_not_delay_the_list,
+        file_deleted_on_its_server_is_deleted,
         unnamed_file_is_deleted,
+        file_called_deleted_is_no_throwaway_view,
         deleted_image_is_unmounted_by_its_path,
         rebuilt_image_is_mounted_anew,
     ];
+    Setup::StandIn(Answer::Yes) => [own_earlier_file_comes_first];
 }
 
 /// Longer than the limit for the look at the files.
@@ -359,6 +362,18 @@ async fn hanging_file_does_not_delay_the_list(fixture: &mut Fixture) -> Outcome 
     Ok(())
 }
 
+async fn file_deleted_on_its_server_is_deleted(fixture: &mut Fixture) -> Outcome {
+    let remote = Hanging::mount(&fixture.directory, 1 << 20)?;
+    let options = AttachOptions { lifetime: Lifetime::Persistent, ..AttachOptions::default() };
+    let attached = fixture.attach(&remote.open()?, &options).await?;
+    let file = remote.path();
+    let file = file.to_str().unwrap();
+    is_shown(fixture, attached.device, file, "present").await?;
+    remote.delete();
+    is_shown(fixture, attached.device, file, "deleted").await?;
+    detach_hits(fixture, file, attached.device).await
+}
+
 async fn unnamed_file_is_deleted(fixture: &mut Fixture) -> Outcome {
     let image = image(fixture, "x")?;
     let node = loopctl(fixture, &["attach", "--throwaway", path(&image)]).await?;
@@ -370,6 +385,15 @@ async fn unnamed_file_is_deleted(fixture: &mut Fixture) -> Outcome {
     let output = complaint(&fixture.loopctl(["detach", path(&image)]).await?)?;
     assert!(output.contains("is not attached"), "{output}");
     loopctl(fixture, &["detach", &device.node()]).await?;
+    Ok(())
+}
+
+async fn file_called_deleted_is_no_throwaway_view(fixture: &mut Fixture) -> Outcome {
+    let (image, other) = (image(fixture, "x")?, image(fixture, "y (deleted)")?);
+    let node = loopctl(fixture, &["attach", "--reference", "x", path(&other)]).await?;
+    let output = complaint(&fixture.loopctl(["unmount", path(&image)]).await?)?;
+    assert!(output.contains("x is not attached to a loop device"), "{output}");
+    loopctl(fixture, &["detach", node.trim_end()]).await?;
     Ok(())
 }
 
@@ -405,5 +429,29 @@ async fn rebuilt_image_is_mounted_anew(fixture: &mut Fixture) -> Outcome {
     assert!(!Path::new(&new).exists() && Path::new(&old).exists());
     loopctl(fixture, &["unmount", path(&image)]).await?;
     assert!(!Path::new(&old).exists());
+    fixture.assert_no_leak().await
+}
+
+/// Two users have attached a file of the same path, and both files are deleted.
+async fn own_earlier_file_comes_first(fixture: &mut Fixture) -> Outcome {
+    let mut devices = Vec::new();
+    for user in [GAMES, ROOT] {
+        let image = image(fixture, "x")?;
+        image.chown(user)?;
+        let node = printed(&fixture.loopctl_as(user, ["attach", path(&image)]).await?)?;
+        devices.push(LoopDevice::from_node(node.trim_end())?);
+        delete(&image)?;
+    }
+    // No device of another user is mounted by the path of its file, since its owner can choose that.
+    let output = complaint(&fixture.loopctl_as(WWW_DATA, ["mount", "x"]).await?)?;
+    assert!(output.contains("no deleted file of this path"), "{output}");
+    let output = complaint(&fixture.loopctl_as(WWW_DATA, ["info", "x"]).await?)?;
+    assert!(output.contains("name the device node"), "{output}");
+    for (user, device) in [GAMES, ROOT].into_iter().zip(devices) {
+        let shown = printed(&fixture.loopctl_as(user, ["info", "--json", "x"]).await?)?;
+        assert_eq!(serde_json::from_str::<Value>(&shown)?["device"], device.node().as_str());
+        printed(&fixture.loopctl_as(user, ["detach", "x"]).await?)?;
+        assert!(!device.bound());
+    }
     fixture.assert_no_leak().await
 }
