@@ -45,7 +45,7 @@ CARGO_DENY := 0.20.2
 # The package's own revision.
 REVISION ?= 1
 
-.PHONY: all help safeguards mutants deps deps-packages deps-vm deps-targets set-up tools tools-packages tools-vm check check-targets deny docs test simulated simulate test-vm soak bench bench-hostile demo deb rpm check-packages install uninstall
+.PHONY: all help field safeguards mutants deps deps-packages deps-vm deps-targets set-up tools tools-packages tools-vm check check-targets deny docs test simulated simulate test-vm soak bench bench-hostile demo deb rpm check-packages install uninstall
 
 all:
 	$(FLAGS) $(CARGO) build --release -p loopd -p loopctl
@@ -65,6 +65,7 @@ help:
 	@echo "make safeguards   remove safeguards: the simulation must find each removal; ten minutes"
 	@echo "make mutants      change the code: a test must find each change; hours, resumable"
 	@echo "make bench        measure attaching, as root"
+	@echo "make field        cases that people have reported, row by row with what comes out, as root"
 	@echo "make bench-hostile  measure how much attacks of one user slow down another, as root"
 	@echo "make check        formatting, lints, documentation, other targets, shipped files"
 	@echo "make check-targets  cargo check for $(TARGETS)"
@@ -152,6 +153,11 @@ safeguards:
 soak: tools
 	$(CARGO) build --workspace --bins
 	tests/soak.sh $(TESTS)
+
+# ROWS: words of the rows' kinds or inputs.
+field: tools
+	$(CARGO) build --workspace --bins
+	$(CARGO) test -q -p loopd-tests --test field $(AS_ROOT) -- $(ROWS)
 
 deb: tools-packages all
 	packaging/deb.sh $(REVISION)

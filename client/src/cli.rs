@@ -14,7 +14,8 @@ use crate::show::size;
 
 /// The help for a TARGET that may be a device or a file.
 const TARGET_HELP: &str = "A device node (/dev/loop3, loop3) or a backing file, which stands for each device it is \
-    attached to. Write ./loop3 for a file of the name loop3";
+    attached to. The path of a file that was deleted or replaced stands for the device that is still attached from it. \
+    Write ./loop3 for a file of the name loop3";
 /// Help heading of the options for throwaway views.
 const THROWAWAY: &str = "Throwaway views";
 /// Help heading of the options for desktop menus.
@@ -84,11 +85,16 @@ pub enum Verb {
     /// Without --all only the devices that loopd attached are listed. If there is none, nothing is
     /// printed. Partitions are listed below their device; a - stands for a column that does not apply
     /// to them.
+    ///
+    /// FILESTATE shows whether the backing file is still at its path: it may have been deleted, or replaced
+    /// by another file. The device shows the contents of the original until it is detached. A - means
+    /// that you may not look, or that the file system does not answer within 2 seconds.
     #[command(after_help = examples::LIST)]
     List(List),
     /// Show every property of a loop device.
     ///
-    /// If a backing file is attached more than once, each of its devices is shown. The properties of the
+    /// If a backing file is attached more than once, each of its devices is shown. File state is present,
+    /// deleted, or replaced, if another file has the path of the backing file now. The properties of the
     /// partitions follow those of their device.
     #[command(after_help = examples::INFO)]
     Info(Info),
@@ -96,7 +102,8 @@ pub enum Verb {
     ///
     /// A file that is not attached is attached first, and detached again with its last unmount, by
     /// `loopctl unmount`, umount(8) or the file manager. Your existing attachment of the file is used,
-    /// unless it is read-only and the mount is not.
+    /// unless it is read-only and the mount is not. If the image was rebuilt under the same name, the new one
+    /// is attached; if it was deleted, your device that is still attached from it is mounted.
     ///
     /// The mount point is below /run/media/USER and is named after the file system's label. A file
     /// system that is already mounted is not mounted again; its mount point is printed. If several

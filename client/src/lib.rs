@@ -12,10 +12,12 @@ mod command;
 mod desktop;
 mod device_node;
 mod image;
+mod inspector;
 pub mod losetup;
 mod message;
 mod report;
 mod show;
+mod sysfs;
 pub mod umount;
 
 use std::process::ExitCode;
@@ -30,6 +32,9 @@ pub fn main() -> ExitCode {
     if losetup::is_called(program.as_deref()) {
         let arguments: Vec<_> = arguments.collect();
         return ExitCode::from(block_on(losetup::run(&arguments, Interaction::Allowed)));
+    }
+    if inspector::is_called(program.as_deref()) {
+        return ExitCode::from(inspector::run());
     }
     if umount::is_called(program.as_deref()) {
         let arguments: Vec<_> = arguments.collect();

@@ -26,6 +26,7 @@ mod messages;
 mod mount;
 mod mount_contents;
 mod mount_identity;
+mod names;
 mod numbers;
 mod overlap;
 mod partitions;
@@ -59,6 +60,7 @@ fn main() -> std::process::ExitCode {
         mount::TESTS,
         mount_contents::TESTS,
         mount_identity::TESTS,
+        names::TESTS,
         numbers::TESTS,
         same_bytes::TESTS,
         foreign::TESTS,

@@ -5,15 +5,15 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 use loopd_dbus::{AttachOptions, Lifetime};
-use loopd_tests::Outcome;
 use loopd_tests::fixture::Fixture;
 use loopd_tests::host;
 use loopd_tests::image::{Image, MIB};
-use loopd_tests::polkit::Setup;
+use loopd_tests::polkit::{Answer, Setup};
 use loopd_tests::process::run;
 use loopd_tests::sysfs::Extent;
 use loopd_tests::table::Gpt;
 use loopd_tests::units::Units;
+use loopd_tests::{GAMES, Outcome, ROOT, User};
 
 loopd_tests::tests! {
     "mount_contents";
@@ -25,7 +25,9 @@ loopd_tests::tests! {
         file_system_is_mounted_without_udev,
         half_of_a_mirror_can_be_read,
         copy_of_a_mounted_xfs_is_explained,
+        btrfs_over_two_images_of_root_is_mounted,
     ];
+    Setup::StandIn(Answer::Yes) => [btrfs_over_two_images_of_a_user_is_mounted];
 }
 
 const UUID: &str = "11111111-2222-3333-4444-0000000000d1";
@@ -165,4 +167,46 @@ async fn copy_of_a_mounted_xfs_is_explained(fixture: &mut Fixture) -> Outcome {
     unmount(fixture, copy).await?;
     unmount(fixture, first.name()).await?;
     fixture.assert_no_leak().await
+}
+
+async fn btrfs_over_two_images_of_root_is_mounted(fixture: &mut Fixture) -> Outcome {
+    btrfs_over_two_images(fixture, ROOT).await
+}
+
+async fn btrfs_over_two_images_of_a_user_is_mounted(fixture: &mut Fixture) -> Outcome {
+    btrfs_over_two_images(fixture, GAMES).await
+}
+
+async fn btrfs_over_two_images(fixture: &Fixture, user: User) -> Outcome {
+    loopd_tests::process::needs("mkfs.btrfs")?;
+    let _units = Units::start(fixture.bus()).await?;
+    let images = [
+        Image::sparse(&fixture.directory, "first", 128 * MIB)?,
+        Image::sparse(&fixture.directory, "second", 128 * MIB)?,
+    ];
+    run("mkfs.btrfs", ["-q", "-d", "raid1", "-m", "raid1", images[0].name(), images[1].name()]).await?;
+    let mut devices = Vec::new();
+    for image in &images {
+        let output = fixture.loopctl_as(user, ["attach", image.name()]).await?;
+        ensure!(output.status.success(), "{output:?}");
+        devices.push(String::from_utf8(output.stdout)?.trim_end().to_owned());
+    }
+    let output = fixture.loopctl_as(user, ["mount", &devices[0]]).await?;
+    ensure!(output.status.success(), "{output:?}");
+    let point = String::from_utf8(output.stdout)?.trim_end().to_owned();
+    for device in &devices {
+        let output = fixture.loopctl_as(user, ["info", "--json", device]).await?;
+        let shown: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+        assert_eq!(shown["mount_points"], serde_json::json!([point]), "{device}");
+        let output = fixture.loopctl_as(user, ["detach", device]).await?;
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(1) && message.contains(&point), "{device}: {message}");
+    }
+    let output = fixture.loopctl_as(user, ["unmount", &devices[1]]).await?;
+    ensure!(output.status.success(), "{output:?}");
+    for device in &devices {
+        fixture.loopctl_as(user, ["detach", device]).await?;
+    }
+    ensure!(fixture.list(true).await?.is_empty(), "something is left");
+    Ok(())
 }

@@ -137,6 +137,11 @@ impl Hanging {
         self.gate.state().broken = broken;
     }
 
+    /// Deletes the file as another client of a network file system does: the kernel finds out at the next lookup.
+    pub fn delete(&self) {
+        self.gate.state().deleted = true;
+    }
+
     /// Waits until a request is waiting for an answer.
     ///
     /// # Errors
@@ -193,6 +198,7 @@ struct GateState {
     contents: Vec<u8>,
     closed: bool,
     broken: bool,
+    deleted: bool,
     waiting: Vec<Answer>,
     withheld: Option<nix::unistd::Pid>,
     closing: Vec<ReplyEmpty>,
@@ -249,7 +255,7 @@ fn extent(length: usize, offset: u64, bytes: usize) -> std::ops::Range<usize> {
 
 impl Filesystem for Files {
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        if parent != INodeNo::ROOT || name != NAME {
+        if parent != INodeNo::ROOT || name != NAME || self.gate.state().deleted {
             return reply.error(Errno::ENOENT);
         }
         self.gate.answer(move |file| reply.entry(&AT_ONCE, &attributes(FILE, file.len()), Generation(0)));

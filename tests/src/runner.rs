@@ -67,7 +67,11 @@ pub fn main(tests: impl IntoIterator<Item = Test>) -> ExitCode {
     conclusion.exit_code()
 }
 
-fn run(test: Test) -> Result<Completion, Failed> {
+/// Runs one test with a fixture of its own.
+///
+/// # Errors
+/// It has failed, or left something behind.
+pub fn run(test: Test) -> Result<Completion, Failed> {
     match run_in_new_fixture(test) {
         Ok(()) => Ok(Completion::Completed),
         Err(error) if error.is::<Skipped>() => {

@@ -105,13 +105,18 @@ impl Udev {
         }
     }
 
-    /// Ends it without warning: its socket stays.
+    /// Ends it and its workers without warning, as the service manager does: its socket stays.
     ///
     /// # Errors
     /// It is not ours: the test is skipped.
     pub fn kill(&mut self) -> Result<()> {
         if let Some(mut process) = self.ours()?.take() {
+            // They have the socket open.
+            let workers = children(process.pid());
             process.signal(Signal::SIGKILL)?;
+            for worker in workers {
+                let _ended_already = kill(worker, Signal::SIGKILL);
+            }
             let start = Instant::now();
             while process.exited()?.is_none() && start.elapsed() < PATIENCE {
                 std::thread::sleep(Duration::from_millis(2));

@@ -13,6 +13,29 @@ use super::error::explain;
 use super::objects::{Objects, managed_objects, parse_path};
 use super::partition::PartitionInfo;
 
+/// What has become of a backing file since it was attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileState {
+    /// It has its path.
+    Present,
+    /// It was deleted, and nothing has its path.
+    Deleted,
+    /// Another file has its path.
+    Replaced,
+}
+
+impl FileState {
+    /// The word for it in tables and in JSON.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Present => "present",
+            Self::Deleted => "deleted",
+            Self::Replaced => "replaced",
+        }
+    }
+}
+
 /// An attachment and its properties.
 #[derive(Clone, Debug)]
 pub struct AttachmentInfo {
@@ -24,6 +47,9 @@ pub struct AttachmentInfo {
     pub volume: VolumeProperties,
     /// Its partitions by number; empty until [`add_partitions`] has read them.
     pub partitions: Vec<PartitionInfo>,
+    /// What has become of the backing file; `None` if that cannot be determined, and until
+    /// [`add_file_states`](crate::image::file_state::add_file_states) has looked.
+    pub file_state: Option<FileState>,
 }
 
 impl AttachmentInfo {
@@ -40,7 +66,7 @@ impl TryFrom<Listed> for AttachmentInfo {
     fn try_from((path, properties): Listed) -> zbus::Result<Self> {
         let attachment = AttachmentProperties::from_dict(&properties)?;
         let volume = VolumeProperties::from_dict(&properties)?;
-        Ok(Self { path, attachment, volume, partitions: Vec::new() })
+        Ok(Self { path, attachment, volume, partitions: Vec::new(), file_state: None })
     }
 }
 
@@ -73,6 +99,7 @@ pub async fn find(bus: &Bus, path: &OwnedObjectPath) -> anyhow::Result<Option<At
         attachment: AttachmentProperties::from_dict(attachment).map_err(explain)?,
         volume: VolumeProperties::from_dict(volume).map_err(explain)?,
         partitions: Vec::new(),
+        file_state: None,
     };
     join(std::slice::from_mut(&mut info), &objects).map_err(explain)?;
     Ok(Some(info))

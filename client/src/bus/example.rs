@@ -7,7 +7,7 @@ use loopd_dbus::properties::to_bus_path;
 use loopd_dbus::{AttachmentProperties, PartitionProperties, VolumeProperties, Warning, Warnings};
 use zbus::Variant;
 
-use super::attachment::AttachmentInfo;
+use super::attachment::{AttachmentInfo, FileState};
 use super::objects::Properties;
 use super::partition::PartitionInfo;
 
@@ -39,6 +39,7 @@ pub fn attachment() -> AttachmentInfo {
             ..VolumeProperties::default()
         },
         partitions: vec![partition(12, 1)],
+        file_state: Some(FileState::Present),
     }
 }
 

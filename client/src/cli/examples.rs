@@ -72,6 +72,9 @@ EXAMPLES
   The devices and files, for a script:
     $ loopctl list --json | jq -r '.[] | [.device, .backing_file] | @tsv'
 
+  The devices whose file was deleted, or replaced by another one:
+    $ loopctl list --json | jq -r '.[] | select(.backing_file_state == (\"deleted\", \"replaced\")).device'
+
   The devices and partitions that hold an ext4 file system:
     $ loopctl list --json | jq -r '.. | select(.filesystem?.type == \"ext4\").device'";
 

@@ -11,6 +11,7 @@ use crate::bus::attachment::{add_partitions, find_new};
 use crate::bus::connection::Bus;
 use crate::cli::{Attach, AttachArgs};
 use crate::image::backing_file::open_backing_file;
+use crate::image::file_state::add_file_states;
 use crate::image::throwaway;
 use crate::message::{message, warn};
 use crate::show::json::Device;
@@ -25,6 +26,7 @@ pub async fn run(args: &Attach, interaction: Interaction) -> anyhow::Result<u8> 
     if args.json {
         let mut info = find_new(&bus.manager, &file, &path, &device).await?;
         add_partitions(&bus.connection, std::slice::from_mut(&mut info)).await?;
+        add_file_states(std::slice::from_mut(&mut info)).await;
         print_json(&Device::from(&info))?;
         warn_of(&options, &info.attachment);
     } else {

@@ -9,10 +9,11 @@ use crate::bus::attachment::AttachmentInfo;
 use crate::bus::connection::Bus;
 use crate::bus::partition::PartitionInfo;
 use crate::cli::Info;
+use crate::image::file_state::add_file_states;
 use crate::image::target::Target;
 use crate::message::shown;
 use crate::show::json::Device;
-use crate::show::property::{file, mount_points, owner, since, text, yes_no};
+use crate::show::property::{file, file_state, mount_points, owner, since, text, yes_no};
 use crate::show::size::human;
 use crate::show::stdout::{print, print_json};
 
@@ -25,7 +26,8 @@ type Line = (&'static str, String);
 /// Prints the properties of each attachment of the target.
 pub async fn run(args: &Info) -> anyhow::Result<u8> {
     let bus = Bus::open(Interaction::Forbidden).await?;
-    let found = Target::resolve(&args.target).find_with_partitions(&bus).await?;
+    let mut found = Target::resolve(&args.target).find_with_partitions(&bus).await?;
+    add_file_states(&mut found).await;
     if args.json {
         for info in &found {
             print_json(&Device::from(info))?;
@@ -59,6 +61,7 @@ fn properties(info: &AttachmentInfo) -> Vec<Line> {
         ("Object path", text(path.as_str())),
         ("State", text(&attachment.state)),
         ("Backing file", file(info)),
+        ("File state", file_state(info)),
         ("Backing device", device_number(attachment.backing_device)),
         ("Backing inode", attachment.backing_inode.to_string()),
         ("Offset", bytes(attachment.offset)),
@@ -144,19 +147,21 @@ mod tests {
     use loopd_dbus::Warnings;
 
     use super::*;
+    use crate::bus::attachment::FileState;
     use crate::bus::example::{attachment, partition};
 
     #[test]
     fn values_are_aligned() {
         let mut attached = attachment();
         attached.attachment.owner = 0;
+        attached.file_state = Some(FileState::Deleted);
         attached.attachment.offset = 512;
         attached.attachment.since = 1_700_000_000_000_000;
         let shown = describe(&attached);
         for line in [
             "Device:         /dev/loop0\n",
             "Disk sequence:  12\n",
-            "Backing file:   /home/a/x.img\n",
+            "Backing file:   /home/a/x.img\nFile state:     deleted\n",
             "Offset:         512\n",
             "Size limit:     0 (up to the end of the file)\n",
             "Size:           67108864 (64M)\n",

@@ -21,6 +21,7 @@ use crate::bus::error::{explain, is_busy, is_gone};
 use crate::cli::Mount;
 use crate::desktop;
 use crate::image::backing_file::{is_open_for_writing, open_backing_file};
+use crate::image::file_state::add_file_states;
 use crate::image::target::Target;
 use crate::image::volume::{self, FILESYSTEM, NoChoice, Volume};
 use crate::image::{mount_point, throwaway};
@@ -57,7 +58,8 @@ async fn mount_and_print(
     let (path, point) = mount(&bus, args, &source, operation).await?;
     if args.json {
         let info = attachment::find(&bus, &path).await?;
-        let info = info.ok_or_else(|| anyhow::anyhow!("it was mounted, but has been unmounted since"))?;
+        let mut info = info.ok_or_else(|| anyhow::anyhow!("it was mounted, but has been unmounted since"))?;
+        add_file_states(std::slice::from_mut(&mut info)).await;
         print_json(&Device::from(&info))?;
     } else {
         let line = [point.as_os_str().as_bytes(), b"\n"].concat();
@@ -119,11 +121,7 @@ impl Source {
     async fn attach(&self, bus: &Bus) -> anyhow::Result<(OwnedObjectPath, Option<AttachOptions>)> {
         let (file, reference) = match self {
             Self::Target(target) => {
-                let mut found = device_of(target).find(&bus.manager).await?;
-                // A deleted file is found by the path that loopd lists, which the owner of the attachment chose.
-                if matches!(target, Target::File(path) if !path.exists()) {
-                    found.retain(|info| info.attachment.owner == getuid().as_raw());
-                }
+                let mut found = device_of(target).find_to_mount(&bus.manager).await?;
                 // The latest of several: the user has just attached it.
                 found.sort_by_key(|info| info.attachment.disk_sequence);
                 let found = found.pop().map(|info| (info.path, None));

@@ -2,21 +2,19 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use loopd_dbus::properties::from_bus_path;
+use loopd_dbus::ListOptions;
 use loopd_dbus::proxy::Manager;
-use loopd_dbus::{AttachmentProperties, ListOptions};
 
 use super::backing_file::{is_same_file, open_to_identify};
+use super::earlier_file::{self, Owners};
 use crate::bus::attachment::{AttachmentInfo, add_partitions, list};
 use crate::bus::connection::Bus;
 use crate::device_node::{device_node, loop_number, partition_node, partition_numbers};
-use crate::message::printable;
-
-/// What the kernel appends to the path of a deleted backing file.
-const DELETED: &[u8] = b" (deleted)";
+use crate::message::{printable, reason};
 
 /// What the user named.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,12 +59,22 @@ impl Target {
         target
     }
 
-    /// The attachments of the target; at least one.
+    /// The attachments of the target; at least one. A path names the devices of the file that it has now, or if there
+    /// is none, the device of the file that had it before.
     ///
     /// # Errors
     /// There is none, or the call failed.
     pub async fn find(&self, manager: &Manager) -> anyhow::Result<Vec<AttachmentInfo>> {
-        let found = self.attachments(manager).await?;
+        let found = self.attachments(manager, Owners::All).await?;
+        if found.is_empty() { Err(self.not_found()) } else { Ok(found) }
+    }
+
+    /// As [`Target::find`], but an attachment that only had the path must be the user's own.
+    ///
+    /// # Errors
+    /// There is none, or the call failed.
+    pub async fn find_to_mount(&self, manager: &Manager) -> anyhow::Result<Vec<AttachmentInfo>> {
+        let found = self.attachments(manager, Owners::Own).await?;
         if found.is_empty() { Err(self.not_found()) } else { Ok(found) }
     }
 
@@ -76,7 +84,7 @@ impl Target {
     /// # Errors
     /// There is none, or the call failed.
     pub async fn find_with_partitions(&self, bus: &Bus) -> anyhow::Result<Vec<AttachmentInfo>> {
-        let mut found = self.attachments(&bus.manager).await?;
+        let mut found = self.attachments(&bus.manager, Owners::All).await?;
         let only = match *self {
             Self::Partition { disk, number } if found.is_empty() => {
                 found = Self::Device(disk).find(&bus.manager).await?;
@@ -92,7 +100,7 @@ impl Target {
         Ok(found)
     }
 
-    async fn attachments(&self, manager: &Manager) -> anyhow::Result<Vec<AttachmentInfo>> {
+    async fn attachments(&self, manager: &Manager, owners: Owners) -> anyhow::Result<Vec<AttachmentInfo>> {
         match self {
             Self::Device(number) => {
                 let mut all = list(manager, &ListOptions { all: true, ..ListOptions::default() }).await?;
@@ -102,7 +110,13 @@ impl Target {
             Self::Partition { disk, number } => {
                 attachments_of_file(manager, Path::new(&partition_node(*disk, *number))).await
             }
-            Self::File(path) => attachments_of_file(manager, path).await,
+            Self::File(path) => {
+                let found = attachments_of_file(manager, path).await?;
+                if !found.is_empty() {
+                    return Ok(found);
+                }
+                Ok(earlier_file::find(manager, path, owners).await?.into_iter().collect())
+            }
         }
     }
 
@@ -119,12 +133,14 @@ impl Target {
             ),
             Self::File(path) => {
                 let shown = printable(path.as_os_str().as_bytes());
-                if fs::symlink_metadata(path).is_err() {
-                    anyhow::anyhow!(
+                match fs::symlink_metadata(path).map_err(|error| (error.kind(), reason(&error))) {
+                    Ok(_) => anyhow::anyhow!("{shown} is not attached to a loop device; {hint}"),
+                    Err((ErrorKind::NotFound, _)) => anyhow::anyhow!(
                         "{shown} does not exist, and no deleted file of this path is attached; {hint}"
-                    )
-                } else {
-                    anyhow::anyhow!("{shown} is not attached to a loop device; {hint}")
+                    ),
+                    Err((_, reason)) => anyhow::anyhow!(
+                        "cannot find {shown}: {reason}; name the device node, which `loopctl list --all` shows"
+                    ),
                 }
             }
         }
@@ -141,51 +157,23 @@ fn keep_partition(info: &mut AttachmentInfo, number: u32) -> anyhow::Result<()> 
     Ok(())
 }
 
+/// The attachments of the file that has this path now, by device and inode.
 async fn attachments_of_file(manager: &Manager, path: &Path) -> anyhow::Result<Vec<AttachmentInfo>> {
+    let Ok(metadata) = fs::metadata(path) else { return Ok(Vec::new()) };
     let all = ListOptions { all: true, ..ListOptions::default() };
-    let metadata = fs::metadata(path);
-    if let Ok(metadata) = &metadata
-        && let Ok(file) = open_to_identify(path, metadata)
-    {
+    if let Ok(file) = open_to_identify(path, &metadata) {
         return list(manager, &ListOptions { file: Some(file.into()), ..all }).await;
     }
-    // The file is unreadable or deleted: compare what loopd lists.
+    // The file is unreadable: compare what loopd lists.
     let mut found = list(manager, &all).await?;
-    match metadata {
-        Ok(metadata) => found.retain(|info| is_same_file(&info.attachment, &metadata)),
-        Err(_) => {
-            let path = absolute(path);
-            found.retain(|info| had_path(&info.attachment, &path));
-        }
-    }
+    found.retain(|info| is_same_file(&info.attachment, &metadata));
     Ok(found)
-}
-
-fn had_path(attachment: &AttachmentProperties, path: &Path) -> bool {
-    let shown = from_bus_path(&attachment.backing_file);
-    let path = path.as_os_str().as_bytes();
-    shown == path || shown.strip_suffix(DELETED) == Some(path)
-}
-
-/// The path as the kernel would show it, of a file that may be deleted.
-fn absolute(path: &Path) -> PathBuf {
-    let directory = match path.parent() {
-        Some(directory) if directory.as_os_str().is_empty() => Path::new("."),
-        Some(directory) => directory,
-        None => Path::new("/"),
-    };
-    match (fs::canonicalize(directory), path.file_name()) {
-        (Ok(directory), Some(name)) => directory.join(name),
-        _ => std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::ffi::OsString;
     use std::os::unix::ffi::OsStringExt;
-
-    use loopd_dbus::properties::to_bus_path;
 
     use super::*;
     use crate::bus::example::{attachment, partition};
@@ -229,30 +217,13 @@ mod tests {
         assert!(text("loop9").starts_with("nothing is attached to /dev/loop9; `loopctl list --all`"));
         assert!(text("/nonexistent/x").starts_with("/nonexistent/x does not exist"));
         assert!(text("/etc/passwd").starts_with("/etc/passwd is not attached"));
+        assert!(
+            text("/etc/passwd/x").starts_with("cannot find /etc/passwd/x: Not a directory; name the device")
+        );
         assert_eq!(
             text("loop3p1"),
             "/dev/loop3p1 is a partition and is detached with its device; name /dev/loop3"
         );
-    }
-
-    #[test]
-    fn deleted_files_are_found_by_their_path() {
-        let mut attachment = AttachmentProperties::default();
-        for shown in [&b"/a/x.img"[..], b"/a/x.img (deleted)"] {
-            attachment.backing_file = to_bus_path(shown);
-            assert!(had_path(&attachment, Path::new("/a/x.img")));
-            assert!(!had_path(&attachment, Path::new("/a/x")));
-        }
-    }
-
-    #[test]
-    fn paths_become_absolute_through_links() {
-        let directory = tempfile::tempdir().unwrap();
-        let real = fs::canonicalize(directory.path()).unwrap();
-        std::os::unix::fs::symlink(&real, real.join("link")).unwrap();
-        assert_eq!(absolute(&real.join("link/gone.img")), real.join("gone.img"));
-        assert_eq!(absolute(Path::new("gone.img")), std::env::current_dir().unwrap().join("gone.img"));
-        assert_eq!(absolute(Path::new("/nonexistent/a/b")), Path::new("/nonexistent/a/b"));
     }
 
     #[test]

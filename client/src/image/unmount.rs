@@ -11,11 +11,12 @@ use loopd_dbus::{DetachOptions, Error, ErrorKind, Lifetime, ListOptions, Unmount
 use nix::unistd::getuid;
 use zbus::wire::OwnedObjectPath;
 
+use super::file_state::{DELETED, add_file_states};
 use super::mount_table::{MountTable, resolve};
 use super::target::Target;
 use super::volume::{self, Volume};
 use super::{holder, throwaway};
-use crate::bus::attachment::{self, AttachmentInfo, add_partitions, list};
+use crate::bus::attachment::{self, AttachmentInfo, FileState, add_partitions, list};
 use crate::bus::connection::Bus;
 use crate::bus::error::{explain, is_gone, is_refused};
 use crate::message::{escaped, printable};
@@ -183,11 +184,14 @@ async fn throwaway_views(bus: &Bus, path: &Path) -> anyhow::Result<Vec<Attachmen
     found.retain(|info| {
         let attachment = &info.attachment;
         let copy = Path::new(OsStr::from_bytes(from_bus_path(&attachment.backing_file)));
-        let is_unnamed = copy.as_os_str().as_bytes().ends_with(b" (deleted)");
+        let is_unnamed = copy.as_os_str().as_bytes().ends_with(DELETED);
         let is_beside = copy.parent() == Some(&directory);
         let is_own = attachment.owner == getuid().as_raw();
         is_own && is_unnamed && is_beside && attachment.reference == reference
     });
+    // The name of a file may also end like this.
+    add_file_states(&mut found).await;
+    found.retain(|info| info.file_state != Some(FileState::Present));
     Ok(found)
 }
 

@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use nix::sys::stat::{major, minor};
 
 use crate::device_node::{decimal, loop_number};
+use crate::sysfs::attribute;
 
 /// The device number of /dev/loop-control.
 const LOOP_CONTROL: (u64, u64) = (10, 237);
@@ -108,13 +109,6 @@ pub fn device_number(number: u32) -> Option<(u32, u32)> {
     let text = attribute(number, "dev")?;
     let (major, minor) = text.split_once(':')?;
     Some((major.parse().ok()?, minor.parse().ok()?))
-}
-
-/// An attribute of the device in sysfs.
-#[must_use]
-pub fn attribute(number: u32, name: &str) -> Option<String> {
-    let text = fs::read_to_string(format!("/sys/block/loop{number}/{name}")).ok()?;
-    Some(text.trim_end().to_owned())
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::sys::stat::{major, minor};
 
 use super::column::Column;
-use super::device::{Device, Node, attribute, device_number};
+use super::device::{Device, Node, device_number};
 use super::failure::{Failure, Reason};
 use super::request::{Output, Selection};
 use super::table::{Row, draw};
@@ -19,6 +19,7 @@ use crate::bus::attachment::{AttachmentInfo, list};
 use crate::bus::connection::Bus;
 use crate::image::backing_file::{is_same_file, open_to_identify};
 use crate::show::stdout::print_bytes;
+use crate::sysfs::{self, attribute};
 
 /// A device to list.
 struct Entry {
@@ -66,8 +67,7 @@ pub async fn all(bus: &Bus, options: ListOptions) -> anyhow::Result<Vec<Attachme
 /// may have requested a detach.
 fn refresh(info: &mut AttachmentInfo) {
     let AttachmentInfo { attachment, .. } = info;
-    if let Ok(mut path) = fs::read(format!("/sys/block/loop{}/loop/backing_file", attachment.number)) {
-        path.pop_if(|byte| *byte == b'\n');
+    if let Some(path) = sysfs::backing_file(attachment.number) {
         attachment.backing_file = to_bus_path(&path);
     }
     if let Some(autoclear) = attribute(attachment.number, "loop/autoclear") {

@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 
 /// The columns that are shown by default.
-pub const DEFAULT: &str = "DEVICE,SIZE,RO,TYPE,LABEL,MOUNTPOINTS,STATE,FILE";
+pub const DEFAULT: &str = "DEVICE,SIZE,RO,TYPE,LABEL,MOUNTPOINTS,STATE,FILESTATE,FILE";
 
 /// A column of `list`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -41,7 +41,9 @@ pub enum Column {
     Lifetime,
     /// attached, or detaching: detached at the last close
     State,
-    /// Backing file
+    /// present, deleted, or replaced: another file has the path of the backing file; - if unknown
+    Filestate,
+    /// Backing file, or the path that it had
     File,
     /// Inode of the backing file
     Inode,

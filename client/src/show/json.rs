@@ -4,7 +4,7 @@ use loopd_dbus::VolumeProperties;
 use loopd_dbus::properties::{NO_OWNER, from_bus_path};
 use serde::Serialize;
 
-use crate::bus::attachment::AttachmentInfo;
+use crate::bus::attachment::{AttachmentInfo, FileState};
 use crate::bus::partition::PartitionInfo;
 use crate::message::shown;
 
@@ -17,7 +17,7 @@ pub struct Device {
     pub number: u32,
     /// Disk sequence.
     pub disk_sequence: u64,
-    /// Path of the backing file, for display: JSON strings are Unicode, so U+FFFD replaces bytes that are
+    /// Path of the backing file, or the one that it had, for display: JSON strings are Unicode, so U+FFFD replaces bytes that are
     /// not UTF-8.
     pub backing_file: Option<String>,
     /// Offset in the file, in bytes.
@@ -46,6 +46,9 @@ pub struct Device {
     pub owner: Option<u32>,
     /// `attached` or `detaching`.
     pub state: Option<String>,
+    /// What has become of the backing file: `present`, `deleted`, or `replaced`, if another file has its path; null if
+    /// that cannot be determined with the user's rights.
+    pub backing_file_state: Option<&'static str>,
     /// What is unusual about it.
     pub warnings: Vec<Warning>,
     /// The file system on the whole device.
@@ -116,7 +119,7 @@ pub struct Filesystem {
 
 impl From<&AttachmentInfo> for Device {
     fn from(info: &AttachmentInfo) -> Self {
-        let AttachmentInfo { attachment, volume, partitions, .. } = info;
+        let AttachmentInfo { attachment, volume, partitions, file_state, .. } = info;
         Self {
             device: attachment.device.clone(),
             number: attachment.number,
@@ -135,6 +138,7 @@ impl From<&AttachmentInfo> for Device {
             managed: attachment.managed,
             owner: (attachment.owner != NO_OWNER).then_some(attachment.owner),
             state: known(&attachment.state),
+            backing_file_state: file_state.map(FileState::as_str),
             warnings: shown(&attachment.warnings).map(Warning::from).collect(),
             filesystem: filesystem(volume),
             mount_points: mount_points(volume),
@@ -204,7 +208,7 @@ mod tests {
         "backing_file": "/home/a/x.img", "offset": 0, "size_limit": 0, "size": 67108864, "read_only": false,
         "direct_io": false, "block_size": 512, "partition_scan": true, "autoclear": false,
         "reference": null, "lifetime": "persistent", "managed": true, "owner": 1000, "state": "attached",
-        "warnings": [{"code": "truncated", "message": "…", "bytes": 25165824}],
+        "backing_file_state": "present", "warnings": [{"code": "truncated", "message": "…", "bytes": 25165824}],
         "filesystem": null, "mount_points": [],
         "partitions": [{"device": "/dev/loop0p1", "number": 1, "offset": 1048576, "size": 20971520, "table": "gpt",
             "type": "0fc63daf-8483-4772-8e79-3d69d8477de4", "uuid": "…", "label": null,
@@ -278,6 +282,17 @@ mod tests {
             serde_json::to_value(Device::from(&attached)).unwrap()["partitions"],
             serde_json::json!([])
         );
+    }
+
+    #[test]
+    fn the_state_of_the_file_is_a_word_or_null() {
+        use FileState::{Deleted, Replaced};
+        for (state, word) in
+            [(Some(Deleted), "deleted".into()), (Some(Replaced), "replaced".into()), (None, Value::Null)]
+        {
+            let attached = AttachmentInfo { file_state: state, ..attachment() };
+            assert_eq!(serde_json::to_value(Device::from(&attached)).unwrap()["backing_file_state"], word);
+        }
     }
 
     #[test]

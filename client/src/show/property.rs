@@ -5,7 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use loopd_dbus::VolumeProperties;
 use loopd_dbus::properties::{NO_OWNER, from_bus_path};
 
-use crate::bus::attachment::AttachmentInfo;
+use crate::bus::attachment::{AttachmentInfo, FileState};
 use crate::message::escaped;
 
 /// Stands for an empty value, so that each line of a table has the same number of fields.
@@ -27,6 +27,12 @@ pub fn text(value: &str) -> String {
 #[must_use]
 pub fn file(info: &AttachmentInfo) -> String {
     path(&info.attachment.backing_file)
+}
+
+/// What has become of the backing file.
+#[must_use]
+pub fn file_state(info: &AttachmentInfo) -> String {
+    info.file_state.map_or(NOTHING, FileState::as_str).to_owned()
 }
 
 /// The mount points, separated by commas.

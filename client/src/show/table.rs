@@ -6,7 +6,7 @@ use loopd_dbus::VolumeProperties;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use super::column::Column;
-use super::property::{NOTHING, file, mount_points, owner, since, text, yes_no};
+use super::property::{NOTHING, file, file_state, mount_points, owner, since, text, yes_no};
 use super::size::human;
 use crate::bus::attachment::AttachmentInfo;
 use crate::bus::partition::PartitionInfo;
@@ -160,6 +160,7 @@ fn cell(info: &AttachmentInfo, column: Column) -> String {
         Column::Ro => yes_no(attachment.read_only),
         Column::Lifetime => text(&attachment.lifetime),
         Column::State => text(&attachment.state),
+        Column::Filestate => file_state(info),
         Column::File => file(info),
         Column::Inode => attachment.backing_inode.to_string(),
         Column::Offset => attachment.offset.to_string(),
@@ -219,6 +220,7 @@ mod tests {
     use loopd_dbus::properties::to_bus_path;
 
     use super::*;
+    use crate::bus::attachment::FileState;
     use crate::bus::example::{self, partition};
     use crate::show::column;
 
@@ -300,15 +302,16 @@ DEVICE      MOUNTPOINTS   FILE
         let mut disk =
             AttachmentInfo { partitions: vec![partition(12, 1), partition(12, 2)], ..example::attachment() };
         disk.attachment.read_only = true;
+        disk.file_state = Some(FileState::Replaced);
         let second = &mut disk.partitions[1];
         second.volume = VolumeProperties { device: "/dev/loop0p2".to_owned(), ..VolumeProperties::default() };
         second.partition.label = "EFI system".to_owned();
         let expected = "\
-DEVICE          SIZE  RO   TYPE  LABEL  MOUNTPOINTS        STATE     FILE
-/dev/loop0      64M   yes  -     -      -                  attached  /home/a/x.img
-├─/dev/loop0p1  20M   yes  ext4  data   /run/media/a/data  -         -
-└─/dev/loop0p2  0B    yes  -     -      -                  -         -
-/dev/loop9      64M   no   -     -      -                  attached  /a
+DEVICE          SIZE  RO   TYPE  LABEL  MOUNTPOINTS        STATE     FILESTATE  FILE
+/dev/loop0      64M   yes  -     -      -                  attached  replaced   /home/a/x.img
+├─/dev/loop0p1  20M   yes  ext4  data   /run/media/a/data  -         -          -
+└─/dev/loop0p2  0B    yes  -     -      -                  -         -          -
+/dev/loop9      64M   no   -     -      -                  attached  present    /a
 ";
         let rows = [Row::new(&disk, &columns), Row::new(&attached(9, b"/a"), &columns)];
         assert_eq!(render(&columns, &rows, PLAIN), expected);

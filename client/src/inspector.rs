@@ -1,0 +1,191 @@
+//! Finds which files have given paths. The file system of another user may never answer, and a thread that waits
+//! for it cannot be killed and keeps its process: so a process of its own looks, which may be left behind.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::process::Command;
+
+/// The name under which the process is started.
+const NAME: &str = "loopctl-inspector";
+/// How long all the paths together may take.
+const TIMEOUT: Duration = Duration::from_secs(2);
+/// Threads look in parallel, so that one path does not delay the others.
+const MOST_PATHS: usize = 4096;
+/// A thread's stack in bytes.
+const STACK: usize = 64 << 10;
+
+/// What identifies a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// `st_dev`.
+    pub device: u64,
+    /// `st_ino`.
+    pub inode: u64,
+}
+
+/// What has a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// This file.
+    File(Identity),
+    /// Nothing.
+    Nothing,
+    /// This user may not look, or the file system does not answer.
+    Unknown,
+}
+
+/// Looks at the paths with the user's own rights; the results have the order of the paths. Takes at most 2 seconds.
+pub async fn inspect(paths: &[&[u8]]) -> Vec<Found> {
+    let mut found = vec![Found::Unknown; paths.len()];
+    if !paths.is_empty() {
+        // What is not known by then stays unknown.
+        let _ = tokio::time::timeout(TIMEOUT, ask(paths, &mut found)).await;
+    }
+    found
+}
+
+/// Fills in each result as it arrives.
+async fn ask(paths: &[&[u8]], found: &mut [Found]) -> io::Result<()> {
+    let mut process = Command::new("/proc/self/exe")
+        .arg0(NAME)
+        .current_dir("/")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()?;
+    let (Some(mut input), Some(output)) = (process.stdin.take(), process.stdout.take()) else {
+        return Ok(());
+    };
+    for path in paths {
+        // A zero byte ends a path.
+        let path = if path.contains(&0) { b"".as_slice() } else { path };
+        input.write_all(&[path, &[0]].concat()).await?;
+    }
+    drop(input);
+    let mut lines = BufReader::new(output).lines();
+    // To the end of its output, not to the end of the process, which may hang.
+    for _ in paths {
+        let Some(line) = lines.next_line().await? else { break };
+        if let Some((index, result)) = parse(&line)
+            && let Some(place) = found.get_mut(index)
+        {
+            *place = result;
+        }
+    }
+    Ok(())
+}
+
+/// Whether the program was started to look at paths.
+#[must_use]
+pub fn is_called(program: Option<&OsStr>) -> bool {
+    program.is_some_and(|name| name == NAME)
+}
+
+/// Reads paths from standard input, each with a zero byte, and prints a line for each one; returns the exit status.
+pub fn run() -> u8 {
+    let mut input = Vec::new();
+    let result = io::stdin().read_to_end(&mut input).and_then(|_| print(&look_at_all(&input)));
+    u8::from(result.is_err())
+}
+
+fn print(results: &Receiver<(usize, Found)>) -> io::Result<()> {
+    results.iter().try_for_each(|(index, found)| writeln!(io::stdout(), "{}", line(index, found)))
+}
+
+/// The results in the order in which they arrive.
+fn look_at_all(input: &[u8]) -> Receiver<(usize, Found)> {
+    let (sender, receiver) = channel();
+    for (index, path) in input.split_inclusive(|byte| *byte == 0).take(MOST_PATHS).enumerate() {
+        let path = path.strip_suffix(&[0]).unwrap_or(path).to_vec();
+        let sender = sender.clone();
+        // The result of a thread that cannot be started is missing.
+        let _ = thread::Builder::new().stack_size(STACK).spawn(move || {
+            let _ = sender.send((index, look(&path)));
+        });
+    }
+    receiver
+}
+
+/// A link is not followed: the kernel's path of a file has none.
+fn look(path: &[u8]) -> Found {
+    match fs::symlink_metadata(Path::new(OsStr::from_bytes(path))) {
+        Ok(metadata) => Found::File(Identity { device: metadata.dev(), inode: metadata.ino() }),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Found::Nothing
+        }
+        Err(_) => Found::Unknown,
+    }
+}
+
+/// `INDEX DEVICE INODE`, `INDEX nothing` or `INDEX unknown`.
+fn line(index: usize, found: Found) -> String {
+    match found {
+        Found::File(Identity { device, inode }) => format!("{index} {device} {inode}"),
+        Found::Nothing => format!("{index} nothing"),
+        Found::Unknown => format!("{index} unknown"),
+    }
+}
+
+fn parse(line: &str) -> Option<(usize, Found)> {
+    let (index, result) = line.split_once(' ')?;
+    let found = match (result, result.split_once(' ')) {
+        ("nothing", _) => Found::Nothing,
+        ("unknown", _) => Found::Unknown,
+        (_, identity) => {
+            let (device, inode) = identity?;
+            Found::File(Identity { device: device.parse().ok()?, inode: inode.parse().ok()? })
+        }
+    };
+    Some((index.parse().ok()?, found))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_identified_and_links_are_not_followed() {
+        let directory = tempfile::tempdir().unwrap();
+        let (file, link) = (directory.path().join("file"), directory.path().join("link"));
+        fs::write(&file, b"").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        let metadata = fs::metadata(&file).unwrap();
+        let identity = Identity { device: metadata.dev(), inode: metadata.ino() };
+        let look_at = |path: &Path| look(path.as_os_str().as_bytes());
+        assert_eq!(look_at(&file), Found::File(identity));
+        assert!(matches!(look_at(&link), Found::File(other) if other != identity));
+        assert_eq!(look_at(&directory.path().join("none")), Found::Nothing);
+        assert_eq!(look_at(&file.join("none")), Found::Nothing);
+        assert_eq!(look(&[b'x'; 300]), Found::Unknown);
+    }
+
+    #[test]
+    fn every_path_has_a_result_with_its_index() {
+        let mut results: Vec<_> = look_at_all(b"/\0/nonexistent\0\0/proc\0").iter().collect();
+        results.sort_by_key(|(index, _)| *index);
+        assert_eq!(results.iter().map(|(index, _)| *index).collect::<Vec<_>>(), [0, 1, 2, 3]);
+        assert_eq!((results[1].1, results[2].1), (Found::Nothing, Found::Nothing));
+        assert!(results.iter().all(|(index, found)| parse(&line(*index, *found)) == Some((*index, *found))));
+        assert_eq!(look_at_all(b"").iter().count(), 0);
+        assert_eq!(look_at_all(&[0; MOST_PATHS + 10]).iter().count(), MOST_PATHS);
+    }
+
+    #[test]
+    fn other_lines_are_ignored() {
+        for line in ["", "1", "1 ", "1 x", "1 2", "1 2 x", "x nothing", "1 2 3 4", "-1 nothing"] {
+            assert_eq!(parse(line), None, "{line}");
+        }
+        assert_eq!(parse("7 unknown"), Some((7, Found::Unknown)));
+    }
+}

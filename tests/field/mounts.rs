@@ -1,0 +1,124 @@
+//! Contents that are odd and sound, and contents that change behind the device.
+
+use std::os::unix::fs::FileExt as _;
+
+use anyhow::ensure;
+use loopd_tests::Outcome;
+use loopd_tests::fixture::Fixture;
+use loopd_tests::image::MIB;
+use loopd_tests::process::needs;
+use loopd_tests::units::Units;
+
+use crate::row::{file, has_ext4, loopctl, other, rows};
+
+rows! {
+    "changed behind the device":
+        "mkfs on the file after it was attached, then mount" => made_behind,
+        "another file system made over the first one" => made_over;
+    "odd but sound":
+        "one half of a mirror with its metadata at the end" => half_of_a_mirror,
+        "the signatures of several file systems" => ambivalent,
+        "a copy of an xfs that is mounted" => copied_xfs,
+        "an ext4 with a dirty journal, read-only" => dirty_journal;
+    "file systems over several devices":
+        "a btrfs over two images" => btrfs_over_two;
+}
+
+async fn made_behind(fixture: &mut Fixture) -> Outcome {
+    let _units = Units::start(fixture.bus()).await?;
+    let image = file(fixture, "image", 16 * MIB, &[])?;
+    let device = loopctl(fixture, &["attach", image.name()]).await?.device()?;
+    loopctl(fixture, &["mount", image.name()]).await?.fails_with("there is no file system in it")?;
+    other("mkfs.ext4", &["-q", "-F", image.name()]).await?;
+    has_ext4(loopctl(fixture, &["mount", image.name()]).await?.output.trim_end())?;
+    loopctl(fixture, &["unmount", image.name()]).await?.is_silent()?;
+    loopctl(fixture, &["detach", &device.node()]).await?.is_silent()
+}
+
+async fn made_over(fixture: &mut Fixture) -> Outcome {
+    let _units = Units::start(fixture.bus()).await?;
+    let image = file(fixture, "image", 16 * MIB, &[])?;
+    other("mkfs.ext4", &["-q", "-F", image.name()]).await?;
+    let device = loopctl(fixture, &["attach", image.name()]).await?.device()?;
+    other("mkfs.ext2", &["-q", "-F", image.name()]).await?;
+    has_ext4(loopctl(fixture, &["mount", image.name()]).await?.output.trim_end())?;
+    let listed = loopctl(fixture, &["list", "-o", "device,type"]).await?;
+    ensure!(listed.output.contains("ext2"), "{}", listed.output);
+    loopctl(fixture, &["unmount", image.name()]).await?.is_silent()?;
+    loopctl(fixture, &["detach", &device.node()]).await?.is_silent()
+}
+
+async fn half_of_a_mirror(fixture: &mut Fixture) -> Outcome {
+    let _units = Units::start(fixture.bus()).await?;
+    let image = file(fixture, "image", 16 * MIB, &[])?;
+    other("mkfs.ext4", &["-q", "-F", image.name()]).await?;
+    image.open()?.set_len(17 * MIB)?;
+    let place = 17 * MIB - 8 * 1024;
+    let mut superblock = [0; 256];
+    superblock[..8].copy_from_slice(b"\xfc\x4e\x2b\xa9\x01\0\0\0");
+    superblock[144..152].copy_from_slice(&(place / 512).to_le_bytes());
+    image.open()?.write_all_at(&superblock, place)?;
+    loopctl(fixture, &["mount", "-r", image.name()]).await?.fails_with("one half of a mirror")?;
+    let mounted = loopctl(fixture, &["mount", "-r", "-t", "ext4", image.name()]).await?;
+    has_ext4(mounted.output.trim_end())?;
+    loopctl(fixture, &["unmount", image.name()]).await?.is_silent()
+}
+
+async fn ambivalent(fixture: &mut Fixture) -> Outcome {
+    let _units = Units::start(fixture.bus()).await?;
+    let image = file(fixture, "image", 16 * MIB, &[])?;
+    other("mkfs.ext4", &["-q", "-F", image.name()]).await?;
+    image.open()?.write_all_at(b"EXFAT   ", 3)?;
+    loopctl(fixture, &["mount", image.name()]).await?.fails_with("several file systems (exfat, ext4)")?;
+    has_ext4(loopctl(fixture, &["mount", "-t", "ext4", image.name()]).await?.output.trim_end())?;
+    loopctl(fixture, &["unmount", image.name()]).await?.is_silent()
+}
+
+async fn copied_xfs(fixture: &mut Fixture) -> Outcome {
+    needs("mkfs.xfs")?;
+    let _units = Units::start(fixture.bus()).await?;
+    let image = file(fixture, "image", 320 * MIB, &[])?;
+    other("mkfs.xfs", &["-q", image.name()]).await?;
+    let copy = format!("{}-copy", image.name());
+    other("cp", &["--sparse=always", image.name(), &copy]).await?;
+    loopctl(fixture, &["mount", image.name()]).await?.is_silent()?;
+    loopctl(fixture, &["mount", &copy]).await?.fails_with("nouuid")?;
+    loopctl(fixture, &["mount", "--options", "nouuid", &copy]).await?.is_silent()?;
+    loopctl(fixture, &["unmount", &copy]).await?.is_silent()?;
+    loopctl(fixture, &["unmount", image.name()]).await?.is_silent()
+}
+
+async fn dirty_journal(fixture: &mut Fixture) -> Outcome {
+    let _units = Units::start(fixture.bus()).await?;
+    let image = file(fixture, "image", 16 * MIB, &[])?;
+    other("mkfs.ext4", &["-q", "-F", "-O", "^metadata_csum", image.name()]).await?;
+    // The feature needs_recovery, as after a power cut.
+    let mut features = [0; 1];
+    image.open()?.read_exact_at(&mut features, 1024 + 0x60)?;
+    image.open()?.write_all_at(&[features[0] | 4], 1024 + 0x60)?;
+    let mounted = loopctl(fixture, &["mount", "-r", image.name()]).await?;
+    mounted.fails_with("norecovery")?;
+    loopctl(fixture, &["mount", "-r", "--options", "norecovery", image.name()]).await?.is_silent()?;
+    loopctl(fixture, &["unmount", image.name()]).await?.is_silent()
+}
+
+async fn btrfs_over_two(fixture: &mut Fixture) -> Outcome {
+    needs("mkfs.btrfs")?;
+    let _units = Units::start(fixture.bus()).await?;
+    let images = [file(fixture, "first", 128 * MIB, &[])?, file(fixture, "second", 128 * MIB, &[])?];
+    other("mkfs.btrfs", &["-q", "-d", "raid1", "-m", "raid1", images[0].name(), images[1].name()]).await?;
+    for image in &images {
+        loopctl(fixture, &["attach", image.name()]).await?.device()?;
+    }
+    let point = loopctl(fixture, &["mount", images[0].name()]).await?.output;
+    let listed = loopctl(fixture, &["list", "-o", "device,mountpoints"]).await?;
+    ensure!(listed.output.matches(point.trim_end()).count() == 2, "{}", listed.output);
+    for image in &images {
+        loopctl(fixture, &["detach", image.name()]).await?.fails_with(point.trim_end())?;
+    }
+    loopctl(fixture, &["unmount", images[1].name()]).await?.is_silent()?;
+    for image in &images {
+        loopctl(fixture, &["detach", image.name()]).await?.is_silent()?;
+    }
+    Ok(())
+}

@@ -1,0 +1,159 @@
+//! Partition tables.
+
+use anyhow::ensure;
+use loopd_tests::Outcome;
+use loopd_tests::fixture::Fixture;
+use loopd_tests::image::MIB;
+use loopd_tests::process::needs;
+use loopd_tests::table::{Gpt, Mbr};
+
+use crate::row::{attached, file, loopctl, other, rows, warns};
+
+rows! {
+    "sector sizes":
+        "a GPT of 4096-byte sectors" => large_sectors,
+        "the same, with 512-byte blocks" => large_sectors_on_small_blocks,
+        "an MBR that counts 4096-byte sectors" => dos_with_large_sectors;
+    "truncated downloads":
+        "a GPT image cut short" => cut_gpt,
+        "a DOS image cut short" => cut_dos,
+        "an ext4 image cut short" => cut_ext4,
+        "a table whose partitions are all cut off" => nothing_left;
+    "damaged tables":
+        "a byte of the primary GPT changed" => damaged_gpt,
+        "partitions that overlap" => overlapping;
+    "one thing shown twice":
+        "a FAT superfloppy whose boot sector reads as a table" => superfloppy;
+}
+
+/// A GPT made for sectors of 4096 bytes: the header of the first copy at 4096.
+async fn large(fixture: &Fixture) -> anyhow::Result<loopd_tests::image::Image> {
+    let small = file(fixture, "small", 2 * MIB, &[])?;
+    Gpt::new(&[(1024, 2047)]).write(&small)?;
+    let bytes = std::fs::read(&small.path)?;
+    let contents: Vec<(u64, &[u8])> = (0..34)
+        .map(|sector| (sector * 4096, &bytes[usize::try_from(sector * 512).unwrap()..][..512]))
+        .collect();
+    file(fixture, "image", 16 * MIB, &contents)
+}
+
+async fn large_sectors(fixture: &mut Fixture) -> Outcome {
+    needs("sfdisk")?;
+    let image = file(fixture, "image", 64 * MIB, &[])?;
+    let node = other("losetup", &["-b", "4096", "-f", "--show", image.name()]).await?;
+    let node = node.trim_end();
+    let made = other("sfdisk", &["-q", "--no-reread", "--label", "gpt", node]).await;
+    let made = match made {
+        Ok(_) => {
+            other("sh", &["-c", &format!("echo 'size=16M' | sfdisk -q --no-reread --label gpt {node}")]).await
+        }
+        Err(_) => {
+            other(
+                "sh",
+                &[
+                    "-c",
+                    &format!(
+                        "printf 'label: gpt\\nsize=16M\\n' | sfdisk -q --no-reread --no-tell-kernel {node}"
+                    ),
+                ],
+            )
+            .await
+        }
+    };
+    other("losetup", &["-d", node]).await?;
+    made?;
+    attached(fixture, &[image.name()], async |device, printed| {
+        printed.is_silent()?;
+        ensure!(device.number::<u32>("queue/logical_block_size")? == 4096, "another block size");
+        ensure!(device.partition_nodes() == [1].into(), "{:?}", device.partition_nodes());
+        Ok(())
+    })
+    .await
+}
+
+async fn large_sectors_on_small_blocks(fixture: &mut Fixture) -> Outcome {
+    let image = large(fixture).await?;
+    warns(fixture, &["-b", "512", image.name()], "sectors of 4096 bytes and the device has 512").await
+}
+
+async fn dos_with_large_sectors(fixture: &mut Fixture) -> Outcome {
+    let image = file(fixture, "image", 24 * MIB, &[])?;
+    // In sectors of 4096 bytes it starts at 1 MiB, and has an ext4.
+    Mbr::new(&[(0x83, 256, 4096)]).write(&image, 0)?;
+    image.add_ext4(loopd_tests::sysfs::Extent { start: MIB, size: 16 * MIB }, "data", UUID).await?;
+    let printed = loopctl(fixture, &["attach", image.name()]).await?;
+    let device = printed.device()?;
+    let size = device.number::<u32>("queue/logical_block_size")?;
+    loopctl(fixture, &["detach", &device.node()]).await?;
+    if size == 4096 { printed.is_silent() } else { printed.warns_of("sectors of 4096 bytes") }
+}
+
+const UUID: &str = "11111111-2222-3333-4444-0000000000f1";
+
+async fn cut_gpt(fixture: &mut Fixture) -> Outcome {
+    let image = file(fixture, "image", 8 * MIB, &[])?;
+    Gpt::new(&[(2048, 4095), (8192, 12_287)]).write(&image)?;
+    image.open()?.set_len(3 * MIB)?;
+    warns(fixture, &[image.name()], "5242880 bytes are missing at the end").await
+}
+
+async fn cut_dos(fixture: &mut Fixture) -> Outcome {
+    let image = file(fixture, "image", 8 * MIB, &[])?;
+    Mbr::new(&[(0x83, 2048, 2048), (0x83, 8192, 8192)]).write(&image, 0)?;
+    image.open()?.set_len(5 * MIB)?;
+    warns(fixture, &[image.name()], "3145728 bytes are missing at the end").await
+}
+
+async fn cut_ext4(fixture: &mut Fixture) -> Outcome {
+    let image = file(fixture, "image", 16 * MIB, &[])?;
+    other("mkfs.ext4", &["-q", "-F", image.name()]).await?;
+    image.open()?.set_len(10 * MIB)?;
+    warns(fixture, &[image.name()], "6291456 bytes are missing at the end").await
+}
+
+async fn nothing_left(fixture: &mut Fixture) -> Outcome {
+    let image = file(fixture, "image", 8 * MIB, &[])?;
+    Gpt::new(&[(2048, 4095)]).write(&image)?;
+    image.open()?.set_len(512 * 40)?;
+    attached(fixture, &[image.name()], async |device, printed| {
+        ensure!(device.partition_nodes().is_empty(), "{:?}", device.partition_nodes());
+        printed.warns_of("8368128 bytes are missing at the end")
+    })
+    .await
+}
+
+async fn damaged_gpt(fixture: &mut Fixture) -> Outcome {
+    let image = file(fixture, "image", 8 * MIB, &[])?;
+    Gpt::new(&[(2048, 4095)]).write(&image)?;
+    std::os::unix::fs::FileExt::write_all_at(&image.open()?, b"x", Gpt::ENTRIES + 60)?;
+    warns(fixture, &[image.name()], "the partition table is damaged").await
+}
+
+async fn overlapping(fixture: &mut Fixture) -> Outcome {
+    let image = file(fixture, "image", 8 * MIB, &[])?;
+    Mbr::new(&[(0x83, 2048, 4096), (0x83, 4096, 4096)]).write(&image, 0)?;
+    attached(fixture, &[image.name()], async |device, printed| {
+        if device.partition_nodes().len() == 2 {
+            printed.is_silent()
+        } else {
+            printed.warns_of("overlaps partition 1")
+        }
+    })
+    .await
+}
+
+async fn superfloppy(fixture: &mut Fixture) -> Outcome {
+    needs("mkfs.vfat")?;
+    let image = file(fixture, "image", 16 * MIB, &[])?;
+    other("mkfs.vfat", &[image.name()]).await?;
+    // An entry over the whole disk, in the boot code.
+    let entry = [0x80, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0, 0, 0x80, 0, 0];
+    std::os::unix::fs::FileExt::write_all_at(&image.open()?, &entry, 446)?;
+    attached(fixture, &[image.name()], async |device, _| {
+        ensure!(device.partition_nodes().is_empty(), "a partition beside the volume");
+        let listed = loopctl(fixture, &["list", "-o", "device,type"]).await?;
+        ensure!(listed.output.matches("vfat").count() == 1, "{}", listed.output);
+        Ok(())
+    })
+    .await
+}
