@@ -3,7 +3,7 @@
 mod bad_input;
 mod described;
 mod fuzz;
-mod images;
+pub mod images;
 mod kernel;
 mod kernel_rules;
 mod sector_sizes;
