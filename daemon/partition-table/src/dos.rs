@@ -174,7 +174,8 @@ pub fn read(
         disk,
         signature: record.disk_signature(),
         next: FIRST_LOGICAL,
-        visited: Vec::new(),
+        // An extended partition from sector 0 on leads back to this record.
+        visited: vec![0],
         end: 0,
         partitions: Vec::new(),
         warnings: Vec::new(),
@@ -192,7 +193,7 @@ struct Reader<'a, 'b, I> {
     signature: u32,
     /// The number of the next logical partition.
     next: u32,
-    /// Byte offsets of the links of all chains.
+    /// Byte offsets of the boot record and of the links of all chains.
     visited: Vec<u64>,
     /// The end of the last partition in bytes.
     end: u64,
@@ -249,7 +250,7 @@ impl<I: Image> Reader<'_, '_, I> {
                 self.warnings.push(Warning::ChainLoop);
                 return Ok(());
             }
-            if barren == MAX_BARREN_LINKS || self.visited.len() == MAX_LINKS {
+            if barren == MAX_BARREN_LINKS || self.visited.len() > MAX_LINKS {
                 self.warnings.push(Warning::ChainTooLong);
                 return Ok(());
             }

@@ -220,6 +220,13 @@ fn dos_sectors_are_as_large_as_blocks() {
 }
 
 #[test]
+fn an_extended_partition_does_not_hold_the_primaries_again() {
+    let found = reading(dos(1000, &[(0, 0x83, 10, 20), (0, 5, 0, 1000)]), 512);
+    assert_eq!(extents(&found), [(1, 10, 29), (2, 0, 1)]);
+    assert_eq!(found.warnings, [Warning::ChainLoop]);
+}
+
+#[test]
 fn the_third_entry_of_a_link_counts_where_it_fits() {
     let entries: &[DosEntry] = &[(0, 0x83, 1, 9), (0, 0, 0, 0), (0, 0x83, 20, 9), (0, 0x83, 20, 5000)];
     assert_eq!(
