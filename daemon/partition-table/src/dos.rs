@@ -1,11 +1,11 @@
 //! DOS partition tables (master boot records), read as `block/partitions/msdos.c` does.
 //!
 //! The boot sector of a FAT, exFAT, NTFS or `BitLocker` volume has the same signature, and may have entries: `mkfs.fat`
-//! writes one that starts at sector 0 and covers the disk (`--mbr`). The kernel reads any such entries as partitions,
-//! libblkid never does. Here the sector is a table if its entries are plausible: at least one is in use, and each of them
-//! has a type, starts behind the sector, ends within the disk and overlaps no other. Otherwise the disk is one volume. A
-//! plausible table is newer than the volume: formatting replaces the whole sector, while sfdisk keeps the bytes before the
-//! table of a sector that reads as an empty one.
+//! writes one that starts at sector 0 and covers the disk (`--mbr`). The kernel reads any such entries as partitions;
+//! libblkid reads none in a boot sector of FAT, and in newer versions none in one of NTFS or exFAT. Here the sector is a
+//! table if its entries are plausible: at least one is in use, and each of them has a type, starts behind the sector, ends
+//! within the disk and overlaps no other. Otherwise the disk is one volume. A plausible table is newer than the volume:
+//! formatting replaces the whole sector, while sfdisk keeps the other bytes of a sector that reads as an empty table.
 
 use std::io;
 
