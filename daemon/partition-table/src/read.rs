@@ -50,6 +50,8 @@ pub fn read(image: &mut impl Image, block_size: u32) -> io::Result<Reading> {
             if is_volume { (None, None) } else { dos::read(&mut disk, &record, &mut warnings)?.unzip() }
         }
     };
+    // A table without entries is written for any image.
+    described = described.filter(|end| *end != 0);
     if let Some(table) = &mut table {
         mark_refusals(&mut table.partitions, u64::from(block_size), &mut warnings);
     }
