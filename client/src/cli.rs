@@ -71,7 +71,8 @@ pub enum Verb {
     /// may not write to the file, the device is read-only. The device stays attached until it is
     /// detached, unless --lifetime is given.
     ///
-    /// Each partition of an image gets a node: /dev/loop3p1 is the first partition of /dev/loop3.
+    /// Each partition of an image gets a node: /dev/loop3p1 is the first partition of /dev/loop3. An image that is one FAT,
+    /// exFAT or NTFS volume has none, even if its boot sector also reads as a partition table.
     #[command(after_help = examples::ATTACH)]
     Attach(Attach),
     /// Detach loop devices.

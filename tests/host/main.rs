@@ -73,6 +73,7 @@ fn main() -> std::process::ExitCode {
         udev::TESTS,
         partitions::TESTS,
         partitions::damaged::TESTS,
+        partitions::superfloppy::TESTS,
         partitions::unprivileged::TESTS,
         restart::TESTS,
         robustness::TESTS,

@@ -24,6 +24,7 @@ use loopd_tests::{Outcome, rounds, skip};
 use zbus::wire::OwnedObjectPath;
 
 pub mod damaged;
+pub mod superfloppy;
 pub mod unprivileged;
 
 loopd_tests::tests! {

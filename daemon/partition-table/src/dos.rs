@@ -1,7 +1,15 @@
 //! DOS partition tables (master boot records), read as `block/partitions/msdos.c` does.
+//!
+//! The boot sector of a FAT, exFAT, NTFS or `BitLocker` volume has the same signature, and may have entries: `mkfs.fat`
+//! writes one that starts at sector 0 and covers the disk (`--mbr`). The kernel reads any such entries as partitions;
+//! libblkid reads none in a boot sector of FAT, and in newer versions none in one of NTFS or exFAT. Here the sector is a
+//! table if its entries are plausible: at least one is in use, and each of them has a type, starts behind the sector, ends
+//! within the disk and overlaps no other. Otherwise the disk is one volume. A plausible table is newer than the volume:
+//! formatting replaces the whole sector, while sfdisk keeps the other bytes of a sector that reads as an empty table.
 
 use std::io;
 
+use crate::boot_sector;
 use crate::disk::{Disk, u32_at};
 use crate::image::Image;
 use crate::table::{MAX_PARTITIONS, Partition, Table, TableKind};
@@ -11,6 +19,10 @@ use crate::warning::Warning;
 const PROTECTIVE: u8 = 0xee;
 /// The number of the first logical partition.
 const FIRST_LOGICAL: u32 = 5;
+/// How the disks of AIX start: `IBMA` in EBCDIC.
+const AIX: [u8; 4] = [0xc9, 0xc2, 0xd4, 0xc1];
+/// Where such a disk says that its partitions are logical volumes, in bytes.
+const AIX_DESCRIPTOR: u64 = 7 * 512;
 /// Links in a row that hold no partition, as in the kernel's `parse_extended`.
 const MAX_BARREN_LINKS: u32 = 100;
 /// Links in all; the kernel has no such bound.
@@ -111,13 +123,35 @@ impl BootRecord {
         self.is_signed() && self.entries().iter().all(|entry| matches!(entry.flag, 0 | 0x80))
     }
 
-    /// Whether this is the boot sector of a FAT, NTFS or exFAT file system. FAT is known by its
-    /// reserved sectors, its tables and its medium, as in `msdos_partition`.
-    fn is_file_system(&self) -> bool {
-        let reserved = self.0[14..16] != [0; 2];
-        let (tables, medium) = (self.0[16] != 0, self.0[21]);
-        let fat = reserved && tables && (medium == 0xf0 || medium >= 0xf8);
-        fat || matches!(&self.0[3..11], b"NTFS    " | b"EXFAT   ")
+    /// Whether this is the boot sector of a volume, and no table; see [the module](self).
+    pub fn is_boot_sector(&self, disk: &Disk<'_, impl Image>) -> bool {
+        self.is_signed() && boot_sector::is_of_volume(&self.0) && !self.is_plausible_table(disk)
+    }
+
+    /// Whether there are partitions, each with a type, behind this sector, within the disk and apart from the others.
+    fn is_plausible_table(&self, disk: &Disk<'_, impl Image>) -> bool {
+        let mut extents: Vec<Extent> = Vec::new();
+        for entry in self.entries().into_iter().filter(|entry| entry.sectors != 0) {
+            let extent = Extent::of(disk, 0, entry);
+            let is_apart =
+                extents.iter().all(|other| extent.end() <= other.start || other.end() <= extent.start);
+            if entry.kind == 0 || entry.first == 0 || extent.end() > disk.size() || !is_apart {
+                return false;
+            }
+            extents.push(extent);
+        }
+        !extents.is_empty() && self.is_table()
+    }
+
+    /// Whether the disk is one of AIX, which has no DOS partitions: the kernel's `aix_magic_present`.
+    fn is_aix(&self, disk: &mut Disk<'_, impl Image>) -> io::Result<bool> {
+        let is_of_linux =
+            |entry: &Entry| entry.is_extended() || matches!(entry.kind, 0x82 | 0x83 | 0x8e | 0xfd);
+        if self.0[..4] != AIX || self.entries().iter().any(is_of_linux) {
+            return Ok(false);
+        }
+        let mut descriptor = [0; 4];
+        Ok(disk.read(AIX_DESCRIPTOR, &mut descriptor)? && descriptor == *b"_LVM")
     }
 
     fn disk_signature(&self) -> u32 {
@@ -133,24 +167,21 @@ pub fn read(
     record: &BootRecord,
     warnings: &mut Vec<Warning>,
 ) -> io::Result<Option<(Table, u64)>> {
-    if !record.is_table() {
+    if !record.is_table() || record.is_aix(disk)? {
         return Ok(None);
     }
     let mut reader = Reader {
         disk,
         signature: record.disk_signature(),
         next: FIRST_LOGICAL,
-        visited: Vec::new(),
+        // An extended partition from sector 0 on leads back to this record.
+        visited: vec![0],
         end: 0,
         partitions: Vec::new(),
         warnings: Vec::new(),
     };
     reader.read_primaries(record)?;
     let Reader { signature, end, mut partitions, warnings: found, .. } = reader;
-    // If no entry makes sense, they are the boot code of a file system.
-    if partitions.is_empty() && record.is_file_system() {
-        return Ok(None);
-    }
     warnings.extend(found);
     partitions.sort_by_key(|partition| partition.number);
     let uuid = if signature == 0 { String::new() } else { format!("{signature:08x}") };
@@ -162,7 +193,7 @@ struct Reader<'a, 'b, I> {
     signature: u32,
     /// The number of the next logical partition.
     next: u32,
-    /// Byte offsets of the links of all chains.
+    /// Byte offsets of the boot record and of the links of all chains.
     visited: Vec<u64>,
     /// The end of the last partition in bytes.
     end: u64,
@@ -178,6 +209,15 @@ struct Extent {
 }
 
 impl Extent {
+    /// Sectors are as large as the device's blocks. Nothing overflows: 2³² sectors of 64 KiB.
+    fn of(disk: &Disk<'_, impl Image>, base: u64, entry: Entry) -> Self {
+        let block_size = disk.block_size();
+        Self {
+            start: base + u64::from(entry.first) * block_size,
+            size: u64::from(entry.sectors) * block_size,
+        }
+    }
+
     fn end(self) -> u64 {
         self.start + self.size
     }
@@ -189,7 +229,7 @@ impl<I: Image> Reader<'_, '_, I> {
             if entry.sectors == 0 {
                 continue;
             }
-            let mut extent = self.extent(0, entry);
+            let mut extent = Extent::of(self.disk, 0, entry);
             self.end = self.end.max(extent.end());
             if entry.is_extended() {
                 self.follow_chain(extent)?;
@@ -210,7 +250,7 @@ impl<I: Image> Reader<'_, '_, I> {
                 self.warnings.push(Warning::ChainLoop);
                 return Ok(());
             }
-            if barren == MAX_BARREN_LINKS || self.visited.len() == MAX_LINKS {
+            if barren == MAX_BARREN_LINKS || self.visited.len() > MAX_LINKS {
                 self.warnings.push(Warning::ChainTooLong);
                 return Ok(());
             }
@@ -226,7 +266,7 @@ impl<I: Image> Reader<'_, '_, I> {
             let Some(next) = record.entries().into_iter().find(|entry| entry.leads_on()) else {
                 return Ok(());
             };
-            link = self.extent(extended.start, next);
+            link = Extent::of(self.disk, extended.start, next);
         }
         self.warnings.push(Warning::TooManyPartitions);
         Ok(())
@@ -240,7 +280,7 @@ impl<I: Image> Reader<'_, '_, I> {
             if !entry.holds_partition() || self.next > MAX_PARTITIONS {
                 continue;
             }
-            let extent = self.extent(link.start, entry);
+            let extent = Extent::of(self.disk, link.start, entry);
             // The third and the fourth entry sometimes hold garbage.
             if index >= 2 && (extent.end() > link.end() || extent.end() > extended.end()) {
                 continue;
@@ -250,15 +290,6 @@ impl<I: Image> Reader<'_, '_, I> {
             found = true;
         }
         found
-    }
-
-    /// Sectors are as large as the device's blocks. Nothing overflows: 2³² sectors of 64 KiB.
-    fn extent(&self, base: u64, entry: Entry) -> Extent {
-        let block_size = self.disk.block_size();
-        Extent {
-            start: base + u64::from(entry.first) * block_size,
-            size: u64::from(entry.sectors) * block_size,
-        }
     }
 
     /// Adds the part within the disk, as `blk_add_partition` of `block/partitions/core.c`.

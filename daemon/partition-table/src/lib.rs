@@ -6,7 +6,8 @@
 //! used, every read is within the image, and what is read, allocated and returned is bounded. What
 //! cannot be used is named in a [`Warning`].
 //!
-//! Differences from the kernel's scan (`tests/kernel.rs` compares the two):
+//! Differences from the kernel's scan (`tests/kernel.rs` compares the two; `tests/libblkid/differences.rs` has those from
+//! libblkid):
 //! - A damaged primary GPT is replaced by the backup, as libblkid does. The kernel does so only
 //!   when booted with `gpt`; see [`Table::from_backup`].
 //! - GPT entries that end before they start are left out. The kernel makes a node of absurd size.
@@ -15,6 +16,8 @@
 //! - A GPT may have at most 8192 entries; the kernel takes about four times as many.
 //! - Tables within DOS partitions (BSD, Solaris, Unixware), Windows' dynamic disks and the tables
 //!   of other machines (SGI, AIX, Apple) are not read. The first two are named in a warning.
+//! - A boot sector of FAT, exFAT, NTFS or `BitLocker` whose entries are not plausible is one volume, not a table. The
+//!   kernel makes nodes of its entries; libblkid decides by the file system alone. See `dos`.
 //!
 //! Why no library: `gptman` 3.1.1 and `mbrman` 0.6.1 were tried. `gptman` aborts on a header that
 //! claims 2³²−1 entries (it allocates 653 GB), panics on entry sizes other than 128 (release) and on
@@ -26,6 +29,7 @@
 
 #![forbid(unsafe_code)]
 
+mod boot_sector;
 mod disk;
 mod dos;
 mod dos_sectors;

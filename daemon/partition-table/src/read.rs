@@ -23,6 +23,9 @@ pub struct Reading {
     /// How many bytes of image the table was written for, sound or not: more than there are if the image was
     /// cut short. `None` if there is no table, or if it counts other sectors than the device has.
     pub described: Option<u64>,
+    /// Whether the first sector is the boot sector of a volume, which may read as a table too. A kernel that reads
+    /// tables makes nodes of its entries: they are not partitions, and the disk is one volume.
+    pub is_volume: bool,
 }
 
 /// Reads the partition table for a device of the given logical block size.
@@ -33,6 +36,7 @@ pub fn read(image: &mut impl Image, block_size: u32) -> io::Result<Reading> {
     let mut disk = Disk::new(image, block_size)?;
     let Some(record) = BootRecord::read(&mut disk, 0)? else { return Ok(Reading::default()) };
     let mut warnings = Vec::new();
+    let is_volume = record.protection() == Protection::Absent && record.is_boot_sector(&disk);
     let (mut table, mut described) = match record.protection() {
         Protection::Protective => (read_gpt(&mut disk, &record, &mut warnings)?, None),
         Protection::Misplaced => {
@@ -43,9 +47,11 @@ pub fn read(image: &mut impl Image, block_size: u32) -> io::Result<Reading> {
             if gpt::primary_is_sound(&mut disk)? {
                 warnings.push(Warning::UnprotectedGpt);
             }
-            dos::read(&mut disk, &record, &mut warnings)?.unzip()
+            if is_volume { (None, None) } else { dos::read(&mut disk, &record, &mut warnings)?.unzip() }
         }
     };
+    // A table without entries is written for any image.
+    described = described.filter(|end| *end != 0);
     if let Some(table) = &mut table {
         mark_refusals(&mut table.partitions, u64::from(block_size), &mut warnings);
     }
@@ -61,7 +67,7 @@ pub fn read(image: &mut impl Image, block_size: u32) -> io::Result<Reading> {
     } else if record.protection() == Protection::Protective {
         described = gpt_size(image, block_size)?;
     }
-    Ok(Reading { table, warnings, described })
+    Ok(Reading { table, warnings, described, is_volume })
 }
 
 fn read_gpt(

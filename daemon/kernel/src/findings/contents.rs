@@ -34,8 +34,9 @@ fn described(image: &mut impl Image, start: &[u8], reading: &Reading) -> Option<
     let table = reading.described.map(|size| (Describer::PartitionTable, size));
     let descriptor = part(image, ISO_DESCRIPTOR, DESCRIPTOR);
     // Hybrid images have both, but a superblock behind a partition table is left from an earlier use.
-    let file_system =
-        if reading.table.is_some() || table.is_some() { None } else { file_system::of_start(start) };
+    // A boot loader in front of a file system reads as a table without partitions.
+    let has_partitions = reading.table.as_ref().is_some_and(|table| !table.partitions.is_empty());
+    let file_system = if has_partitions || table.is_some() { None } else { file_system::of_start(start) };
     let all = [table, file_system, file_system::of_descriptor(&descriptor)];
     all.into_iter().flatten().max_by_key(|(_, size)| *size)
 }
@@ -135,6 +136,17 @@ mod tests {
         assert_eq!(of(&ISO, Some(3 << 20)), Some((Describer::Iso9660, 4 << 20)));
         assert_eq!(of(&EXT, Some(3 << 20)), Some((Describer::PartitionTable, 3 << 20)), "an old superblock");
         assert_eq!(of(&[], None), None);
+    }
+
+    #[test]
+    fn a_boot_loader_does_not_hide_the_file_system_behind_it() {
+        let mut image = Memory::new(image(1 << 17, &[&EXT[..], &[(510, b"\x55\xaa")]].concat()));
+        let mut reading = loopd_partition_table::read(&mut image, 512).unwrap();
+        assert!(reading.table.is_some());
+        assert_eq!(find(&mut image, &reading, NODES).described, Some((Describer::Ext, 8 << 20)));
+        image.bytes[446..462].copy_from_slice(&[0, 0, 0, 0, 0x83, 0, 0, 0, 8, 0, 0, 0, 8, 0, 0, 0]);
+        reading = loopd_partition_table::read(&mut image, 512).unwrap();
+        assert_eq!(find(&mut image, &reading, NODES).described, Some((Describer::PartitionTable, 16 * 512)));
     }
 
     #[test]

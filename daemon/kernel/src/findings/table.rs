@@ -125,7 +125,7 @@ mod tests {
     fn reading(warnings: &[format::Warning], partitions: &[Partition], from_backup: bool) -> Reading {
         let kind = TableKind::Gpt;
         let table = Table { kind, uuid: String::new(), from_backup, partitions: partitions.to_vec() };
-        Reading { table: Some(table), warnings: warnings.to_vec(), described: None }
+        Reading { table: Some(table), warnings: warnings.to_vec(), ..Reading::default() }
     }
 
     fn nodes(numbers: &[u32]) -> Vec<PartitionNode> {

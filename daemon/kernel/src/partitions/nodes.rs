@@ -6,7 +6,7 @@ use loopd_engine::Error;
 use loopd_engine::kernel::{PartitionNode, node};
 use loopd_partition_table::{Partition, Table};
 use nix::errno::Errno;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::rescan::reading;
 use crate::ioctl;
@@ -78,6 +78,20 @@ fn delete_stale(number: u32, disk: &File, table: Option<&Table>, nodes: &[Partit
                 "a stale partition cannot be deleted: {}",
                 errno.desc()
             ),
+        }
+    }
+}
+
+/// Deletes the nodes of a volume. Without the privilege for that they stay, as those do that are in use.
+pub fn delete_of_volume(number: u32, disk: &File, nodes: &[PartitionNode]) {
+    for found in nodes {
+        if let Err(errno) = ioctl::delete_partition(disk, found.number) {
+            debug!(
+                device = node(number),
+                partition = found.number,
+                "this node of the whole volume is not deleted: {}",
+                errno.desc()
+            );
         }
     }
 }

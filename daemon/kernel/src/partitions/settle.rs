@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 
 use loopd_engine::Error;
 use loopd_engine::kernel::{Device, DiskSequence, PartitionNode, Partitioning, ScanReason, node};
-use loopd_partition_table::Table;
+use loopd_partition_table::{Reading, Table};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
@@ -48,7 +48,7 @@ pub fn settle(
         nodes::delete_stale_or_none(number, &disk, table, &nodes)?;
     }
     let unmade = is_ours && !nodes::update(number, &disk, table, &nodes);
-    let nodes = loop_device::partitions(number);
+    let nodes = nodes_of(number, &reading, (reason != ScanReason::Foreign).then_some(&disk));
     let outdated = kernel_is_known_to_scan(shared) && is_outdated(table, &nodes);
     // What a scan of another program's device or udev's rereading leaves out may still follow.
     let incomplete = unmade || udev_rereads || !(is_ours || kernel_is_known_to_scan(shared));
@@ -56,6 +56,19 @@ pub fn settle(
     let findings = findings::find(&mut bytes, &reading, Nodes { nodes: &nodes, wanted, incomplete });
     let partitions = partition_table::describe(nodes, table);
     Ok(Partitioning { partitions, missing: false, unmade, outdated, udev_rereads, findings })
+}
+
+/// The nodes of the device that are partitions. Those that the kernel makes of entries in the boot sector of a volume are
+/// left out, and deleted from a device of loopd's own, which is given then.
+fn nodes_of(number: u32, reading: &Reading, own: Option<&File>) -> Vec<PartitionNode> {
+    let nodes = loop_device::partitions(number);
+    if !reading.is_volume {
+        return nodes;
+    }
+    if let Some(disk) = own {
+        nodes::delete_of_volume(number, disk, &nodes);
+    }
+    Vec::new()
 }
 
 /// The bytes of a device, and its block size.
@@ -84,12 +97,19 @@ pub fn of_new_attach(shared: &Shared, file: &OwnedFd, device: &Device, scanned: 
     let mut bytes = Bytes::new(file, device.offset, device.size);
     let reading = partition_table::read(device.number, device.block_size, &mut bytes);
     let table = reading.table.as_ref();
-    let nodes = if scanned { loop_device::partitions(device.number) } else { Vec::new() };
+    let nodes = if scanned { nodes_of_new(device, &reading) } else { Vec::new() };
     let missing = scanned && concerns_us(shared, table, &nodes, !nodes.is_empty());
     let seen = Nodes { nodes: &nodes, wanted: scanned, incomplete: missing };
     let findings = findings::find(&mut bytes, &reading, seen);
     let partitions = partition_table::describe(nodes, table);
     Partitioning { partitions, missing, findings, ..Partitioning::default() }
+}
+
+/// As [`nodes_of`], of a device that was attached just now.
+fn nodes_of_new(device: &Device, reading: &Reading) -> Vec<PartitionNode> {
+    let open = || device::open_attached(device.number, device.disk_sequence).ok().flatten().map(File::from);
+    let disk = if reading.is_volume { open() } else { None };
+    nodes_of(device.number, reading, disk.as_ref())
 }
 
 /// Whether there may be a difference between table and nodes that the kernel leaves to loopd.

@@ -69,4 +69,5 @@ fn extended_and_logical_partitions_count() {
 fn images_without_a_table_describe_nothing() {
     assert_eq!(described(&[0; 8192], 512), None);
     assert_eq!(described(&[0; 100], 512), None);
+    assert_eq!(described(&dos(100, &[]), 512), None, "no entry in use");
 }

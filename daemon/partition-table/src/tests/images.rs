@@ -74,6 +74,20 @@ pub fn dos(sectors: usize, entries: &[DosEntry]) -> Vec<u8> {
     image
 }
 
+/// The boot sector of a FAT16 volume of this many sectors, as `mkfs.fat` writes it, without entries.
+pub fn fat_boot_sector(sectors: u16) -> [u8; 512] {
+    let mut sector = [0; 512];
+    sector[..11].copy_from_slice(b"\xeb\x3c\x90mkfs.fat");
+    // Sector and cluster size, reserved sectors, tables, entries of the root directory.
+    sector[11..19].copy_from_slice(&[0, 2, 4, 1, 0, 2, 0, 2]);
+    sector[19..21].copy_from_slice(&sectors.to_le_bytes());
+    // Medium, sectors of a table.
+    sector[21..24].copy_from_slice(&[0xf8, 4, 0]);
+    sector[54..62].copy_from_slice(b"FAT16   ");
+    sector[510..].copy_from_slice(&[0x55, 0xaa]);
+    sector
+}
+
 /// An image with one extended partition, from sector 100 to the end, and a chain: for each link its
 /// sector, and its own entries, relative as on disk.
 pub fn chain(sectors: usize, links: &[(usize, &[DosEntry])]) -> Vec<u8> {

@@ -157,7 +157,7 @@ fn node(text: &str) -> Node {
 fn expected_nodes(reading: &Reading) -> Option<Vec<Node>> {
     let incomparable =
         |warning: &Warning| matches!(warning, Warning::ChainLoop | Warning::NestedTable { .. });
-    if reading.warnings.iter().any(incomparable) {
+    if reading.is_volume || reading.warnings.iter().any(incomparable) {
         return None;
     }
     let from_backup = reading.table.as_ref().is_some_and(|table| table.from_backup);

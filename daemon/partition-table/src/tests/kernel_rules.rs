@@ -1,6 +1,6 @@
 //! What the kernel does with sound and with odd tables, one rule a test.
 
-use super::images::{DosEntry, Gpt, Memory, chain, dos, put_record, put_u32, put_u64};
+use super::images::{DosEntry, Gpt, Memory, chain, dos, fat_boot_sector, put_record, put_u32, put_u64};
 use crate::{Reading, Refusal, TableKind, Warning, read, sector_size};
 
 fn reading(image: Vec<u8>, block_size: u32) -> Reading {
@@ -220,6 +220,13 @@ fn dos_sectors_are_as_large_as_blocks() {
 }
 
 #[test]
+fn an_extended_partition_does_not_hold_the_primaries_again() {
+    let found = reading(dos(1000, &[(0, 0x83, 10, 20), (0, 5, 0, 1000)]), 512);
+    assert_eq!(extents(&found), [(1, 10, 29), (2, 0, 1)]);
+    assert_eq!(found.warnings, [Warning::ChainLoop]);
+}
+
+#[test]
 fn the_third_entry_of_a_link_counts_where_it_fits() {
     let entries: &[DosEntry] = &[(0, 0x83, 1, 9), (0, 0, 0, 0), (0, 0x83, 20, 9), (0, 0x83, 20, 5000)];
     assert_eq!(
@@ -261,26 +268,75 @@ fn odd_flags_mean_no_table() {
     assert_eq!(reading(unsigned, 512).table, None);
 }
 
+/// Images of 4096 sectors that start with the boot sector of a volume.
+fn volumes() -> [Vec<u8>; 4] {
+    let named = |name: &[u8]| {
+        let mut image = dos(4096, &[]);
+        image[3..11].copy_from_slice(name);
+        image
+    };
+    let mut fat = vec![0; 4096 * 512];
+    fat[..512].copy_from_slice(&fat_boot_sector(4096));
+    [fat, named(b"NTFS    "), named(b"EXFAT   "), named(b"-FVE-FS-")]
+}
+
 #[test]
-fn boot_sectors_of_file_systems_are_no_tables() {
-    let fat: &[(usize, &[u8])] = &[(14, &[1, 0, 2]), (21, &[0xf8])];
-    for fields in [fat, &[(3, b"NTFS    ")], &[(3, b"EXFAT   ")]] {
-        let mut image = vec![0; 4096 * 512];
-        put_record(&mut image, &[]);
-        for (offset, bytes) in fields {
-            image[*offset..offset + bytes.len()].copy_from_slice(bytes);
+fn boot_sectors_of_volumes_are_no_tables() {
+    let volume = Reading { is_volume: true, ..Reading::default() };
+    let unlikely: &[&[DosEntry]] = &[
+        // What mkfs.fat writes with --mbr.
+        &[(0x80, 4, 0, 4096)],
+        &[(0x80, 4, 0, 40), (0, 0x83, 100, 50)],
+        &[(0, 0, 63, 100)],
+        &[(0, 0x83, 63, 5000)],
+        &[(0, 0x83, 5000, 20)],
+        &[(0, 0x83, 63, 100), (0, 0x83, 162, 10)],
+        &[(1, 0x83, 63, 100)],
+    ];
+    for mut image in volumes() {
+        assert_eq!(reading(image.clone(), 512), volume);
+        for code in [0x80, 0x74, 0xff] {
+            image[446..510].fill(code);
+            assert_eq!(reading(image.clone(), 512), volume);
         }
-        assert_eq!(reading(image.clone(), 512), Reading::default());
-        // Boot code in place of the entries.
-        image[446..510].fill(0x80);
-        assert_eq!(reading(image.clone(), 512), Reading::default());
-        image[446..510].fill(0x74);
-        assert_eq!(reading(image.clone(), 512), Reading::default());
-        // The kernel makes nodes of entries that make sense.
-        image[446..510].fill(0);
-        put_record(&mut image, &[(0x80, 0x0c, 0, 4096)]);
-        assert_eq!(extents(&reading(image, 512)), [(1, 0, 4095)]);
+        for entries in unlikely {
+            image[446..510].fill(0);
+            put_record(&mut image, entries);
+            assert_eq!(reading(image.clone(), 512), volume, "{entries:?}");
+        }
+        image[510] = 0;
+        assert_eq!(reading(image, 512), Reading::default());
     }
+}
+
+#[test]
+fn a_plausible_table_in_the_boot_sector_of_a_volume_is_read() {
+    for mut image in volumes() {
+        put_record(&mut image, &[(0, 0x83, 63, 100), (0, 0x83, 163, 10), (0, 5, 1000, 3096)]);
+        let found = reading(image, 512);
+        assert_eq!(extents(&found), [(1, 63, 162), (2, 163, 172), (3, 1000, 1001)]);
+        assert!(!found.is_volume);
+    }
+}
+
+#[test]
+fn a_gpt_counts_more_than_the_boot_sector_of_a_volume() {
+    let mut gpt = Gpt::new(512, 4096, &[(1, 40, 99)]);
+    gpt.image[..440].copy_from_slice(&fat_boot_sector(4096)[..440]);
+    let found = reading(gpt.image, 512);
+    assert_eq!((extents(&found), found.is_volume), (vec![(1, 40, 99)], false));
+}
+
+#[test]
+fn a_disk_of_aix_has_no_dos_table() {
+    let mut image = dos(1000, &[(0, 0x41, 10, 20)]);
+    image[..4].copy_from_slice(b"\xc9\xc2\xd4\xc1");
+    assert!(reading(image.clone(), 512).table.is_some());
+    image[7 * 512..7 * 512 + 4].copy_from_slice(b"_LVM");
+    assert_eq!(reading(image.clone(), 512), Reading::default());
+    // Linux was installed later.
+    image[446 + 4] = 0x83;
+    assert!(reading(image, 512).table.is_some());
 }
 
 #[test]

@@ -45,6 +45,26 @@ test_a_hybrid_iso_image() {
     loopctl detach /home/alice/hybrid.iso
 }
 
+# The kernel makes a node of the entry, which starts at sector 0 and covers the disk.
+test_a_fat_superfloppy_with_a_table_is_one_volume() {
+    local options output device
+    image /home/alice/floppy.img 16M
+    mkfs.vfat --mbr=y -n FLOPPY /home/alice/floppy.img >/dev/null
+    chown alice: /home/alice/floppy.img
+    for options in --read-only ""; do
+        # shellcheck disable=SC2086
+        output=$(active alice loopctl attach $options --json floppy.img)
+        device=$(jq -r .device <<<"$output")
+        equal "partitions" "$(jq -c .partitions <<<"$output")" '[]'
+        equal "file system" "$(jq -r '.filesystem | "\(.type) \(.label)"' <<<"$output")" "vfat FLOPPY"
+        udevadm settle
+        active alice loopctl rescan "$device"
+        equal "partitions" "$(loopctl info --json "$device" | jq -c .partitions)" '[]'
+        loopctl detach "$device"
+        [[ ! -e ${device}p1 ]] || fail "${device}p1 is still there"
+    done
+}
+
 # complete [OPTION]: the labels known when the attach returns, twelve times.
 complete() {
     active alice bash -eu -o pipefail -s -- "$@" <<'END'
