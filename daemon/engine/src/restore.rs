@@ -221,7 +221,13 @@ impl<K: Kernel> Engine<K> {
             && saved.phase != Phase::Detaching
             && device.autoclear
             && self.kernel.has_stored_hold(device.disk_sequence);
-        let device = if left_half_way { self.make_persistent_again(device).await } else { device };
+        // A lazy detach was to be taken back when the last daemon died.
+        let is_taken_back = saved.phase == Phase::Detaching && !device.autoclear;
+        let device = match (left_half_way, is_taken_back) {
+            (true, _) => self.set_autoclear(device, false).await,
+            (_, true) => self.set_autoclear(device, true).await,
+            _ => device,
+        };
         let is_held = ends_by_itself || (left_half_way && device.autoclear);
         // A persistent device that is autoclear is being detached, by a client or another program.
         let is_detaching = saved.phase == Phase::Detaching || (device.autoclear && !is_held);
@@ -256,9 +262,9 @@ impl<K: Kernel> Engine<K> {
         });
     }
 
-    /// Makes a persistent device stay without a hold. The last daemon could not do so, or died before.
-    async fn make_persistent_again(&self, device: Device) -> Device {
-        let change = Change::Autoclear(false);
+    /// Makes a device end at its last close, or not. The last daemon could not do so, or died before.
+    async fn set_autoclear(&self, device: Device, autoclear: bool) -> Device {
+        let change = Change::Autoclear(autoclear);
         let changed = self.kernel.change(device.number, device.disk_sequence, change).await;
         changed.ok().flatten().unwrap_or(device)
     }

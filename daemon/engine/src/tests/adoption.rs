@@ -319,3 +319,30 @@ fn a_lazy_detach_continues_after_a_restart() {
         assert_eq!((found.state, found.ownership), (State::Detaching, detaching.ownership));
     });
 }
+
+/// The last daemon has died as it took the detach back: the kernel does not end the device any more, and nobody was
+/// told.
+#[test]
+fn a_detach_that_was_half_taken_back_continues_after_a_restart() {
+    for lifetime in [Lifetime::Mount, Lifetime::Persistent] {
+        let machine = Machine::with_stored_holds();
+        let detaching = machine.daemon(async |harness| {
+            harness.start_udev(0);
+            let attached = harness.attach(&machine.client, lifetime).await.unwrap();
+            machine.simulated.open_elsewhere(attached.device.number);
+            harness.engine.detach(attached.id, true).await.unwrap();
+            harness.settle().await;
+            attached
+        });
+        let number = detaching.device.number;
+        machine.simulated.set_autoclear(number, false);
+        machine.daemon(async |harness| {
+            harness.start_udev(0);
+            harness.engine.restore(connected([])).await;
+            assert_eq!(harness.engine.find(detaching.id).unwrap().state, State::Detaching);
+            machine.simulated.close_elsewhere(number);
+            harness.settle().await;
+            harness.assert_empty().await;
+        });
+    }
+}

@@ -51,6 +51,8 @@ pub enum Action {
     SetBlockSize,
     /// `RescanPartitions`.
     Rescan,
+    /// `List` of all devices.
+    ListAll,
     /// The client's connection ends.
     Vanish,
     /// SIGTERM, and the time for calls under way is over.
@@ -82,7 +84,7 @@ pub enum Action {
 }
 
 /// What every pair is made of.
-pub const ALL: [Action; 29] = [
+pub const ALL: [Action; 30] = [
     Action::Attach(Lifetime::Client, Overlap::Allow),
     Action::Attach(Lifetime::Mount, Overlap::Reuse),
     Action::Attach(Lifetime::Persistent, Overlap::Allow),
@@ -101,6 +103,7 @@ pub const ALL: [Action; 29] = [
     Action::DirectIo,
     Action::SetBlockSize,
     Action::Rescan,
+    Action::ListAll,
     Action::Vanish,
     Action::GiveUp,
     Action::Die,
@@ -136,6 +139,7 @@ impl Action {
                 | NoDirectIo
                 | SetBlockSize
                 | Rescan
+                | ListAll
         )
     }
 
@@ -222,6 +226,10 @@ async fn call(harness: &Harness, action: Action, client: &Client, target: Target
         }
         Action::Replace => {
             engine.replace_backing_file(known(engine, target)?.id, ANOTHER.into(), client.uid).await
+        }
+        Action::ListAll => {
+            engine.catch_up().await;
+            Ok(())
         }
         Action::Rescan => engine.rescan(known(engine, target)?.id).await,
         Action::SetCapacity => engine.change(known(engine, target)?.id, Change::Capacity).await,

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
-use loopd_common::{ErrorKind, Lifetime};
+use loopd_common::{ErrorKind, Lifetime, Overlap};
 
 use super::action::{ALL, Action, Answer, Reply, Target, perform};
 use super::guarantees::{self, check_answer};
@@ -381,15 +381,25 @@ fn has_halves(scene: &Scene, outcome: &Outcome) -> bool {
         && any(&|_, action| matches!(action, ForeignMount | Open));
     // Its lifetime was not published yet, and without its hold it may end with the daemon.
     let dies_during_lifetime = outcome.died
-        && any(&|index, action| matches!(action, SetLifetime(_)) && outcome.answers[index].is_none());
+        && any(&|index, action| {
+            matches!(action, SetLifetime(_) | Attach(_, Overlap::Reuse)) && outcome.answers[index].is_none()
+        });
     // A detach that waits for passing users has the device, and a lazy one does not wait for it.
     let detaches_twice = any(&|_, action| action == Detach)
         && any(&|index, action| action == DetachLazily && has_failed(index, ErrorKind::Busy));
+    // The kernel has one flag for both: a detach that fails as busy takes back that of another program.
+    let takes_back_both = any(&|index, action| action == Detach && has_failed(index, ErrorKind::Busy))
+        && any(&|_, action| action == ForeignDetach);
     // Without a stored hold, a mount that a dead daemon has begun keeps the device until the next one undoes it.
     let dies_during_mount = outcome.died
         && !scene.stores_holds
         && any(&|index, action| action == Mount && outcome.answers[index].is_none());
-    ends_by_itself || ends_in_time || dies_during_lifetime || detaches_twice || dies_during_mount
+    ends_by_itself
+        || ends_in_time
+        || dies_during_lifetime
+        || detaches_twice
+        || takes_back_both
+        || dies_during_mount
 }
 
 /// The orders that may explain what came of the actions, each with the indices of those whose answers are

@@ -37,7 +37,7 @@ const MOST_DEVICES: u32 = 200;
 const MOST_CLIENTS: usize = 5;
 
 /// Each with how often it comes.
-const WEIGHTS: [(u32, Action); 39] = [
+const WEIGHTS: [(u32, Action); 40] = [
     (6, Action::Attach(Lifetime::Client, Overlap::Allow)),
     (3, Action::Attach(Lifetime::Mount, Overlap::Allow)),
     (6, Action::Attach(Lifetime::Persistent, Overlap::Allow)),
@@ -63,6 +63,7 @@ const WEIGHTS: [(u32, Action); 39] = [
     (1, Action::NoDirectIo),
     (1, Action::SetBlockSize),
     (2, Action::Rescan),
+    (4, Action::ListAll),
     (8, Action::Vanish),
     (1, Action::DelayEvents),
     (2, Action::LoseEvents),
