@@ -3,7 +3,7 @@
 use anyhow::ensure;
 use loopd_tests::Outcome;
 use loopd_tests::fixture::Fixture;
-use loopd_tests::image::MIB;
+use loopd_tests::image::{Image, MIB, Mounted};
 use loopd_tests::process::needs;
 use loopd_tests::table::{Gpt, Mbr};
 
@@ -13,7 +13,8 @@ rows! {
     "sector sizes":
         "a GPT of 4096-byte sectors" => large_sectors,
         "the same, with 512-byte blocks" => large_sectors_on_small_blocks,
-        "an MBR that counts 4096-byte sectors" => dos_with_large_sectors;
+        "an MBR that counts 4096-byte sectors" => dos_with_large_sectors,
+        "direct I/O on a disk of 4096-byte sectors" => direct_io_on_large_sectors;
     "truncated downloads":
         "a GPT image cut short" => cut_gpt,
         "a DOS image cut short" => cut_dos,
@@ -89,6 +90,27 @@ async fn dos_with_large_sectors(fixture: &mut Fixture) -> Outcome {
 }
 
 const UUID: &str = "11111111-2222-3333-4444-0000000000f1";
+
+async fn direct_io_on_large_sectors(fixture: &mut Fixture) -> Outcome {
+    let lower = file(fixture, "lower", 32 * MIB, &[])?;
+    let device = loopctl(fixture, &["attach", "-b", "4096", lower.name()]).await?.device()?;
+    other("mkfs.ext4", &["-q", &device.node()]).await?;
+    let mounted = Mounted::new(device, &fixture.directory, "mounted").await?;
+    let image = Image::sparse(&mounted.directory, "image", MIB)?;
+    attached(fixture, &["--direct-io", image.name()], async |device, printed| {
+        printed.is_silent()?;
+        ensure!(device.flag("loop/dio")?, "no direct I/O");
+        ensure!(device.number::<u32>("queue/logical_block_size")? == 4096, "another block size");
+        Ok(())
+    })
+    .await?;
+    loopctl(fixture, &["attach", "--direct-io", "-b", "512", image.name()])
+        .await?
+        .fails_with("block size of 4096")?;
+    drop(image);
+    mounted.unmount().await?;
+    loopctl(fixture, &["detach", &device.node()]).await?.is_silent()
+}
 
 async fn cut_gpt(fixture: &mut Fixture) -> Outcome {
     let image = file(fixture, "image", 8 * MIB, &[])?;

@@ -12,7 +12,7 @@ use loopd_dbus::{
     AttachOptions, AttachmentProperties, DetachOptions, ErrorKind, Lifetime, ListOptions, VolumeProperties,
 };
 use loopd_tests::fixture::{Attached, Fixture, expect_kind, refusal};
-use loopd_tests::image::{Image, MIB};
+use loopd_tests::image::{Image, MIB, Mounted};
 use loopd_tests::polkit::Setup;
 use loopd_tests::process::{eventually, run};
 use loopd_tests::sysfs::LoopDevice;
@@ -36,6 +36,7 @@ loopd_tests::tests! {
         requested_number_is_used,
         missing_number_is_created,
         direct_io_is_applied_or_refused,
+        direct_io_follows_the_sectors_of_the_disk,
         partition_scan_is_applied,
         client_lifetime_is_autoclear,
         persistent_lifetime_is_not_autoclear,
@@ -305,6 +306,32 @@ async fn direct_io_is_applied_or_refused(fixture: &mut Fixture) -> Outcome {
     assert!(!attached.device.flag("loop/dio")?);
     assert!(!fixture.properties(&attached.path).await?.direct_io);
     fixture.detach(&attached).await
+}
+
+/// Sectors of 4096 bytes below the file system.
+async fn direct_io_follows_the_sectors_of_the_disk(fixture: &mut Fixture) -> Outcome {
+    let lower = Image::sparse(&fixture.directory, "lower", 32 * MIB)?;
+    let below = fixture.attach(&lower.open()?, &AttachOptions { block_size: 4096, ..plain() }).await?;
+    run("mkfs.ext4", ["-q", &below.device.node()]).await?;
+    let mounted = Mounted::new(below.device, &fixture.directory, "mounted").await?;
+    let image = Image::sparse(&mounted.directory, "image", MIB)?;
+    let options = AttachOptions { direct_io: true, ..plain() };
+    let attached = fixture.attach(&image.open()?, &options).await?;
+    let found = fixture.properties(&attached.path).await?;
+    assert!(found.direct_io);
+    assert_eq!(found.block_size, 4096);
+    fixture.detach(&attached).await?;
+    for (options, text) in [
+        (AttachOptions { block_size: 512, ..options.clone() }, "use a block size of 4096"),
+        (AttachOptions { offset: 512, ..options.clone() }, "the offset 512 is no multiple of that"),
+    ] {
+        let error = fixture.attach_fails(&image.open()?, &options).await?;
+        expect_kind(&error, ErrorKind::NotSupported)?;
+        assert!(error.message.contains("sectors of 4096 bytes") && error.message.contains(text), "{error}");
+    }
+    drop(image);
+    mounted.unmount().await?;
+    fixture.detach(&below).await
 }
 
 async fn partition_scan_is_applied(fixture: &mut Fixture) -> Outcome {

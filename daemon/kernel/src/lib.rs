@@ -8,6 +8,7 @@ mod descriptor_store;
 mod detach;
 mod device;
 mod difference;
+mod direct_io;
 mod error;
 mod findings;
 mod hold;

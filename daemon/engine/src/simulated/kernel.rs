@@ -131,6 +131,7 @@ impl Kernel for Simulated {
                 }
                 let read_only = request.read_only || !file.facts.writable;
                 let sequence = machine.bind(number, file, held);
+                machine.attached_here.insert(sequence);
                 if request.untrusted {
                     machine.untrusted.insert(sequence);
                 }

@@ -78,6 +78,8 @@ pub(super) struct Machine {
     pub(super) removed_nodes: Vec<u32>,
     /// The user that another daemon has set a number up for.
     pub(super) set_up_for: BTreeMap<u32, u32>,
+    /// The attaches of the daemon that runs.
+    pub(super) attached_here: BTreeSet<DiskSequence>,
     pub(super) untrusted: BTreeSet<DiskSequence>,
     /// Devices whose backing files do not answer.
     pub(super) hung: BTreeSet<u32>,
@@ -330,6 +332,12 @@ impl Simulated {
         machine.table_watcher = None;
         machine.claimed.clear();
         machine.exclusive.clear();
+        machine.attached_here.clear();
+    }
+
+    /// Whether the daemon that runs has made this attach.
+    pub fn is_attached_here(&self, sequence: DiskSequence) -> bool {
+        self.lock().attached_here.contains(&sequence)
     }
 
     /// Copies of holds that the service manager has of a device.

@@ -72,12 +72,15 @@ impl Client {
 type Shown = Arc<Mutex<BTreeMap<DiskSequence, Snapshot>>>;
 
 /// Follows the engine's events as the bus room does, and checks that they make sense.
-async fn follow(mut events: EventStream, shown: Shown, count: Arc<AtomicUsize>) {
+async fn follow(machine: Simulated, mut events: EventStream, shown: Shown, count: Arc<AtomicUsize>) {
     while let Some(event) = events.next().await {
         let mut shown = shown.lock().unwrap();
         count.fetch_add(usize::from(!matches!(event, Event::Checkpoint(_))), Ordering::Relaxed);
         match event {
             Event::Added(snapshot) => {
+                let is_foreign = snapshot.ownership.is_none();
+                let is_ours = machine.is_attached_here(snapshot.device.disk_sequence);
+                assert!(!(is_foreign && is_ours), "a device of loopd's own is foreign");
                 assert!(shown.insert(snapshot.id, *snapshot).is_none(), "added twice");
             }
             Event::Changed(changes) => {
@@ -145,7 +148,7 @@ impl Harness {
         let (engine, events) = Engine::new(machine.clone(), settings, Box::new(files), mounter);
         let (shown, mut tasks) = (Shown::default(), tokio::task::JoinSet::new());
         let count = Arc::<AtomicUsize>::default();
-        tasks.spawn(follow(events, Arc::clone(&shown), Arc::clone(&count)));
+        tasks.spawn(follow(machine.clone(), events, Arc::clone(&shown), Arc::clone(&count)));
         Self { tasks: Mutex::new(tasks), machine, engine, mounts, shown, events: count, late: Arc::default() }
     }
 

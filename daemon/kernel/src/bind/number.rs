@@ -19,7 +19,7 @@ use crate::hold::Hold;
 use crate::numbers::Claim;
 use crate::shared::Shared;
 use crate::untrusted::{Expected, unmarked};
-use crate::{detach, device, partition_table};
+use crate::{detach, device, direct_io, partition_table};
 
 /// How many numbers are tried that another process takes first.
 const ATTEMPTS: usize = 64;
@@ -93,13 +93,15 @@ pub fn bind<'a>(shared: &'a Shared, file: &OwnedFd, request: &AttachRequest) -> 
     bound
 }
 
-/// 512, or the sector size that the image's partition table was written for.
+/// 512, or the sector size that the image's partition table was written for, or what direct I/O needs if that is more.
 fn choose_block_size(file: &OwnedFd, examined: &Examined, request: &AttachRequest) -> u32 {
     let shown = examined.size.map(|size| match request.size_limit {
         0 => size - request.offset,
         limit => limit.min(size - request.offset),
     });
-    shown.and_then(|size| partition_table::sector_size(file, request.offset, size)).unwrap_or(SECTOR)
+    let of_table = shown.and_then(|size| partition_table::sector_size(file, request.offset, size));
+    let of_disk = if request.direct_io { direct_io::alignment(file) } else { None };
+    of_table.unwrap_or(SECTOR).max(of_disk.unwrap_or(SECTOR))
 }
 
 /// Attaches the file to the claimed number.

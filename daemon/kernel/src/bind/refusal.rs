@@ -11,7 +11,7 @@ use super::wanted::Wanted;
 use crate::error::failed;
 use crate::shared::Shared;
 use crate::sysfs::loop_device;
-use crate::{device, ioctl, numbers};
+use crate::{device, direct_io, ioctl, numbers};
 
 /// Every kernel accepts block sizes up to the smallest page size.
 const SMALLEST_PAGE: u32 = 4096;
@@ -47,13 +47,19 @@ pub fn is_node_missing(errno: Errno, number: u32) -> bool {
     errno == Errno::ENOENT && loop_device::exists(number)
 }
 
-fn no_direct_io(name: &str, offset: u64) -> Error {
-    Error::NotSupported {
-        operation: format!("attach {name} with direct I/O"),
-        reason: format!(
-            "its file system, offset {offset} or block size does not allow it; leave direct-io out"
+fn no_direct_io(wanted: Wanted<'_>) -> Error {
+    let (offset, block_size) = (wanted.request.offset, wanted.request.block_size);
+    let reason = match direct_io::alignment(wanted.file) {
+        Some(needed) if needed > block_size => format!(
+            "its disk has sectors of {needed} bytes, and blocks of {block_size} are smaller; use a block size of {needed}, or \
+             leave direct-io out"
         ),
-    }
+        Some(needed) if !offset.is_multiple_of(u64::from(needed)) => format!(
+            "its disk has sectors of {needed} bytes, and the offset {offset} is no multiple of that; leave direct-io out"
+        ),
+        _ => format!("its file system, offset {offset} or block size does not allow it; leave direct-io out"),
+    };
+    Error::NotSupported { operation: format!("attach {} with direct I/O", wanted.name()), reason }
 }
 
 fn built_on_itself(name: &str, number: u32) -> Error {
@@ -79,7 +85,7 @@ pub fn refusal(shared: &Shared, number: u32, wanted: Wanted<'_>, errno: Errno) -
             heal(number, wanted.file);
             block_size_refused(&name, block_size, shared.refuse_block(block_size))
         }
-        Errno::EOPNOTSUPP => no_direct_io(&name, wanted.request.offset),
+        Errno::EOPNOTSUPP => no_direct_io(wanted),
         Errno::EBADF | Errno::ELOOP => built_on_itself(&name, number),
         Errno::EPERM | Errno::ETXTBSY | Errno::EROFS | Errno::EACCES => file_refused(&name, errno),
         errno => failed(format!("attach {name}"), "LOOP_CONFIGURE", errno),
