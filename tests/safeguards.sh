@@ -47,7 +47,7 @@ fi
 missed=0
 for name in "${names[@]}"; do
     patch -p1 --silent --forward <"$patches/$name.patch"
-    binary=$(cargo test -q -p loopd-engine --lib --no-run --message-format=json 2>/dev/null |
+    binary=$(cargo test -q --release -p loopd-engine --lib --no-run --message-format=json 2>/dev/null |
         grep -oP '"executable":"\K[^"]+' | tail -n 1)
     start=$SECONDS
     test=$(found "$binary") || test=

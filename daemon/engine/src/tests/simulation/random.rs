@@ -63,7 +63,7 @@ const WEIGHTS: [(u32, Action); 40] = [
     (1, Action::NoDirectIo),
     (1, Action::SetBlockSize),
     (2, Action::Rescan),
-    (4, Action::ListAll),
+    (1, Action::ListAll),
     (8, Action::Vanish),
     (1, Action::DelayEvents),
     (2, Action::LoseEvents),
