@@ -55,6 +55,7 @@ mod partition;
 mod replace;
 mod restore;
 mod scan;
+mod users;
 
 // What may be mounted, and how.
 mod ext_journal;

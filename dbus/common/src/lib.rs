@@ -11,6 +11,7 @@ mod error;
 pub mod limits;
 pub mod mountinfo;
 mod pace;
+pub mod swaps;
 pub mod text;
 mod words;
 
