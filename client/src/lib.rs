@@ -12,6 +12,7 @@ mod command;
 mod desktop;
 mod device_node;
 mod image;
+mod in_use;
 pub mod losetup;
 mod message;
 mod report;

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use loopd_common::busy::CLAIMED;
 use loopd_common::text::printable;
 
 /// The kernel's disk sequence number, never used twice until the next boot (Linux 5.15).
@@ -170,7 +171,7 @@ impl fmt::Display for Claim {
         let on = if self.swap_areas.is_empty() { "" } else { " on " };
         write!(
             f,
-            "claimed by swap{on}{}, by a file system that is unmounted lazily or mounted in another mount namespace, or \
+            "{CLAIMED} swap{on}{}, by a file system that is unmounted lazily or mounted in another mount namespace, or \
              by another program",
             self.swap_areas.join(", ")
         )

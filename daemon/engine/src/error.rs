@@ -6,6 +6,7 @@
 use std::io;
 
 use loopd_common::ErrorKind;
+use loopd_common::busy::OPENED;
 use loopd_common::text::printable;
 
 use crate::device::{DiskSequence, Users, node};
@@ -323,7 +324,7 @@ fn in_words(users: &Users) -> String {
             all.truncate(MOST_USERS);
             format!("{}, and {more} more", all.join(", "))
         }
-        _ if all.is_empty() => "opened by a process".to_owned(),
+        _ if all.is_empty() => OPENED.to_owned(),
         _ => all.join(", "),
     }
 }

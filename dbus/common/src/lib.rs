@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod acl;
+pub mod busy;
 mod caller_file;
 mod error;
 pub mod limits;
