@@ -77,8 +77,9 @@ pub enum Verb {
     Attach(Attach),
     /// Detach loop devices.
     ///
-    /// Without --lazy a device that is in use stays attached, and the error names its users. When the
-    /// command succeeds, the device is free. Partitions are removed with their device.
+    /// Without --lazy a device that is in use stays attached, and the error names its users. Processes
+    /// that have it open, mounts in other mount namespaces and swap are listed as far as you may see
+    /// them. When the command succeeds, the device is free. Partitions are removed with their device.
     #[command(override_usage = "loopctl detach [OPTIONS] <TARGET>...\n       loopctl detach [OPTIONS] --all")]
     Detach(Detach),
     /// List the loop devices and their partitions.

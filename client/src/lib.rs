@@ -12,6 +12,7 @@ mod command;
 mod desktop;
 mod device_node;
 mod image;
+mod in_use;
 mod inspector;
 pub mod losetup;
 mod message;

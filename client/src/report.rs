@@ -7,6 +7,7 @@ use loopd_common::ErrorKind;
 use crate::advice::{self, Operation};
 use crate::bus::agent::Interrupted;
 use crate::bus::error::kind;
+use crate::in_use::explanation;
 use crate::message::{escaped, message};
 use crate::show::stdout::Closed;
 
@@ -18,7 +19,7 @@ pub fn report(error: &anyhow::Error, operation: Operation) -> u8 {
     if let Some(Interrupted(signal)) = error.downcast_ref() {
         return 128 + signal;
     }
-    message(&format!("{error:#}"));
+    explanation(error).iter().for_each(|line| message(line));
     if let Some(hint) = hint(error, operation) {
         message(hint);
     }

@@ -12,7 +12,8 @@ use loopd_dbus::{ErrorKind, UnmountOptions};
 use crate::bus::agent::{Interrupted, with_agent};
 use crate::bus::connection::Bus;
 use crate::bus::error::kind;
-use crate::image::unmount::{self, InUse, explanation};
+use crate::image::unmount;
+use crate::in_use::explanation;
 use crate::message::{escaped, printable};
 
 /// The name under which loopctl is umount's helper.
@@ -145,7 +146,7 @@ fn status(error: &anyhow::Error) -> u8 {
     if error.is::<Unreachable>() {
         return NO_SYSTEM;
     }
-    match kind(error).or(error.downcast_ref::<InUse>().map(|in_use| in_use.error.kind)) {
+    match kind(error) {
         Some(
             ErrorKind::AccessDenied | ErrorKind::InteractiveAuthorizationRequired | ErrorKind::InvalidArgs,
         ) => WRONG,
@@ -202,6 +203,7 @@ mod tests {
     use loopd_dbus::Error;
 
     use super::*;
+    use crate::in_use::InUse;
 
     fn parse(arguments: &[&str]) -> anyhow::Result<Arguments> {
         Arguments::parse(&arguments.iter().map(OsString::from).collect::<Vec<_>>())

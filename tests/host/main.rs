@@ -15,6 +15,7 @@ mod config;
 mod detach;
 mod foreign;
 mod hanging;
+mod holders;
 mod idle;
 mod introspection;
 mod isolation;
@@ -65,6 +66,7 @@ fn main() -> std::process::ExitCode {
         same_bytes::TESTS,
         foreign::TESTS,
         hanging::TESTS,
+        holders::TESTS,
         messages::TESTS,
         present::TESTS,
         replies::TESTS,

@@ -5,6 +5,7 @@ use std::io;
 use loopd_dbus::{Error, ErrorKind};
 use zbus::{DBusError, fdo};
 
+use crate::in_use::InUse;
 use crate::message::reason;
 
 /// Explains a failed call. An error of loopd's keeps its kind and message.
@@ -83,7 +84,8 @@ fn not_running(detail: &str) -> String {
 /// The kind of an error of loopd's; `None` for any other error.
 #[must_use]
 pub fn kind(error: &anyhow::Error) -> Option<ErrorKind> {
-    error.downcast_ref::<Error>().map(|error| error.kind)
+    let in_use = || error.downcast_ref::<InUse>().map(|in_use| in_use.error.kind);
+    error.downcast_ref::<Error>().map(|error| error.kind).or_else(in_use)
 }
 
 /// Whether the device or the file system is in use.

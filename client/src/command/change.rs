@@ -7,6 +7,7 @@ use loopd_dbus::proxy::{Attachment, Interaction};
 use crate::advice::Operation;
 use crate::bus::agent::with_agent;
 use crate::bus::connection::Bus;
+use crate::image::busy_device;
 use crate::image::target::Target;
 use crate::report::report;
 
@@ -19,12 +20,15 @@ pub async fn change_each(
     let bus = Bus::open(interaction).await?;
     let found = Target::resolve(target).find(&bus.manager).await?;
     with_agent(interaction, async {
-        if let [info] = found.as_slice() {
-            return change(&bus.attachment(&info.path).await?).await.map(|()| 0);
-        }
         let mut results = Vec::new();
         for info in &found {
-            results.push(change(&bus.attachment(&info.path).await?).await);
+            results.push(match change(&bus.attachment(&info.path).await?).await {
+                Ok(()) => Ok(()),
+                Err(error) => Err(busy_device::explained(&bus, error, info.attachment.number).await),
+            });
+        }
+        if results.len() == 1 {
+            return results.remove(0).map(|()| 0);
         }
         Ok(report_all(&results))
     })

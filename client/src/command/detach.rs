@@ -12,6 +12,7 @@ use crate::bus::connection::Bus;
 use crate::bus::error::{explain, is_gone};
 use crate::cli::Detach;
 use crate::device_node::device_node;
+use crate::image::busy_device;
 use crate::image::target::Target;
 
 /// Detaches each target; a failure does not stop the others.
@@ -37,8 +38,10 @@ pub async fn run(args: &Detach, interaction: Interaction) -> anyhow::Result<u8> 
 async fn detach_target(bus: &Bus, target: &OsStr, options: DetachOptions) -> Vec<anyhow::Result<()>> {
     let target = Target::resolve(target);
     if let Target::Device(number) = target {
-        let result = bus.manager.detach(&device_node(number), options).await;
-        return vec![result.map_err(explain)];
+        return vec![match bus.manager.detach(&device_node(number), options).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(busy_device::explained(bus, explain(error), number).await),
+        }];
     }
     match target.find(&bus.manager).await {
         Ok(found) => detach_each(bus, &found, options).await,
@@ -63,5 +66,8 @@ async fn detach_each(
 
 /// Detaches by the object, which identifies the attachment: its node may have been reused since.
 async fn detach(bus: &Bus, info: &AttachmentInfo, options: DetachOptions) -> anyhow::Result<()> {
-    bus.attachment(&info.path).await?.detach(options).await.map_err(explain)
+    match bus.attachment(&info.path).await?.detach(options).await {
+        Ok(()) => Ok(()),
+        Err(error) => Err(busy_device::explained(bus, explain(error), info.attachment.number).await),
+    }
 }

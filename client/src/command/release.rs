@@ -6,6 +6,8 @@ use zbus::wire::OwnedObjectPath;
 use crate::advice::Operation;
 use crate::bus::connection::Bus;
 use crate::bus::error::{explain, is_busy, is_gone};
+use crate::device_node::loop_number;
+use crate::image::busy_device;
 use crate::message::message;
 use crate::report::report;
 
@@ -22,7 +24,13 @@ pub async fn release(bus: &Bus, path: &OwnedObjectPath, device: &str) {
 async fn try_release(bus: &Bus, path: &OwnedObjectPath, device: &str) -> anyhow::Result<()> {
     let attachment = bus.attachment(path).await?;
     match attachment.detach(DetachOptions::default()).await.map_err(explain) {
-        Err(error) if is_busy(&error) => report(&error, Operation::Other),
+        Err(error) if is_busy(&error) => {
+            let error = match loop_number(device) {
+                Some(number) => busy_device::explained(bus, error, number).await,
+                None => error,
+            };
+            report(&error, Operation::Other)
+        }
         result => return result,
     };
     message(&format!("{device} will be detached when it is no longer in use"));

@@ -10,8 +10,9 @@ use crate::bus::agent::{Interrupted, with_agent};
 use crate::bus::connection::Bus;
 use crate::cli::Unmount;
 use crate::desktop;
-use crate::image::unmount::{explanation, find, holders_in, unmount};
-use crate::message::{message, printable};
+use crate::image::unmount::{find, unmount};
+use crate::in_use::explanation;
+use crate::message::printable;
 use crate::report::report;
 
 /// Unmounts the target.
@@ -20,7 +21,6 @@ pub async fn run(args: &Unmount, interaction: Interaction) -> anyhow::Result<u8>
     let mut status = 0;
     for error in results.iter().filter_map(|result| result.as_ref().err()) {
         status = status.max(report(error, Operation::Other));
-        holders_in(error).iter().for_each(|holder| message(holder));
         if args.notify && !error.is::<Interrupted>() {
             let name = printable(args.target.as_bytes());
             desktop::notify(&format!("{name} is not unmounted"), &explanation(error).join("\n")).await;

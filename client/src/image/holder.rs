@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::{fmt, fs};
 
 use super::mount_table::MountTable;
+use super::process::Process;
 use crate::message::{escaped, printable};
 
 /// What keeps a file system busy.
@@ -74,29 +75,17 @@ impl fmt::Display for Holder {
 /// sysfs are accessed, since another file system may hang.
 #[must_use]
 pub fn of(point: &Path) -> Vec<Holder> {
-    let others = processes().filter(|pid| *pid != std::process::id());
-    let mut holders: Vec<Holder> = others.filter_map(|pid| process(pid, point)).collect();
+    let others = Process::all().filter(|process| process.pid != std::process::id());
+    let mut holders: Vec<Holder> = others.filter_map(|process| used_by(process, point)).collect();
     let table = MountTable::read().unwrap_or_default();
     holders.extend(table.below(point).map(|path| Holder::Mount(path.to_owned())));
     holders.extend(devices(point));
     holders
 }
 
-fn processes() -> impl Iterator<Item = u32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-}
-
-fn process(pid: u32, point: &Path) -> Option<Holder> {
-    let directory = PathBuf::from(format!("/proc/{pid}"));
-    let (how, path) = first_use(&directory, point)?;
-    let name = fs::read(directory.join("comm")).unwrap_or_default();
-    Some(Holder::Process {
-        pid,
-        name: String::from_utf8_lossy(name.trim_ascii_end()).into_owned(),
-        how,
-        path,
-    })
+fn used_by(process: Process, point: &Path) -> Option<Holder> {
+    let (how, path) = first_use(&process.directory(), point)?;
+    Some(Holder::Process { pid: process.pid, name: process.name(), how, path })
 }
 
 /// The first use of the mount point that a process has.

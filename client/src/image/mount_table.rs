@@ -36,7 +36,7 @@ impl MountTable {
         let mounts = mountinfo::mounts(text).map(|mount| Mount {
             device: mount.device,
             point: mount.point,
-            is_multi_device: MULTI_DEVICE.contains(&mount.file_system),
+            is_multi_device: is_multi_device(mount.file_system),
         });
         Self { mounts: mounts.collect() }
     }
@@ -64,6 +64,12 @@ impl MountTable {
         let top = self.mounts.iter().rfind(|mount| mount.point == point);
         top.is_some_and(|mount| mount.is_multi_device || device_number(device) == Some(mount.device))
     }
+}
+
+/// Whether file systems of this type span several devices. The kernel chooses the sources of their mounts.
+#[must_use]
+pub fn is_multi_device(file_system: &[u8]) -> bool {
+    MULTI_DEVICE.contains(&file_system)
 }
 
 fn device_number(device: u64) -> Option<(u32, u32)> {

@@ -15,21 +15,12 @@ use super::file_state::{DELETED, add_file_states};
 use super::mount_table::{MountTable, resolve};
 use super::target::Target;
 use super::volume::{self, Volume};
-use super::{holder, throwaway};
+use super::{busy_device, holder, throwaway};
 use crate::bus::attachment::{self, AttachmentInfo, FileState, add_partitions, list};
 use crate::bus::connection::Bus;
 use crate::bus::error::{explain, is_gone, is_refused};
+use crate::in_use::InUse;
 use crate::message::{escaped, printable};
-
-/// The error for a file system that is in use.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("{error}")]
-pub struct InUse {
-    /// The error of loopd.
-    pub error: Error,
-    /// Its users, as far as they are visible to this process.
-    pub holders: Vec<String>,
-}
 
 /// An attachment to unmount.
 #[derive(Clone, Debug)]
@@ -114,7 +105,8 @@ async fn wait_for_detach(bus: &Bus, request: &UnmountRequest) -> anyhow::Result<
         Attachment::new(&bus.connection, object, Interaction::Forbidden).await.map_err(explain)?;
     match attachment.detach(DetachOptions::default()).await.map_err(explain) {
         Err(error) if is_gone(&error) || is_refused(&error) => Ok(()),
-        result => result,
+        Err(error) => Err(busy_device::explained(bus, error, rest.info.attachment.number).await),
+        Ok(()) => Ok(()),
     }
 }
 
@@ -225,24 +217,13 @@ fn is_topmost(table: &MountTable, volume: &Volume<'_>, point: &[u8]) -> bool {
     device.is_ok_and(|device| table.shows(Path::new(OsStr::from_bytes(point)), device))
 }
 
-/// The holders that an error lists.
-#[must_use]
-pub fn holders_in(error: &anyhow::Error) -> &[String] {
-    error.downcast_ref::<InUse>().map(|in_use| in_use.holders.as_slice()).unwrap_or_default()
-}
-
-/// The error and its holders, one per line.
-#[must_use]
-pub fn explanation(error: &anyhow::Error) -> Vec<String> {
-    std::iter::once(format!("{error:#}")).chain(holders_in(error).iter().cloned()).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use loopd_dbus::properties::to_bus_path;
 
     use super::*;
     use crate::bus::example::{attachment, partition};
+    use crate::in_use::explanation;
 
     fn request(points: &[&[&str]]) -> UnmountRequest {
         let mut info = attachment();

@@ -39,8 +39,7 @@ impl<K: Kernel> Engine<K> {
                 Ok(())
             }
             Attempt::InUse => {
-                let mut users = self.kernel.users(attachment.device.number).await.unwrap_or_default();
-                users.holders.extend(self.stacked_on(&attachment.device.node()));
+                let users = self.users_of(&attachment).await;
                 Err(in_use("detach", &attachment, users, OR_LAZILY))
             }
         }
@@ -53,13 +52,6 @@ impl<K: Kernel> Engine<K> {
         let alone = locked.unwrap_or_else(|_| Err(in_progress(&attachment)))?;
         self.detach_lazily(&attachment, "detached lazily", alone).await;
         Ok(())
-    }
-
-    /// Loop devices that have this one as their backing file.
-    fn stacked_on(&self, node: &str) -> Vec<String> {
-        let state = self.state();
-        let stacked = state.records.values().filter(|record| record.device.backing_file == node.as_bytes());
-        stacked.map(|record| record.device.node()).collect()
     }
 
     /// Releases the device, and waits a bounded time for passing users. If one stays, the device is held again.

@@ -1,15 +1,17 @@
 //! Loop devices, and the files that are attached to them.
 
+use std::fmt;
 use std::path::PathBuf;
 
+use loopd_common::busy::CLAIMED;
 use loopd_common::text::printable;
 
 /// The kernel's disk sequence number, never used twice until the next boot (Linux 5.15).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DiskSequence(pub u64);
 
-impl std::fmt::Display for DiskSequence {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for DiskSequence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
 }
@@ -153,13 +155,34 @@ pub struct Users {
     pub mount_points: Vec<PathBuf>,
     /// Block devices built on it, swap, further loop devices: words for a message.
     pub holders: Vec<String>,
+    /// Set if somebody has claimed the device or a partition of it, and nothing above explains that.
+    pub claim: Option<Claim>,
+}
+
+/// An exclusive claim of a device by somebody unknown.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Claim {
+    /// The nodes on which udev has found a swap area.
+    pub swap_areas: Vec<String>,
+}
+
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let on = if self.swap_areas.is_empty() { "" } else { " on " };
+        write!(
+            f,
+            "{CLAIMED} swap{on}{}, by a file system that is unmounted lazily or mounted in another mount namespace, or \
+             by another program",
+            self.swap_areas.join(", ")
+        )
+    }
 }
 
 impl Users {
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.mount_points.is_empty() && self.holders.is_empty()
+        self.mount_points.is_empty() && self.holders.is_empty() && self.claim.is_none()
     }
 }
 

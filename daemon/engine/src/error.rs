@@ -6,9 +6,13 @@
 use std::io;
 
 use loopd_common::ErrorKind;
+use loopd_common::busy::OPENED;
 use loopd_common::text::printable;
 
 use crate::device::{DiskSequence, Users, node};
+
+/// How many users of a device a text names.
+const MOST_USERS: usize = 10;
 
 /// Why an operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -314,7 +318,15 @@ fn in_words(users: &Users) -> String {
     let mounts = users.mount_points.iter().map(|path| printable(path.as_os_str().as_encoded_bytes()));
     let mut all: Vec<String> = mounts.map(|path| format!("mounted on {path}")).collect();
     all.extend(users.holders.iter().map(|holder| format!("held by {holder}")));
-    if all.is_empty() { "opened by a process".to_owned() } else { all.join(", ") }
+    all.extend(users.claim.as_ref().map(ToString::to_string));
+    match all.len().checked_sub(MOST_USERS) {
+        Some(more @ 1..) => {
+            all.truncate(MOST_USERS);
+            format!("{}, and {more} more", all.join(", "))
+        }
+        _ if all.is_empty() => OPENED.to_owned(),
+        _ => all.join(", "),
+    }
 }
 
 fn length(size_limit: u64) -> String {
@@ -344,6 +356,7 @@ mod tests {
     use std::error::Error as _;
 
     use super::*;
+    use crate::device::Claim;
 
     #[test]
     fn users_are_named_in_the_text() {
@@ -356,8 +369,30 @@ mod tests {
         };
         let unknown = error(Users::default()).to_string();
         assert_eq!(unknown, "cannot detach /dev/loop0 (/x.img): it is opened by a process; end that first");
-        let users = Users { mount_points: vec!["/mnt".into()], holders: vec!["/dev/dm-0".to_owned()] };
-        assert!(error(users).to_string().contains("it is mounted on /mnt, held by /dev/dm-0;"));
+        let mut users = Users {
+            mount_points: vec!["/mnt".into()],
+            holders: vec!["/dev/dm-0".to_owned()],
+            ..Users::default()
+        };
+        assert!(error(users.clone()).to_string().contains("it is mounted on /mnt, held by /dev/dm-0;"));
+        users.holders = vec!["/dev/dm-0".to_owned(); MOST_USERS];
+        let many = error(users).to_string();
+        assert_eq!(many.matches("held by").count(), MOST_USERS - 1);
+        assert!(many.ends_with("held by /dev/dm-0, and 1 more; end that first"), "{many}");
+    }
+
+    #[test]
+    fn unknown_claimants_are_described() {
+        let text = |areas: &[&str]| {
+            Claim { swap_areas: areas.iter().map(|node| (*node).to_owned()).collect() }.to_string()
+        };
+        assert!(
+            text(&[]).starts_with("claimed by swap, by a file system that is unmounted lazily or mounted in")
+        );
+        assert!(
+            text(&["/dev/loop0p1", "/dev/loop0p2"])
+                .starts_with("claimed by swap on /dev/loop0p1, /dev/loop0p2, by")
+        );
     }
 
     #[test]

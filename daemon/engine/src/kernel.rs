@@ -4,8 +4,8 @@ use std::collections::HashSet;
 use std::ops::Range;
 
 pub use crate::device::{
-    Binding, BtrfsDevices, Change, Device, DiskSequence, FileFacts, FileIdentity, FileKind, Users, node,
-    partition_node,
+    Binding, BtrfsDevices, Change, Claim, Device, DiskSequence, FileFacts, FileIdentity, FileKind, Users,
+    node, partition_node,
 };
 use crate::error::Error;
 pub use crate::findings::{FileEnd, Findings};
@@ -142,8 +142,13 @@ pub trait Kernel: Udev + StoredHolds {
     /// The daemon's record cannot be read or understood.
     fn set_up_for(&self, number: u32) -> Result<Option<u32>, Error>;
 
-    /// The users of the device.
+    /// The users of the device that the kernel lists.
     fn users(&self, number: u32) -> BoxFuture<'_, Result<Users, Error>>;
+
+    /// Whether the device or a partition of it is claimed: by a mount in any mount namespace, by swap, by a device
+    /// built on it or by a program. Claims the device itself for a moment, which can make a mount fail: only for a
+    /// device that is in use.
+    fn is_claimed(&self, number: u32) -> BoxFuture<'_, bool>;
 
     /// Bytes of the device from an offset on; fewer at its end, none if this attach has ended.
     fn read(

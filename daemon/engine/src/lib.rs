@@ -58,6 +58,7 @@ mod replace;
 mod restore;
 mod scan;
 mod udev_wait;
+mod users;
 
 // What may be mounted, and how.
 mod journal;

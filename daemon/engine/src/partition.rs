@@ -51,9 +51,9 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Error for partitions that cannot change, with their users; `otherwise` if the attachment is gone.
-    async fn partition_in_use(&self, id: DiskSequence, otherwise: Error) -> Error {
+    async fn partition_in_use(self: &Arc<Self>, id: DiskSequence, otherwise: Error) -> Error {
         let Some(attachment) = self.find(id) else { return otherwise };
-        let users = self.kernel.users(attachment.device.number).await.unwrap_or_default();
+        let users = self.users_of(&attachment).await;
         in_use("read the partition table again of", &attachment, users, "unmount or close it first")
     }
 

@@ -211,6 +211,11 @@ impl Kernel for Linux {
         self.blocking(move |_| users::of_loop(number))
     }
 
+    fn is_claimed(&self, number: u32) -> BoxFuture<'_, bool> {
+        let claimed = self.blocking(move |_| Ok(users::is_claimed(number)));
+        Box::pin(async move { claimed.await.unwrap_or(false) })
+    }
+
     fn read(
         &self,
         number: u32,

@@ -6,11 +6,13 @@
 #![forbid(unsafe_code)]
 
 pub mod acl;
+pub mod busy;
 mod caller_file;
 mod error;
 pub mod limits;
 pub mod mountinfo;
 mod pace;
+pub mod swaps;
 pub mod text;
 mod words;
 

@@ -46,7 +46,7 @@ pub fn device_number(text: &str) -> Option<(u32, u32)> {
 }
 
 /// Decodes the kernel's octal escapes of space, tab, newline and backslash.
-fn unescaped(field: &[u8]) -> Vec<u8> {
+pub(crate) fn unescaped(field: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((first, tail)) = rest.split_first() {

@@ -322,7 +322,15 @@ impl Kernel for Simulated {
             let machine = self.lock();
             let mounts = machine.bound.get(&number).map(|bound| &bound.mounts[..]).unwrap_or_default();
             let mount_points = mounts.iter().map(|(_, path)| path.clone()).collect();
-            Ok(Users { mount_points, holders: Vec::new() })
+            Ok(Users { mount_points, ..Users::default() })
+        })
+    }
+
+    fn is_claimed(&self, number: u32) -> BoxFuture<'_, bool> {
+        Box::pin(async move {
+            let _done = self.step().await;
+            let machine = self.lock();
+            machine.bound.get(&number).is_some_and(|bound| bound.claimed || !bound.mounts.is_empty())
         })
     }
 

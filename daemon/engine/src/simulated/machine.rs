@@ -131,6 +131,8 @@ pub(super) struct Bound {
     pub(super) offset: u64,
     pub(super) size_limit: u64,
     pub(super) backing_file: Vec<u8>,
+    /// The device number of the backing file, if it is a block device.
+    pub(super) backing_block_device: Option<(u32, u32)>,
     pub(super) read_only: bool,
     pub(super) direct_io: bool,
     pub(super) block_size: u32,
@@ -150,6 +152,8 @@ pub(super) struct Bound {
     pub(super) stored_copies: usize,
     /// Descriptors of other programs.
     pub(super) openers: usize,
+    /// Whether one of them has claimed the device.
+    pub(super) claimed: bool,
     /// The mount points, each with the partition that is mounted.
     pub(super) mounts: Vec<(Option<u32>, PathBuf)>,
 }
@@ -474,6 +478,12 @@ impl Simulated {
         self.change_number(number, |bound| bound.openers = bound.openers.saturating_sub(1));
     }
 
+    /// Another program opens the device and claims it.
+    pub fn claim_elsewhere(&self, number: u32) {
+        self.open_elsewhere(number);
+        self.change_number(number, |bound| bound.claimed = true);
+    }
+
     /// Another program mounts the device.
     pub fn mount(&self, number: u32) {
         self.mount_on(number, None, PathBuf::from("/mnt"));
@@ -525,7 +535,7 @@ impl Simulated {
     /// All other programs close and unmount a device.
     pub fn leave_alone(&self, number: u32) {
         self.change_number(number, |bound| {
-            bound.openers = 0;
+            (bound.openers, bound.claimed) = (0, false);
             bound.mounts.clear();
         });
     }
@@ -559,10 +569,20 @@ impl Simulated {
         number
     }
 
-    /// Another program attaches a loop device as the file of another one.
-    pub fn stack_on(&self, number: u32) -> u32 {
+    /// Another program attaches a loop device, with another device or a partition of it as the file. The file has
+    /// a name of its own.
+    pub fn stack_on(&self, number: u32, partition: Option<u32>) -> u32 {
         let stacked = self.attach_elsewhere(0);
-        self.change_number(stacked, |bound| bound.backing_file = format!("/dev/loop{number}").into_bytes());
+        let file = match partition {
+            Some(partition) => {
+                self.lock().bound.get(&number).map(|bound| partition_node(bound, partition).device_number)
+            }
+            None => Some((7, number)),
+        };
+        self.change_number(stacked, |bound| {
+            bound.backing_file = b"/dev/disk".to_vec();
+            bound.backing_block_device = file;
+        });
         self.open_elsewhere(number);
         stacked
     }
@@ -782,6 +802,7 @@ impl Machine {
                 offset: 0,
                 size_limit: 0,
                 backing_file: file.facts.path.clone(),
+                backing_block_device: None,
                 read_only: false,
                 direct_io: false,
                 block_size: 512,
@@ -795,6 +816,7 @@ impl Machine {
                 holds: 0,
                 stored_copies: 0,
                 openers: 0,
+                claimed: false,
                 mounts: Vec::new(),
             },
         );
@@ -823,6 +845,7 @@ impl Machine {
             offset: bound.offset,
             size_limit: bound.size_limit,
             backing_file: bound.backing_file.clone(),
+            backing_block_device: bound.backing_block_device,
             read_only: bound.read_only,
             direct_io: bound.direct_io,
             block_size: bound.block_size,

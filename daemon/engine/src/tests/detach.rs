@@ -6,6 +6,7 @@ use std::time::Duration;
 use loopd_common::{ErrorKind, Lifetime, State};
 
 use super::harness::{Client, Harness};
+use crate::kernel::FileSystem;
 
 #[tokio::test(start_paused = true)]
 async fn a_mounted_device_outlives_its_client_until_it_is_unmounted() {
@@ -68,10 +69,29 @@ async fn a_lazy_detach_ends_at_the_last_close() {
 
 #[tokio::test(start_paused = true)]
 async fn the_error_of_a_used_device_names_devices_stacked_on_it() {
-    let harness = Harness::with_udev();
-    let attached = harness.attach(&Client::new(":1.1", 7), Lifetime::Persistent).await.unwrap();
-    let stacked = harness.machine.stack_on(attached.device.number);
-    harness.settle().await;
-    let error = harness.engine.detach(attached.id, false).await.unwrap_err();
-    assert!(error.to_string().contains(&format!("held by /dev/loop{stacked}")), "{error}");
+    for partition in [None, Some(2)] {
+        let harness = Harness::with_udev();
+        harness.machine.set_partitions(2);
+        let attached = harness.attach(&Client::new(":1.1", 7), Lifetime::Persistent).await.unwrap();
+        harness.machine.stack_on(harness.machine.attach_elsewhere(0), None);
+        let stacked = harness.machine.stack_on(attached.device.number, partition);
+        // Not settled: it is found without its event.
+        let error = harness.engine.detach(attached.id, false).await.unwrap_err();
+        let expected = format!("it is held by /dev/loop{stacked}, whose file is /dev/disk; end");
+        assert!(error.to_string().contains(&expected), "{error}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_error_of_a_claimed_device_names_who_can_have_claimed_it() {
+    for (kind, on) in [("ext4", ""), ("swap", " on /dev/loop0, /dev/loop0p1")] {
+        let harness = Harness::with_udev();
+        harness.machine.set_partitions(1);
+        harness.machine.set_file_system(FileSystem { kind: kind.to_owned(), ..FileSystem::default() });
+        let attached = harness.attach(&Client::new(":1.1", 7), Lifetime::Persistent).await.unwrap();
+        harness.machine.claim_elsewhere(attached.device.number);
+        let error = harness.engine.detach(attached.id, false).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Busy);
+        assert!(error.to_string().contains(&format!("it is claimed by swap{on}, by a file")), "{error}");
+    }
 }

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use loopd_engine::Error;
-use loopd_engine::kernel::{DiskSequence, node};
+use loopd_engine::kernel::{Claim, DiskSequence, node};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 
@@ -16,12 +16,9 @@ use crate::wait;
 fn not_claimed(number: u32, errno: Errno) -> Error {
     let operation = format!("claim {}", node(number));
     match errno {
-        Errno::EBUSY => Error::Busy {
-            operation,
-            reason: "it is claimed by a file system, possibly one that was unmounted lazily or is mounted in another \
-                     mount namespace, by swap, by a device built on it or by another program"
-                .to_owned(),
-        },
+        Errno::EBUSY => {
+            Error::Busy { operation, reason: format!("it is {}; end that first", Claim::default()) }
+        }
         errno => failed(operation, "open", errno),
     }
 }

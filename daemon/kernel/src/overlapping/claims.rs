@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use loopd_engine::Error;
-use loopd_engine::kernel::Device;
+use loopd_engine::kernel::{Claim, Device};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 
@@ -18,11 +18,7 @@ use crate::{users, wait};
 
 fn in_use(operation: &str, name: &str, users: &[String]) -> Error {
     let (users, remedy) = if users.is_empty() {
-        let hidden =
-            "claimed by a file system that is unmounted lazily or mounted in another mount namespace, by \
-                      swap, or by another program"
-                .to_owned();
-        (hidden, "end that first")
+        (Claim::default().to_string(), "end that first")
     } else {
         (users.join(", "), "use that one, or end it first")
     };

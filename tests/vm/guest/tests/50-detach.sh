@@ -15,6 +15,32 @@ test_busy_names_the_mount_points() {
     detached "$device"
 }
 
+is_seen_as_swap() {
+    udevadm info --query=property --name "$1" | grep -x ID_FS_TYPE=swap >/dev/null
+}
+
+# The unit's sandbox hides /proc/swaps from loopd, but not from loopctl.
+test_busy_names_swap_and_mapped_devices() {
+    image /home/alice/disk.img 32M alice
+    local device answer
+    device=$(active alice loopctl attach disk.img)
+    dmsetup create held --table "0 8192 linear $device 0"
+    answer=$(active alice "$probe" detach "$device")
+    refusal "$answer" org.loopd1.Error.Busy "$device" 'held by /dev/dm-[0-9]+ \(held\)'
+    dmsetup remove held
+
+    mkswap "$device"
+    eventually is_seen_as_swap "$device"
+    swapon "$device"
+    answer=$(active alice "$probe" detach "$device")
+    refusal "$answer" org.loopd1.Error.Busy "claimed by swap on $device, by a file system"
+    answer=$(refused 1 active alice loopctl detach "$device")
+    contains "$answer" "$device is in use as swap"
+    swapoff "$device"
+    active alice loopctl detach "$device"
+    detached "$device"
+}
+
 test_a_lazy_detach_ends_with_the_last_user() {
     ext4_image /home/alice/disk.img lazy alice
     local device
