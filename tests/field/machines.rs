@@ -7,7 +7,7 @@ use loopd_tests::fixture::Fixture;
 use loopd_tests::image::{Image, MIB};
 use loopd_tests::sysfs::LoopDevice;
 use loopd_tests::table::Losetup;
-use loopd_tests::{Outcome, host};
+use loopd_tests::{GAMES, Outcome, host};
 
 use crate::row::{file, loopctl, note, other, rows};
 
@@ -26,7 +26,7 @@ rows! {
         "udevd has ended, and its socket is there" => udev_has_ended,
         "udevd in another network namespace" => udev_is_not_heard;
     "parallel callers":
-        "forty attaches at once" => forty_at_once;
+        "forty attaches of one user at once" => forty_at_once;
 }
 
 async fn attached_just_now(fixture: &mut Fixture) -> Outcome {
@@ -146,11 +146,11 @@ async fn udev_is_not_heard(fixture: &mut Fixture) -> Outcome {
 
 async fn forty_at_once(fixture: &mut Fixture) -> Outcome {
     let image = file(fixture, "image", MIB, &[])?;
-    let calls = (0..40).map(|_| fixture.loopctl(["attach", "--no-wait", image.name()]));
+    let calls = (0..40).map(|_| fixture.loopctl_as(GAMES, ["attach", "--no-wait", image.name()]));
     let outputs = futures_util::future::join_all(calls).await;
     let good = outputs.iter().filter(|output| output.as_ref().is_ok_and(|output| output.status.success()));
     note(format!("{} of 40 are attached", good.count()));
-    let output = fixture.loopctl(["detach", "--all"]).await?;
+    let output = fixture.loopctl_as(GAMES, ["detach", "--all"]).await?;
     ensure!(output.status.success(), "{output:?}");
     for output in outputs {
         let output = output?;

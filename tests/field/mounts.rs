@@ -85,6 +85,9 @@ async fn copied_xfs(fixture: &mut Fixture) -> Outcome {
     loopctl(fixture, &["mount", &copy]).await?.fails_with("nouuid")?;
     loopctl(fixture, &["mount", "--options", "nouuid", &copy]).await?.is_silent()?;
     loopctl(fixture, &["unmount", &copy]).await?.is_silent()?;
+    let view = loopctl(fixture, &["mount", "--throwaway", "--yes", image.name()]).await?;
+    ensure!(view.status == Some(0), "{}", view.messages);
+    loopctl(fixture, &["unmount", view.output.trim_end()]).await?.is_silent()?;
     loopctl(fixture, &["unmount", image.name()]).await?.is_silent()
 }
 

@@ -165,6 +165,9 @@ async fn copy_of_a_mounted_xfs_is_explained(fixture: &mut Fixture) -> Outcome {
     assert!(message.contains("nouuid"), "{message}");
     mount(fixture, &["--options", "nouuid", copy]).await?.map_err(anyhow::Error::msg)?;
     unmount(fixture, copy).await?;
+    // A throwaway view is a copy, too.
+    let view = mount(fixture, &["--throwaway", "--yes", first.name()]).await?.map_err(anyhow::Error::msg)?;
+    unmount(fixture, view.to_str().context("no text")?).await?;
     unmount(fixture, first.name()).await?;
     fixture.assert_no_leak().await
 }

@@ -157,6 +157,9 @@ async fn truncated_file_system_is_named(fixture: &mut Fixture) -> Outcome {
     assert!(warning.message.contains("6291456 bytes are missing"), "{warning:?}");
     let (device, messages) = attached(&fixture.loopctl(["attach", image.name()]).await?)?;
     assert!(messages.contains("6291456 bytes are missing"), "{messages}");
+    detach(fixture, device).await?;
+    let (device, messages) = attached(&fixture.loopctl(["losetup", "-f", "--show", image.name()]).await?)?;
+    assert!(messages.contains("Warning: 6291456 bytes are missing"), "{messages}");
     detach(fixture, device).await
 }
 

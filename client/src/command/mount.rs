@@ -226,13 +226,25 @@ async fn mount_volume(
     let options = MountOptions {
         read_only: args.read_only,
         filesystem: args.kind.clone(),
-        options: args.options.clone(),
+        options: options(args, &chosen.properties.filesystem_type),
     };
     match bus.volume(chosen.path).await?.mount(&options).await.map_err(explain) {
         Ok(point) => Ok(point.into()),
         // A concurrent mount at one of the user's mount points is equivalent.
         Err(error) if is_busy(&error) => concurrent_mount(bus, info, chosen.path).await?.ok_or(error),
         Err(error) => Err(error),
+    }
+}
+
+/// The user's options. A throwaway view has the UUID of its image, which may be mounted: xfs refuses that unless it is told.
+fn options(args: &Mount, found: &str) -> String {
+    const NOUUID: &str = "nouuid";
+    let kind = if args.kind.is_empty() { found } else { &args.kind };
+    let is_missing = !args.options.split(',').any(|option| option == NOUUID);
+    match (args.throwaway.throwaway && kind == "xfs" && is_missing, args.options.is_empty()) {
+        (false, _) => args.options.clone(),
+        (true, true) => NOUUID.to_owned(),
+        (true, false) => format!("{},{NOUUID}", args.options),
     }
 }
 
