@@ -13,11 +13,14 @@ rows! {
         "a squashfs behind 188,392 bytes, as in an AppImage" => squashfs_behind_a_program,
         "an odd offset" => odd_offset,
         "an unaligned offset with direct I/O" => unaligned_direct_io,
-        "an offset past the end" => offset_past_the_end;
+        "an offset past the end" => offset_past_the_end,
+        "an odd offset and an odd size limit" => odd_offset_and_limit;
     "the end of the file":
         "a file of 1,000,001 bytes" => tail,
         "an unpadded squashfs" => unpadded_squashfs,
-        "a file of 511 bytes" => less_than_a_sector;
+        "a file of 511 bytes" => less_than_a_sector,
+        "a file of 4097 bytes with blocks of 4096" => large_blocks,
+        "a size limit of 1000 bytes" => odd_limit;
     "not a raw image":
         "a .gz" => gzip, "a .xz" => xz, "a .zst" => zstd, "a .bz2" => bzip2,
         "a qcow2" => qcow2, "a VMDK" => vmdk, "a VHDX" => vhdx, "a dynamic VHD" => vhd, "a VDI" => vdi,
@@ -29,7 +32,9 @@ rows! {
         "the image is deleted while it is attached" => deleted,
         "the image is built anew under its name" => replaced,
         "a file that is really called `x (deleted)`" => really_called_deleted,
-        "the image is renamed" => renamed;
+        "the image is renamed" => renamed,
+        "a directory has the name of the deleted image" => replaced_by_a_directory,
+        "the image is attached twice and deleted" => deleted_twice_attached;
 }
 
 async fn squashfs_behind_a_program(fixture: &mut Fixture) -> Outcome {
@@ -192,4 +197,45 @@ async fn renamed(fixture: &mut Fixture) -> Outcome {
     let listed = loopctl(fixture, &["list"]).await?;
     ensure!(listed.output.contains("/y"), "{}", listed.output);
     loopctl(fixture, &["detach", moved.to_str().unwrap()]).await?.is_silent()
+}
+
+async fn odd_offset_and_limit(fixture: &mut Fixture) -> Outcome {
+    let image = file(fixture, "image", MIB, &[(7, b"here")])?;
+    attached(fixture, &["-o", "7", "--size-limit", "5121", image.name()], async |device, printed| {
+        printed.warns_of("the last byte cannot be reached")?;
+        ensure!(other("head", &["-c", "4", &device.node()]).await? == "here", "other bytes");
+        Ok(())
+    })
+    .await
+}
+
+async fn large_blocks(fixture: &mut Fixture) -> Outcome {
+    let image = file(fixture, "image", 4097, &[])?;
+    warns(fixture, &["-b", "4096", image.name()], "the last byte cannot be reached").await
+}
+
+async fn odd_limit(fixture: &mut Fixture) -> Outcome {
+    let image = file(fixture, "image", MIB, &[])?;
+    warns(fixture, &["--size-limit", "1000", image.name()], "the last 488 bytes cannot be reached").await
+}
+
+async fn replaced_by_a_directory(fixture: &mut Fixture) -> Outcome {
+    let image = file(fixture, "x", MIB, &[])?;
+    loopctl(fixture, &["attach", image.name()]).await?.device()?;
+    std::fs::remove_file(&image.path)?;
+    std::fs::create_dir(&image.path)?;
+    let listed = loopctl(fixture, &["list", "-o", "device,filestate,file"]).await?;
+    ensure!(listed.output.contains("replaced"), "{}", listed.output);
+    loopctl(fixture, &["detach", image.name()]).await?.is_silent()
+}
+
+async fn deleted_twice_attached(fixture: &mut Fixture) -> Outcome {
+    let image = file(fixture, "x", MIB, &[])?;
+    let first = loopctl(fixture, &["attach", image.name()]).await?.device()?;
+    let second = loopctl(fixture, &["attach", image.name()]).await?.device()?;
+    std::fs::remove_file(&image.path)?;
+    let printed = loopctl(fixture, &["detach", image.name()]).await?;
+    printed.fails_with(&first.node())?;
+    printed.fails_with(&second.node())?;
+    loopctl(fixture, &["detach", &first.node(), &second.node()]).await?.is_silent()
 }

@@ -6,8 +6,10 @@ use anyhow::ensure;
 use loopd_tests::fixture::Fixture;
 use loopd_tests::image::{Image, MIB};
 use loopd_tests::sysfs::LoopDevice;
-use loopd_tests::table::Losetup;
+use loopd_tests::table::{Gpt, Losetup};
 use loopd_tests::{GAMES, Outcome, host};
+
+use tokio::io::AsyncReadExt as _;
 
 use crate::row::{file, loopctl, note, other, rows};
 
@@ -15,18 +17,25 @@ rows! {
     "now, not a moment ago":
         "losetup attaches; list, losetup -a and losetup /dev/loopN at once, twenty times" => attached_just_now,
         "losetup detaches; list at once, twenty times" => detached_just_now,
-        "losetup --set-capacity; list at once" => grown_just_now;
+        "losetup --set-capacity; list at once" => grown_just_now,
+        "losetup --sector-size; list at once" => other_blocks_just_now,
+        "mount -o loop; list at once" => mounted_just_now;
     "who holds it":
         "a loop device on the device" => loop_on_it,
-        "a process with the node open" => process_on_it;
+        "a loop device on a partition of it" => loop_on_a_partition,
+        "a process with the node open" => process_on_it,
+        "a mount in another mount namespace" => mount_elsewhere;
     "numbers with a past":
         "a free number that was set read-only" => read_only_number,
+        "the same, asked for by its name" => read_only_number_by_name,
         "a number whose node is missing" => number_without_node;
     "environments":
         "udevd has ended, and its socket is there" => udev_has_ended,
-        "udevd in another network namespace" => udev_is_not_heard;
+        "udevd in another network namespace" => udev_is_not_heard,
+        "no udev at all" => no_udev;
     "parallel callers":
-        "forty attaches of one user at once" => forty_at_once;
+        "forty attaches of one user at once" => forty_at_once,
+        "forty attaches that reuse one device" => forty_reuse_one;
 }
 
 async fn attached_just_now(fixture: &mut Fixture) -> Outcome {
@@ -156,5 +165,100 @@ async fn forty_at_once(fixture: &mut Fixture) -> Outcome {
         let output = output?;
         ensure!(output.status.success(), "{output:?}");
     }
+    Ok(())
+}
+
+async fn other_blocks_just_now(fixture: &mut Fixture) -> Outcome {
+    let image = file(fixture, "image", MIB, &[])?;
+    let foreign = Losetup::new(&["-f"], &image).await?;
+    for size in ["4096", "1024"] {
+        other("losetup", &["-b", size, &foreign.device.node()]).await?;
+        let listed =
+            loopctl(fixture, &["losetup", "-l", "-n", "-O", "LOG-SEC", &foreign.device.node()]).await?;
+        ensure!(listed.output.trim() == size, "{}", listed.output);
+    }
+    Ok(())
+}
+
+async fn mounted_just_now(fixture: &mut Fixture) -> Outcome {
+    let image = file(fixture, "image", 16 * MIB, &[])?;
+    other("mkfs.ext4", &["-q", "-F", image.name()]).await?;
+    let directory = fixture.directory.join("mounted");
+    std::fs::create_dir(&directory)?;
+    let directory = directory.to_str().unwrap();
+    other("mount", &["-o", "loop", image.name(), directory]).await?;
+    let listed = loopctl(fixture, &["list", "--all", "-o", "device,mountpoints"]).await;
+    other("umount", &[directory]).await?;
+    let listed = listed?;
+    ensure!(listed.output.contains("/mounted"), "{}", listed.output);
+    Ok(())
+}
+
+async fn loop_on_a_partition(fixture: &mut Fixture) -> Outcome {
+    let image = file(fixture, "image", 8 * MIB, &[])?;
+    Gpt::new(&[(2048, 4095)]).write(&image)?;
+    let device = loopctl(fixture, &["attach", image.name()]).await?.device()?;
+    let upper = Losetup::new(&["-f"], &Image { path: device.partition_node(1).into() }).await?;
+    loopctl(fixture, &["detach", &device.node()]).await?.fails_with(&upper.device.node())?;
+    drop(upper);
+    loopctl(fixture, &["detach", &device.node()]).await?.is_silent()
+}
+
+async fn mount_elsewhere(fixture: &mut Fixture) -> Outcome {
+    let image = file(fixture, "image", 16 * MIB, &[])?;
+    other("mkfs.ext4", &["-q", "-F", image.name()]).await?;
+    let device = loopctl(fixture, &["attach", image.name()]).await?.device()?;
+    let directory = fixture.directory.join("elsewhere");
+    std::fs::create_dir(&directory)?;
+    let script = "mount \"$1\" \"$2\" && echo mounted && exec cat";
+    let mut container = tokio::process::Command::new("unshare");
+    container.args(["--mount", "sh", "-c", script, "sh", &device.node()]).arg(&directory);
+    container.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).kill_on_drop(true);
+    let mut container = container.spawn()?;
+    let mut line = [0; 8];
+    container.stdout.as_mut().unwrap().read_exact(&mut line).await?;
+    let printed = loopctl(fixture, &["detach", &device.node()]).await?;
+    drop(container.stdin.take());
+    container.wait().await?;
+    printed.fails_with("/elsewhere in the mount namespace of")?;
+    loopctl(fixture, &["detach", &device.node()]).await?.is_silent()
+}
+
+async fn read_only_number_by_name(fixture: &mut Fixture) -> Outcome {
+    let image = file(fixture, "image", MIB, &[])?;
+    let number = free(fixture).await?;
+    other("blockdev", &["--setro", &number.node()]).await?;
+    let printed = loopctl(fixture, &["attach", "--device", &number.node(), image.name()]).await;
+    other("blockdev", &["--setrw", &number.node()]).await?;
+    printed?.fails_with("blockdev --setrw")
+}
+
+async fn no_udev(fixture: &mut Fixture) -> Outcome {
+    let image = file(fixture, "image", MIB, &[])?;
+    host::get()?.udev.stop()?;
+    let begin = Instant::now();
+    let printed = loopctl(fixture, &["attach", image.name()]).await;
+    let took = begin.elapsed();
+    host::get()?.udev.start()?;
+    let device = printed?.device()?;
+    note(format!("after {} ms", took.as_millis()));
+    loopctl(fixture, &["detach", &device.node()]).await?.is_silent()?;
+    ensure!(took < SOON, "it took {took:?}");
+    Ok(())
+}
+
+async fn forty_reuse_one(fixture: &mut Fixture) -> Outcome {
+    let image = file(fixture, "image", MIB, &[])?;
+    let calls = (0..40).map(|_| fixture.loopctl_as(GAMES, ["attach", "--overlap", "reuse", image.name()]));
+    let mut nodes = std::collections::BTreeSet::new();
+    for output in futures_util::future::join_all(calls).await {
+        let output = output?;
+        ensure!(output.status.success(), "{output:?}");
+        nodes.insert(String::from_utf8(output.stdout)?);
+    }
+    note(format!("they got {}", nodes.iter().map(|node| node.trim_end()).collect::<Vec<_>>().join(", ")));
+    ensure!(nodes.len() == 1, "several devices");
+    let output = fixture.loopctl_as(GAMES, ["detach", "--all"]).await?;
+    ensure!(output.status.success(), "{output:?}");
     Ok(())
 }

@@ -5,8 +5,10 @@ use std::os::unix::fs::FileExt as _;
 use anyhow::ensure;
 use loopd_tests::Outcome;
 use loopd_tests::fixture::Fixture;
-use loopd_tests::image::MIB;
+use loopd_tests::image::{Image, MIB};
 use loopd_tests::process::needs;
+use loopd_tests::sysfs::Extent;
+use loopd_tests::table::Gpt;
 use loopd_tests::units::Units;
 
 use crate::row::{file, has_ext4, loopctl, other, rows};
@@ -14,14 +16,18 @@ use crate::row::{file, has_ext4, loopctl, other, rows};
 rows! {
     "changed behind the device":
         "mkfs on the file after it was attached, then mount" => made_behind,
-        "another file system made over the first one" => made_over;
+        "another file system made over the first one" => made_over,
+        "mkfs in a partition after the attach, then mount" => made_in_a_partition,
+        "a table written to the file after the attach, then rescan" => table_made_behind;
     "odd but sound":
         "one half of a mirror with its metadata at the end" => half_of_a_mirror,
         "the signatures of several file systems" => ambivalent,
         "a copy of an xfs that is mounted" => copied_xfs,
         "an ext4 with a dirty journal, read-only" => dirty_journal;
     "file systems over several devices":
-        "a btrfs over two images" => btrfs_over_two;
+        "a btrfs over two images" => btrfs_over_two,
+        "a btrfs over three images" => btrfs_over_three,
+        "a btrfs of which one image is not attached" => btrfs_without_one;
 }
 
 async fn made_behind(fixture: &mut Fixture) -> Outcome {
@@ -105,17 +111,54 @@ async fn dirty_journal(fixture: &mut Fixture) -> Outcome {
     loopctl(fixture, &["unmount", image.name()]).await?.is_silent()
 }
 
-async fn btrfs_over_two(fixture: &mut Fixture) -> Outcome {
-    needs("mkfs.btrfs")?;
+async fn made_in_a_partition(fixture: &mut Fixture) -> Outcome {
     let _units = Units::start(fixture.bus()).await?;
-    let images = [file(fixture, "first", 128 * MIB, &[])?, file(fixture, "second", 128 * MIB, &[])?];
-    other("mkfs.btrfs", &["-q", "-d", "raid1", "-m", "raid1", images[0].name(), images[1].name()]).await?;
+    let image = file(fixture, "image", 24 * MIB, &[])?;
+    Gpt::new(&[(2048, 40_959)]).write(&image)?;
+    let device = loopctl(fixture, &["attach", image.name()]).await?.device()?;
+    image.add_ext4(Extent { start: MIB, size: 18 * MIB }, "new", UUID).await?;
+    has_ext4(loopctl(fixture, &["mount", "-p", "1", image.name()]).await?.output.trim_end())?;
+    loopctl(fixture, &["unmount", image.name()]).await?.is_silent()?;
+    loopctl(fixture, &["detach", &device.node()]).await?.is_silent()
+}
+
+const UUID: &str = "11111111-2222-3333-4444-0000000000f2";
+
+async fn table_made_behind(fixture: &mut Fixture) -> Outcome {
+    let image = file(fixture, "image", 24 * MIB, &[])?;
+    let device = loopctl(fixture, &["attach", image.name()]).await?.device()?;
+    Gpt::new(&[(2048, 4095), (4096, 8191)]).write(&image)?;
+    loopctl(fixture, &["rescan", &device.node()]).await?.is_silent()?;
+    ensure!(device.partition_nodes() == [1, 2].into(), "{:?}", device.partition_nodes());
+    loopctl(fixture, &["detach", &device.node()]).await?.is_silent()
+}
+
+async fn btrfs_over_two(fixture: &mut Fixture) -> Outcome {
+    btrfs_over(fixture, &["first", "second"]).await
+}
+
+async fn btrfs_over_three(fixture: &mut Fixture) -> Outcome {
+    btrfs_over(fixture, &["first", "second", "third"]).await
+}
+
+async fn btrfs(fixture: &Fixture, names: &[&str]) -> anyhow::Result<Vec<Image>> {
+    needs("mkfs.btrfs")?;
+    let images: Vec<Image> =
+        names.iter().map(|name| file(fixture, name, 128 * MIB, &[])).collect::<anyhow::Result<_>>()?;
+    let paths: Vec<&str> = images.iter().map(Image::name).collect();
+    other("mkfs.btrfs", &[&["-q", "-d", "raid1", "-m", "raid1"], &paths[..]].concat()).await?;
+    Ok(images)
+}
+
+async fn btrfs_over(fixture: &Fixture, names: &[&str]) -> Outcome {
+    let _units = Units::start(fixture.bus()).await?;
+    let images = btrfs(fixture, names).await?;
     for image in &images {
         loopctl(fixture, &["attach", image.name()]).await?.device()?;
     }
     let point = loopctl(fixture, &["mount", images[0].name()]).await?.output;
     let listed = loopctl(fixture, &["list", "-o", "device,mountpoints"]).await?;
-    ensure!(listed.output.matches(point.trim_end()).count() == 2, "{}", listed.output);
+    ensure!(listed.output.matches(point.trim_end()).count() == names.len(), "{}", listed.output);
     for image in &images {
         loopctl(fixture, &["detach", image.name()]).await?.fails_with(point.trim_end())?;
     }
@@ -124,4 +167,12 @@ async fn btrfs_over_two(fixture: &mut Fixture) -> Outcome {
         loopctl(fixture, &["detach", image.name()]).await?.is_silent()?;
     }
     Ok(())
+}
+
+async fn btrfs_without_one(fixture: &mut Fixture) -> Outcome {
+    let _units = Units::start(fixture.bus()).await?;
+    let images = btrfs(fixture, &["first", "second"]).await?;
+    let device = loopctl(fixture, &["attach", images[0].name()]).await?.device()?;
+    loopctl(fixture, &["mount", &device.node()]).await?.fails_with("several devices")?;
+    loopctl(fixture, &["detach", &device.node()]).await?.is_silent()
 }

@@ -5,7 +5,7 @@ use loopd_tests::Outcome;
 use loopd_tests::fixture::Fixture;
 use loopd_tests::image::{Image, MIB, Mounted};
 use loopd_tests::process::needs;
-use loopd_tests::table::{Gpt, Mbr};
+use loopd_tests::table::{Gpt, Losetup, Mbr};
 
 use crate::row::{attached, file, loopctl, other, rows, warns};
 
@@ -14,17 +14,22 @@ rows! {
         "a GPT of 4096-byte sectors" => large_sectors,
         "the same, with 512-byte blocks" => large_sectors_on_small_blocks,
         "an MBR that counts 4096-byte sectors" => dos_with_large_sectors,
+        "a GPT of 4096-byte sectors behind a block device" => large_sectors_behind_a_device,
         "direct I/O on a disk of 4096-byte sectors" => direct_io_on_large_sectors;
     "truncated downloads":
         "a GPT image cut short" => cut_gpt,
         "a DOS image cut short" => cut_dos,
         "an ext4 image cut short" => cut_ext4,
+        "a squashfs cut short" => cut_squashfs,
         "a table whose partitions are all cut off" => nothing_left;
     "damaged tables":
         "a byte of the primary GPT changed" => damaged_gpt,
         "partitions that overlap" => overlapping;
     "one thing shown twice":
-        "a FAT superfloppy whose boot sector reads as a table" => superfloppy;
+        "a FAT superfloppy whose boot sector reads as a table" => superfloppy,
+        "mkfs.fat --mbr" => superfloppy_of_mkfs,
+        "an NTFS boot sector with an entry over the disk" => ntfs_with_an_entry,
+        "a FAT image that was partitioned afterwards" => partitioned_fat;
 }
 
 /// A GPT made for sectors of 4096 bytes: the header of the first copy at 4096.
@@ -171,10 +176,66 @@ async fn superfloppy(fixture: &mut Fixture) -> Outcome {
     // An entry over the whole disk, in the boot code.
     let entry = [0x80, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0, 0, 0x80, 0, 0];
     std::os::unix::fs::FileExt::write_all_at(&image.open()?, &entry, 446)?;
+    is_one_volume(fixture, &image, "vfat").await
+}
+
+async fn large_sectors_behind_a_device(fixture: &mut Fixture) -> Outcome {
+    let image = large(fixture).await?;
+    let lower = Losetup::new(&["-f", "-b", "512"], &image).await?;
+    let node = lower.device.node();
+    let printed = loopctl(fixture, &["attach", &node]).await?;
+    let device = printed.device()?;
+    let size = device.number::<u32>("queue/logical_block_size")?;
+    loopctl(fixture, &["detach", &device.node()]).await?;
+    if size == 4096 { printed.is_silent() } else { printed.warns_of("sectors of 4096 bytes") }
+}
+
+async fn cut_squashfs(fixture: &mut Fixture) -> Outcome {
+    let size = (2 * MIB).to_le_bytes();
+    let contents: &[(u64, &[u8])] = &[(0, b"hsqs"), (28, b"\x04\0"), (40, &size)];
+    let image = file(fixture, "image", MIB, contents)?;
+    warns(fixture, &["-r", image.name()], "1048576 bytes are missing at the end").await
+}
+
+async fn is_one_volume(fixture: &Fixture, image: &Image, kind: &str) -> Outcome {
     attached(fixture, &[image.name()], async |device, _| {
         ensure!(device.partition_nodes().is_empty(), "a partition beside the volume");
         let listed = loopctl(fixture, &["list", "-o", "device,type"]).await?;
-        ensure!(listed.output.matches("vfat").count() == 1, "{}", listed.output);
+        ensure!(listed.output.matches(kind).count() == 1, "{}", listed.output);
+        Ok(())
+    })
+    .await
+}
+
+async fn superfloppy_of_mkfs(fixture: &mut Fixture) -> Outcome {
+    needs("mkfs.vfat")?;
+    let image = file(fixture, "image", 16 * MIB, &[])?;
+    other("mkfs.vfat", &["--mbr=y", image.name()]).await?;
+    is_one_volume(fixture, &image, "vfat").await
+}
+
+async fn ntfs_with_an_entry(fixture: &mut Fixture) -> Outcome {
+    let entry = [0x80, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0x80, 0, 0];
+    let contents: &[(u64, &[u8])] =
+        &[(0, b"\xeb\x52\x90NTFS    \0\x02\x08\0\0\0\0\0\0\0\xf8\0\0"), (446, &entry), (510, b"\x55\xaa")];
+    let image = file(fixture, "image", 16 * MIB, contents)?;
+    attached(fixture, &[image.name()], async |device, _| {
+        ensure!(device.partition_nodes().is_empty(), "a partition beside the volume");
+        Ok(())
+    })
+    .await
+}
+
+/// sfdisk keeps the other bytes of the boot sector.
+async fn partitioned_fat(fixture: &mut Fixture) -> Outcome {
+    needs("mkfs.vfat")?;
+    needs("sfdisk")?;
+    let image = file(fixture, "image", 16 * MIB, &[])?;
+    other("mkfs.vfat", &[image.name()]).await?;
+    let script = format!("echo '2048,8192,83' | sfdisk -q --wipe never --label dos '{}'", image.name());
+    other("sh", &["-c", &script]).await?;
+    attached(fixture, &[image.name()], async |device, _| {
+        ensure!(device.partition_nodes() == [1].into(), "{:?}", device.partition_nodes());
         Ok(())
     })
     .await
