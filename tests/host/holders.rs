@@ -213,9 +213,16 @@ async fn loop_device_on_the_device_or_a_partition_is_named(fixture: &mut Fixture
     let number = std::fs::read_to_string(format!("/sys/block/loop{0}/loop{0}p2/dev", lower.device.0))?;
     let (major, minor) = number.trim().split_once(':').unwrap();
     run("mknod", [alias.to_str().unwrap(), "b", major, minor]).await?;
-    for file in [lower.device.node(), lower.device.partition_node(1), alias.to_str().unwrap().to_owned()] {
-        // Read-only: when a writable descriptor is closed, udev drops the partitions for a moment.
-        let upper = LoopDevice::from_node(run("losetup", ["-r", "-f", "--show", &file]).await?.trim())?;
+    // First the alias: the number of a partition that is made again may differ.
+    for file in [alias.to_str().unwrap().to_owned(), lower.device.partition_node(1), lower.device.node()] {
+        // After a detach that was taken back, udev drops the partitions for a moment.
+        let mut node = String::new();
+        eventually("it is attached", async || {
+            node = run("losetup", ["-r", "-f", "--show", &file]).await.unwrap_or_default();
+            Ok(!node.is_empty())
+        })
+        .await?;
+        let upper = LoopDevice::from_node(node.trim())?;
         let message = busy(fixture, lower.device).await?;
         assert!(message.contains(&format!("held by {}, whose file is {file};", upper.node())), "{message}");
         if !file.ends_with("alias") {
