@@ -249,7 +249,7 @@ async fn prompt_only_with_the_interactive_flag(fixture: &mut Fixture) -> Outcome
     setup(fixture, GAMES, &image, &[]).await?.refused(kind)?;
     let attached = setup(fixture, GAMES, &image, &["--interactive"]).await?.attached()?;
     let flags: Vec<bool> = fixture.stand_in()?.checks().iter().map(|check| check.interactive).collect();
-    assert_eq!(flags, [false, true]);
+    assert_eq!(flags, [false, false, true]);
     fixture.gone(&attached).await
 }
 

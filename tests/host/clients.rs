@@ -26,7 +26,7 @@ loopd_tests::tests! {
         client_killed_at_any_moment_leaves_nothing,
     ];
     Setup::StandIn(Answer::Yes) => [clients_of_one_user_end_separately];
-    Setup::StandIn(Answer::Never) => [client_killed_during_a_prompt_leaves_nothing];
+    Setup::StandIn(Answer::OpenPrompt) => [client_killed_during_a_prompt_leaves_nothing];
 }
 
 /// A probe of root that keeps its connection, and its attachment.
@@ -169,8 +169,9 @@ async fn client_killed_during_a_prompt_leaves_nothing(fixture: &mut Fixture) -> 
     let path = image.path.to_str().unwrap();
     let probe = fixture.probe_hold(GAMES, ["--hold", "--interactive", "setup", "regular", path])?;
     let polkit = fixture.stand_in()?;
-    eventually("polkit is asked", async || Ok(polkit.checks().len() == 1)).await?;
-    let id = polkit.checks()[0].cancellation_id.clone();
+    let prompts = || polkit.checks().into_iter().filter(|check| check.interactive);
+    eventually("polkit prompts", async || Ok(prompts().count() == 1)).await?;
+    let id = prompts().map(|check| check.cancellation_id).collect::<String>();
     assert_ne!(id, "", "the check cannot be cancelled");
     probe.kill().await?;
     eventually("the question is taken back", async || Ok(polkit.cancelled().contains(&id))).await?;

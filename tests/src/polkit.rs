@@ -116,6 +116,8 @@ pub enum Answer {
     Prompt,
     /// A challenge; if the caller permits a prompt, the user dismisses it.
     Dismissed,
+    /// A challenge; if the caller permits a prompt, it stays open until the check is cancelled.
+    OpenPrompt,
     /// No answer until the check is cancelled.
     Never,
 }
@@ -250,7 +252,8 @@ impl Authority {
                 }
                 result
             }
-            Answer::Never => {
+            Answer::OpenPrompt if !interactive => AuthorizationResult::new(false, true),
+            Answer::OpenPrompt | Answer::Never => {
                 self.until_cancelled(&cancellation_id).await;
                 return Err(PolkitError::Cancelled("cancelled".to_owned()));
             }

@@ -9,7 +9,7 @@ pub(super) fn extents(kind: &str) -> &'static [Extent] {
     match kind {
         "ext2" | "ext3" | "ext4" => &[(1024, 0x240)],
         "erofs" => &[(1024, 0x60)],
-        "btrfs" => &[(0x1_0000, 0x48)],
+        "btrfs" => &[(0x1_0000, 0x90)],
         // The driver takes the second copy if the first is damaged.
         "f2fs" => &[(1024, 0xb00), (5120, 0xb00)],
         "jfs" => &[(0x8000, 0x48), (0xf000, 0x48)],
@@ -32,14 +32,24 @@ pub(super) fn refusal(kind: &str, parts: &[Vec<u8>], skips_journal: bool) -> Opt
     parts.iter().find_map(|part| judge(part, skips_journal))
 }
 
-/// The UUID of a btrfs, as sysfs and udev write it; `None` if the bytes are not of its superblock.
-pub(super) fn btrfs_uuid(part: &[u8]) -> Option<String> {
+/// What a superblock of btrfs says of its devices.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Btrfs {
+    /// The UUID of the file system, as sysfs and udev write it.
+    pub uuid: String,
+    /// How many devices it has.
+    pub devices: u64,
+}
+
+/// `None` if the bytes are not of a superblock of btrfs (`struct btrfs_super_block`).
+pub(super) fn btrfs(part: &[u8]) -> Option<Btrfs> {
     if bytes::<8>(part, 0x40)? != *b"_BHRfS_M" {
         return None;
     }
     let digits: String = bytes::<16>(part, 0x20)?.iter().map(|byte| format!("{byte:02x}")).collect();
     let group = |range: std::ops::Range<usize>| digits.get(range);
-    Some([group(0..8)?, group(8..12)?, group(12..16)?, group(16..20)?, group(20..32)?].join("-"))
+    let uuid = [group(0..8)?, group(8..12)?, group(12..16)?, group(16..20)?, group(20..32)?].join("-");
+    Some(Btrfs { uuid, devices: u64::from_le_bytes(bytes(part, 0x88)?) })
 }
 
 /// `ext4_load_journal` opens the device with the number `s_journal_dev`, and
@@ -210,12 +220,13 @@ mod tests {
     }
 
     #[test]
-    fn the_uuid_of_a_btrfs_is_read() {
-        let uuid: Vec<u8> = (0x10..0x20).collect();
-        let part = with("btrfs", &[(0x20, &uuid)]);
-        assert_eq!(btrfs_uuid(&part).as_deref(), Some("10111213-1415-1617-1819-1a1b1c1d1e1f"));
-        assert_eq!(btrfs_uuid(&part[..0x47]), None);
-        assert_eq!(btrfs_uuid(&[0; 0x48]), None);
+    fn uuid_and_devices_of_a_btrfs_are_read() {
+        let id: Vec<u8> = (0x10..0x20).collect();
+        let part = with("btrfs", &[(0x20, &id), (0x88, &[2])]);
+        let uuid = "10111213-1415-1617-1819-1a1b1c1d1e1f".to_owned();
+        assert_eq!(btrfs(&part), Some(Btrfs { uuid, devices: 2 }));
+        assert_eq!(btrfs(&part[..0x8f]), None);
+        assert_eq!(btrfs(&[0; 0x90]), None);
     }
 
     #[test]
@@ -225,7 +236,7 @@ mod tests {
             let kind = kinds[usize::from(*kind) % kinds.len()];
             let reason = refusal(kind, std::slice::from_ref(part), *skips_journal);
             assert!(reason.is_none_or(|reason| reason.len() < 600 && reason.is_ascii()));
-            let _ = btrfs_uuid(part);
+            let _ = btrfs(part);
         });
     }
 }

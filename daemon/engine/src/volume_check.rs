@@ -9,6 +9,7 @@ use crate::mount_plan::Plan;
 use crate::ownership::is_root;
 use crate::signature::LENGTH;
 use crate::snapshot::Snapshot;
+use crate::superblock::Btrfs;
 use crate::volume::VolumeState;
 
 impl<K: Kernel> Engine<K> {
@@ -95,8 +96,8 @@ impl<K: Kernel> Engine<K> {
         if let Some(reason) = crate::superblock::refusal(&plan.kind, &parts, plan.skips_journal) {
             return Err(not_supported(found, attachment, reason));
         }
-        match parts.first().and_then(|part| crate::superblock::btrfs_uuid(part)) {
-            Some(uuid) if plan.kind == "btrfs" => self.btrfs_members(attachment, found, &uuid).await,
+        match parts.first().and_then(|part| crate::superblock::btrfs(part)) {
+            Some(btrfs) if plan.kind == "btrfs" => self.btrfs_members(attachment, found, &btrfs).await,
             _ => Ok(Vec::new()),
         }
     }
@@ -107,13 +108,18 @@ impl<K: Kernel> Engine<K> {
         &self,
         attachment: &Snapshot,
         found: &VolumeState,
-        uuid: &str,
+        btrfs: &Btrfs,
     ) -> Result<Vec<String>, Error> {
-        let Some(owner) = attachment.ownership.as_ref().map(|owner| owner.uid).filter(|uid| !is_root(*uid))
-        else {
+        let uuid = btrfs.uuid.as_str();
+        let owner = attachment.ownership.as_ref().map(|owner| owner.uid).filter(|uid| !is_root(*uid));
+        if owner.is_none() && btrfs.devices < 2 {
             return Ok(Vec::new());
-        };
+        }
         let others = self.kernel.btrfs(uuid).await?;
+        if let Some(reason) = missing_devices(btrfs.devices, &others.present, &found.node) {
+            return Err(not_supported(found, attachment, reason));
+        }
+        let Some(owner) = owner else { return Ok(Vec::new()) };
         let refused = |devices: &[String], why: &str| {
             Err(Error::Busy {
                 operation: format!("mount {}", found.shown(attachment)),
@@ -151,6 +157,14 @@ impl<K: Kernel> Engine<K> {
         };
         self.list().iter().filter(|shown| is_own(shown)).flat_map(volumes).collect()
     }
+}
+
+/// Why a btrfs cannot be mounted of which devices are missing. Without udev none is known.
+fn missing_devices(all: u64, present: &[String], own: &String) -> Option<String> {
+    let here = u64::try_from(present.len()).unwrap_or(u64::MAX);
+    (present.contains(own) && here < all).then(|| {
+        format!("it is a btrfs over {all} devices, and {here} of them can be found; attach the images of the others first")
+    })
 }
 
 fn not_supported(volume: &VolumeState, attachment: &Snapshot, reason: String) -> Error {

@@ -19,7 +19,7 @@ use super::caller::Caller;
 use crate::platform;
 use loopd_common::text::printable;
 use loopd_engine::kernel::{FileFacts, FileKind, node};
-use loopd_engine::{Caller as _, Quota, Snapshot, is_root};
+use loopd_engine::{Caller as _, Permit, Quota, Snapshot, is_root};
 
 /// How long polkit may take without a prompt; less than the 25 s timeout of a D-Bus call.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -96,9 +96,23 @@ impl Authority {
         result
     }
 
+    /// Asks polkit, and the user only if that is needed: prompts are few.
     async fn check(&self, caller: &Caller, action: &'static str, details: &Details) -> Result<(), Error> {
-        let prompt =
-            if caller.allows_interaction() { Some(self.prompt_quota.acquire(caller.uid())?) } else { None };
+        let mut result = self.ask(caller, action, details, None).await?;
+        if result.is_challenge && !result.is_authorized && caller.allows_interaction() {
+            let prompt = self.prompt_quota.acquire(caller.uid())?;
+            result = self.ask(caller, action, details, Some(prompt)).await?;
+        }
+        evaluate(&result, caller, action)
+    }
+
+    async fn ask(
+        &self,
+        caller: &Caller,
+        action: &'static str,
+        details: &Details,
+        prompt: Option<Permit>,
+    ) -> Result<AuthorizationResult, Error> {
         self.wait_for_pace(caller).await?;
         let details = HashMap::from([
             ("device", details.device.as_str()),
@@ -112,19 +126,18 @@ impl Authority {
         };
         let check =
             self.polkit.check_authorization(caller.subject(), action, &details, flags, &cancellation_id);
-        let result = tokio::select! {
-            result = check => result.map_err(|error| polkit_failed(&error))?,
+        tokio::select! {
+            result = check => result.map_err(|error| polkit_failed(&error)),
             () = caller.disconnected() => {
                 self.cancel(&cancellation_id).await;
-                return Err(denied("the caller disconnected before polkit answered"));
+                Err(denied("the caller disconnected before polkit answered"))
             }
             // A prompt may take as long as the user needs.
             () = tokio::time::sleep(TIMEOUT), if prompt.is_none() => {
                 self.cancel(&cancellation_id).await;
-                return Err(denied("polkit did not answer in time"));
+                Err(denied("polkit did not answer in time"))
             }
-        };
-        evaluate(&result, caller, action)
+        }
     }
 
     /// Delays a check so that polkit has time for the checks of others.

@@ -75,7 +75,7 @@ test_unmountable_volumes_are_refused() {
     local disk answer
     disk=$(active alice loopctl attach -r journal.img)
     answer=$(call_volume active alice mount "$disk")
-    refusal "$answer" $not_supported 'its journal has to be replayed first, and the device is read-only' 'noload'
+    refusal "$answer" $not_supported 'its journal has to be replayed first, and the device is read-only' 'norecovery'
     note "journal.img, read-only: $(message "$answer")"
     mount_volume "$disk" options=s:noload
     unmount_volume "$disk"

@@ -22,6 +22,8 @@ const OTHER_UID: u32 = 1001;
 /// How the fake polkit replies to a check.
 #[derive(Clone, Copy, Debug)]
 enum Reply {
+    /// It needs a prompt, which stays open.
+    Prompt,
     Result {
         is_authorized: bool,
         is_challenge: bool,
@@ -105,6 +107,12 @@ impl FakePolkit {
                     connection.reply_error(&header, name, &"failed").await.unwrap();
                 }
                 Reply::Invalid => connection.reply(&header, &"yes").await.unwrap(),
+                // The user does not answer the prompt.
+                Reply::Prompt if self.last_check().is_interactive => {}
+                Reply::Prompt => {
+                    let details = HashMap::<&str, &str>::new();
+                    connection.reply(&header, &((false, true, details),)).await.unwrap();
+                }
                 Reply::None => {}
                 Reply::Disconnect => return connection.close().await.unwrap(),
             }
@@ -265,11 +273,12 @@ async fn each_check_has_its_own_cancellation_id() {
 }
 
 #[tokio::test]
-async fn the_interactive_flag_of_the_call_is_passed_on() {
-    let fixture = Fixture::new(YES).await;
-    for allows_interaction in [false, true] {
-        fixture.authorize(UID, allows_interaction).await.unwrap();
-        assert_eq!(fixture.polkit.last_check().is_interactive, allows_interaction);
+async fn the_interactive_flag_of_the_call_is_passed_on_if_a_prompt_is_needed() {
+    let fixture = Fixture::new(CHALLENGE).await;
+    for (allows_interaction, expected) in [(false, vec![false]), (true, vec![false, false, true])] {
+        fixture.authorize(UID, allows_interaction).await.unwrap_err();
+        let checks = fixture.polkit.checks().into_iter().map(|check| check.is_interactive);
+        assert_eq!(checks.collect::<Vec<_>>(), expected);
     }
 }
 
@@ -323,7 +332,7 @@ async fn a_check_without_a_prompt_times_out_and_is_cancelled() {
 
 #[tokio::test]
 async fn a_prompt_lasts_until_the_caller_disconnects() {
-    let fixture = Fixture::new(Reply::None).await;
+    let fixture = Fixture::new(Reply::Prompt).await;
     let caller = fixture.caller(UID, true);
     tokio::time::pause();
     let authorization = fixture.authority.authorize(&caller, Request::Remove(5));
@@ -334,27 +343,38 @@ async fn a_prompt_lasts_until_the_caller_disconnects() {
     let error = authorization.await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::AccessDenied);
     assert!(error.message.contains("disconnected before polkit answered"), "{error}");
-    assert_eq!(fixture.polkit.state().cancelled, ["loopd-0"]);
+    assert_eq!(fixture.polkit.state().cancelled, ["loopd-1"]);
 }
 
 #[tokio::test]
 async fn open_prompts_of_a_uid_are_limited() {
-    let fixture = Fixture::new(Reply::None).await;
+    let fixture = Fixture::new(Reply::Prompt).await;
     tokio::time::pause();
     let first_caller = fixture.caller(UID, true);
     let mut first = Box::pin(fixture.authority.authorize(&first_caller, Request::Remove(5)));
     assert!(tokio::time::timeout(Duration::from_secs(1), &mut first).await.is_err());
     let error = fixture.authorize(UID, true).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::LimitExceeded);
-    assert_eq!(fixture.polkit.checks().len(), 1, "polkit is not asked beyond the limit");
-    // Checks without a prompt and prompts of other uids are.
-    assert_eq!(fixture.authorize(UID, false).await.unwrap_err().kind, ErrorKind::AccessDenied);
+    let prompts = || fixture.polkit.checks().iter().filter(|check| check.is_interactive).count();
+    assert_eq!(prompts(), 1, "polkit does not prompt beyond the limit");
+    // Checks without a prompt and prompts of other uids are allowed.
+    let error = fixture.authorize(UID, false).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::InteractiveAuthorizationRequired);
     let other = fixture.authorize(OTHER_UID, true);
     assert!(tokio::time::timeout(Duration::from_secs(1), other).await.is_err());
     drop(first);
     let again = fixture.authorize(UID, true);
     assert!(tokio::time::timeout(Duration::from_secs(1), again).await.is_err(), "the prompt has ended");
-    assert_eq!(fixture.polkit.checks().len(), 4);
+    assert_eq!(prompts(), 3);
+}
+
+#[tokio::test]
+async fn who_is_authorized_needs_no_prompt() {
+    let fixture = Fixture::new(YES).await;
+    for _ in 0..3 {
+        fixture.authorize(UID, true).await.unwrap();
+    }
+    assert!(fixture.polkit.checks().iter().all(|check| !check.is_interactive));
 }
 
 #[tokio::test]
