@@ -1,12 +1,13 @@
 //! `LOOP_CONFIGURE`.
 
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
 
 use linux_raw_sys::loop_device::_bindgen_ty_1 as LoFlags;
 use linux_raw_sys::loop_device::loop_info64;
 use loopd_common::Lifetime;
 use loopd_engine::AttachRequest;
-use loopd_engine::kernel::Device;
+use loopd_engine::kernel::{Device, node};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 
@@ -14,7 +15,8 @@ use super::wanted::Wanted;
 use crate::hold::Hold;
 use crate::node_watch::NodeWatch;
 use crate::shared::Shared;
-use crate::{device, ioctl, udev};
+use crate::sysfs::loop_device;
+use crate::{device, ioctl, udev, wait};
 
 /// A device that was configured.
 pub struct Configured<'a> {
@@ -52,10 +54,18 @@ pub fn configure<'a>(shared: &'a Shared, number: u32, wanted: Wanted<'_>) -> nix
     match finish(number, &device, request, is_writable) {
         Ok((state, hold)) => Ok(Configured { device: state, hold, writer }),
         Err(errno) => {
-            let _ends_at_close = ioctl::clear(&device);
+            undo(number, device, writer);
             Err(errno)
         }
     }
+}
+
+/// Detaches a device that cannot be used. udev may have it open for a moment: until then the number is taken.
+fn undo(number: u32, device: OwnedFd, writer: Option<Writer<'_>>) {
+    let _ends_at_close = ioctl::clear(&device);
+    drop((device, writer));
+    let is_free = || if loop_device::is_bound(number) { Err(Errno::EBUSY) } else { Ok(()) };
+    let _stays_until_closed = wait::while_busy(Path::new(&node(number)), is_free, || true);
 }
 
 /// Checks and holds a device that was configured. `EOPNOTSUPP` if the request needs direct I/O and the
