@@ -35,7 +35,8 @@ rows! {
         "no udev at all" => no_udev;
     "parallel callers":
         "forty attaches of one user at once" => forty_at_once,
-        "forty attaches that reuse one device" => forty_reuse_one;
+        "forty attaches that reuse one device" => forty_reuse_one,
+        "forty detaches at once" => forty_detaches;
 }
 
 async fn attached_just_now(fixture: &mut Fixture) -> Outcome {
@@ -260,5 +261,22 @@ async fn forty_reuse_one(fixture: &mut Fixture) -> Outcome {
     ensure!(nodes.len() == 1, "several devices");
     let output = fixture.loopctl_as(GAMES, ["detach", "--all"]).await?;
     ensure!(output.status.success(), "{output:?}");
+    Ok(())
+}
+
+async fn forty_detaches(fixture: &mut Fixture) -> Outcome {
+    let image = file(fixture, "image", MIB, &[])?;
+    let mut nodes = Vec::new();
+    for _ in 0..40 {
+        let output = fixture.loopctl_as(GAMES, ["attach", "--no-wait", image.name()]).await?;
+        ensure!(output.status.success(), "{output:?}");
+        nodes.push(String::from_utf8(output.stdout)?.trim_end().to_owned());
+    }
+    let calls = nodes.iter().map(|node| fixture.loopctl_as(GAMES, ["detach", node]));
+    for output in futures_util::future::join_all(calls).await {
+        let output = output?;
+        ensure!(output.status.success(), "{output:?}");
+    }
+    note("40 of 40 are gone");
     Ok(())
 }

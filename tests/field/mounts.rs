@@ -23,7 +23,8 @@ rows! {
         "one half of a mirror with its metadata at the end" => half_of_a_mirror,
         "the signatures of several file systems" => ambivalent,
         "a copy of an xfs that is mounted" => copied_xfs,
-        "an ext4 with a dirty journal, read-only" => dirty_journal;
+        "an ext4 with a dirty journal, read-only" => dirty_journal,
+        "a btrfs with a log, read-only" => btrfs_log;
     "file systems over several devices":
         "a btrfs over two images" => btrfs_over_two,
         "a btrfs over three images" => btrfs_over_three,
@@ -177,4 +178,23 @@ async fn btrfs_without_one(fixture: &mut Fixture) -> Outcome {
         .await?
         .fails_with("a btrfs over 2 devices, and 1 of them can be found")?;
     loopctl(fixture, &["detach", &device.node()]).await?.is_silent()
+}
+
+/// The copy of a mounted btrfs after an fsync, as after a power cut.
+async fn btrfs_log(fixture: &mut Fixture) -> Outcome {
+    needs("mkfs.btrfs")?;
+    let _units = Units::start(fixture.bus()).await?;
+    let image = file(fixture, "image", 128 * MIB, &[])?;
+    other("mkfs.btrfs", &["-q", image.name()]).await?;
+    let point = loopctl(fixture, &["mount", image.name()]).await?.output;
+    let written = std::fs::File::create(std::path::Path::new(point.trim_end()).join("file"))?;
+    written.write_all_at(b"the last change", 0)?;
+    written.sync_all()?;
+    drop(written);
+    let copy = format!("{}-copy", image.name());
+    other("cp", &["--sparse=always", image.name(), &copy]).await?;
+    loopctl(fixture, &["unmount", image.name()]).await?.is_silent()?;
+    loopctl(fixture, &["mount", "-r", &copy]).await?.fails_with("norecovery")?;
+    loopctl(fixture, &["mount", "-r", "--options", "norecovery", &copy]).await?.is_silent()?;
+    loopctl(fixture, &["unmount", &copy]).await?.is_silent()
 }

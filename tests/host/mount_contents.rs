@@ -26,6 +26,7 @@ loopd_tests::tests! {
         half_of_a_mirror_can_be_read,
         copy_of_a_mounted_xfs_is_explained,
         btrfs_over_two_images_of_root_is_mounted,
+        btrfs_with_a_log_on_a_read_only_device_is_explained,
     ];
     Setup::StandIn(Answer::Yes) => [btrfs_over_two_images_of_a_user_is_mounted];
 }
@@ -212,4 +213,32 @@ async fn btrfs_over_two_images(fixture: &Fixture, user: User) -> Outcome {
     }
     ensure!(fixture.list(true).await?.is_empty(), "something is left");
     Ok(())
+}
+
+/// The copy of a mounted btrfs after an fsync, as after a power cut.
+async fn btrfs_with_a_log_on_a_read_only_device_is_explained(fixture: &mut Fixture) -> Outcome {
+    loopd_tests::process::needs("mkfs.btrfs")?;
+    let _units = Units::start(fixture.bus()).await?;
+    let image = Image::sparse(&fixture.directory, "image", 128 * MIB)?;
+    run("mkfs.btrfs", ["-q", image.name()]).await?;
+    let point = mount(fixture, &[image.name()]).await?.map_err(anyhow::Error::msg)?;
+    let file = std::fs::File::create(point.join("file"))?;
+    file.write_all_at(b"the last change", 0)?;
+    file.sync_all()?;
+    drop(file);
+    let copy = fixture.directory.join("copy");
+    run("cp", ["--sparse=always".as_ref(), image.path.as_os_str(), copy.as_os_str()]).await?;
+    unmount(fixture, image.name()).await?;
+    let copy = copy.to_str().context("no text")?;
+    let message = mount(fixture, &["-r", copy]).await?.unwrap_err();
+    assert!(message.contains("journal has to be replayed") && message.contains("norecovery"), "{message}");
+    let point =
+        mount(fixture, &["-r", "--options", "norecovery", copy]).await?.map_err(anyhow::Error::msg)?;
+    ensure!(point.is_dir(), "nothing is mounted");
+    unmount(fixture, copy).await?;
+    // A writable mount replays it.
+    let point = mount(fixture, &[copy]).await?.map_err(anyhow::Error::msg)?;
+    assert_eq!(std::fs::read(point.join("file"))?, b"the last change");
+    unmount(fixture, copy).await?;
+    fixture.assert_no_leak().await
 }

@@ -452,6 +452,7 @@ mod tests {
             ("ext4", "ro,noload"),
             ("vfat", "fmask=0133,dmask=0022,uid=1000,gid=100,iocharset=iso8859-15,codepage=850,utf8=0,flush"),
             ("iso9660", "norock,nojoliet,mode=0400,dmode=500"),
+            ("iso9660", "sbsector=123456,session=2"),
             ("btrfs", "subvol=@home/a.b,subvolid=5,compress=zstd,discard"),
             ("xfs", "nouuid"),
         ] {

@@ -279,6 +279,8 @@ mod tests {
     fn labels_are_decoded() {
         assert_eq!(unescape("my\\x20disk"), "my disk");
         assert_eq!(unescape("a\\x5cb\\x2fc"), "a\\b/c");
+        // A label of FAT in another code page than UTF-8.
+        assert_eq!(unescape("caf\\x82"), "caf\u{fffd}");
         assert_eq!(unescape("\\xzz\\x4"), "\\xzz\\x4");
         assert_eq!(unescape("\\x+1é"), "\\x+1é");
     }
