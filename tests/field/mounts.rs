@@ -6,7 +6,7 @@ use anyhow::ensure;
 use loopd_tests::Outcome;
 use loopd_tests::fixture::Fixture;
 use loopd_tests::image::{Image, MIB};
-use loopd_tests::process::needs;
+use loopd_tests::process::{needs, needs_file_system};
 use loopd_tests::sysfs::Extent;
 use loopd_tests::table::Gpt;
 use loopd_tests::units::Units;
@@ -83,6 +83,7 @@ async fn ambivalent(fixture: &mut Fixture) -> Outcome {
 
 async fn copied_xfs(fixture: &mut Fixture) -> Outcome {
     needs("mkfs.xfs")?;
+    needs_file_system("xfs")?;
     let _units = Units::start(fixture.bus()).await?;
     let image = file(fixture, "image", 320 * MIB, &[])?;
     other("mkfs.xfs", &["-q", image.name()]).await?;
@@ -144,6 +145,7 @@ async fn btrfs_over_three(fixture: &mut Fixture) -> Outcome {
 
 async fn btrfs(fixture: &Fixture, names: &[&str]) -> anyhow::Result<Vec<Image>> {
     needs("mkfs.btrfs")?;
+    needs_file_system("btrfs")?;
     let images: Vec<Image> =
         names.iter().map(|name| file(fixture, name, 128 * MIB, &[])).collect::<anyhow::Result<_>>()?;
     let paths: Vec<&str> = images.iter().map(Image::name).collect();
@@ -183,6 +185,7 @@ async fn btrfs_without_one(fixture: &mut Fixture) -> Outcome {
 /// The copy of a mounted btrfs after an fsync, as after a power cut.
 async fn btrfs_log(fixture: &mut Fixture) -> Outcome {
     needs("mkfs.btrfs")?;
+    needs_file_system("btrfs")?;
     let _units = Units::start(fixture.bus()).await?;
     let image = file(fixture, "image", 128 * MIB, &[])?;
     other("mkfs.btrfs", &["-q", image.name()]).await?;

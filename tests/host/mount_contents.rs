@@ -155,6 +155,7 @@ async fn half_of_a_mirror_can_be_read(fixture: &mut Fixture) -> Outcome {
 
 async fn copy_of_a_mounted_xfs_is_explained(fixture: &mut Fixture) -> Outcome {
     loopd_tests::process::needs("mkfs.xfs")?;
+    loopd_tests::process::needs_file_system("xfs")?;
     let _units = Units::start(fixture.bus()).await?;
     let first = Image::sparse(&fixture.directory, "first", 320 * MIB)?;
     run("mkfs.xfs", ["-q", first.name()]).await?;
@@ -183,6 +184,7 @@ async fn btrfs_over_two_images_of_a_user_is_mounted(fixture: &mut Fixture) -> Ou
 
 async fn btrfs_over_two_images(fixture: &Fixture, user: User) -> Outcome {
     loopd_tests::process::needs("mkfs.btrfs")?;
+    loopd_tests::process::needs_file_system("btrfs")?;
     let _units = Units::start(fixture.bus()).await?;
     let images = [
         Image::sparse(&fixture.directory, "first", 128 * MIB)?,
@@ -218,6 +220,7 @@ async fn btrfs_over_two_images(fixture: &Fixture, user: User) -> Outcome {
 /// The copy of a mounted btrfs after an fsync, as after a power cut.
 async fn btrfs_with_a_log_on_a_read_only_device_is_explained(fixture: &mut Fixture) -> Outcome {
     loopd_tests::process::needs("mkfs.btrfs")?;
+    loopd_tests::process::needs_file_system("btrfs")?;
     let _units = Units::start(fixture.bus()).await?;
     let image = Image::sparse(&fixture.directory, "image", 128 * MIB)?;
     run("mkfs.btrfs", ["-q", image.name()]).await?;

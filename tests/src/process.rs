@@ -153,6 +153,21 @@ pub fn installed(program: &str) -> bool {
         .any(|directory| directory.join(program).is_file())
 }
 
+/// Skips the test if this kernel does not have the file system.
+///
+/// # Errors
+/// It is not there.
+pub fn needs_file_system(name: &str) -> Result<()> {
+    let is_known = || {
+        let all = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+        all.lines().any(|line| line.split_whitespace().last() == Some(name))
+    };
+    if !is_known() {
+        let _is_no_module = Command::new("modprobe").args(["-q", name]).status();
+    }
+    if is_known() { Ok(()) } else { crate::skip(format!("this kernel has no {name}")) }
+}
+
 /// Skips the test if a program is not installed.
 ///
 /// # Errors
