@@ -131,6 +131,7 @@ impl<K: Kernel> Engine<K> {
             silence: None,
             unprocessed: 0,
             partitioned: !partitioning.missing,
+            unmade: false,
             partitioning: Arc::default(),
             hold,
             processed,

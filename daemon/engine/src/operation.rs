@@ -52,7 +52,9 @@ impl<K: Kernel> Engine<K> {
         let state = &mut *guard;
         let Some(record) = state.records.get_mut(&id) else { return };
         let before = show(record, id, &state.mounts);
+        let device = record.device.clone();
         change(record);
+        record.changes += u64::from(record.device != device);
         record.changed.notify_waiters();
         state.clients.extend(record.client().cloned());
         let after = show(record, id, &state.mounts);

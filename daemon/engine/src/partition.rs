@@ -37,6 +37,7 @@ impl<K: Kernel> Engine<K> {
             }
             other => other?,
         };
+        self.update_outline(id, |record| record.unmade = seen.unmade);
         if seen.unmade {
             return Err(self.partitions_unmade(id));
         }
@@ -130,9 +131,7 @@ impl<K: Kernel> Engine<K> {
                 record.partitions.insert(number, known);
             }
             record.findings = seen.findings.clone();
-            if seen.unmade {
-                record.device.partition_scan = false;
-            }
+            record.unmade |= seen.unmade;
         });
         counted
     }
@@ -207,7 +206,8 @@ impl<K: Kernel> Engine<K> {
 
 /// Nodes are made only if the request had partition scan, and not while the device is being detached.
 fn reason<K: Kernel>(record: &Record<K>) -> ScanReason {
-    let ours = record.ownership.is_some() && record.device.partition_scan && record.is_attached();
+    let ours =
+        record.ownership.is_some() && record.device.partition_scan && !record.unmade && record.is_attached();
     // The attach makes the partitions first.
     if ours && record.partitioned { ScanReason::Changed } else { ScanReason::Foreign }
 }

@@ -85,6 +85,8 @@ pub(super) struct Record<K: Kernel> {
     pub unprocessed: usize,
     /// Whether the partitions were scanned, and made if that is loopd's task.
     pub partitioned: bool,
+    /// Whether neither the kernel nor loopd can make the partitions of the table.
+    pub unmade: bool,
     /// Locked during a scan of the partitions.
     pub partitioning: Arc<tokio::sync::Mutex<()>>,
     /// Keeps an autoclear device attached.
@@ -97,7 +99,7 @@ pub(super) struct Record<K: Kernel> {
     pub changed: Arc<Notify>,
     /// Locked during an operation on the device.
     pub operation: Arc<tokio::sync::Mutex<()>>,
-    /// How often loopd has changed the device. A state that was read before a change is not taken after it.
+    /// How often `device` was changed, or loopd has changed the device. A state that was read before is not taken after it.
     pub changes: u64,
     /// Counts against its owner's limit.
     pub permit: Option<Permit>,
@@ -119,6 +121,7 @@ impl<K: Kernel> Record<K> {
             silence: None,
             unprocessed: 0,
             partitioned: false,
+            unmade: false,
             partitioning: Arc::default(),
             hold: None,
             processed: true,
@@ -141,7 +144,7 @@ impl<K: Kernel> Record<K> {
     pub fn outline(&self, id: DiskSequence, mounts: &MountTable) -> Snapshot {
         Snapshot {
             id,
-            device: self.device.clone(),
+            device: self.shown_device(),
             ownership: self.ownership.clone(),
             state: self.lifecycle.state(),
             file_system: self.file_system.clone(),
@@ -150,6 +153,11 @@ impl<K: Kernel> Record<K> {
             warnings: findings::warnings(&self.device, &self.findings, self.file_end, self.silence),
             file_end: self.file_end,
         }
+    }
+
+    /// Without partition scan if that makes no partitions.
+    fn shown_device(&self) -> Device {
+        Device { partition_scan: self.device.partition_scan && !self.unmade, ..self.device.clone() }
     }
 
     /// A snapshot of one partition.

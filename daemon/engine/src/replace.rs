@@ -86,6 +86,7 @@ impl<K: Kernel> Engine<K> {
             let Some(Replaced { device, file_end }) = replaced else { return };
             record.device = device;
             record.file_end = file_end;
+            record.unmade = false;
             // Those of the new file follow with its partitions.
             record.findings = Findings::default();
             record.processed = found.is_some();

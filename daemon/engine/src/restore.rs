@@ -327,6 +327,7 @@ impl<K: Kernel> Engine<K> {
             silence: None,
             unprocessed: 0,
             partitioned: true,
+            unmade: false,
             partitioning: Arc::default(),
             hold,
             processed: true,

@@ -55,9 +55,11 @@ impl<K: Kernel> Engine<K> {
 
     /// How long to wait before udev is taken for silent.
     fn patience(&self, id: DiskSequence) -> Duration {
+        let was_gone = self.state().hearing.is_gone;
+        let is_gone = was_gone && !self.kernel.udev_answers();
         let mut state = self.state();
-        state.hearing.is_gone = state.hearing.is_gone && !self.kernel.udev_answers();
-        if state.hearing.is_gone {
+        state.hearing.is_gone = is_gone;
+        if is_gone {
             return Duration::ZERO;
         }
         let is_silent = state.records.get(&id).is_some_and(|record| record.silence.is_some());

@@ -47,6 +47,9 @@ async fn image_with_partitions_is_attached(fixture: &mut Fixture) -> Outcome {
             let properties = fixture.properties(&attached.path).await?;
             assert_eq!((properties.state.as_str(), properties.read_only), ("attached", read_only));
             assert_eq!(properties.partition_scan, kernel_reads);
+            // A list of all devices reads the device again.
+            fixture.list(true).await?;
+            assert_eq!(fixture.properties(&attached.path).await?.partition_scan, kernel_reads);
             if kernel_reads {
                 assert_there(fixture, &attached, &expected).await?;
             } else {
