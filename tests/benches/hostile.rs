@@ -73,13 +73,14 @@ enum Attack {
 }
 
 impl Attack {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Partitions,
         Self::HungFiles,
         Self::HeldFlush,
         Self::FloodFloor,
         Self::Flood("ping"),
         Self::Flood("list"),
+        Self::Flood("list-all"),
         Self::Flood("properties"),
         Self::Flood("objects"),
         Self::Flood("setup"),

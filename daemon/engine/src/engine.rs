@@ -2,7 +2,7 @@
 //!
 //! Lock order. No task waits for one of these while it holds a later one:
 //!
-//! 1. `file_locks`, for requests that check overlaps.
+//! 1. `file_locks`, for requests that check overlaps; `last_look`, for lists of all devices.
 //! 2. The device: `Record::operation`.
 //! 3. `mount_locks`: one mount of a file at a time.
 //! 4. `status_locks` of a number, then `Record::partitioning`. The wait of a caller has a timeout.
@@ -18,6 +18,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
 
 use crate::client::ClientId;
 use crate::error::Error;
@@ -56,6 +57,8 @@ pub struct Engine<K: Kernel> {
     pub(super) file_locks: KeyedMutex<FileIdentity>,
     /// One mount of a file at a time: see [`Kernel::claim_overlapping`].
     pub(super) mount_locks: KeyedMutex<FileIdentity>,
+    /// One look at all devices at a time: when the last one has begun.
+    pub(super) last_look: tokio::sync::Mutex<Option<Instant>>,
     /// One scan of a number at a time: it may hang.
     pub(super) status_locks: KeyedMutex<u32>,
     pub(super) scans: ScanQueue,
@@ -117,6 +120,7 @@ impl<K: Kernel> Engine<K> {
             settings: Mutex::new(settings),
             file_locks: KeyedMutex::default(),
             mount_locks: KeyedMutex::default(),
+            last_look: tokio::sync::Mutex::default(),
             status_locks: KeyedMutex::default(),
             scans: ScanQueue::default(),
             background: Background::default(),

@@ -230,7 +230,7 @@ async fn flood(
     const CALLS: usize = 100;
     let (interface, method) = match kind {
         "ping" => ("org.freedesktop.DBus.Peer", "Ping"),
-        "list" => (MANAGER, "List"),
+        "list" | "list-all" => (MANAGER, "List"),
         "properties" => (PROPERTIES, "GetAll"),
         "objects" => ("org.freedesktop.DBus.ObjectManager", "GetManagedObjects"),
         "bus" => ("org.freedesktop.DBus", "GetId"),
@@ -250,6 +250,10 @@ async fn flood(
             let options = HashMap::<String, Variant<'static>>::new();
             let _refused: zbus::Result<Option<()>> = match (kind, &file) {
                 ("list", _) => proxy.call_with_flags(method, flags, &(options,)).await,
+                ("list-all", _) => {
+                    let options = HashMap::from([("all", Variant::from(true))]);
+                    proxy.call_with_flags(method, flags, &(options,)).await
+                }
                 ("properties", _) => proxy.call_with_flags(method, flags, &(MANAGER,)).await,
                 (_, Some(file)) => {
                     proxy.call_with_flags(method, flags, &(Fd::from(file.as_fd()), options)).await

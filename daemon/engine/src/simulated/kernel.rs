@@ -410,7 +410,8 @@ impl Kernel for Simulated {
     fn differences(&self, known: Vec<Device>) -> BoxFuture<'_, Vec<(u32, Difference)>> {
         Box::pin(async move {
             let found = {
-                let machine = self.lock();
+                let mut machine = self.lock();
+                machine.full_looks += 1;
                 let known: BTreeMap<u32, Device> =
                     known.into_iter().map(|device| (device.number, device)).collect();
                 let numbers: BTreeSet<u32> = machine.bound.keys().chain(known.keys()).copied().collect();

@@ -59,6 +59,8 @@ pub(super) struct Machine {
     pub(super) looks: usize,
     /// How often the state of a device was read.
     pub(super) status_reads: usize,
+    /// How often all devices were compared with what is known.
+    pub(super) full_looks: usize,
     pub(super) steps: usize,
     pub(super) hook: Option<Hook>,
     pub(super) random: Option<fastrand::Rng>,
@@ -392,6 +394,11 @@ impl Simulated {
     /// How often a device was read.
     pub fn looks(&self) -> usize {
         self.lock().looks
+    }
+
+    /// How often all devices were compared with what is known.
+    pub fn full_looks(&self) -> usize {
+        self.lock().full_looks
     }
 
     /// How often the state of a device was read.

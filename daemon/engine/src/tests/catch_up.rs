@@ -47,6 +47,25 @@ async fn a_device_whose_file_hangs_delays_a_list_only_for_a_time() {
     let other = harness.machine.attach_elsewhere(6);
     let begin = tokio::time::Instant::now();
     harness.engine.catch_up().await;
-    assert!(begin.elapsed() <= crate::observe::HUNG_AFTER, "{:?}", begin.elapsed());
+    assert!(begin.elapsed() <= crate::catch_up::PATIENCE, "{:?}", begin.elapsed());
     assert_eq!(numbers(&harness), [other]);
+}
+
+/// A flood of lists costs no more than a few.
+#[tokio::test(start_paused = true)]
+async fn lists_at_the_same_time_share_one_look() {
+    let harness = Harness::new(Simulated::unhurried());
+    harness.machine.attach_elsewhere(5);
+    let lists = (0..100).map(|_| {
+        let engine = std::sync::Arc::clone(&harness.engine);
+        async move { engine.catch_up().await }
+    });
+    let mut all: tokio::task::JoinSet<()> = lists.collect();
+    // One that is called while the first look is under way needs another one.
+    tokio::time::sleep(std::time::Duration::from_micros(100)).await;
+    let foreign = harness.machine.attach_elsewhere(6);
+    harness.engine.catch_up().await;
+    assert!(numbers(&harness).contains(&foreign));
+    while all.join_next().await.is_some() {}
+    assert!(harness.machine.full_looks() <= 3, "{}", harness.machine.full_looks());
 }
