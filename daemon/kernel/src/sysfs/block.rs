@@ -1,6 +1,8 @@
 //! A block device in sysfs: a disk or a partition.
 
-use std::fs;
+use std::fs::{self, DirEntry, File};
+use std::io::Read as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -8,6 +10,10 @@ use loopd_common::mountinfo;
 
 /// The unit of sizes and offsets in sysfs, for any block size.
 const SECTOR: u64 = 512;
+
+/// The smallest page of the kernel in bytes. An attribute has at most a page, and one read returns all of it
+/// (`sysfs_kf_seq_show`).
+const PAGE: usize = 4096;
 
 /// Major and minor number.
 pub type DeviceNumber = (u32, u32);
@@ -51,11 +57,12 @@ impl Block {
 
     /// The bytes of an attribute, without the newline that the kernel adds.
     pub fn bytes(&self, attribute: &str) -> Option<Vec<u8>> {
-        let mut bytes = fs::read(self.directory.join(attribute)).ok()?;
-        if bytes.last() == Some(&b'\n') {
-            bytes.pop();
-        }
-        Some(bytes)
+        let path = self.directory.join(attribute);
+        let mut buffer = [0; PAGE];
+        let length = File::open(&path).ok()?.read(&mut buffer).ok()?;
+        let longer = if length < PAGE { None } else { Some(fs::read(path).ok()?) };
+        let bytes = longer.as_deref().unwrap_or(&buffer[..length]);
+        Some(bytes.strip_suffix(b"\n").unwrap_or(bytes).to_vec())
     }
 
     /// The value of an attribute.
@@ -108,8 +115,15 @@ impl Block {
 
     /// The partitions of a disk.
     pub fn partitions(&self) -> Vec<Self> {
-        let entries = entries(&self.directory).into_iter().map(|directory| Self { directory });
-        entries.filter(|entry| entry.has("partition")).collect()
+        let Ok(entries) = fs::read_dir(&self.directory) else { return Vec::new() };
+        let may_be_partition = |entry: &DirEntry| {
+            // The name of a partition ends with its number (`disk_name` in the kernel).
+            let ends_with_digit = entry.file_name().as_bytes().last().is_some_and(u8::is_ascii_digit);
+            ends_with_digit && entry.file_type().is_ok_and(|kind| kind.is_dir())
+        };
+        let candidates = entries.flatten().filter(may_be_partition);
+        let blocks = candidates.map(|entry| Self { directory: entry.path() });
+        blocks.filter(|block| block.has("partition")).collect()
     }
 
     /// The device and its partitions.
