@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod dictionary;
 pub mod error;
 pub mod names;
 pub mod options;

@@ -2,9 +2,11 @@
 
 use std::collections::HashMap;
 
-use zbus::wire::OwnedObjectPath;
-use zbus::{OwnedVariant, Variant};
+use serde::ser::{Serialize, SerializeMap, Serializer};
+use zbus::wire::{OwnedObjectPath, Signature};
+use zbus::{OwnedVariant, Type, Variant};
 
+use crate::dictionary::{self, Dictionary, Value};
 use crate::warnings::Warnings;
 
 macro_rules! properties {
@@ -41,6 +43,27 @@ macro_rules! properties {
                     property(dict, $name, missing)?
                 },)* })
             }
+        }
+
+        impl Dictionary for $type {
+            const NAMES: &'static [&'static str] = &[$($name),*];
+
+            fn write<M: SerializeMap>(&self, omitted: &[&str], map: &mut M) -> Result<(), M::Error> {
+                $(if !omitted.contains(&$name) {
+                    Value::write(&self.$field, $name, map)?;
+                })*
+                Ok(())
+            }
+        }
+
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                dictionary::serialize(self, serializer)
+            }
+        }
+
+        impl Type for $type {
+            const SIGNATURE: &'static Signature = dictionary::SIGNATURE;
         }
     };
 }
@@ -166,24 +189,70 @@ pub fn from_bus_path(bytes: &[u8]) -> &[u8] {
 
 #[cfg(test)]
 mod tests {
+    use zbus::wire::serialized::Context;
+    use zbus::wire::to_bytes;
+
     use super::*;
+    use crate::dictionary::Joined;
+    use crate::warnings::Warning;
+
+    type Received = HashMap<String, OwnedVariant>;
+
+    fn owned(dict: HashMap<&'static str, Variant<'static>>) -> Received {
+        dict.into_iter().map(|(name, value)| (name.to_owned(), value.try_into_owned().unwrap())).collect()
+    }
+
+    /// What a client receives.
+    fn sent(dictionary: &(impl Serialize + Type)) -> Received {
+        let context = Context::new(zbus::wire::LE, 0);
+        to_bytes(context, dictionary).unwrap().deserialize().unwrap().0
+    }
+
+    fn volume() -> VolumeProperties {
+        VolumeProperties {
+            device: "/dev/loop1".to_owned(),
+            size: 4096,
+            mount_points: vec![to_bus_path(b"/mnt/\xff"), to_bus_path(b"/srv")],
+            ..VolumeProperties::default()
+        }
+    }
 
     #[test]
     fn dictionaries_are_parsed_back() {
-        let volume = VolumeProperties {
-            device: "/dev/loop1".to_owned(),
-            size: 4096,
-            mount_points: vec![to_bus_path(b"/mnt/\xff")],
-            ..VolumeProperties::default()
-        };
-        let dict = volume
-            .to_dict()
-            .into_iter()
-            .map(|(name, value)| (name.to_owned(), value.try_into_owned().unwrap()))
-            .collect();
+        let volume = volume();
+        let dict = owned(volume.to_dict());
         assert_eq!(VolumeProperties::from_dict(&dict).unwrap(), volume);
         assert_eq!(from_bus_path(&volume.mount_points[0]), b"/mnt/\xff");
         assert!(VolumeProperties::from_dict(&HashMap::new()).is_err());
+    }
+
+    #[test]
+    fn what_is_sent_is_the_dictionary() {
+        let warning = Warning { code: "truncated".to_owned(), bytes: Some(7), ..Warning::default() };
+        let attachment = AttachmentProperties {
+            backing_file: to_bus_path(b"/a/x.img"),
+            autoclear: true,
+            number: 7,
+            since: u64::MAX,
+            reference: "r".to_owned(),
+            warnings: Warnings(vec![warning]),
+            ..AttachmentProperties::default()
+        };
+        let partition = PartitionProperties {
+            attachment: "/org/loopd1/attachment/7".try_into().unwrap(),
+            ..PartitionProperties::default()
+        };
+        assert_eq!(sent(&attachment), owned(attachment.to_dict()));
+        assert_eq!(sent(&partition), owned(partition.to_dict()));
+        assert_eq!(sent(&volume()), owned(volume().to_dict()));
+
+        let joined = Joined(volume(), partition.clone());
+        let expected = owned(partition.to_dict().into_iter().chain(volume().to_dict()).collect());
+        assert_eq!(sent(&joined), expected);
+        // The entries of a dictionary look like structs.
+        let bytes = to_bytes(Context::new(zbus::wire::LE, 0), &joined).unwrap();
+        let entries: Vec<(String, OwnedVariant)> = bytes.deserialize_for_signature("a(sv)").unwrap().0;
+        assert_eq!(entries.len(), expected.len(), "Size is in both, and sent once");
     }
 
     /// A daemon that was not updated yet has no warnings.

@@ -1,7 +1,7 @@
 //! `org.loopd1.Attachment`.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::RwLockReadGuard;
 
 use loopd_common::{Lifetime, UnknownWord};
 use loopd_dbus::options::ReceivedOptions;
@@ -13,6 +13,7 @@ use super::authority::Request;
 use super::call_error::CallError;
 use super::context::{Call, Context, Operation, invalid_option};
 use super::detach::{Detach, Target};
+use super::interfaces::Shared;
 use crate::platform::File;
 use loopd_engine::kernel::{Change, DiskSequence, FileFacts};
 use loopd_engine::{Caller as _, Snapshot, is_block_size};
@@ -21,12 +22,12 @@ use loopd_engine::{Caller as _, Snapshot, is_block_size};
 pub struct Attachment {
     context: Context,
     id: DiskSequence,
-    properties: Arc<RwLock<AttachmentProperties>>,
+    properties: Shared<AttachmentProperties>,
 }
 
 impl Attachment {
     /// The interface of this attachment. The publisher updates the properties.
-    pub fn new(context: Context, id: DiskSequence, properties: Arc<RwLock<AttachmentProperties>>) -> Self {
+    pub fn new(context: Context, id: DiskSequence, properties: Shared<AttachmentProperties>) -> Self {
         Self { context, id, properties }
     }
 
@@ -40,7 +41,7 @@ impl Attachment {
     }
 
     fn properties(&self) -> RwLockReadGuard<'_, AttachmentProperties> {
-        self.properties.read().unwrap_or_else(PoisonError::into_inner)
+        self.properties.read()
     }
 }
 

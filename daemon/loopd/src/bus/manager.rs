@@ -1,13 +1,15 @@
 //! `org.loopd1.Manager`.
 
-use std::collections::HashMap;
-
+use loopd_dbus::dictionary::Joined;
 use loopd_dbus::names::attachment_path;
 use loopd_dbus::options::ReceivedOptions;
-use loopd_dbus::{AttachOptions, DetachOptions, Error, ErrorKind, ErrorReply, ListOptions};
+use loopd_dbus::{
+    AttachOptions, AttachmentProperties, DetachOptions, Error, ErrorKind, ErrorReply, ListOptions,
+    VolumeProperties,
+};
+use zbus::interface;
 use zbus::message::Header;
 use zbus::wire::{ObjectPath, OwnedObjectPath};
-use zbus::{Variant, interface};
 
 use super::authority::Request;
 use super::call_error::CallError;
@@ -26,7 +28,7 @@ pub struct Manager {
 }
 
 /// An attachment in the reply of `List`.
-type Listed = (OwnedObjectPath, HashMap<&'static str, Variant<'static>>);
+type Listed = (OwnedObjectPath, Joined<AttachmentProperties, VolumeProperties>);
 
 impl Manager {
     /// The manager.
@@ -168,8 +170,7 @@ impl Operation for List {
 }
 
 fn listed(attachment: &Snapshot) -> Listed {
-    let mut properties = convert::attachment(attachment).to_dict();
-    properties.extend(convert::volume(attachment).to_dict());
+    let properties = Joined(convert::attachment(attachment), convert::volume(attachment));
     (attachment_path(attachment.id.0).into(), properties)
 }
 

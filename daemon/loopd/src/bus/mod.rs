@@ -10,6 +10,7 @@ mod connection;
 mod context;
 mod convert;
 mod detach;
+mod interfaces;
 mod introspection;
 mod large_replies;
 mod manager;

@@ -12,8 +12,9 @@ use zbus::wire::{ObjectPath, OwnedObjectPath};
 use super::authority::Request;
 use super::call_error::CallError;
 use super::context::{Call, Context, Operation};
+use super::interfaces::Interfaces;
 use super::large_replies::LargeReply;
-use super::objects::{Interfaces, Objects, ReadProperties};
+use super::objects::Objects;
 
 /// The interface, on the root object.
 pub struct ObjectManager {
@@ -43,7 +44,7 @@ impl ObjectManager {
     async fn interfaces_added(
         emitter: &SignalEmitter<'_>,
         object_path: ObjectPath<'_>,
-        interfaces_and_properties: Interfaces,
+        interfaces_and_properties: &Interfaces,
     ) -> zbus::Result<()>;
 
     #[zbus(signal)]
@@ -74,7 +75,7 @@ impl Operation for GetManagedObjects {
     }
 
     async fn run(self, call: &Call<'_>, (): ()) -> Result<Self::Output, CallError> {
-        Ok(call.large_replies.build(|| call.objects.properties()).await)
+        Ok(call.large_replies.build(|| call.objects.all()).await)
     }
 }
 
@@ -86,11 +87,10 @@ pub async fn add(
     objects: &Objects,
     emitter: &SignalEmitter<'_>,
     path: &ObjectPath<'_>,
-    properties: ReadProperties,
+    interfaces: Interfaces,
 ) -> zbus::Result<()> {
-    let interfaces = properties();
-    objects.add(path, properties);
-    ObjectManager::interfaces_added(emitter, path.clone(), interfaces).await
+    objects.add(path, interfaces.clone());
+    ObjectManager::interfaces_added(emitter, path.clone(), &interfaces).await
 }
 
 /// Removes an object from the registry and emits `InterfacesRemoved`.
@@ -101,18 +101,22 @@ pub async fn remove(
     objects: &Objects,
     emitter: &SignalEmitter<'_>,
     path: &ObjectPath<'_>,
-    interfaces: &[&str],
 ) -> zbus::Result<()> {
-    objects.remove(path);
-    ObjectManager::interfaces_removed(emitter, path.clone(), interfaces).await
+    match objects.remove(path) {
+        Some(interfaces) => {
+            ObjectManager::interfaces_removed(emitter, path.clone(), &interfaces.names()).await
+        }
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use loopd_dbus::names::{ATTACHMENT, PARTITION, VOLUME, attachment_path, partition_path};
+    use loopd_dbus::names::{attachment_path, partition_path};
     use loopd_dbus::transport::LONGEST_SENT;
     use loopd_dbus::{AttachmentProperties, PartitionProperties, VolumeProperties, Warning, Warnings};
 
+    use super::super::interfaces::Shared;
     use super::*;
     use loopd_common::limits::{MOST_WARNING_TEXT, MOST_WARNINGS};
     use loopd_engine::{Limits, Settings};
@@ -191,17 +195,14 @@ mod tests {
         let maximum = |limits: Limits| limits.all + limits.all.div_ceil(4);
         let attachment = bytes_of(
             attachment_path(u64::MAX).into(),
-            Interfaces::from([
-                (ATTACHMENT, longest_attachment().to_dict()),
-                (VOLUME, longest_volume(Vec::new()).to_dict()),
-            ]),
+            Interfaces::Attachment(
+                Shared::new(longest_attachment()),
+                Shared::new(longest_volume(Vec::new())),
+            ),
         );
         let partition = bytes_of(
             partition_path(u64::MAX, 255).into(),
-            Interfaces::from([
-                (PARTITION, longest_partition().to_dict()),
-                (VOLUME, longest_volume(Vec::new()).to_dict()),
-            ]),
+            Interfaces::Partition(Shared::new(longest_partition()), Shared::new(longest_volume(Vec::new()))),
         );
         // Below /run/media/USER: two names of 255 bytes at most, and the length of the array.
         let mount = "/run/media/".len() + 2 * 256 + 8;

@@ -5,13 +5,9 @@ use std::fmt::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use loopd_dbus::names::ROOT_PATH;
-use zbus::Variant;
 use zbus::wire::{ObjectPath, OwnedObjectPath};
 
-/// The properties of an object, by interface.
-pub type Interfaces = HashMap<&'static str, HashMap<&'static str, Variant<'static>>>;
-/// Returns the current properties of an object.
-pub type ReadProperties = Box<dyn Fn() -> Interfaces + Send + Sync>;
+use super::interfaces::Interfaces;
 
 /// The objects on the bus below the root object. Clones share them.
 #[derive(Clone, Default)]
@@ -21,14 +17,14 @@ pub struct Objects {
 
 #[derive(Default)]
 struct Registry {
-    objects: HashMap<OwnedObjectPath, ReadProperties>,
+    objects: HashMap<OwnedObjectPath, Interfaces>,
     /// The names of the children of each path.
     children: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Registry {
-    fn add(&mut self, path: &ObjectPath<'_>, properties: ReadProperties) {
-        self.objects.insert(path.to_owned().into(), properties);
+    fn add(&mut self, path: &ObjectPath<'_>, interfaces: Interfaces) {
+        self.objects.insert(path.to_owned().into(), interfaces);
         let mut path = path.as_str();
         while let Some((parent, name)) = split(path)
             && self.children.entry(parent.to_owned()).or_default().insert(name.to_owned())
@@ -37,8 +33,8 @@ impl Registry {
         }
     }
 
-    fn remove(&mut self, path: &ObjectPath<'_>) {
-        self.objects.remove(&OwnedObjectPath::from(path.to_owned()));
+    fn remove(&mut self, path: &ObjectPath<'_>) -> Option<Interfaces> {
+        let removed = self.objects.remove(&OwnedObjectPath::from(path.to_owned()));
         let mut path = path.as_str();
         while let Some((parent, name)) = split(path)
             && !self.children.contains_key(path)
@@ -50,6 +46,7 @@ impl Registry {
             }
             path = parent;
         }
+        removed
     }
 }
 
@@ -64,19 +61,19 @@ impl Objects {
     }
 
     /// Adds an object.
-    pub fn add(&self, path: &ObjectPath<'_>, properties: ReadProperties) {
-        self.registry().add(path, properties);
+    pub fn add(&self, path: &ObjectPath<'_>, interfaces: Interfaces) {
+        self.registry().add(path, interfaces);
     }
 
-    /// Removes an object.
-    pub fn remove(&self, path: &ObjectPath<'_>) {
-        self.registry().remove(path);
+    /// Removes an object, and returns its interfaces.
+    pub fn remove(&self, path: &ObjectPath<'_>) -> Option<Interfaces> {
+        self.registry().remove(path)
     }
 
-    /// The current properties of all objects.
+    /// The properties of all objects, as they are when they are sent.
     #[must_use]
-    pub fn properties(&self) -> HashMap<OwnedObjectPath, Interfaces> {
-        self.registry().objects.iter().map(|(path, properties)| (path.clone(), properties())).collect()
+    pub fn all(&self) -> HashMap<OwnedObjectPath, Interfaces> {
+        self.registry().objects.clone()
     }
 
     /// Appends a `node` element for each child of an object, up to a limit.
@@ -98,7 +95,9 @@ impl Objects {
 #[cfg(test)]
 mod tests {
     use loopd_dbus::names::{attachment_path, partition_path};
+    use loopd_dbus::{AttachmentProperties, VolumeProperties};
 
+    use super::super::interfaces::Shared;
     use super::*;
 
     #[test]
@@ -110,11 +109,15 @@ mod tests {
             xml.matches("<node name=").count()
         };
         let attachment = "/org/loopd1/attachment";
+        let interfaces = || {
+            let properties = Shared::new(AttachmentProperties::default());
+            Interfaces::Attachment(properties, Shared::new(VolumeProperties::default()))
+        };
         assert_eq!((children("/"), children("/org"), children("/org/loopd1")), (1, 1, 0));
-        objects.add(&attachment_path(7), Box::new(Interfaces::new));
-        objects.add(&partition_path(7, 1), Box::new(Interfaces::new));
-        objects.add(&attachment_path(8), Box::new(Interfaces::new));
-        objects.add(&attachment_path(9), Box::new(Interfaces::new));
+        objects.add(&attachment_path(7), interfaces());
+        objects.add(&partition_path(7, 1), interfaces());
+        objects.add(&attachment_path(8), interfaces());
+        objects.add(&attachment_path(9), interfaces());
         assert_eq!((children("/org/loopd1"), children(attachment)), (1, 2));
         assert_eq!(children("/org/loopd1/attachment/7"), 1);
         objects.remove(&partition_path(7, 1));

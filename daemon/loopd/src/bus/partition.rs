@@ -1,24 +1,26 @@
 //! `org.loopd1.Partition`.
 
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::RwLockReadGuard;
 
 use loopd_dbus::PartitionProperties;
 use zbus::interface;
 use zbus::wire::OwnedObjectPath;
 
+use super::interfaces::Shared;
+
 /// The interface, on a partition object.
 pub struct Partition {
-    properties: Arc<RwLock<PartitionProperties>>,
+    properties: Shared<PartitionProperties>,
 }
 
 impl Partition {
     /// The interface of a partition. The publisher updates the properties.
-    pub fn new(properties: Arc<RwLock<PartitionProperties>>) -> Self {
+    pub fn new(properties: Shared<PartitionProperties>) -> Self {
         Self { properties }
     }
 
     fn properties(&self) -> RwLockReadGuard<'_, PartitionProperties> {
-        self.properties.read().unwrap_or_else(PoisonError::into_inner)
+        self.properties.read()
     }
 }
 

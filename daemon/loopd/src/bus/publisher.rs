@@ -4,7 +4,6 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use loopd_dbus::names::{ATTACHMENT, PARTITION, ROOT_PATH, VOLUME, attachment_path, partition_path};
 use loopd_dbus::{AttachmentProperties, PartitionProperties, VolumeProperties};
@@ -17,7 +16,7 @@ use zbus::{Connection, Variant};
 
 use super::attachment::Attachment;
 use super::context::Context;
-use super::objects::{Interfaces, ReadProperties};
+use super::interfaces::{Interfaces, Shared};
 use super::partition::Partition;
 use super::volume::Volume;
 use super::{convert, introspection, object_manager};
@@ -33,15 +32,15 @@ pub struct Publisher {
 
 /// The properties of the objects of one attachment.
 struct Published {
-    attachment: Arc<RwLock<AttachmentProperties>>,
-    volume: Arc<RwLock<VolumeProperties>>,
+    attachment: Shared<AttachmentProperties>,
+    volume: Shared<VolumeProperties>,
     partitions: HashMap<u32, PublishedPartition>,
 }
 
 /// The properties of the object of one partition.
 struct PublishedPartition {
-    partition: Arc<RwLock<PartitionProperties>>,
-    volume: Arc<RwLock<VolumeProperties>>,
+    partition: Shared<PartitionProperties>,
+    volume: Shared<VolumeProperties>,
 }
 
 impl Publisher {
@@ -100,31 +99,24 @@ impl Publisher {
     }
 
     async fn add_attachment(&self, snapshot: &Snapshot) -> zbus::Result<Published> {
-        let attachment = Arc::new(RwLock::new(convert::attachment(snapshot)));
-        let volume = Arc::new(RwLock::new(convert::volume(snapshot)));
+        let attachment = Shared::new(convert::attachment(snapshot));
+        let volume = Shared::new(convert::volume(snapshot));
         let path = attachment_path(snapshot.id.0);
         let server = self.connection.object_server();
         server.at(&path, self.volume(snapshot.id, None, &volume)).await?;
-        let object = Attachment::new(self.context.clone(), snapshot.id, Arc::clone(&attachment));
+        let object = Attachment::new(self.context.clone(), snapshot.id, attachment.clone());
         server.at(&path, object).await?;
         introspection::serve(server, &path, &self.context).await?;
         introspection::serve_above(server, &self.context).await?;
-        let properties = (Arc::clone(&attachment), Arc::clone(&volume));
-        let read_properties = move || {
-            Interfaces::from([
-                (ATTACHMENT, read(&properties.0).to_dict()),
-                (VOLUME, read(&properties.1).to_dict()),
-            ])
-        };
-        self.add_object(&path, Box::new(read_properties)).await?;
+        self.add_object(&path, Interfaces::Attachment(attachment.clone(), volume.clone())).await?;
         Ok(Published { attachment, volume, partitions: HashMap::new() })
     }
 
     async fn change_attachment(&self, snapshot: &Snapshot, object: &Published) -> zbus::Result<()> {
         let path = attachment_path(snapshot.id.0);
         let (attachment, volume) = (convert::attachment(snapshot), convert::volume(snapshot));
-        let of_attachment = attachment.changes_since(&replace(&object.attachment, attachment.clone()));
-        let of_volume = volume.changes_since(&replace(&object.volume, volume.clone()));
+        let of_attachment = attachment.changes_since(&object.attachment.replace(attachment.clone()));
+        let of_volume = volume.changes_since(&object.volume.replace(volume.clone()));
         self.emit(&path, ATTACHMENT, of_attachment).await?;
         self.emit(&path, VOLUME, of_volume).await
     }
@@ -144,9 +136,9 @@ impl Publisher {
             match object.partitions.entry(partition) {
                 Entry::Occupied(known) => {
                     let path = partition_path(attachment.0, partition);
-                    let changes = new.changes_since(&replace(&known.get().partition, new.clone()));
+                    let changes = new.changes_since(&known.get().partition.replace(new.clone()));
                     self.emit(&path, PARTITION, changes).await?;
-                    let changes = volume.changes_since(&replace(&known.get().volume, volume.clone()));
+                    let changes = volume.changes_since(&known.get().volume.replace(volume.clone()));
                     self.emit(&path, VOLUME, changes).await?;
                 }
                 Entry::Vacant(free) => drop(free.insert(self.add_partition(attachment, new, volume).await?)),
@@ -161,9 +153,9 @@ impl Publisher {
         &self,
         attachment: DiskSequence,
         partition: Option<u32>,
-        properties: &Arc<RwLock<VolumeProperties>>,
+        properties: &Shared<VolumeProperties>,
     ) -> Volume {
-        Volume::new(self.context.clone(), VolumeId { attachment, partition }, Arc::clone(properties))
+        Volume::new(self.context.clone(), VolumeId { attachment, partition }, properties.clone())
     }
 
     async fn add_partition(
@@ -174,19 +166,12 @@ impl Publisher {
     ) -> zbus::Result<PublishedPartition> {
         let number = partition.number;
         let path = &partition_path(attachment.0, number);
-        let (partition, volume) = (Arc::new(RwLock::new(partition)), Arc::new(RwLock::new(volume)));
+        let (partition, volume) = (Shared::new(partition), Shared::new(volume));
         let server = self.connection.object_server();
         server.at(path, self.volume(attachment, Some(number), &volume)).await?;
-        server.at(path, Partition::new(Arc::clone(&partition))).await?;
+        server.at(path, Partition::new(partition.clone())).await?;
         introspection::serve(server, path, &self.context).await?;
-        let properties = (Arc::clone(&partition), Arc::clone(&volume));
-        let read_properties = move || {
-            Interfaces::from([
-                (PARTITION, read(&properties.0).to_dict()),
-                (VOLUME, read(&properties.1).to_dict()),
-            ])
-        };
-        self.add_object(path, Box::new(read_properties)).await?;
+        self.add_object(path, Interfaces::Partition(partition.clone(), volume.clone())).await?;
         Ok(PublishedPartition { partition, volume })
     }
 
@@ -204,8 +189,8 @@ impl Publisher {
         Properties::properties_changed(&emitter, interface, changes, Cow::Borrowed(&[])).await
     }
 
-    async fn add_object(&self, path: &ObjectPath<'_>, properties: ReadProperties) -> zbus::Result<()> {
-        object_manager::add(self.context.objects(), &self.root()?, path, properties).await
+    async fn add_object(&self, path: &ObjectPath<'_>, interfaces: Interfaces) -> zbus::Result<()> {
+        object_manager::add(self.context.objects(), &self.root()?, path, interfaces).await
     }
 
     /// Emits the signals of the object manager.
@@ -223,7 +208,7 @@ impl Publisher {
         let server = self.connection.object_server();
         server.remove::<Attachment, _>(&path).await?;
         server.remove::<Volume, _>(&path).await?;
-        object_manager::remove(self.context.objects(), &self.root()?, &path, &[ATTACHMENT, VOLUME]).await
+        object_manager::remove(self.context.objects(), &self.root()?, &path).await
     }
 
     async fn remove_partition(&self, id: DiskSequence, number: u32) -> zbus::Result<()> {
@@ -231,14 +216,6 @@ impl Publisher {
         let server = self.connection.object_server();
         server.remove::<Partition, _>(&path).await?;
         server.remove::<Volume, _>(&path).await?;
-        object_manager::remove(self.context.objects(), &self.root()?, &path, &[PARTITION, VOLUME]).await
+        object_manager::remove(self.context.objects(), &self.root()?, &path).await
     }
-}
-
-fn read<T>(shared: &RwLock<T>) -> RwLockReadGuard<'_, T> {
-    shared.read().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn replace<T>(shared: &RwLock<T>, new: T) -> T {
-    std::mem::replace(&mut *shared.write().unwrap_or_else(PoisonError::into_inner), new)
 }

@@ -1,6 +1,6 @@
 //! `org.loopd1.Volume`.
 
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::RwLockReadGuard;
 
 use loopd_dbus::options::ReceivedOptions;
 use loopd_dbus::{Error, ErrorKind, ErrorReply, MountOptions, UnmountOptions, VolumeProperties};
@@ -11,23 +11,24 @@ use super::authority::Request;
 use super::call_error::CallError;
 use super::context::{Call, Context, Operation, invalid_option};
 use super::convert;
+use super::interfaces::Shared;
 use loopd_engine::{Caller as _, MountRequest, Snapshot, VolumeId};
 
 /// The interface, on an attachment object or a partition object.
 pub struct Volume {
     context: Context,
     id: VolumeId,
-    properties: Arc<RwLock<VolumeProperties>>,
+    properties: Shared<VolumeProperties>,
 }
 
 impl Volume {
     /// The interface of this volume. The publisher updates the properties.
-    pub fn new(context: Context, id: VolumeId, properties: Arc<RwLock<VolumeProperties>>) -> Self {
+    pub fn new(context: Context, id: VolumeId, properties: Shared<VolumeProperties>) -> Self {
         Self { context, id, properties }
     }
 
     fn properties(&self) -> RwLockReadGuard<'_, VolumeProperties> {
-        self.properties.read().unwrap_or_else(PoisonError::into_inner)
+        self.properties.read()
     }
 }
 
