@@ -20,6 +20,7 @@ use super::interfaces::{Interfaces, Shared};
 use super::partition::Partition;
 use super::volume::Volume;
 use super::{convert, introspection, object_manager};
+use crate::platform::return_free_pages;
 use loopd_engine::kernel::DiskSequence;
 use loopd_engine::{Changes, Event, EventStream, PartitionSnapshot, Snapshot, VolumeId};
 
@@ -28,7 +29,12 @@ pub struct Publisher {
     connection: Connection,
     context: Context,
     objects: HashMap<DiskSequence, Published>,
+    /// How many objects were removed since free memory was last returned.
+    removed: usize,
 }
+
+/// How many objects are removed before free memory is returned: each has taken a few kilobytes.
+const MANY: usize = 64;
 
 /// The properties of the objects of one attachment.
 struct Published {
@@ -47,7 +53,7 @@ impl Publisher {
     /// Publishes on this connection.
     #[must_use]
     pub fn new(connection: Connection, context: Context) -> Self {
-        Self { connection, context, objects: HashMap::new() }
+        Self { connection, context, objects: HashMap::new(), removed: 0 }
     }
 
     /// Publishes the engine's events until the engine stops.
@@ -200,6 +206,7 @@ impl Publisher {
 
     async fn remove(&mut self, id: DiskSequence) -> zbus::Result<()> {
         let Some(object) = self.objects.remove(&id) else { return Ok(()) };
+        self.count_removed(1 + object.partitions.len());
         for number in object.partitions.into_keys() {
             self.remove_partition(id, number).await?;
             tokio::task::yield_now().await;
@@ -209,6 +216,14 @@ impl Publisher {
         server.remove::<Attachment, _>(&path).await?;
         server.remove::<Volume, _>(&path).await?;
         object_manager::remove(self.context.objects(), &self.root()?, &path).await
+    }
+
+    fn count_removed(&mut self, objects: usize) {
+        self.removed += objects;
+        if self.removed >= MANY {
+            self.removed = 0;
+            return_free_pages();
+        }
     }
 
     async fn remove_partition(&self, id: DiskSequence, number: u32) -> zbus::Result<()> {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use loopd_common::CallerFile;
 use loopd_engine::mount_table::MountTable;
 use loopd_engine::{Engine, Error, Mounter, Store};
+pub use loopd_kernel::return_free_pages;
 use loopd_kernel::{Linux, Untrusted, mounts, udev};
 use tracing::warn;
 use zbus::{Address, Connection};
