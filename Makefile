@@ -45,7 +45,7 @@ CARGO_DENY := 0.20.2
 # The package's own revision.
 REVISION ?= 1
 
-.PHONY: all help field safeguards mutants deps deps-packages deps-vm deps-targets set-up tools tools-packages tools-vm check check-targets deny docs test simulated simulate test-vm soak bench bench-hostile demo deb rpm check-packages install uninstall
+.PHONY: all help bench-vm field safeguards mutants deps deps-packages deps-vm deps-targets set-up tools tools-packages tools-vm check check-targets deny docs test simulated simulate test-vm soak bench bench-hostile demo deb rpm check-packages install uninstall
 
 all:
 	$(FLAGS) $(CARGO) build --release -p loopd -p loopctl
@@ -66,6 +66,7 @@ help:
 	@echo "make mutants      change the code: a test must find each change; hours, resumable"
 	@echo "make bench        measure attaching, as root"
 	@echo "make field        cases that people have reported, row by row with what comes out, as root"
+	@echo "make bench-vm     measure opening an image beside other programs, in a virtual machine; ROUNDS"
 	@echo "make bench-hostile  measure how much attacks of one user slow down another, as root"
 	@echo "make check        formatting, lints, documentation, other targets, shipped files"
 	@echo "make check-targets  cargo check for $(TARGETS)"
@@ -142,6 +143,11 @@ simulate: tools simulated
 test-vm: tools-packages tools-vm all
 	$(CARGO) build -p loopd-tests --bin loopd-probe
 	PARTS=$(PARTS) tests/vm/run.sh $(SUITE) $(TARGET)/debug $(TESTS)
+
+bench-vm: ROUNDS ?= 20
+bench-vm: tools-packages tools-vm all
+	$(CARGO) build -p loopd-tests --bin loopd-probe
+	ROUNDS=$(ROUNDS) tests/vm/run.sh $(SUITE) $(TARGET)/debug opening_an_image_beside_peers
 
 # MODULES: as tests/mutants.sh has them.
 mutants:

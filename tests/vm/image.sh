@@ -16,7 +16,7 @@ packages=(
     lvm2 mdadm bcache-tools multipath-tools             # what udev activates from an image's content
     dbus-broker                                         # the other message bus
     acl                                                 # access control lists
-    udisks2                                             # for comparisons
+    udisks2 gvfs libglib2.0-bin                         # for comparisons
 )
 
 # Not in Debian 13.

@@ -2,6 +2,7 @@
 # Boots a Debian in virtual machines. In each of them tests/vm/guest/run tests our package with a part of the tests;
 # then the results are judged. target/vm/SUITE keeps all files of a run.
 # usage: run.sh SUITE PROGRAMS [TEXT…]    PROGRAMS: the directory of loopd-probe; TEXT: part of the names of tests to run
+# ROUNDS: how often the comparison with other programs repeats each way.
 # PARTS=parts-release runs the files whose tests depend on the release: on what systemd, udev, polkit, the bus and the
 # kernel do, not only on loopd and loopctl.
 set -euo pipefail
@@ -66,6 +67,7 @@ make_payload() {
     cp -r tests/vm/guest/. "$out/payload/"
     cp "$plan" "$out/payload/parts"
     printf '%s\n' "${words[@]}" >"$out/payload/words"
+    echo "${ROUNDS:-1}" >"$out/payload/rounds"
     tar -C "$out/payload" --owner=0 --group=0 -cf "$out/payload.tar" .
     rm -rf "$out/payload"
 }

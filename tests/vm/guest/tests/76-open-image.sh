@@ -1,33 +1,8 @@
 # loopctl mount and unmount in a local session.
 # shellcheck shell=bash disable=SC2154 # of lib.sh
 
-# tree DIRECTORY: creates files and their checksums.
-tree() {
-    rm -rf "$1"
-    mkdir -p "$1/sub"
-    head -c 300000 /dev/urandom >"$1/large"
-    echo small >"$1/sub/small"
-    (cd "$1" && sha256sum large sub/small >SUMS)
-}
-
-# iso_image PATH LABEL: creates an ISO image that alice owns.
-iso_image() {
-    tree content
-    xorriso -as mkisofs -quiet -J -R -V "$2" -o "$1" content
-    chown alice: "$1"
-}
-
-# nothing_is_left: no mount, unit, directory or device.
-nothing_is_left() {
-    local left
-    left=$(findmnt --noheadings --raw -o TARGET | grep '^/run/media/' || true)
-    equal "mounts" "$left" ""
-    left=$(systemctl list-units --all --plain --no-legend 'run-media-*' | cut -d ' ' -f 1)
-    equal "units" "$left" ""
-    left=$(find /run/media -mindepth 2 2>/dev/null || true)
-    equal "directories" "$left" ""
-    equal "devices" "$(losetup -n -O NAME)" ""
-}
+# shellcheck source=tests/vm/guest/lib/images.sh
+source ./lib/images.sh
 
 is_nothing_left() {
     (nothing_is_left) 2>/dev/null
@@ -410,61 +385,6 @@ test_the_menu_entries_are_there() {
         /usr/share/loopd/nautilus-scripts/Eject 'my cd.iso'
 END
     nothing_is_left
-}
-
-# ---- comparison with UDisks2
-
-# median NUMBER…
-median() {
-    printf '%s\n' "$@" | sort -n | sed -n "$((($# + 1) / 2))p"
-}
-
-test_one_call_compared_with_three() {
-    iso_image /home/alice/cd.iso TIMED
-    systemctl start udisks2.service
-    local ours peers
-    active alice bash -eu >ours <<'END'
-        for round in $(seq 3); do
-            start=${EPOCHREALTIME/./}
-            loopctl mount -r cd.iso >point
-            mounted=${EPOCHREALTIME/./}
-            ls "$(cat point)" >/dev/null
-            before=${EPOCHREALTIME/./}
-            loopctl unmount cd.iso
-            echo "$((mounted - start)) $((${EPOCHREALTIME/./} - before))"
-        done
-END
-    nothing_is_left
-    active alice bash -eu >peers <<'END'
-        # UDisks2 may not know the device yet when udisksctl returns; a script has to retry.
-        mount_it() {
-            for try in $(seq 100); do
-                udisksctl mount --no-user-interaction -b "$1" >printed 2>/dev/null && return
-            done
-            return 1
-        }
-        for round in $(seq 3); do
-            start=${EPOCHREALTIME/./}
-            udisksctl loop-setup --no-user-interaction -r -f cd.iso >printed
-            device=$(sed -n 's/.* as \(.*\)\.$/\1/p' printed)
-            mount_it "$device"
-            mounted=${EPOCHREALTIME/./}
-            ls "$(sed -n 's/.* at \([^ ]*[^. ]\)\.*$/\1/p' printed)" >/dev/null
-            before=${EPOCHREALTIME/./}
-            udisksctl unmount --no-user-interaction -b "$device" >printed
-            udisksctl loop-delete --no-user-interaction -b "$device"
-            echo "$((mounted - start)) $((${EPOCHREALTIME/./} - before))"
-            while [ -e "/sys/block/${device#/dev/}/loop" ]; do sleep 0.05; done
-        done
-END
-    # shellcheck disable=SC2046 # numbers
-    {
-        ours="$(median $(cut -d ' ' -f 1 ours)) $(median $(cut -d ' ' -f 2 ours))"
-        peers="$(median $(cut -d ' ' -f 1 peers)) $(median $(cut -d ' ' -f 2 peers))"
-    }
-    systemctl stop udisks2.service
-    note "loopctl mount: $((${ours% *} / 1000)) ms, unmount: $((${ours#* } / 1000)) ms"
-    note "udisksctl loop-setup and mount: $((${peers% *} / 1000)) ms, unmount and loop-delete: $((${peers#* } / 1000)) ms"
 }
 
 test_udisks_ejects_as_documented() {
