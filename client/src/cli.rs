@@ -193,6 +193,8 @@ pub struct AttachArgs {
     #[arg(short, long, value_name = "N", default_value = "0", value_parser = values::block_size)]
     pub block_size: u32,
     /// Bypass the page cache of the backing file; fails if the file does not support it.
+    ///
+    /// Without this option loopd does so for large images that are written to, if their file system supports it.
     #[arg(long)]
     pub direct_io: bool,
     /// Do not create partition nodes.

@@ -62,8 +62,8 @@ pub struct AttachOptions {
     pub read_only: bool,
     /// Create the partitions' nodes.
     pub partition_scan: bool,
-    /// Bypass the page cache of the backing file.
-    pub direct_io: bool,
+    /// Whether to bypass the page cache of the backing file; `None` lets loopd choose.
+    pub direct_io: Option<bool>,
     /// Logical block size in bytes; 0 lets loopd choose.
     pub block_size: u32,
     /// When the attachment ends.
@@ -85,7 +85,7 @@ impl Default for AttachOptions {
             size_limit: 0,
             read_only: false,
             partition_scan: true,
-            direct_io: false,
+            direct_io: None,
             block_size: 0,
             lifetime: Lifetime::default(),
             reference: String::new(),
@@ -112,7 +112,7 @@ impl AttachOptions {
                 "size-limit" => options.size_limit = take(&name, "t", &value)?,
                 "read-only" => options.read_only = take(&name, "b", &value)?,
                 "partition-scan" => options.partition_scan = take(&name, "b", &value)?,
-                "direct-io" => options.direct_io = take(&name, "b", &value)?,
+                "direct-io" => options.direct_io = Some(take(&name, "b", &value)?),
                 "block-size" => options.block_size = take(&name, "u", &value)?,
                 "lifetime" => options.lifetime = take::<&str>(&name, "s", &value)?.parse()?,
                 "reference" => options.reference = take::<&str>(&name, "s", &value)?.to_owned(),
@@ -139,7 +139,7 @@ impl AttachOptions {
         put("size-limit", self.size_limit != default.size_limit, self.size_limit.into());
         put("read-only", self.read_only != default.read_only, self.read_only.into());
         put("partition-scan", self.partition_scan != default.partition_scan, self.partition_scan.into());
-        put("direct-io", self.direct_io != default.direct_io, self.direct_io.into());
+        put("direct-io", self.direct_io.is_some(), self.direct_io.unwrap_or_default().into());
         put("block-size", self.block_size != default.block_size, self.block_size.into());
         put("lifetime", self.lifetime != default.lifetime, self.lifetime.as_str().into());
         put("reference", self.reference != default.reference, self.reference.clone().into());
@@ -348,7 +348,7 @@ mod tests {
             size_limit: 1024,
             read_only: true,
             partition_scan: false,
-            direct_io: true,
+            direct_io: Some(false),
             block_size: 4096,
             lifetime: Lifetime::Persistent,
             reference: "a reference".to_owned(),

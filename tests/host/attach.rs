@@ -37,6 +37,7 @@ loopd_tests::tests! {
         missing_number_is_created,
         direct_io_is_applied_or_refused,
         direct_io_follows_the_sectors_of_the_disk,
+        direct_io_is_chosen_for_large_images_that_are_written_to,
         partition_scan_is_applied,
         client_lifetime_is_autoclear,
         persistent_lifetime_is_not_autoclear,
@@ -203,13 +204,13 @@ async fn offset_is_any_number_of_bytes(fixture: &mut Fixture) -> Outcome {
         let first = usize::try_from(offset)?;
         assert!(bytes[first..].starts_with(&shown) && bytes.len() - first - shown.len() < 512, "{offset}");
         fixture.detach(&attached).await?;
-        let options = AttachOptions { direct_io: true, ..options };
+        let options = AttachOptions { direct_io: Some(true), ..options };
         let error = fixture.attach_fails(&image.open()?, &options).await?;
         expect_kind(&error, ErrorKind::InvalidArgs)?;
         assert!(error.message.contains("leave direct-io out"), "{error}");
         let direct =
             std::fs::File::options().read(true).custom_flags(nix::libc::O_DIRECT).open(&image.path)?;
-        let error = fixture.attach_fails(&direct, &AttachOptions { direct_io: false, ..options }).await?;
+        let error = fixture.attach_fails(&direct, &AttachOptions { direct_io: None, ..options }).await?;
         expect_kind(&error, ErrorKind::InvalidArgs)?;
         assert!(error.message.contains("O_DIRECT"), "{error}");
     }
@@ -296,7 +297,7 @@ async fn direct_io_is_applied_or_refused(fixture: &mut Fixture) -> Outcome {
     if std::fs::File::options().read(true).custom_flags(direct).open(&image.path).is_err() {
         return skip(format!("{} takes no O_DIRECT", image.path.display()));
     }
-    let options = AttachOptions { direct_io: true, block_size: 4096, ..plain() };
+    let options = AttachOptions { direct_io: Some(true), block_size: 4096, ..plain() };
     let attached = fixture.attach(&image.open()?, &options).await?;
     assert!(attached.device.flag("loop/dio")?);
     assert!(fixture.properties(&attached.path).await?.direct_io);
@@ -308,6 +309,37 @@ async fn direct_io_is_applied_or_refused(fixture: &mut Fixture) -> Outcome {
     fixture.detach(&attached).await
 }
 
+async fn direct_io_is_chosen_for_large_images_that_are_written_to(fixture: &mut Fixture) -> Outcome {
+    const GIB: u64 = 1 << 30;
+    let large = Image::sparse(&fixture.directory, "large", GIB)?;
+    let probe = AttachOptions { direct_io: Some(true), ..plain() };
+    match fixture.attach(&large.open()?, &probe).await {
+        Ok(attached) => fixture.detach(&attached).await?,
+        Err(error) => return skip(format!("{} takes no direct I/O: {error}", large.path.display())),
+    }
+    let small = Image::sparse(&fixture.directory, "small", GIB - 512)?;
+    let shared_memory = tempfile::tempdir_in("/dev/shm")?;
+    let in_memory = Image::sparse(shared_memory.path(), "in-memory", GIB)?;
+    let read_only = AttachOptions { read_only: true, ..plain() };
+    let buffered = AttachOptions { direct_io: Some(false), ..plain() };
+    let unaligned = AttachOptions { offset: 7, ..plain() };
+    for (image, options, expected) in [
+        (&large, plain(), true),
+        (&small, plain(), false),
+        (&in_memory, plain(), false),
+        (&large, read_only, false),
+        (&large, buffered, false),
+        (&large, unaligned, false),
+    ] {
+        let attached = fixture.attach(&image.open()?, &options).await?;
+        let found = fixture.properties(&attached.path).await?;
+        assert_eq!(found.direct_io, expected, "{}: {options:?}", image.path.display());
+        assert_eq!(found.block_size, 512);
+        fixture.detach(&attached).await?;
+    }
+    Ok(())
+}
+
 /// Sectors of 4096 bytes below the file system.
 async fn direct_io_follows_the_sectors_of_the_disk(fixture: &mut Fixture) -> Outcome {
     let lower = Image::sparse(&fixture.directory, "lower", 32 * MIB)?;
@@ -315,7 +347,7 @@ async fn direct_io_follows_the_sectors_of_the_disk(fixture: &mut Fixture) -> Out
     run("mkfs.ext4", ["-q", &below.device.node()]).await?;
     let mounted = Mounted::new(below.device, &fixture.directory, "mounted").await?;
     let image = Image::sparse(&mounted.directory, "image", MIB)?;
-    let options = AttachOptions { direct_io: true, ..plain() };
+    let options = AttachOptions { direct_io: Some(true), ..plain() };
     let attached = fixture.attach(&image.open()?, &options).await?;
     let found = fixture.properties(&attached.path).await?;
     assert!(found.direct_io);

@@ -103,7 +103,7 @@ fn options(request: &AttachRequest, file: &File, number: Option<u32>) -> Result<
         size_limit: request.size_limit,
         read_only: request.read_only,
         partition_scan: request.partition_scan,
-        direct_io: request.direct_io,
+        direct_io: Some(request.direct_io),
         block_size: block_size(request.block_size).map_err(failed)?,
         lifetime: Lifetime::Persistent,
         reference: reference(request),

@@ -21,8 +21,8 @@ pub struct AttachRequest {
     pub read_only: bool,
     /// Let the kernel look for partitions.
     pub partition_scan: bool,
-    /// Bypass the page cache of the backing file.
-    pub direct_io: bool,
+    /// Whether to bypass the page cache of the backing file; `None`: the kernel crate chooses.
+    pub direct_io: Option<bool>,
     /// Logical block size in bytes: a power of two; 0 takes what the image was made for.
     pub block_size: u32,
     /// When the attachment ends.
@@ -49,7 +49,7 @@ impl Default for AttachRequest {
             size_limit: 0,
             read_only: false,
             partition_scan: true,
-            direct_io: false,
+            direct_io: None,
             block_size: 0,
             lifetime: Lifetime::default(),
             reference: String::new(),
@@ -70,7 +70,7 @@ impl AttachRequest {
     pub fn check(&self) -> Result<(), Error> {
         check_extent("offset", self.offset)?;
         check_extent("size-limit", self.size_limit)?;
-        check(!self.direct_io || self.offset.is_multiple_of(SECTOR), || {
+        check(self.direct_io != Some(true) || self.offset.is_multiple_of(SECTOR), || {
             format!(
                 "direct I/O needs an offset that is a multiple of 512 bytes, and {} is not; leave direct-io out",
                 self.offset
@@ -142,7 +142,7 @@ mod tests {
             assert_eq!(refused(|o| o.offset = extent), ErrorKind::InvalidArgs, "{extent}");
             assert_eq!(refused(|o| o.size_limit = extent), ErrorKind::InvalidArgs, "{extent}");
         }
-        assert_eq!(refused(|o| (o.offset, o.direct_io) = (513, true)), ErrorKind::InvalidArgs);
+        assert_eq!(refused(|o| (o.offset, o.direct_io) = (513, Some(true))), ErrorKind::InvalidArgs);
         assert_eq!(refused(|o| o.size_limit = 511), ErrorKind::InvalidArgs);
         assert_eq!(refused(|o| o.reference = "x".repeat(64)), ErrorKind::InvalidArgs);
         assert_eq!(refused(|o| o.number = Some(1 << 20)), ErrorKind::InvalidArgs);

@@ -42,14 +42,14 @@ impl Writer<'_> {
 /// Attaches the file, and holds the device unless it is persistent. After an error nothing is attached. The
 /// writer is kept only if the request waits for udev.
 pub fn configure<'a>(shared: &'a Shared, number: u32, wanted: Wanted<'_>) -> nix::Result<Configured<'a>> {
-    let Wanted { file, examined, request } = wanted;
+    let Wanted { file, examined, request, direct_io } = wanted;
     let is_writable = examined.facts.writable && !request.read_only;
     let device = device::open(number, OFlag::O_RDONLY)?;
     let writer = if is_writable { Some(device::open(number, OFlag::O_RDWR)?) } else { None };
     let is_watched = is_writable && request.wait && udev::runs();
     let watch = if is_watched { shared.node_watches.of(&device) } else { None };
     let configured = writer.as_ref().unwrap_or(&device);
-    ioctl::configure(configured, file.as_fd(), request.block_size, info(request))?;
+    ioctl::configure(configured, file.as_fd(), request.block_size, info(request, direct_io))?;
     let writer = writer.zip(watch).map(|(descriptor, watch)| Writer { descriptor, watch });
     match finish(number, &device, request, is_writable) {
         Ok((state, hold)) => Ok(Configured { device: state, hold, writer }),
@@ -80,7 +80,7 @@ fn finish(
         return Err(Errno::EROFS);
     }
     let state = device::read_state(number, device)?;
-    if request.direct_io && !state.direct_io {
+    if request.direct_io == Some(true) && !state.direct_io {
         return Err(Errno::EOPNOTSUPP);
     }
     let hold = match request.lifetime {
@@ -91,7 +91,7 @@ fn finish(
     Ok((state, hold))
 }
 
-fn info(request: &AttachRequest) -> loop_info64 {
+fn info(request: &AttachRequest, direct_io: bool) -> loop_info64 {
     let mut info = ioctl::empty_info();
     info.lo_offset = request.offset;
     info.lo_sizelimit = request.size_limit;
@@ -103,7 +103,7 @@ fn info(request: &AttachRequest) -> loop_info64 {
     };
     set(request.read_only, LoFlags::LO_FLAGS_READ_ONLY);
     set(request.partition_scan, LoFlags::LO_FLAGS_PARTSCAN);
-    set(request.direct_io, LoFlags::LO_FLAGS_DIRECT_IO);
+    set(direct_io, LoFlags::LO_FLAGS_DIRECT_IO);
     set(request.lifetime != Lifetime::Persistent, LoFlags::LO_FLAGS_AUTOCLEAR);
     info
 }

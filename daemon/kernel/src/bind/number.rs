@@ -65,7 +65,8 @@ pub fn bind<'a>(shared: &'a Shared, file: &OwnedFd, request: &AttachRequest) -> 
         wanted => wanted,
     };
     let request = &AttachRequest { block_size, ..request.clone() };
-    let wanted = Wanted { file, examined, request };
+    let direct_io = request.direct_io.unwrap_or_else(|| direct_io::is_better(file, examined, request));
+    let wanted = Wanted { file, examined, request, direct_io };
     refuse_block_size(shared, wanted)?;
     // Numbers that cannot be used stay claimed until the end, so that none is tried twice.
     let (mut taken, mut without_node) = (Vec::new(), Vec::new());
@@ -100,7 +101,7 @@ fn choose_block_size(file: &OwnedFd, examined: &Examined, request: &AttachReques
         limit => limit.min(size - request.offset),
     });
     let of_table = shown.and_then(|size| partition_table::sector_size(file, request.offset, size));
-    let of_disk = if request.direct_io { direct_io::alignment(file) } else { None };
+    let of_disk = if request.direct_io == Some(true) { direct_io::alignment(file) } else { None };
     of_table.unwrap_or(SECTOR).max(of_disk.unwrap_or(SECTOR))
 }
 

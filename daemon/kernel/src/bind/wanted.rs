@@ -13,6 +13,8 @@ pub struct Wanted<'a> {
     pub examined: &'a Examined,
     /// With a block size.
     pub request: &'a AttachRequest,
+    /// Whether to bypass the page cache of the file.
+    pub direct_io: bool,
 }
 
 impl Wanted<'_> {
