@@ -79,7 +79,7 @@ measure_root() {
 
 # percentile PERCENT: of the numbers in the standard input.
 percentile() {
-    sort -n | awk -v percent="$1" '{number[NR] = $1} END {print number[int((NR - 1) * percent / 100) + 1]}'
+    sort -n | awk -v percent="$1" '{number[NR] = $1} END {place = int((NR * percent + 99) / 100); print number[place]}'
 }
 
 # report WAY FILE: medians and 95th percentiles in milliseconds.
