@@ -45,13 +45,14 @@ impl RecordedPath {
 pub async fn add_file_states(attachments: &mut [AttachmentInfo]) {
     let recorded: Vec<RecordedPath> =
         attachments.iter().map(|info| RecordedPath::of(&info.attachment)).collect();
-    let paths: Vec<&[u8]> = recorded
-        .iter()
-        .flat_map(|path| [path.text.as_slice(), path.without_suffix().unwrap_or(&path.text)])
-        .collect();
-    let found = inspect(&paths).await;
-    for ((info, path), found) in attachments.iter_mut().zip(&recorded).zip(found.chunks_exact(2)) {
-        let (name, state) = resolve(&info.attachment, path, [found[0], found[1]]);
+    let whole = recorded.iter().map(|path| path.text.as_slice());
+    let shorter = recorded.iter().filter_map(RecordedPath::without_suffix);
+    let found = inspect(&whole.chain(shorter).collect::<Vec<_>>()).await;
+    let (whole, shorter) = found.split_at(recorded.len());
+    let mut shorter = shorter.iter();
+    for ((info, path), whole) in attachments.iter_mut().zip(&recorded).zip(whole) {
+        let shorter = path.without_suffix().and_then(|_| shorter.next()).unwrap_or(whole);
+        let (name, state) = resolve(&info.attachment, path, [*whole, *shorter]);
         info.attachment.backing_file = to_bus_path(name);
         info.file_state = state;
     }
