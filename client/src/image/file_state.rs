@@ -15,7 +15,7 @@ pub const DELETED: &[u8] = b" (deleted)";
 pub struct RecordedPath {
     /// The path, with the kernel's suffix if the file was unlinked.
     pub text: Vec<u8>,
-    /// Whether the kernel says so now. loopd may have read it earlier.
+    /// Whether it was read from the kernel now; loopd may have read it earlier.
     is_current: bool,
 }
 
@@ -86,7 +86,7 @@ fn resolve<'a>(
 /// Whether a file that is not at its path was unlinked. One without the kernel's suffix may be on a file system that is
 /// mounted for other processes only.
 fn is_unlinked(attachment: &AttachmentProperties, path: &RecordedPath) -> bool {
-    // A network file system finds out by the look that the file is gone.
+    // Looking at the path is what tells a network file system that the file is gone.
     !path.is_current || RecordedPath::of(attachment).without_suffix() == Some(&path.text)
 }
 

@@ -1,7 +1,8 @@
 //! Results on standard output.
 
-use loopd_common::text::is_deceptive;
 use std::io::{self, ErrorKind, IsTerminal, Write};
+
+use loopd_common::text::is_deceptive;
 
 use crate::message::reason;
 
@@ -54,8 +55,8 @@ pub fn terminal_width() -> Option<u16> {
     terminal_size::terminal_size_of(io::stdout()).map(|(width, _)| width.0)
 }
 
-/// Escapes in JSON all characters for which [`is_deceptive`] is true, so that a terminal shows strings exactly. JSON allows that for
-/// each character; serde does it for some.
+/// Escapes the characters of JSON for which [`is_deceptive`] is true, so that a terminal shows strings exactly. JSON
+/// allows this for every character; serde escapes only some.
 #[must_use]
 pub fn plain_json(json: &str) -> String {
     let mut plain = String::with_capacity(json.len());
