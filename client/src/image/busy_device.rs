@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_seen_is_said() {
+    fn users_that_cannot_be_seen_are_mentioned() {
         let text = |found: &SearchResult, is_explained| lines(found, is_explained, "/dev/loop3").join("\n");
         let hidden = text(&found(0, true), false);
         assert!(hidden.starts_with("/dev/loop3 is open in a process that is not visible to you"), "{hidden}");

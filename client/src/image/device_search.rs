@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::device_nodes::{Mounts, Nodes, status};
 use super::device_user::{DeviceUser, How};
-use super::process::Process;
+use super::process::{Process, mapped_path};
 
 /// The time limit of the search: the file system of another file that a process has open may hang.
 const TIME: Duration = Duration::from_secs(2);
@@ -205,10 +205,7 @@ impl<'a> Search<'a> {
     fn mapped(&self, directory: &Path) -> io::Result<Option<(String, How)>> {
         let maps = BufReader::new(File::open(directory.join("maps"))?);
         for line in maps.split(b'\n') {
-            let line = line?;
-            // addresses, permissions, offset, device, inode, and after blanks the path
-            let Some(start) = line.iter().position(|byte| *byte == b'/') else { continue };
-            if let Some(node) = self.nodes.named(&line[start..]) {
+            if let Some(node) = mapped_path(&line?).and_then(|path| self.nodes.named(path)) {
                 return Ok(Some((node.clone(), How::Mapped)));
             }
         }

@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn json_is_plain_and_says_the_same() {
+    fn json_is_escaped_and_has_the_same_value() {
         let value = serde_json::json!({ "a": "\u{9b}31m\u{202e}\u{1b}\u{7f}\u{e0001}é\n", "b": ["\u{61c}"] });
         for json in [value.to_string(), serde_json::to_string_pretty(&value).unwrap()] {
             let plain = plain_json(&json);
