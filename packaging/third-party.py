@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prints the licence texts of the crates that our programs are made of: most want to go with them."""
+"""Prints the licences of the crates that are linked into the programs: most require that their text is distributed."""
 
 import collections
 import json
@@ -49,7 +49,7 @@ crates = linked(metadata())
 if not crates:
     sys.exit("third-party.py: no third-party crates found")
 users = collections.defaultdict(list)
-print(f"{' and '.join(PROGRAMS)} are made of these crates, too:\n")
+print(f"{' and '.join(PROGRAMS)} contain these crates:\n")
 for crate in crates:
     name = f"{crate['name']} {crate['version']}"
     found = texts(crate)

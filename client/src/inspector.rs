@@ -1,5 +1,5 @@
-//! Finds which files have given paths. The file system of another user may never answer, and a thread that waits
-//! for it cannot be killed and keeps its process: so a process of its own looks, which may be left behind.
+//! Finds which files have given paths. A path may be on a file system that never answers, and a thread that waits for
+//! one cannot be killed and keeps its process alive. So a separate process looks, which can be left behind.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -8,7 +8,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Stdio;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -19,8 +20,13 @@ use tokio::process::Command;
 const NAME: &str = "loopctl-inspector";
 /// How long all the paths together may take.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// Threads look in parallel, so that one path does not delay the others.
+/// How many paths are looked at.
 const MOST_PATHS: usize = 4096;
+/// How many threads look at first. Their number is doubled whenever none of them has had a result for [`SILENCE`], so
+/// that paths that hang do not delay the others.
+const FIRST_THREADS: usize = 4;
+/// See [`FIRST_THREADS`].
+const SILENCE: Duration = Duration::from_millis(10);
 /// A thread's stack in bytes.
 const STACK: usize = 64 << 10;
 
@@ -95,26 +101,57 @@ pub fn is_called(program: Option<&OsStr>) -> bool {
 /// Reads paths from standard input, each with a zero byte, and prints a line for each one; returns the exit status.
 pub fn run() -> u8 {
     let mut input = Vec::new();
-    let result = io::stdin().read_to_end(&mut input).and_then(|_| print(&look_at_all(&input)));
+    let print = |index, found| writeln!(io::stdout(), "{}", line(index, found));
+    let result = io::stdin().read_to_end(&mut input).and_then(|_| look_at_all(&input, look, print));
     u8::from(result.is_err())
 }
 
-fn print(results: &Receiver<(usize, Found)>) -> io::Result<()> {
-    results.iter().try_for_each(|(index, found)| writeln!(io::stdout(), "{}", line(index, found)))
+/// The paths that no thread has taken yet, with their indices.
+type Queue = Mutex<std::vec::IntoIter<(usize, Vec<u8>)>>;
+
+/// Looks at the paths, and reports the results in the order in which they arrive. Returns when no path hangs any more.
+fn look_at_all(
+    input: &[u8],
+    look: fn(&[u8]) -> Found,
+    mut report: impl FnMut(usize, Found) -> io::Result<()>,
+) -> io::Result<()> {
+    let paths = input.split_inclusive(|byte| *byte == 0).take(MOST_PATHS);
+    let paths: Vec<_> =
+        paths.map(|path| path.strip_suffix(&[0]).unwrap_or(path).to_vec()).enumerate().collect();
+    let most_threads = paths.len();
+    let mut missing = paths.len();
+    let queue = Arc::new(Queue::new(paths.into_iter()));
+    let (sender, results) = channel();
+    let mut threads = 0;
+    while missing > 0 {
+        let wanted = (2 * threads).max(FIRST_THREADS).min(most_threads);
+        while threads < wanted && start_thread(&queue, look, &sender).is_ok() {
+            threads += 1;
+        }
+        while missing > 0
+            && let Ok((index, found)) = results.recv_timeout(SILENCE)
+        {
+            missing -= 1;
+            report(index, found)?;
+        }
+    }
+    Ok(())
 }
 
-/// The results in the order in which they arrive.
-fn look_at_all(input: &[u8]) -> Receiver<(usize, Found)> {
-    let (sender, receiver) = channel();
-    for (index, path) in input.split_inclusive(|byte| *byte == 0).take(MOST_PATHS).enumerate() {
-        let path = path.strip_suffix(&[0]).unwrap_or(path).to_vec();
-        let sender = sender.clone();
-        // The result of a thread that cannot be started is missing.
-        let _ = thread::Builder::new().stack_size(STACK).spawn(move || {
-            let _ = sender.send((index, look(&path)));
-        });
-    }
-    receiver
+/// Starts a thread that looks at one path of the queue after the other.
+fn start_thread(
+    queue: &Arc<Queue>,
+    look: fn(&[u8]) -> Found,
+    results: &Sender<(usize, Found)>,
+) -> io::Result<()> {
+    let (queue, results) = (Arc::clone(queue), results.clone());
+    let next = move || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = move || {
+        while let Some((index, path)) = next() {
+            let _ = results.send((index, look(&path)));
+        }
+    };
+    thread::Builder::new().stack_size(STACK).spawn(work).map(drop)
 }
 
 /// A link is not followed: the kernel's path of a file has none.
@@ -170,15 +207,64 @@ mod tests {
         assert_eq!(look(&[b'x'; 300]), Found::Unknown);
     }
 
+    fn results(input: &[u8], look: fn(&[u8]) -> Found) -> Vec<(usize, Found)> {
+        let mut results = Vec::new();
+        look_at_all(input, look, |index, found| {
+            results.push((index, found));
+            Ok(())
+        })
+        .unwrap();
+        results.sort_by_key(|(index, _)| *index);
+        results
+    }
+
     #[test]
     fn every_path_has_a_result_with_its_index() {
-        let mut results: Vec<_> = look_at_all(b"/\0/nonexistent\0\0/proc\0").iter().collect();
-        results.sort_by_key(|(index, _)| *index);
-        assert_eq!(results.iter().map(|(index, _)| *index).collect::<Vec<_>>(), [0, 1, 2, 3]);
-        assert_eq!((results[1].1, results[2].1), (Found::Nothing, Found::Nothing));
-        assert!(results.iter().all(|(index, found)| parse(&line(*index, *found)) == Some((*index, *found))));
-        assert_eq!(look_at_all(b"").iter().count(), 0);
-        assert_eq!(look_at_all(&[0; MOST_PATHS + 10]).iter().count(), MOST_PATHS);
+        let results_of_paths = results(b"/\0/nonexistent\0\0/proc\0", look);
+        assert_eq!(results_of_paths.iter().map(|(index, _)| *index).collect::<Vec<_>>(), [0, 1, 2, 3]);
+        assert_eq!((results_of_paths[1].1, results_of_paths[2].1), (Found::Nothing, Found::Nothing));
+        let parsed = |(index, found): &(usize, Found)| parse(&line(*index, *found));
+        assert!(results_of_paths.iter().all(|result| parsed(result) == Some(*result)));
+        assert_eq!(results(b"", look), []);
+    }
+
+    #[test]
+    fn few_threads_look_at_many_paths() {
+        static THREADS: Mutex<Vec<thread::ThreadId>> = Mutex::new(Vec::new());
+        let look = |_: &[u8]| {
+            let (id, mut threads) = (thread::current().id(), THREADS.lock().unwrap());
+            if !threads.contains(&id) {
+                threads.push(id);
+            }
+            Found::Nothing
+        };
+        assert_eq!(results(&[0; MOST_PATHS + 10], look).len(), MOST_PATHS);
+        // More than the first ones, if the machine is slow.
+        assert!(THREADS.lock().unwrap().len() < MOST_PATHS / 8);
+    }
+
+    #[test]
+    fn paths_that_hang_do_not_delay_the_others() {
+        static GATE: Mutex<()> = Mutex::new(());
+        let mut closed = Some(GATE.lock().unwrap());
+        let look = |path: &[u8]| {
+            if path == b"hangs" {
+                drop(GATE.lock());
+                return Found::Unknown;
+            }
+            Found::Nothing
+        };
+        let input = ["hangs\0".repeat(50), "/a\0".repeat(50)].concat();
+        let mut others = 0;
+        look_at_all(input.as_bytes(), look, |_, found| {
+            assert!(found == Found::Nothing || closed.is_none());
+            others += usize::from(found == Found::Nothing);
+            // Ends the hang.
+            closed.take_if(|_| others == 50);
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(others, 50);
     }
 
     #[test]

@@ -14,7 +14,7 @@ pub mod proxy;
 pub mod transport;
 mod warnings;
 
-pub use loopd_common::{Error, ErrorKind, Lifetime, Overlap, State, UnknownWord};
+pub use loopd_common::{Error, ErrorKind, Lifetime, Overlap, State, UnknownValue};
 
 pub use error::ErrorReply;
 pub use options::{AttachOptions, DetachOptions, InvalidOption, ListOptions, MountOptions, UnmountOptions};

@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_loop_nodes_are_recognised() {
+    fn only_loop_nodes_are_recognized() {
         for node in ["/dev/loop0", "/dev/loop1048575"] {
             assert!(is_loop_node(node), "{node}");
         }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 use loopd_common::text::shortened;
-use loopd_common::{Lifetime, Overlap, UnknownWord};
+use loopd_common::{Lifetime, Overlap, UnknownValue};
 use zbus::{OwnedVariant, Variant};
 
 /// An option dictionary as received.
@@ -48,7 +48,7 @@ pub enum InvalidOption {
     },
     /// The value is none of those that the option accepts.
     #[error(transparent)]
-    Word(#[from] UnknownWord),
+    Value(#[from] UnknownValue),
 }
 
 /// The options of `SetupLoop`.

@@ -95,11 +95,18 @@ impl Manual {
         self
     }
 
-    /// Adds a term or an option with its meaning, in one or more paragraphs.
+    /// Adds a term or an option with its meaning, in one or more paragraphs; indented ones are verbatim, except the
+    /// first.
     pub fn item(&mut self, head: Vec<Inline>, text: &str) -> &mut Self {
         self.is_after_heading = false;
         self.roff.control("TP", []).text(head);
         for (place, paragraph) in text.split("\n\n").enumerate() {
+            if place > 0 && paragraph.starts_with(' ') {
+                self.indented(|manual| {
+                    manual.verbatim(paragraph);
+                });
+                continue;
+            }
             if place > 0 {
                 self.roff.control("IP", []);
             }

@@ -236,7 +236,8 @@ async fn mount_volume(
     }
 }
 
-/// The user's options. A throwaway view has the UUID of its image, which may be mounted: xfs refuses that unless it is told.
+/// The user's options. A throwaway view has the UUID of its image, which may be mounted: xfs then refuses to mount the
+/// view without the option `nouuid`.
 fn options(args: &Mount, found: &str) -> String {
     const NOUUID: &str = "nouuid";
     let kind = if args.kind.is_empty() { found } else { &args.kind };

@@ -136,8 +136,8 @@ struct Signals {
 
 impl Signals {
     fn new() -> io::Result<Self> {
-        // A signal that loopctl was started with as ignored (nohup, a background job) must be ignored in
-        // the command as well; exec(2) resets handled signals, but not ignored ones.
+        // A signal that was ignored when loopctl was started (nohup, a background job) must be ignored in the
+        // command, too. exec(2) resets handled signals, but not ignored ones.
         let ignored = ignored_signals(&fs::read_to_string("/proc/self/status").unwrap_or_default());
         let take = |kind: SignalKind| match ignored & (1 << (kind.as_raw_value() - 1)) {
             0 => signal(kind).map(Some),

@@ -7,7 +7,7 @@ use nix::unistd::geteuid;
 use zbus::fdo::DBusProxy;
 
 use super::device_nodes::Nodes;
-use super::device_search::{Found, search};
+use super::device_search::{SearchResult, search};
 use super::process::Process;
 use crate::bus::connection::Bus;
 use crate::device_node::device_node;
@@ -30,7 +30,7 @@ pub async fn explained(bus: &Bus, error: anyhow::Error, number: u32) -> anyhow::
     }
 }
 
-/// The processes that keep holds of devices and release them in a detach: loopd, and the service manager for it.
+/// The processes whose descriptors a detach releases: loopd, and the service manager, which stores copies for it.
 async fn keepers(bus: &Bus) -> Vec<u32> {
     let manager = Process { pid: 1 };
     let manager = (manager.name() == "systemd").then_some(manager.pid);
@@ -42,13 +42,13 @@ async fn loopd(bus: &Bus) -> Option<u32> {
     proxy.get_connection_unix_process_id(BUS_NAME.try_into().ok()?).await.ok()
 }
 
-/// Whether loopd has named a user, or its error has another reason.
+/// Whether loopd has named a user, or its error has another reason: see [`loopd_common::busy`].
 fn names_users(message: &str) -> bool {
     !message.contains(OPENED) && !message.contains(CLAIMED)
 }
 
 /// The lines below the error. `is_explained`: loopd has named users.
-fn lines(found: &Found, is_explained: bool, device: &str) -> Vec<String> {
+fn lines(found: &SearchResult, is_explained: bool, device: &str) -> Vec<String> {
     let users = &found.users;
     let mut lines: Vec<String> = users.iter().take(MOST).map(ToString::to_string).collect();
     if let Some(more @ 1..) = users.len().checked_sub(MOST) {
@@ -81,14 +81,14 @@ mod tests {
     use super::*;
     use crate::image::device_user::{DeviceUser, How};
 
-    fn found(processes: u32, has_hidden: bool) -> Found {
+    fn found(processes: u32, has_hidden: bool) -> SearchResult {
         let user = |pid| DeviceUser::Process {
             node: "/dev/loop3".to_owned(),
             how: How::Open,
             process: Process { pid },
             name: "vim".to_owned(),
         };
-        Found { users: (1..=processes).map(user).collect(), has_hidden, is_complete: true }
+        SearchResult { users: (1..=processes).map(user).collect(), has_hidden, is_complete: true }
     }
 
     #[test]
@@ -108,14 +108,14 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_seen_is_said() {
-        let text = |found: &Found, is_explained| lines(found, is_explained, "/dev/loop3").join("\n");
+    fn users_that_cannot_be_seen_are_mentioned() {
+        let text = |found: &SearchResult, is_explained| lines(found, is_explained, "/dev/loop3").join("\n");
         let hidden = text(&found(0, true), false);
         assert!(hidden.starts_with("/dev/loop3 is open in a process that is not visible to you"), "{hidden}");
         let none = text(&found(0, false), false);
         assert!(none.starts_with("no process that is visible here has /dev/loop3 open"), "{none}");
         assert_eq!(text(&found(0, true), true), "");
         assert_eq!(text(&found(1, true), false), "/dev/loop3 is open in vim (process 1)");
-        assert!(text(&Found::default(), true).contains("did not end in time"));
+        assert!(text(&SearchResult::default(), true).contains("did not end in time"));
     }
 }

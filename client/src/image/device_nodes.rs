@@ -1,4 +1,4 @@
-//! The nodes of a loop device and of its partitions, and the files and mounts that are theirs.
+//! The nodes of a loop device and of its partitions, and which files and mounts belong to them.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -35,20 +35,20 @@ impl Nodes {
         Self(partitions.chain([disk.clone()]).filter_map(|directory| node_of(&directory)).collect())
     }
 
-    /// The node that a file is; `None` for any other file.
+    /// The node that this file is; `None` if it is another file.
     pub fn is(&self, file: &Statx) -> Option<&String> {
         let is_block_device = FileType::from_raw_mode(file.stx_mode.into()) == FileType::BlockDevice;
         is_block_device.then(|| self.0.get(&(file.stx_rdev_major, file.stx_rdev_minor))).flatten()
     }
 
-    /// The node whose file system has the file.
+    /// The node on whose file system this file is.
     pub fn has(&self, file: &Statx) -> Option<&String> {
         self.0.get(&(file.stx_dev_major, file.stx_dev_minor))
     }
 
     /// The node with this path, under any name below /dev.
     pub fn at(&self, path: &Path) -> Option<&String> {
-        // Other paths are of no device, and their file systems may hang.
+        // Nodes are below /dev, and the file system of any other path may hang.
         path.starts_with("/dev").then(|| self.is(&status(path).ok()?)).flatten()
     }
 

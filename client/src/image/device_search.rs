@@ -1,5 +1,5 @@
-//! Searches procfs for the users of a loop device that are in no list of the kernel: processes, mounts in other mount
-//! namespaces, swap. The sandbox of loopd hides all of them: loopctl looks with the rights of its user.
+//! Searches procfs for users of a loop device that the kernel does not list: processes, mounts in other mount
+//! namespaces, swap. The sandbox of loopd hides all of them, so loopctl looks with the rights of its user.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -15,17 +15,17 @@ use tokio::time::{Instant, timeout_at};
 
 use super::device_nodes::{Mounts, Nodes, status};
 use super::device_user::{DeviceUser, How};
-use super::process::Process;
+use super::process::{Process, mapped_path};
 
 /// The time limit of the search: the file system of another file that a process has open may hang.
 const TIME: Duration = Duration::from_secs(2);
 
-/// How long a process may use the device for a moment, as udev does after each change of it.
-const MOMENT: Duration = Duration::from_millis(200);
+/// A process that does not use the device any more after this time is not reported: udev opens it after each change.
+const PASSING: Duration = Duration::from_millis(200);
 
 /// What the search has found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Found {
+pub struct SearchResult {
     /// The users.
     pub users: Vec<DeviceUser>,
     /// Whether there are processes that this user may not look into.
@@ -34,7 +34,7 @@ pub struct Found {
     pub is_complete: bool,
 }
 
-impl Found {
+impl SearchResult {
     fn take(&mut self, finding: Finding) {
         match finding {
             Finding::User(user) => self.users.push(user),
@@ -50,16 +50,16 @@ enum Finding {
     User(DeviceUser),
     /// A process that this user may not look into.
     Hidden,
-    /// A process that was a user, and is none any more.
+    /// A process that was reported and does not use the device any more.
     Ended(Process),
 }
 
-/// Searches for the users of the nodes, on another thread, which is abandoned when the time is over. The descriptors of
-/// the `keepers` do not count.
-pub async fn search(nodes: &Nodes, keepers: Vec<u32>) -> Found {
+/// Searches for the users of the nodes, in another thread, which is abandoned when the time is over. The descriptors of
+/// the processes `keepers` do not count.
+pub async fn search(nodes: &Nodes, keepers: Vec<u32>) -> SearchResult {
     let (sender, mut receiver) = unbounded_channel();
     let nodes = nodes.clone();
-    let mut found = Found::default();
+    let mut found = SearchResult::default();
     if Builder::new().spawn(move || Search::new(&nodes, &keepers, sender).run()).is_err() {
         return found;
     }
@@ -67,7 +67,7 @@ pub async fn search(nodes: &Nodes, keepers: Vec<u32>) -> Found {
     loop {
         match timeout_at(deadline, receiver.recv()).await {
             Ok(Some(finding)) => found.take(finding),
-            Ok(None) => return Found { is_complete: true, ..found },
+            Ok(None) => return SearchResult { is_complete: true, ..found },
             Err(_) => return found,
         }
     }
@@ -116,12 +116,12 @@ impl<'a> Search<'a> {
         self.check_again();
     }
 
-    /// Withdraws processes that have used a node only for a moment.
+    /// Withdraws the processes that do not use a node any more.
     fn check_again(&self) {
         if self.processes.is_empty() {
             return;
         }
-        std::thread::sleep(MOMENT);
+        std::thread::sleep(PASSING);
         for process in &self.processes {
             if !matches!(self.use_by(&process.directory()), Ok(Some(_))) {
                 self.report(Finding::Ended(*process));
@@ -205,10 +205,7 @@ impl<'a> Search<'a> {
     fn mapped(&self, directory: &Path) -> io::Result<Option<(String, How)>> {
         let maps = BufReader::new(File::open(directory.join("maps"))?);
         for line in maps.split(b'\n') {
-            let line = line?;
-            // addresses, permissions, offset, device, inode, and after blanks the path
-            let Some(start) = line.iter().position(|byte| *byte == b'/') else { continue };
-            if let Some(node) = self.nodes.named(&line[start..]) {
+            if let Some(node) = mapped_path(&line?).and_then(|path| self.nodes.named(path)) {
                 return Ok(Some((node.clone(), How::Mapped)));
             }
         }
@@ -257,7 +254,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_process_that_is_a_user_for_a_moment_is_no_user() {
+    async fn a_process_that_uses_the_device_for_a_moment_is_not_reported() {
         let directory = tempfile::tempdir().unwrap();
         let device = status(directory.path()).unwrap();
         let number = (device.stx_dev_major, device.stx_dev_minor);
@@ -273,7 +270,7 @@ mod tests {
         drop(search);
         children[1].kill().unwrap();
         children.iter_mut().for_each(|child| drop(child.wait()));
-        let mut found = Found::default();
+        let mut found = SearchResult::default();
         while let Some(finding) = receiver.recv().await {
             found.take(finding);
         }

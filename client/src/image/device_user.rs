@@ -1,4 +1,4 @@
-//! A user of a loop device that is in no list of the kernel.
+//! A user of a loop device that the kernel does not list.
 
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;

@@ -16,10 +16,10 @@ use crate::message::{escaped, printable};
 /// The devices that an error names.
 const MOST_NAMED: usize = 8;
 
-/// Whose attachments may be meant. Who attaches a file can choose its path, in a mount namespace.
+/// Whose attachments may be meant. A user can choose the path of a file that they attach, in a mount namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owners {
-    /// Those of other users if there is no other one.
+    /// Those of all users; those of other users only if there is no other one.
     All,
     /// The user's own.
     Own,
@@ -63,7 +63,7 @@ impl Wanted {
         self.is(&recorded.text) || recorded.without_suffix().is_some_and(|text| self.is(text))
     }
 
-    /// A path whose suffix may be the kernel's or the file's names neither.
+    /// A path that ends with the suffix names no file if it is unknown whether the suffix is the kernel's.
     fn is_name_of(&self, info: &AttachmentInfo) -> bool {
         let name = from_bus_path(&info.attachment.backing_file);
         let is_ambiguous = info.file_state.is_none() && name.ends_with(DELETED);
@@ -71,7 +71,7 @@ impl Wanted {
     }
 }
 
-/// Foreign devices are as good as own ones, if all may be meant.
+/// The own attachments. If all may be meant: also foreign devices; and if there are neither, all of them.
 fn select(mut found: Vec<AttachmentInfo>, owners: Owners, uid: u32) -> Vec<AttachmentInfo> {
     let is_own = |info: &AttachmentInfo| match owners {
         Owners::All => [uid, NO_OWNER].contains(&info.attachment.owner),

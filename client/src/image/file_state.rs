@@ -15,7 +15,7 @@ pub const DELETED: &[u8] = b" (deleted)";
 pub struct RecordedPath {
     /// The path, with the kernel's suffix if the file was unlinked.
     pub text: Vec<u8>,
-    /// Whether the kernel says so now. loopd may have read it earlier.
+    /// Whether it was read from the kernel now; loopd may have read it earlier.
     is_current: bool,
 }
 
@@ -45,13 +45,14 @@ impl RecordedPath {
 pub async fn add_file_states(attachments: &mut [AttachmentInfo]) {
     let recorded: Vec<RecordedPath> =
         attachments.iter().map(|info| RecordedPath::of(&info.attachment)).collect();
-    let paths: Vec<&[u8]> = recorded
-        .iter()
-        .flat_map(|path| [path.text.as_slice(), path.without_suffix().unwrap_or(&path.text)])
-        .collect();
-    let found = inspect(&paths).await;
-    for ((info, path), found) in attachments.iter_mut().zip(&recorded).zip(found.chunks_exact(2)) {
-        let (name, state) = resolve(&info.attachment, path, [found[0], found[1]]);
+    let whole = recorded.iter().map(|path| path.text.as_slice());
+    let shorter = recorded.iter().filter_map(RecordedPath::without_suffix);
+    let found = inspect(&whole.chain(shorter).collect::<Vec<_>>()).await;
+    let (whole, shorter) = found.split_at(recorded.len());
+    let mut shorter = shorter.iter();
+    for ((info, path), whole) in attachments.iter_mut().zip(&recorded).zip(whole) {
+        let shorter = path.without_suffix().and_then(|_| shorter.next()).unwrap_or(whole);
+        let (name, state) = resolve(&info.attachment, path, [*whole, *shorter]);
         info.attachment.backing_file = to_bus_path(name);
         info.file_state = state;
     }
@@ -85,7 +86,7 @@ fn resolve<'a>(
 /// Whether a file that is not at its path was unlinked. One without the kernel's suffix may be on a file system that is
 /// mounted for other processes only.
 fn is_unlinked(attachment: &AttachmentProperties, path: &RecordedPath) -> bool {
-    // A network file system finds out by the look that the file is gone.
+    // Looking at the path is what tells a network file system that the file is gone.
     !path.is_current || RecordedPath::of(attachment).without_suffix() == Some(&path.text)
 }
 

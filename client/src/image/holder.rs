@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::{fmt, fs};
 
 use super::mount_table::MountTable;
-use super::process::Process;
+use super::process::{Process, mapped_path};
 use crate::message::{escaped, printable};
 
 /// What keeps a file system busy.
@@ -103,9 +103,7 @@ fn first_use(directory: &Path, point: &Path) -> Option<(How, PathBuf)> {
 fn mapped(directory: &Path, point: &Path) -> Option<PathBuf> {
     let maps = BufReader::new(fs::File::open(directory.join("maps")).ok()?);
     maps.split(b'\n').map_while(Result::ok).find_map(|line| {
-        // addresses, permissions, offset, device, inode, and after blanks the path
-        let start = line.iter().position(|byte| *byte == b'/')?;
-        let path = PathBuf::from(OsString::from_vec(line[start..].to_vec()));
+        let path = PathBuf::from(OsString::from_vec(mapped_path(&line)?.to_vec()));
         path.starts_with(point).then_some(path)
     })
 }

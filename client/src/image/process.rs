@@ -31,6 +31,14 @@ impl Process {
     }
 }
 
+/// The path of a mapped file in a line of `/proc/PID/maps`: addresses, permissions, offset, device, inode, and after
+/// blanks the path.
+#[must_use]
+pub fn mapped_path(line: &[u8]) -> Option<&[u8]> {
+    let start = line.iter().position(|byte| *byte == b'/')?;
+    Some(&line[start..])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

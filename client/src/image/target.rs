@@ -69,7 +69,7 @@ impl Target {
         if found.is_empty() { Err(self.not_found()) } else { Ok(found) }
     }
 
-    /// As [`Target::find`], but an attachment that only had the path must be the user's own.
+    /// As [`Target::find`], but only an attachment of the user counts for a file that had the path before.
     ///
     /// # Errors
     /// There is none, or the call failed.

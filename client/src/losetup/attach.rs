@@ -23,6 +23,7 @@ use crate::message::{escaped, shown};
 use crate::show::stdout::print_bytes;
 
 const FAILED: &str = "failed to set up loop device";
+/// The unit of the size of a loop device, in bytes.
 const SECTOR: u64 = 512;
 /// loopd's code for the end of the file.
 const UNREACHABLE_TAIL: &str = "unreachable-tail";
@@ -49,7 +50,7 @@ pub async fn attach(bus: &Bus, request: &AttachRequest) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The warnings of loopd except that of the end of the file, which losetup has words of its own for. A failed call
+/// The warnings of loopd, without the one about the end of the file, for which losetup has its own text. A failed call
 /// does not fail the attach.
 async fn warnings_of_loopd(bus: &Bus, path: &OwnedObjectPath) -> Vec<String> {
     let Ok(attachment) = bus.attachment(path).await else { return Vec::new() };

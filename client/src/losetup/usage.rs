@@ -1,4 +1,4 @@
-//! losetup's help, version and manual page.
+//! The texts of losetup's help, version and manual page.
 
 use super::column;
 use super::options::Name;

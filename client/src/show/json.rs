@@ -17,8 +17,8 @@ pub struct Device {
     pub number: u32,
     /// Disk sequence.
     pub disk_sequence: u64,
-    /// Path of the backing file, or the one that it had, for display: JSON strings are Unicode, so U+FFFD replaces bytes that are
-    /// not UTF-8.
+    /// Path of the backing file, or the one that it had, for display: JSON strings are Unicode, so U+FFFD replaces
+    /// bytes that are not UTF-8.
     pub backing_file: Option<String>,
     /// Offset in the file, in bytes.
     pub offset: u64,

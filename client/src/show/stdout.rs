@@ -1,7 +1,8 @@
 //! Results on standard output.
 
-use loopd_common::text::is_deceptive;
 use std::io::{self, ErrorKind, IsTerminal, Write};
+
+use loopd_common::text::is_deceptive;
 
 use crate::message::reason;
 
@@ -54,8 +55,8 @@ pub fn terminal_width() -> Option<u16> {
     terminal_size::terminal_size_of(io::stdout()).map(|(width, _)| width.0)
 }
 
-/// Escapes in JSON all characters for which [`is_deceptive`] is true, so that a terminal shows strings exactly. JSON allows that for
-/// each character; serde does it for some.
+/// Escapes the characters of JSON for which [`is_deceptive`] is true, so that a terminal shows strings exactly. JSON
+/// allows this for every character; serde escapes only some.
 #[must_use]
 pub fn plain_json(json: &str) -> String {
     let mut plain = String::with_capacity(json.len());
@@ -76,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn json_is_plain_and_says_the_same() {
+    fn json_is_escaped_and_has_the_same_value() {
         let value = serde_json::json!({ "a": "\u{9b}31m\u{202e}\u{1b}\u{7f}\u{e0001}é\n", "b": ["\u{61c}"] });
         for json in [value.to_string(), serde_json::to_string_pretty(&value).unwrap()] {
             let plain = plain_json(&json);

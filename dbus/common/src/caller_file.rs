@@ -150,23 +150,27 @@ impl Closer {
 
     fn work(&self) {
         let mut state = self.state();
+        let mut has_waited = false;
         loop {
             if let Some((uid, descriptor)) = state.take() {
                 drop(state);
                 drop(descriptor);
                 state = self.state();
                 state.closed(uid);
+                has_waited = false;
                 continue;
+            }
+            // Only now: a descriptor may have arrived between the end of the wait and the lock.
+            if has_waited {
+                state.threads -= 1;
+                return;
             }
             state.idle += 1;
             let (again, waited) =
                 self.0.work.wait_timeout(state, KEEP_ALIVE).unwrap_or_else(PoisonError::into_inner);
             state = again;
             state.idle -= 1;
-            if waited.timed_out() {
-                state.threads -= 1;
-                return;
-            }
+            has_waited = waited.timed_out();
         }
     }
 }
@@ -204,6 +208,21 @@ mod tests {
         drop(files);
         settled(&closer);
         assert!(closer.refusal(7, 1).is_none());
+    }
+
+    #[test]
+    fn a_descriptor_that_arrives_at_the_end_of_a_wait_is_closed() {
+        let closer = Closer::default();
+        drop(closer.adopt(7, file()));
+        settled(&closer);
+        // The thread waits. Its wait ends while the lock is held.
+        let mut state = closer.state();
+        std::thread::sleep(KEEP_ALIVE + Duration::from_millis(100));
+        assert_eq!(state.idle, 1);
+        state.users.entry(7).or_default().held += 1;
+        state.queue.push_back((7, file()));
+        drop(state);
+        settled(&closer);
     }
 
     #[test]

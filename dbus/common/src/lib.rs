@@ -14,9 +14,9 @@ pub mod mountinfo;
 mod pace;
 pub mod swaps;
 pub mod text;
-mod words;
+mod values;
 
 pub use caller_file::{CallerFile, Closer};
 pub use error::{Error, ErrorKind};
 pub use pace::Pace;
-pub use words::{Lifetime, Overlap, State, UnknownWord};
+pub use values::{Lifetime, Overlap, State, UnknownValue};

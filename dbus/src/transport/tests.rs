@@ -92,12 +92,7 @@ impl Pair {
 
     /// The reply to a refused call: the serial of the call, the error's name and its text.
     async fn refusal(&mut self) -> (u32, String, String) {
-        // Another task sends it.
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        let mut answer = vec![0; 8192];
-        self.bus.set_nonblocking(true).unwrap();
-        let length = self.bus.read(&mut answer).expect("an answer");
-        answer.truncate(length);
+        let answer = self.sent().await;
         let message = reader::parse_for_tests(answer).await;
         let header = message.header();
         assert_eq!((message.message_type(), header.destination().unwrap().as_str()), (Type::Error, CALLER));
@@ -105,18 +100,33 @@ impl Pair {
         (header.reply_serial().unwrap().get(), header.error_name().unwrap().to_string(), text)
     }
 
-    /// How many replies to refused calls have come.
-    async fn refusals(&mut self) -> usize {
-        // Another task sends them.
-        tokio::time::sleep(Duration::from_millis(50)).await;
+    /// Waits until at least so many replies to refused calls have come; returns how many.
+    async fn refusals(&mut self, at_least: usize) -> usize {
+        let name = reader::INVALID_ARGS.as_bytes();
+        let mut count = 0;
+        while count < at_least {
+            let answers = self.sent().await;
+            count += answers.windows(name.len()).filter(|part| *part == name).count();
+        }
+        count
+    }
+
+    /// The bytes that another task sends to the bus.
+    async fn sent(&mut self) -> Vec<u8> {
         self.bus.set_nonblocking(true).unwrap();
-        let mut all = vec![0; 1 << 20];
-        let length = self.bus.read(&mut all).unwrap_or(0);
+        let mut bytes = vec![0; 1 << 20];
+        let received = async {
+            loop {
+                match self.bus.read(&mut bytes) {
+                    Ok(length) => return length,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+                }
+            }
+        };
+        let length = tokio::time::timeout(Duration::from_secs(10), received).await.expect("bytes are sent");
         self.bus.set_nonblocking(false).unwrap();
-        all[..length]
-            .windows(reader::INVALID_ARGS.len())
-            .filter(|part| *part == reader::INVALID_ARGS.as_bytes())
-            .count()
+        bytes.truncate(length);
+        bytes
     }
 
     fn is_silent(&mut self) -> bool {
@@ -390,25 +400,27 @@ async fn refusals_of_a_user_are_paced_and_delay_no_other_user() {
     let file = file();
     let refused =
         |sender: &str| bytes(&call("Detach").sender(sender).build(&(Fd::from(file.as_fd()),)).unwrap());
+    let start = std::time::Instant::now();
     for _ in 0..100 {
         pair.send_with(&refused(CALLER), &[file.try_clone().unwrap()]);
     }
     pair.send_with(&refused(OTHER), &[file.try_clone().unwrap()]);
     pair.send_with(&refused(ROOTS), &[file.try_clone().unwrap()]);
-    let start = std::time::Instant::now();
     pair.send(&bytes(&call("List").build(&()).unwrap()));
     pair.next_is("List").await;
-    assert_eq!(pair.refusals().await, 64 + 2, "a burst of the one, and those of the others");
-    // The last of a hundred comes 36 times 10 ms after the burst.
-    pair.send(&bytes(&call("List").build(&()).unwrap()));
-    pair.next_is("List").await;
-    let mut paced = 0;
-    while paced < 36 && start.elapsed() < Duration::from_secs(10) {
-        let _nothing = tokio::time::timeout(Duration::from_millis(20), pair.next()).await;
-        paced += pair.refusals().await;
+    // A burst of the one, and those of the others.
+    const AT_ONCE: usize = 64 + 2;
+    let mut sent = pair.refusals(AT_ONCE).await;
+    loop {
+        let paced = u32::try_from(sent - AT_ONCE).unwrap();
+        assert!(start.elapsed() >= paced * Duration::from_millis(10), "{sent} are too many");
+        if sent == 102 {
+            break;
+        }
+        // Receiving also sends the replies whose time has come.
+        let _no_message = tokio::time::timeout(Duration::from_millis(20), pair.next()).await;
+        sent += pair.refusals(1).await;
     }
-    assert_eq!(paced, 36);
-    assert!(start.elapsed() > Duration::from_millis(300), "they were not paced");
 }
 
 #[tokio::test]

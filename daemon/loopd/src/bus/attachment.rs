@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::RwLockReadGuard;
 
-use loopd_common::{Lifetime, UnknownWord};
+use loopd_common::{Lifetime, UnknownValue};
 use loopd_dbus::options::ReceivedOptions;
 use loopd_dbus::{AttachmentProperties, DetachOptions, Error, ErrorKind, ErrorReply};
 use zbus::message::Header;
@@ -81,7 +81,7 @@ impl Attachment {
         #[zbus(header)] header: Header<'_>,
         lifetime: String,
     ) -> Result<(), ErrorReply> {
-        let lifetime = lifetime.parse().map_err(|error: UnknownWord| invalid_option(error.into()))?;
+        let lifetime = lifetime.parse().map_err(|error: UnknownValue| invalid_option(error.into()))?;
         self.change(&header, "SetLifetime", Setting::Lifetime(lifetime)).await
     }
 

@@ -1,9 +1,9 @@
-//! Option values of the contract: the same on the bus, on the command line and in JSON.
+//! The named values of options and properties: the same on the bus, on the command line and in JSON.
 
 /// A value that the contract does not define.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("option {name:?} is {value:?}; it takes {known}")]
-pub struct UnknownWord {
+pub struct UnknownValue {
     /// The option.
     pub name: &'static str,
     /// The value, shortened to 64 characters.
@@ -12,9 +12,9 @@ pub struct UnknownWord {
     pub known: &'static str,
 }
 
-macro_rules! words {
+macro_rules! named_values {
     ($(#[$doc:meta])* $type:ident, $option:literal, $known:literal,
-     { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)* }) => {
+     { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)* }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
         pub enum $type { $($(#[$variant_doc])* $variant,)* }
@@ -23,7 +23,7 @@ macro_rules! words {
             /// Its text on the bus and on the command line.
             #[must_use]
             pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $word,)* }
+                match self { $(Self::$variant => $text,)* }
             }
         }
 
@@ -34,19 +34,19 @@ macro_rules! words {
         }
 
         impl std::str::FromStr for $type {
-            type Err = UnknownWord;
+            type Err = UnknownValue;
 
-            fn from_str(word: &str) -> Result<Self, UnknownWord> {
-                match word {
-                    $($word => Ok(Self::$variant),)*
-                    _ => Err(UnknownWord { name: $option, value: crate::text::shortened(word), known: $known }),
+            fn from_str(text: &str) -> Result<Self, UnknownValue> {
+                match text {
+                    $($text => Ok(Self::$variant),)*
+                    _ => Err(UnknownValue { name: $option, value: crate::text::shortened(text), known: $known }),
                 }
             }
         }
     };
 }
 
-words! {
+named_values! {
     /// When an attachment ends.
     Lifetime, "lifetime", "\"client\", \"mount\" or \"persistent\"", {
         /// With the bus connection that made it.
@@ -59,7 +59,7 @@ words! {
     }
 }
 
-words! {
+named_values! {
     /// What to do if the file is already attached.
     Overlap, "overlap", "\"allow\", \"refuse\" or \"reuse\"", {
         /// Attach it again.
@@ -72,7 +72,7 @@ words! {
     }
 }
 
-words! {
+named_values! {
     /// The state of an attachment.
     State, "state", "\"attached\" or \"detaching\"", {
         /// In use, or ready for use.
