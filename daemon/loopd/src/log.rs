@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal;
 
+use tracing::Level;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -9,7 +10,9 @@ use tracing_subscriber::util::SubscriberInitExt;
 /// Starts logging. `LOOPD_LOG` sets the level (`info` by default).
 pub fn start() {
     let level = std::env::var("LOOPD_LOG").ok().and_then(|level| level.parse::<Targets>().ok());
-    let filter = level.unwrap_or_else(|| Targets::new().with_default(tracing::Level::INFO));
+    // zbus formats every message for a span at the level info.
+    let quiet = || Targets::new().with_default(Level::INFO).with_target("zbus", Level::WARN);
+    let filter = level.unwrap_or_else(quiet);
     let registry = tracing_subscriber::registry().with(filter);
     // The service manager sets JOURNAL_STREAM if standard error is connected to the journal (systemd.exec(5)).
     let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
