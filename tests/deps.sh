@@ -29,6 +29,7 @@ base     | wanted | mkfs.vfat             | dosfstools             | dosfstools 
 base     | wanted | mkfs.xfs              | xfsprogs               | xfsprogs            | xfsprogs
 base     | wanted | mkfs.btrfs            | btrfs-progs            | btrfs-progs         | btrfs-progs
 base     | wanted | isohdpfx.bin          | isolinux               | syslinux-nonlinux   | syslinux
+base     | wanted | strace                | strace                 | strace              | strace
 base     | wanted | busctl                | systemd                | systemd             | systemd
 base     | wanted | gdbus                 | libglib2.0-bin         | glib2               | glib2
 base     | wanted | python:dbus           | python3-dbus           | python3-dbus        | python-dbus

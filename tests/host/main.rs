@@ -12,6 +12,7 @@ mod change;
 mod clients;
 mod concurrency;
 mod config;
+mod cost;
 mod detach;
 mod foreign;
 mod hanging;
@@ -82,6 +83,7 @@ fn main() -> std::process::ExitCode {
         concurrency::TESTS,
         soak::TESTS,
         config::TESTS,
+        cost::TESTS,
         idle::TESTS,
         warnings::TESTS,
         watchdog::TESTS,

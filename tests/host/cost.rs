@@ -1,0 +1,224 @@
+//! What calls cost, counted and not timed: the daemon's system calls and the messages on the bus do not grow with the
+//! attachments of others, with their partitions, or with loop devices that nothing is attached to.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::AsFd as _;
+use std::process::Stdio;
+
+use anyhow::{Context as _, Result};
+use futures_util::StreamExt as _;
+use loopd_dbus::proxy::{Interaction, Manager};
+use loopd_dbus::{AttachOptions, Lifetime};
+use loopd_tests::Outcome;
+use loopd_tests::fixture::{Attached, Fixture};
+use loopd_tests::image::{Image, MIB};
+use loopd_tests::polkit::Setup;
+use loopd_tests::process::{PATIENCE, Process, eventually, needs, tied};
+use loopd_tests::table::Gpt;
+use loopd_tests::udev;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use zbus::MessageStream;
+use zbus::fdo::MonitoringProxy;
+
+loopd_tests::tests! {
+    "cost";
+    Setup::None => [system_calls_and_messages_do_not_grow_with_other_devices];
+}
+
+/// How often each operation is counted.
+const ROUNDS: usize = 4;
+/// Attachments of others, each with three partitions.
+const OTHERS: usize = 60;
+/// Devices that others have had and left.
+const UNBOUND: usize = 40;
+/// Calls that depend on how threads meet, and on the allocator.
+const LEFT_OUT: &str = "!futex,epoll_wait,sched_yield,clone3,rseq,set_robust_list,rt_sigprocmask,sigaltstack,exit,prctl,\
+                        gettid,mmap,munmap,mprotect,madvise,brk,restart_syscall,getrandom";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Operation {
+    /// `SetupLoop`, waiting, and `Detach`.
+    AttachAndDetach,
+    /// The same without waiting for udev.
+    AttachAtOnceAndDetach,
+    /// `SetupLoop` by a client that disconnects.
+    Vanish,
+    /// `List` of a client that has one attachment of its own.
+    List,
+}
+
+impl Operation {
+    const ALL: [Self; 4] = [Self::AttachAndDetach, Self::AttachAtOnceAndDetach, Self::Vanish, Self::List];
+
+    /// A quarter above what was counted when the limit was set. More needs a reason.
+    fn limit(self) -> Cost {
+        let (system_calls, messages) = match self {
+            Self::AttachAndDetach => (230.0, 8.0),
+            Self::AttachAtOnceAndDetach => (220.0, 8.0),
+            // With the connection of the client.
+            Self::Vanish => (180.0, 14.0),
+            Self::List => (9.0, 3.0),
+        };
+        Cost { system_calls, messages }
+    }
+
+    async fn run(self, fixture: &Fixture, image: &Image) -> Result<()> {
+        let file = image.open()?;
+        match self {
+            Self::AttachAndDetach => attach_and_detach(fixture, &file, true).await,
+            Self::AttachAtOnceAndDetach => attach_and_detach(fixture, &file, false).await,
+            Self::Vanish => {
+                let connection = fixture.connect().await?;
+                let manager = Manager::new(&connection, Interaction::Forbidden).await?;
+                let options = AttachOptions::default();
+                let attached = Attached::new(manager.setup_loop(file.as_fd(), &options).await?)?;
+                connection.close().await?;
+                // `List` of all devices would look at each.
+                let device = attached.device;
+                eventually("the device is free", async || Ok(!device.bound())).await
+            }
+            Self::List => fixture.list(false).await.map(drop),
+        }
+    }
+}
+
+async fn attach_and_detach(fixture: &Fixture, file: &File, wait: bool) -> Result<()> {
+    let options = AttachOptions { wait, ..AttachOptions::default() };
+    let attached = fixture.attach(file, &options).await?;
+    udev::settle().await?;
+    fixture.detach(&attached).await
+}
+
+/// What one operation took, on average over the rounds.
+#[derive(Clone, Copy, Debug)]
+struct Cost {
+    system_calls: f64,
+    messages: f64,
+}
+
+#[expect(clippy::cast_precision_loss, reason = "small numbers")]
+async fn cost(fixture: &mut Fixture, operation: Operation, image: &Image) -> Result<Cost> {
+    // What only the first one does.
+    operation.run(fixture, image).await?;
+    udev::settle().await?;
+    let daemon = fixture.daemon()?.pid();
+    let (trace, monitor) = (Trace::start(fixture, daemon).await?, Monitor::start(fixture).await?);
+    for _ in 0..ROUNDS {
+        operation.run(fixture, image).await?;
+        udev::settle().await?;
+    }
+    let messages = monitor.stop(fixture).await?;
+    let system_calls = trace.stop().await?;
+    let each = |count: usize| count as f64 / ROUNDS as f64;
+    Ok(Cost { system_calls: each(system_calls), messages: each(messages) })
+}
+
+/// Counts the system calls of a process.
+struct Trace {
+    process: Process,
+    output: std::path::PathBuf,
+}
+
+impl Trace {
+    async fn start(fixture: &Fixture, process: Pid) -> Result<Self> {
+        let output = fixture.directory.join("trace");
+        let log = fixture.directory.join("trace.log");
+        let mut command = tied("strace");
+        command
+            .args(["-f", "-e", &format!("trace={LEFT_OUT}"), "-p", &process.to_string(), "-o"])
+            .arg(&output);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log)?);
+        let trace = Self { process: Process::spawn("strace", &mut command)?, output };
+        eventually("strace is attached", async || Ok(std::fs::read_to_string(&log)?.contains("attached")))
+            .await?;
+        Ok(trace)
+    }
+
+    async fn stop(mut self) -> Result<usize> {
+        self.process.signal(Signal::SIGINT)?;
+        self.process.end().await?;
+        let text = std::fs::read_to_string(&self.output)?;
+        // A call that another thread interrupts has two lines.
+        let is_call = |line: &&str| line.contains('(') && !line.contains("+++") && !line.contains("---");
+        let calls = text.lines().filter(|line| is_call(line) && !line.contains("<... ")).count();
+        std::fs::remove_file(&self.output)?;
+        Ok(calls)
+    }
+}
+
+/// Counts the messages on the bus.
+struct Monitor {
+    counting: tokio::task::JoinHandle<Result<usize>>,
+}
+
+impl Monitor {
+    /// The name of the last message.
+    const END: &str = "EndOfTheCount";
+
+    async fn start(fixture: &Fixture) -> Result<Self> {
+        let connection = fixture.connect().await?;
+        MonitoringProxy::new(&connection).await?.become_monitor(&[], 0).await?;
+        let mut messages = MessageStream::from(&connection);
+        let counting = tokio::spawn(async move {
+            let _open = connection;
+            for count in 0.. {
+                let next = tokio::time::timeout(PATIENCE, messages.next()).await;
+                let message = next?.context("the bus has ended the connection")??;
+                if message.header().member().is_some_and(|member| member == Self::END) {
+                    return Ok(count);
+                }
+            }
+            anyhow::bail!("the count has no end")
+        });
+        Ok(Self { counting })
+    }
+
+    async fn stop(self, fixture: &Fixture) -> Result<usize> {
+        let none: Option<&str> = None;
+        fixture.connection.emit_signal(none, "/end", "org.loopd1.Tests", Self::END, &()).await?;
+        self.counting.await?
+    }
+}
+
+async fn costs(fixture: &mut Fixture, image: &Image) -> Result<BTreeMap<Operation, Cost>> {
+    let mut costs = BTreeMap::new();
+    for operation in Operation::ALL {
+        costs.insert(operation, cost(fixture, operation, image).await?);
+    }
+    Ok(costs)
+}
+
+async fn system_calls_and_messages_do_not_grow_with_other_devices(fixture: &mut Fixture) -> Outcome {
+    needs("strace")?;
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
+    let few = costs(fixture, &image).await?;
+
+    let other = Image::sparse(&fixture.directory, "other", 4 * MIB)?;
+    Gpt::new(&[(2048, 2055), (2056, 2063), (2064, 2071)]).write(&other)?;
+    let file = other.open()?;
+    let options = AttachOptions { lifetime: Lifetime::Persistent, ..AttachOptions::default() };
+    let mut others = Vec::new();
+    for _ in 0..OTHERS + UNBOUND {
+        others.push(fixture.attach(&file, &options).await?);
+    }
+    for unbound in others.split_off(OTHERS) {
+        fixture.detach(&unbound).await?;
+    }
+    udev::settle().await?;
+    let many = costs(fixture, &image).await?;
+    for other in others {
+        fixture.detach(&other).await?;
+    }
+
+    for (operation, few) in few {
+        let (many, limit) = (many[&operation], operation.limit());
+        println!("{operation:?}: {few:.1?} alone, {many:.1?} beside {OTHERS} attachments");
+        assert!(many.system_calls <= few.system_calls * 1.1 + 3.0, "{operation:?}: {few:?}, {many:?}");
+        assert!(many.messages <= few.messages + 0.5, "{operation:?}: {few:?}, {many:?}");
+        assert!(few.system_calls <= limit.system_calls, "{operation:?}: {few:?} of {limit:?}");
+        assert!(few.messages <= limit.messages, "{operation:?}: {few:?} of {limit:?}");
+    }
+    Ok(())
+}
