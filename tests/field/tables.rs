@@ -5,7 +5,7 @@ use loopd_tests::Outcome;
 use loopd_tests::fixture::Fixture;
 use loopd_tests::image::{Image, MIB, Mounted};
 use loopd_tests::process::needs;
-use loopd_tests::table::{Gpt, Losetup, Mbr};
+use loopd_tests::table::{Gpt, Losetup, Mbr, image_with_large_sectors};
 
 use crate::row::{attached, file, loopctl, other, rows, warns};
 
@@ -32,42 +32,13 @@ rows! {
         "a FAT image that was partitioned afterwards" => partitioned_fat;
 }
 
-/// A GPT made for sectors of 4096 bytes: the header of the first copy at 4096.
-async fn large(fixture: &Fixture) -> anyhow::Result<loopd_tests::image::Image> {
-    let small = file(fixture, "small", 2 * MIB, &[])?;
-    Gpt::new(&[(1024, 2047)]).write(&small)?;
-    let bytes = std::fs::read(&small.path)?;
-    let contents: Vec<(u64, &[u8])> = (0..34)
-        .map(|sector| (sector * 4096, &bytes[usize::try_from(sector * 512).unwrap()..][..512]))
-        .collect();
-    file(fixture, "image", 16 * MIB, &contents)
-}
-
 async fn large_sectors(fixture: &mut Fixture) -> Outcome {
     needs("sfdisk")?;
     let image = file(fixture, "image", 64 * MIB, &[])?;
-    let node = other("losetup", &["-b", "4096", "-f", "--show", image.name()]).await?;
-    let node = node.trim_end();
-    let made = other("sfdisk", &["-q", "--no-reread", "--label", "gpt", node]).await;
-    let made = match made {
-        Ok(_) => {
-            other("sh", &["-c", &format!("echo 'size=16M' | sfdisk -q --no-reread --label gpt {node}")]).await
-        }
-        Err(_) => {
-            other(
-                "sh",
-                &[
-                    "-c",
-                    &format!(
-                        "printf 'label: gpt\\nsize=16M\\n' | sfdisk -q --no-reread --no-tell-kernel {node}"
-                    ),
-                ],
-            )
-            .await
-        }
-    };
-    other("losetup", &["-d", node]).await?;
-    made?;
+    let lower = Losetup::new(&["-f", "-b", "4096"], &image).await?;
+    let script = "echo size=16M | sfdisk -q --no-reread --no-tell-kernel --label gpt \"$1\"";
+    other("sh", &["-c", script, "sh", &lower.device.node()]).await?;
+    drop(lower);
     attached(fixture, &[image.name()], async |device, printed| {
         printed.is_silent()?;
         ensure!(device.number::<u32>("queue/logical_block_size")? == 4096, "another block size");
@@ -78,7 +49,7 @@ async fn large_sectors(fixture: &mut Fixture) -> Outcome {
 }
 
 async fn large_sectors_on_small_blocks(fixture: &mut Fixture) -> Outcome {
-    let image = large(fixture).await?;
+    let image = image_with_large_sectors(&fixture.directory, "image")?;
     warns(fixture, &["-b", "512", image.name()], "sectors of 4096 bytes and the device has 512").await
 }
 
@@ -180,7 +151,7 @@ async fn superfloppy(fixture: &mut Fixture) -> Outcome {
 }
 
 async fn large_sectors_behind_a_device(fixture: &mut Fixture) -> Outcome {
-    let image = large(fixture).await?;
+    let image = image_with_large_sectors(&fixture.directory, "image")?;
     let lower = Losetup::new(&["-f", "-b", "512"], &image).await?;
     let node = lower.device.node();
     let printed = loopctl(fixture, &["attach", &node]).await?;

@@ -12,7 +12,7 @@ use loopd_tests::image::{Image, MIB};
 use loopd_tests::polkit::Setup;
 use loopd_tests::process::run;
 use loopd_tests::sysfs::LoopDevice;
-use loopd_tests::table::{Gpt, Mbr};
+use loopd_tests::table::{Gpt, Mbr, image_with_large_sectors};
 
 loopd_tests::tests! {
     "warnings";
@@ -249,18 +249,7 @@ async fn images_of_other_systems_are_named(fixture: &mut Fixture) -> Outcome {
 
 /// A table of sectors of 4096 bytes, read with 512: `loopctl set` mends it while it is attached.
 async fn other_sector_size_is_named_and_mended_by_set(fixture: &mut Fixture) -> Outcome {
-    let image = Image::sparse(&fixture.directory, "image", 16 * MIB)?;
-    // In units of 512 bytes: MBR and header of a disk with large sectors.
-    let small = Image::sparse(&fixture.directory, "small", 2 * MIB)?;
-    Gpt::new(&[(1024, 2047)]).write(&small)?;
-    let bytes = std::fs::read(&small.path)?;
-    let (into, last) = (image.open()?, 4095_u64);
-    for sector in 0..34_u64 {
-        let start = usize::try_from(sector * 512)?;
-        // Only the primary header matters: its place and its signature.
-        into.write_all_at(&bytes[start..start + 512], sector * 4096)?;
-    }
-    assert_eq!(into.metadata()?.len() / 4096 - 1, last);
+    let image = image_with_large_sectors(&fixture.directory, "image")?;
     let options = AttachOptions { block_size: 512, ..persistent() };
     let attached = fixture.attach(&image.open()?, &options).await?;
     let all = warnings(fixture, &attached).await?;

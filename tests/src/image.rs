@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -68,6 +68,22 @@ impl Image {
         let path = self.path.to_string_lossy();
         run("mkfs.ext4", ["-q", "-F", "-L", label, "-U", uuid, "-E", &offset, &path, &kibibytes]).await?;
         Ok(())
+    }
+
+    /// Enlarges it by a mebibyte, with the superblock of half a mirror (md metadata version 1.0) at the end.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn add_mirror_superblock(&self) -> Result<()> {
+        let file = self.open()?;
+        let size = file.metadata()?.len() + MIB;
+        file.set_len(size)?;
+        let position = size - 8 * 1024;
+        let mut superblock = [0; 256];
+        superblock[..8].copy_from_slice(b"\xfc\x4e\x2b\xa9\x01\0\0\0");
+        // The superblock's own position, in sectors of 512 bytes.
+        superblock[144..152].copy_from_slice(&(position / 512).to_le_bytes());
+        Ok(file.write_all_at(&superblock, position)?)
     }
 
     /// Its path as text, for commands.

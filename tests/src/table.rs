@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use linux_raw_sys::loop_device::{LO_FLAGS_AUTOCLEAR, LO_FLAGS_PARTSCAN};
 use serde_json::Value;
 
-use crate::image::Image;
+use crate::image::{Image, MIB};
 use crate::loop_ioctl;
 use crate::process::run;
 use crate::sysfs::{Extent, Extents, LoopDevice};
@@ -194,6 +195,24 @@ impl<'a> Gpt<'a> {
         }
         Ok(())
     }
+}
+
+/// An image of 16 MiB whose GPT is made for sectors of 4096 bytes. It has one partition and no backup table.
+///
+/// # Errors
+/// It cannot be written.
+pub fn image_with_large_sectors(directory: &Path, name: &str) -> Result<Image> {
+    // The table as for sectors of 512 bytes; each of its sectors then moves to the start of a large one.
+    let temporary = tempfile::tempdir_in(directory)?;
+    let small = Image::sparse(temporary.path(), "small", 2 * MIB)?;
+    Gpt::new(&[(1024, 2047)]).write(&small)?;
+    let bytes = std::fs::read(&small.path)?;
+    let image = Image::sparse(directory, name, 16 * MIB)?;
+    let file = image.open()?;
+    for (sector, contents) in (0..2 + ENTRY_SECTORS).zip(bytes.chunks(512)) {
+        file.write_all_at(contents, sector * 4096)?;
+    }
+    Ok(image)
 }
 
 fn header(place: u64, other: u64, array: u64, last: u64, checksum: u32) -> [u8; 512] {

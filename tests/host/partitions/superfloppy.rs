@@ -1,7 +1,5 @@
 //! A volume whose boot sector also reads as a partition table is one volume.
 
-use std::time::Duration;
-
 use loopd_dbus::AttachOptions;
 use loopd_tests::Outcome;
 use loopd_tests::fixture::{Attached, Fixture};
@@ -69,14 +67,16 @@ async fn a_node_of_the_same_volume_is_not_shown(fixture: &mut Fixture) -> Outcom
     .await?;
     let attached = Attached { path: object.expect("it was seen"), device };
     settle().await?;
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    // loopd reads udev's events in order: after this attach it has also read those of the partition.
+    let other = Image::sparse(&fixture.directory, "other", MIB)?;
+    let other = fixture.attach(&other.open()?, &persistent()).await?;
     eventually("udev has reported it", async || {
         Ok(fixture.volume(&attached.path).await?.filesystem_label == "ONE")
     })
     .await?;
     assert_one_volume(fixture, &attached).await?;
     assert_eq!(device.partitions().len(), 1);
-    Ok(())
+    fixture.detach(&other).await
 }
 
 async fn a_formatted_image_that_is_partitioned_has_partitions(fixture: &mut Fixture) -> Outcome {
