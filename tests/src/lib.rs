@@ -21,6 +21,7 @@ pub mod polkit;
 pub mod probe;
 pub mod process;
 pub mod raw_bus;
+pub mod report;
 pub mod rounds;
 pub mod runner;
 pub mod service_manager;
