@@ -26,6 +26,7 @@ pub mod rounds;
 pub mod runner;
 pub mod service_manager;
 pub mod signals;
+pub mod strace;
 pub mod sysfs;
 pub mod table;
 pub mod threat_model;

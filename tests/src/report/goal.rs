@@ -73,7 +73,8 @@ pub fn table(goals: &[Goal]) -> TextTable {
             Limit::AtMost(limit) => format!("<= {}", figure(limit)),
             Limit::AtLeast(limit) => format!(">= {}", figure(limit)),
         };
-        let cells = [figure_or_dash(goal.found), limit, goal.unit.to_owned(), goal.verdict().word().to_owned()];
+        let cells =
+            [figure_or_dash(goal.found), limit, goal.unit.to_owned(), goal.verdict().word().to_owned()];
         table.row(goal.name.as_str(), cells);
     }
     table
@@ -103,7 +104,8 @@ mod tests {
 
     #[test]
     fn table_has_figure_limit_and_verdict() {
-        let text = table(&[goal(Some(0.75), Limit::AtMost(0.6)), goal(None, Limit::AtLeast(8.0))]).to_string();
+        let text =
+            table(&[goal(Some(0.75), Limit::AtMost(0.6)), goal(None, Limit::AtLeast(8.0))]).to_string();
         let words: Vec<Vec<_>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(words[1], ["attach", "0.75", "<=", "0.60", "ms", "MISSED"]);
         assert_eq!(words[2], ["attach", "-", ">=", "8.00", "ms", "SKIPPED"]);

@@ -283,7 +283,10 @@ impl Axis {
 
     fn ticks(&self) -> Vec<(f64, f64)> {
         let decades = self.decades.start..=self.decades.end;
-        decades.map(|decade| 10_f64.powi(decade)).filter_map(|value| Some((value, self.position(value)?))).collect()
+        decades
+            .map(|decade| 10_f64.powi(decade))
+            .filter_map(|value| Some((value, self.position(value)?)))
+            .collect()
     }
 }
 
@@ -311,8 +314,10 @@ mod tests {
             row("ioctls & \"udev\" <2>", vec![Some((0.2, 0.5)), Some((0.1, 0.3))]),
             row("UDisks2", vec![Some((35.0, 115.0)), None]),
         ];
-        let line = |name: &str, points: &[(f64, f64)]| Series { name: name.to_owned(), points: points.to_vec() };
-        let series = vec![line("loopd", &[(1.0, 0.5), (1000.0, 0.6)]), line("ioctls", &[(1.0, 0.2), (1000.0, 0.0)])];
+        let line =
+            |name: &str, points: &[(f64, f64)]| Series { name: name.to_owned(), points: points.to_vec() };
+        let series =
+            vec![line("loopd", &[(1.0, 0.5), (1000.0, 0.6)]), line("ioctls", &[(1.0, 0.2), (1000.0, 0.0)])];
         Plot {
             title: "a < b & c".to_owned(),
             panels: vec![
@@ -336,8 +341,11 @@ mod tests {
     fn svg_is_valid_and_its_text_is_text() {
         let svg = plot().to_string();
         let document = roxmltree::Document::parse(&svg).unwrap();
-        let texts: Vec<_> =
-            document.descendants().filter(|node| node.has_tag_name("text")).filter_map(|node| node.text()).collect();
+        let texts: Vec<_> = document
+            .descendants()
+            .filter(|node| node.has_tag_name("text"))
+            .filter_map(|node| node.text())
+            .collect();
         for expected in ["a < b & c", "ioctls & \"udev\" <2>", "35.0", "1,000", "0.1", "loopd"] {
             assert!(texts.contains(&expected), "{expected}: {texts:?}");
         }
@@ -348,7 +356,9 @@ mod tests {
     fn drawing_stays_within_the_plot() {
         let svg = plot().to_string();
         let document = roxmltree::Document::parse(&svg).unwrap();
-        let number = |node: roxmltree::Node<'_, '_>, name| node.attribute(name).map(|text| text.parse::<f64>().unwrap());
+        let number = |node: roxmltree::Node<'_, '_>, name| {
+            node.attribute(name).map(|text| text.parse::<f64>().unwrap())
+        };
         let height = number(document.root_element(), "height").unwrap();
         for node in document.descendants() {
             for (name, limit) in [("x", WIDTH), ("cx", WIDTH), ("y", height), ("cy", height)] {

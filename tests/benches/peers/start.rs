@@ -1,0 +1,54 @@
+//! The part `start`: from the exec of loopd to its first reply.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use futures_util::StreamExt as _;
+use loopd_dbus::names::BUS_NAME;
+use loopd_tests::process::PATIENCE;
+use nix::sys::stat::Mode;
+
+use crate::names::{process, table};
+use crate::results::{Key, Results};
+use crate::scale::Scale;
+use crate::scene::Scene;
+use crate::workspace::Workspace;
+
+/// A shell that executes its arguments when a line arrives in the pipe of this name: what the process needs before
+/// its exec is not measured.
+const WAIT: &str = r#"read -r line <"$0"; exec "$@""#;
+
+/// Measures several starts.
+pub async fn measure(workspace: &Workspace, scale: &Scale, results: &mut Results) -> Result<()> {
+    let mut scene = Scene::start(workspace, "start").await?;
+    scene.daemon.terminate().await?;
+    let key = Key { table: table::PROCESS, group: "start", side: process::START, column: process::VALUE };
+    for _ in 0..scale.starts {
+        let time = start(&mut scene).await?;
+        results.add_time(key, time);
+    }
+    Ok(())
+}
+
+async fn start(scene: &mut Scene) -> Result<Duration> {
+    let pipe = scene.directory.join("go");
+    if !pipe.exists() {
+        nix::unistd::mkfifo(&pipe, Mode::S_IRWXU)?;
+    }
+    let (connection, manager) = scene.connect().await?;
+    let names = zbus::fdo::DBusProxy::new(&connection).await?;
+    let mut owners = names.receive_name_owner_changed_with_args(&[(0, BUS_NAME)]).await?;
+    scene.daemon = scene.spawn(&["sh", "-c", WAIT, pipe.to_str().context("UTF-8")?])?;
+    // Opens when the shell does.
+    let mut go = File::options().write(true).open(&pipe)?;
+    let start = Instant::now();
+    go.write_all(b"\n")?;
+    drop(go);
+    tokio::time::timeout(PATIENCE, owners.next()).await.context("loopd does not start")?;
+    manager.version().await?;
+    let time = start.elapsed();
+    scene.daemon.terminate().await?;
+    Ok(time)
+}
