@@ -31,6 +31,7 @@ base     | wanted | mkfs.btrfs            | btrfs-progs            | btrfs-progs
 base     | wanted | isohdpfx.bin          | isolinux               | syslinux-nonlinux   | syslinux
 base     | wanted | busctl                | systemd                | systemd             | systemd
 base     | wanted | gdbus                 | libglib2.0-bin         | glib2               | glib2
+base     | wanted | strace                | strace                 | strace              | strace
 base     | wanted | python:dbus           | python3-dbus           | python3-dbus        | python-dbus
 base     | wanted | xmllint               | libxml2-utils          | libxml2             | libxml2
 base     | wanted | shellcheck            | shellcheck             | ShellCheck          | shellcheck

@@ -25,7 +25,7 @@ use place::Place;
 /// Of an image that is written.
 const IMAGE_SIZE: u64 = 256 * MIB;
 
-/// The columns, which are also the figures of [`Session`].
+/// The columns of the table.
 mod column {
     pub const DIRECT: &str = "direct";
     pub const READ: &str = "read MB/s";
@@ -109,10 +109,8 @@ impl Session<'_> {
         workload::drop_from_cache(&iso)?;
         let device = self.attach(&iso, true).await?;
         self.add(results, column::DIRECT, "yes or no", f64::from(u8::from(device.flag("loop/dio")?)));
-        let before = workload::cached()?;
-        let seconds = workload::read_all(device)?.as_secs_f64();
-        let growth = workload::cached()? - before;
-        self.add(results, column::READ, "MB/s", self.bytes as f64 / 1e6 / seconds);
+        let (time, growth) = workload::read_all(device)?;
+        self.add(results, column::READ, "MB/s", self.bytes as f64 / 1e6 / time.as_secs_f64());
         self.add(results, column::CACHED, "times the file", growth / self.bytes as f64);
         for time in workload::read_at_random(device, self.bytes)? {
             self.add(results, column::READ_LATENCY, "us", time.as_secs_f64() * 1e6);

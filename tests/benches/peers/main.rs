@@ -14,7 +14,6 @@
 //!
 //! Without `--bench`, as in `cargo test --benches`, a few rounds show that it works. `LOOPD_TEST_ROUNDS` is the number of
 //! attaches; the other numbers follow it.
-#![allow(missing_docs)]
 
 mod attach;
 mod chart;
@@ -166,6 +165,9 @@ async fn until_signal(work: impl Future<Output = Result<()>>) -> Result<()> {
 
 async fn measure(arguments: &Arguments, workspace: &Workspace, results: &mut Results) -> Result<()> {
     let scale = Scale::new(arguments.bench);
+    if !arguments.bench {
+        println!("without --bench: a few rounds, which show that it works and measure nothing");
+    }
     for &part in Part::value_variants() {
         if !arguments.parts.is_empty() && !arguments.parts.contains(&part) {
             continue;

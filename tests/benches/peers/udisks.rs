@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::AsFd as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::Result;
@@ -18,10 +18,32 @@ const NAME: &str = "org.freedesktop.UDisks2";
 const MANAGER: &str = "/org/freedesktop/UDisks2/Manager";
 const PROGRAMS: [&str; 2] = ["/usr/libexec/udisks2/udisksd", "/usr/lib/udisks2/udisksd"];
 
+/// What udisksd makes when it starts.
+const DIRECTORIES: [&str; 2] = ["/run/udisks2", "/var/lib/udisks2"];
+
 /// A connection to a running udisksd.
 pub struct Udisks {
     connection: Connection,
     _process: Process,
+    /// After the process.
+    _made: Made,
+}
+
+/// The directories that did not exist before; removed when dropped.
+struct Made(Vec<&'static str>);
+
+impl Made {
+    fn missing() -> Self {
+        Self(DIRECTORIES.into_iter().filter(|directory| !Path::new(directory).exists()).collect())
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        for directory in &self.0 {
+            let _best_effort = std::fs::remove_dir_all(directory);
+        }
+    }
 }
 
 impl Udisks {
@@ -36,12 +58,13 @@ impl Udisks {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
+        let made = Made::missing();
         let process = Process::spawn("udisksd", &mut command)?;
         let connection = bus.connect().await?;
         let names = zbus::fdo::DBusProxy::new(&connection).await?;
         eventually("udisksd is on the bus", async || Ok(names.name_has_owner(NAME.try_into()?).await?))
             .await?;
-        Ok(Self { connection, _process: process })
+        Ok(Self { connection, _process: process, _made: made })
     }
 
     /// `LoopSetup`.

@@ -152,7 +152,7 @@ fn legend(out: &mut String, top: f64, series: &[String]) -> fmt::Result {
 
 fn draw_dots(out: &mut String, top: f64, rows: &[Dots]) -> Result<f64, fmt::Error> {
     let values = rows.iter().flat_map(|row| &row.values).flatten();
-    let axis = Axis::of(values.flat_map(|&(median, high)| [median, high]), LABELS..WIDTH - 90.0);
+    let axis = Axis::of(values.flat_map(|&(median, high)| [median, high]), LABELS..WIDTH - 118.0);
     let bottom = top + ROW * rows.len() as f64;
     vertical_grid(out, &axis, top..bottom)?;
     for (row, dots) in rows.iter().enumerate() {
@@ -174,7 +174,7 @@ fn draw_dots(out: &mut String, top: f64, rows: &[Dots]) -> Result<f64, fmt::Erro
             writeln!(out, r#"<circle class="s{colour}" cx="{from:.1}" cy="{y:.1}" r="5"/>"#)?;
             texts.push(figure(median));
         }
-        let x = WIDTH - 80.0;
+        let x = WIDTH - 104.0;
         writeln!(out, r#"<text class="small" x="{x:.1}" y="{:.1}">{}</text>"#, y + 4.0, texts.join(" | "))?;
     }
     Ok(HEADING + bottom - top + AXIS)

@@ -58,6 +58,24 @@ pub fn ratio(value: Option<f64>, base: Option<f64>) -> Option<f64> {
     Some(value? / base)
 }
 
+/// A figure at the start and at the end of a growth.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Growth {
+    /// The first value.
+    pub first: f64,
+    /// The last value.
+    pub last: f64,
+}
+
+impl Growth {
+    /// How many times the first value the last one would be if the floor, which is a part of both, had not grown;
+    /// `None` if the first value is not positive.
+    #[must_use]
+    pub fn above(self, floor: Self) -> Option<f64> {
+        ratio(Some(self.last - (floor.last - floor.first)), Some(self.first))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,6 +108,14 @@ mod tests {
         for (value, base) in [(None, Some(2.0)), (Some(3.0), None), (Some(3.0), Some(0.0))] {
             assert_eq!(ratio(value, base), None);
         }
+    }
+
+    #[test]
+    fn growth_of_the_floor_is_taken_off() {
+        let floor = Growth { first: 1.0, last: 4.0 };
+        assert_eq!(Growth { first: 2.0, last: 5.0 }.above(floor), Some(1.0));
+        assert_eq!(Growth { first: 2.0, last: 6.0 }.above(floor), Some(1.5));
+        assert_eq!(Growth { first: 0.0, last: 6.0 }.above(floor), None);
     }
 
     #[test]

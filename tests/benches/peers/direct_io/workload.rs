@@ -41,7 +41,7 @@ pub fn drop_from_cache(image: &Image) -> Result<()> {
 }
 
 /// Bytes in the page cache: of files, and of devices.
-pub fn cached() -> Result<f64> {
+fn cached() -> Result<f64> {
     let all = std::fs::read_to_string("/proc/meminfo")?;
     let field = |name: &str| -> Result<f64> {
         let line = all.lines().find_map(|line| line.strip_prefix(name)).context("no such field")?;
@@ -50,13 +50,18 @@ pub fn cached() -> Result<f64> {
     Ok(field("Cached:")? + field("Buffers:")?)
 }
 
-/// Reads the whole device.
-pub fn read_all(device: LoopDevice) -> Result<Duration> {
+/// Reads the whole device; returns the duration, and the growth of the page cache in bytes.
+pub fn read_all(device: LoopDevice) -> Result<(Duration, f64)> {
     let mut chunk = vec![0; CHUNK];
+    let before = cached()?;
     let start = Instant::now();
     let mut file = File::open(device.node())?;
     while file.read(&mut chunk)? > 0 {}
-    Ok(start.elapsed())
+    let time = start.elapsed();
+    // With its last close a device loses its page cache; loopd's hold would keep it open.
+    let growth = cached()? - before;
+    drop(file);
+    Ok((time, growth))
 }
 
 /// Writes the first bytes of the device, until they are on disk.
