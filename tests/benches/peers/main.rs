@@ -51,7 +51,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::results::Results;
 use crate::scale::Scale;
-use crate::workspace::Workspace;
+use crate::workspace::{Workspace, quiet};
 
 /// Measures loopd beside its peers; needs root.
 ///
@@ -132,25 +132,39 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs the parts, and removes everything that they have made, also after an error or a signal.
+/// Releases what the runs of this process share, also after a panic.
+struct SharedHost;
+
+impl Drop for SharedHost {
+    fn drop(&mut self) {
+        host::stop();
+    }
+}
+
+/// Runs the parts, and prints and writes what they have measured.
 fn run(arguments: &Arguments) -> Result<()> {
+    let mut results = Results::default();
+    measure_and_clean(arguments, &mut results)?;
+    print(&results, !arguments.parts.is_empty());
+    write(arguments, &results)
+}
+
+/// Removes everything that the parts have made, also after an error or a signal.
+fn measure_and_clean(arguments: &Arguments, results: &mut Results) -> Result<()> {
     // Orphans become children of this process, so they are found.
     nix::sys::prctl::set_child_subreaper(true)?;
+    let _shared = SharedHost;
     let workspace = Workspace::new()?;
-    let mut results = Results::default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let outcome = runtime.block_on(until_signal(measure(arguments, &workspace, &mut results)));
+    let outcome = runtime.block_on(until_signal(measure(arguments, &workspace, results)));
     drop(runtime);
     drop(workspace);
-    let udevd = host::get()?.udev.pids();
-    let strays = end_strays(&udevd);
-    host::stop();
+    let strays = end_strays(&host::get()?.udev.pids());
     outcome?;
     if !strays.is_empty() {
         bail!("left running: {strays:?}");
     }
-    print(&results, !arguments.parts.is_empty());
-    write(arguments, &results)
+    Ok(())
 }
 
 /// Drops the future at SIGINT or SIGTERM, and with it what it has started.
@@ -175,6 +189,8 @@ async fn measure(arguments: &Arguments, workspace: &Workspace, results: &mut Res
         eprintln!("measuring: {}", part.name());
         let start = Instant::now();
         part.measure(workspace, &scale, results).await.with_context(|| part.name())?;
+        workspace.remove_new_devices();
+        quiet().await?;
         results.part(part.name(), start.elapsed());
     }
     Ok(())

@@ -46,6 +46,11 @@ impl Workspace {
         std::fs::create_dir(&directory).with_context(|| directory.display().to_string())?;
         Ok(directory)
     }
+
+    /// Removes the loop devices that did not exist before the run: programs that look at all devices would take longer.
+    pub fn remove_new_devices(&self) {
+        remove(sysfs::all().into_iter().filter(|device| !self.before.contains(device)).collect());
+    }
 }
 
 impl Drop for Workspace {
@@ -56,7 +61,7 @@ impl Drop for Workspace {
                 eprintln!("detached {}", left.join(" "));
             }
         }
-        remove(sysfs::all().into_iter().filter(|device| !self.before.contains(device)).collect());
+        self.remove_new_devices();
     }
 }
 
