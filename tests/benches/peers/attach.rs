@@ -70,7 +70,7 @@ impl Images {
     }
 }
 
-/// Measures all sides that this machine has.
+/// Measures all sides that this machine has. polkit and UDisks2 run beside all of them, as on a desktop.
 pub async fn measure(workspace: &Workspace, scale: &Scale, results: &mut Results) -> Result<()> {
     let mut scene = Scene::start(workspace, "attach").await?;
     let images = Images::new(&scene).await?;
@@ -102,7 +102,7 @@ pub async fn measure(workspace: &Workspace, scale: &Scale, results: &mut Results
     Ok(())
 }
 
-/// Whether the image with the most partitions is attached in this round: udev needs more than a second for it.
+/// Whether the image with the most partitions is attached in this round: udev needs long for it.
 fn is_turn(round: usize, scale: &Scale) -> bool {
     scale.most_rounds > 0 && round.is_multiple_of(scale.rounds.div_ceil(scale.most_rounds))
 }

@@ -1,6 +1,6 @@
 //! A bus with polkit and loopd.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use loopd_dbus::proxy::{Interaction, Manager};
@@ -43,7 +43,7 @@ impl Scene {
         parts.iter().try_for_each(std::fs::create_dir_all)?;
         let state = std::env::join_paths(parts)?.into_string().ok().context("UTF-8")?;
         let bus = Bus::start(&directory)?;
-        let daemon = start(&bus, &directory, &state, &[]).await?;
+        let daemon = Daemon::start(&bus, &directory, &[], &environment(&state)).await?;
         Ok(Self { daemon, polkit: Polkit::None, bus, directory, state })
     }
 
@@ -73,8 +73,4 @@ impl Scene {
 
 fn environment(state: &str) -> [(&str, &str); 2] {
     [("LOOPD_LOG", "info"), ("RUNTIME_DIRECTORY", state)]
-}
-
-async fn start(bus: &Bus, directory: &Path, state: &str, wrapper: &[&str]) -> Result<Daemon> {
-    Daemon::start(bus, directory, wrapper, &environment(state)).await
 }

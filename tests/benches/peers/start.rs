@@ -2,12 +2,16 @@
 
 use std::fs::File;
 use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use futures_util::StreamExt as _;
 use loopd_dbus::names::BUS_NAME;
-use loopd_tests::process::PATIENCE;
+use loopd_tests::process::{PATIENCE, eventually};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 
 use crate::names::{process, table};
@@ -41,8 +45,7 @@ async fn start(scene: &mut Scene) -> Result<Duration> {
     let names = zbus::fdo::DBusProxy::new(&connection).await?;
     let mut owners = names.receive_name_owner_changed_with_args(&[(0, BUS_NAME)]).await?;
     scene.daemon = scene.spawn(&["sh", "-c", WAIT, pipe.to_str().context("UTF-8")?])?;
-    // Opens when the shell does.
-    let mut go = File::options().write(true).open(&pipe)?;
+    let mut go = writer(&pipe).await?;
     let start = Instant::now();
     go.write_all(b"\n")?;
     drop(go);
@@ -51,4 +54,19 @@ async fn start(scene: &mut Scene) -> Result<Duration> {
     let time = start.elapsed();
     scene.daemon.terminate().await?;
     Ok(time)
+}
+
+/// Opens a pipe for writing when it has a reader: then the shell waits.
+async fn writer(pipe: &Path) -> Result<File> {
+    let mut opened = None;
+    eventually("the shell waits", async || {
+        match File::options().write(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(pipe) {
+            Ok(file) => opened = Some(file),
+            Err(error) if error.raw_os_error() == Some(Errno::ENXIO as i32) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(opened.is_some())
+    })
+    .await?;
+    opened.context("no pipe")
 }
