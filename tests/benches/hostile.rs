@@ -4,7 +4,6 @@
 //! The floor is an attack without loopd: its effect is that of the bus.
 #![allow(clippy::unwrap_used)]
 
-use std::fs::File;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
@@ -17,6 +16,7 @@ use loopd_tests::hanging::Hanging;
 use loopd_tests::image::{Image, MIB};
 use loopd_tests::polkit::{Answer, Polkit, Setup};
 use loopd_tests::process::Process;
+use loopd_tests::table::{self, MOST_PARTITIONS};
 use loopd_tests::{GAMES, User, WWW_DATA, host, sysfs, udev};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -25,8 +25,6 @@ use nix::unistd::Pid;
 const ROUNDS: usize = 5;
 /// Attaches of the victim in each half of a round.
 const ATTACHES: usize = 20;
-/// The number of partitions, more than a GPT has by default.
-const PARTITIONS: usize = 255;
 /// Of the victim's file system.
 const UUID: &str = "11111111-2222-3333-4444-000000000011";
 /// Uids that the user database does not know.
@@ -90,7 +88,7 @@ impl Attack {
 
     fn name(self) -> String {
         match self {
-            Self::Partitions => format!("{PARTITIONS} partitions"),
+            Self::Partitions => format!("{MOST_PARTITIONS} partitions"),
             Self::HungFiles => "hung files".to_owned(),
             Self::HeldFlush => "FLUSH held".to_owned(),
             Self::FloodFloor => "floor: flood of the bus".to_owned(),
@@ -200,7 +198,7 @@ async fn bench(rounds: usize, attaches: usize) -> Result<()> {
     let scene = Scene {
         bus: &bus,
         plain: Image::ext4_sized(directory, "image", "bench", UUID, 64 * MIB).await?,
-        partitioned: partitioned(directory)?,
+        partitioned: table::with_most_partitions(directory, "partitioned").await?,
         hanging: Hanging::mount(directory, 16 << 20)?,
         daemon: daemon.pid(),
     };
@@ -252,23 +250,4 @@ fn print(attaches: usize, times: &[[Vec<[Duration; 2]>; 2]]) {
         }
         println!();
     }
-}
-
-/// An image with the maximum number of partitions, each of four KiB.
-fn partitioned(directory: &Path) -> Result<Image> {
-    let image = Image::sparse(directory, "partitioned", 8 * MIB)?;
-    let script = directory.join("partitions");
-    let mut text = "label: gpt\nfirst-lba: 256\ntable-length: 256\n\n".to_owned();
-    for number in 0..PARTITIONS {
-        text.push_str(&format!("start={}, size=8\n", 2048 + 8 * number));
-    }
-    std::fs::write(&script, text)?;
-    let status = Command::new("sfdisk")
-        .args(["--quiet", "--no-reread", "--no-tell-kernel"])
-        .arg(&image.path)
-        .stdin(File::open(script)?)
-        .stdout(Stdio::null())
-        .status()?;
-    anyhow::ensure!(status.success(), "sfdisk: {status}");
-    Ok(image)
 }

@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::AsFd as _;
-use std::process::Stdio;
 
 use anyhow::{Context as _, Result};
 use futures_util::StreamExt as _;
@@ -14,11 +13,10 @@ use loopd_tests::Outcome;
 use loopd_tests::fixture::{Attached, Fixture};
 use loopd_tests::image::{Image, MIB};
 use loopd_tests::polkit::Setup;
-use loopd_tests::process::{PATIENCE, Process, eventually, needs, tied};
+use loopd_tests::process::{PATIENCE, eventually};
+use loopd_tests::strace::Strace;
 use loopd_tests::table::Gpt;
 use loopd_tests::udev;
-use nix::sys::signal::Signal;
-use nix::unistd::Pid;
 use zbus::MessageStream;
 use zbus::fdo::MonitoringProxy;
 
@@ -34,8 +32,26 @@ const OTHERS: usize = 60;
 /// Devices that others have had and left.
 const UNBOUND: usize = 40;
 /// Calls that depend on how threads meet, and on the allocator.
-const LEFT_OUT: &str = "!futex,epoll_wait,sched_yield,clone3,rseq,set_robust_list,rt_sigprocmask,sigaltstack,exit,prctl,\
-                        gettid,mmap,munmap,mprotect,madvise,brk,restart_syscall,getrandom";
+const LEFT_OUT: [&str; 18] = [
+    "brk",
+    "clone3",
+    "epoll_wait",
+    "exit",
+    "futex",
+    "getrandom",
+    "gettid",
+    "madvise",
+    "mmap",
+    "mprotect",
+    "munmap",
+    "prctl",
+    "restart_syscall",
+    "rseq",
+    "rt_sigprocmask",
+    "sched_yield",
+    "set_robust_list",
+    "sigaltstack",
+];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Operation {
@@ -103,49 +119,22 @@ async fn cost(fixture: &mut Fixture, operation: Operation, image: &Image) -> Res
     // What only the first one does.
     operation.run(fixture, image).await?;
     udev::settle().await?;
-    let daemon = fixture.daemon()?.pid();
-    let (trace, monitor) = (Trace::start(fixture, daemon).await?, Monitor::start(fixture).await?);
-    for _ in 0..ROUNDS {
-        operation.run(fixture, image).await?;
-        udev::settle().await?;
-    }
+    let strace = Strace::attach(fixture.daemon()?.pid(), &fixture.directory).await?;
+    let fixture = &*fixture;
+    let monitor = Monitor::start(fixture).await?;
+    let calls = strace.count(async || {
+        for _ in 0..ROUNDS {
+            operation.run(fixture, image).await?;
+            udev::settle().await?;
+        }
+        Ok(())
+    });
+    let calls = calls.await?;
     let messages = monitor.stop(fixture).await?;
-    let system_calls = trace.stop().await?;
+    let system_calls =
+        calls.iter().filter(|(name, _)| !LEFT_OUT.contains(&name.as_str())).map(|(_, count)| count).sum();
     let each = |count: usize| count as f64 / ROUNDS as f64;
     Ok(Cost { system_calls: each(system_calls), messages: each(messages) })
-}
-
-/// Counts the system calls of a process.
-struct Trace {
-    process: Process,
-    output: std::path::PathBuf,
-}
-
-impl Trace {
-    async fn start(fixture: &Fixture, process: Pid) -> Result<Self> {
-        let output = fixture.directory.join("trace");
-        let log = fixture.directory.join("trace.log");
-        let mut command = tied("strace");
-        command
-            .args(["-f", "-e", &format!("trace={LEFT_OUT}"), "-p", &process.to_string(), "-o"])
-            .arg(&output);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log)?);
-        let trace = Self { process: Process::spawn("strace", &mut command)?, output };
-        eventually("strace is attached", async || Ok(std::fs::read_to_string(&log)?.contains("attached")))
-            .await?;
-        Ok(trace)
-    }
-
-    async fn stop(mut self) -> Result<usize> {
-        self.process.signal(Signal::SIGINT)?;
-        self.process.end().await?;
-        let text = std::fs::read_to_string(&self.output)?;
-        // A call that another thread interrupts has two lines.
-        let is_call = |line: &&str| line.contains('(') && !line.contains("+++") && !line.contains("---");
-        let calls = text.lines().filter(|line| is_call(line) && !line.contains("<... ")).count();
-        std::fs::remove_file(&self.output)?;
-        Ok(calls)
-    }
 }
 
 /// Counts the messages on the bus.
@@ -191,7 +180,6 @@ async fn costs(fixture: &mut Fixture, image: &Image) -> Result<BTreeMap<Operatio
 }
 
 async fn system_calls_and_messages_do_not_grow_with_other_devices(fixture: &mut Fixture) -> Outcome {
-    needs("strace")?;
     let image = Image::sparse(&fixture.directory, "image", MIB)?;
     let few = costs(fixture, &image).await?;
 

@@ -1,13 +1,16 @@
 //! A private system bus with the shipped policy.
 
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 
+use crate::User;
 use crate::process::{Process, tied};
+use crate::raw_bus::become_user;
 
 /// The root of the repository.
 #[must_use]
@@ -80,6 +83,22 @@ impl Bus {
     /// The bus refuses the connection.
     pub async fn connect(&self) -> Result<zbus::Connection> {
         Ok(zbus::connection::Builder::address(self.address.as_str()).build().await?)
+    }
+
+    /// A new connection of another user. Its messages still come from this process.
+    ///
+    /// # Errors
+    /// The bus refuses the connection.
+    pub async fn connect_as(&self, user: User) -> Result<zbus::Connection> {
+        let path = self.address.strip_prefix("unix:path=").context("the bus has no path")?;
+        let path = path.split(',').next().unwrap_or(path).to_owned();
+        // The kernel notes the user of the thread that connects.
+        let connect = std::thread::spawn(move || -> Result<UnixStream> {
+            become_user(user)?;
+            Ok(UnixStream::connect(path)?)
+        });
+        let stream = connect.join().map_err(|_| anyhow::anyhow!("the thread panicked"))??;
+        Ok(zbus::connection::Builder::unix_stream(stream).user_id(user.uid).build().await?)
     }
 }
 

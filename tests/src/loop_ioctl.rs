@@ -10,7 +10,9 @@ use linux_raw_sys::loop_device::{
     loop_config, loop_info64,
 };
 
-use crate::sysfs::LoopDevice;
+use crate::sysfs::{Extent, LoopDevice};
+
+const BLKPG_ADD_PARTITION: i32 = 1;
 
 mod raw {
     use super::{
@@ -24,6 +26,26 @@ mod raw {
     nix::ioctl_write_ptr_bad!(configure, LOOP_CONFIGURE, loop_config);
     nix::ioctl_none_bad!(clear, LOOP_CLR_FD);
     nix::ioctl_read_bad!(get_status, LOOP_GET_STATUS64, loop_info64);
+    nix::ioctl_write_ptr_bad!(blkpg, nix::request_code_none!(0x12, 105), BlkpgArgument);
+
+    /// `struct blkpg_ioctl_arg`
+    #[repr(C)]
+    pub struct BlkpgArgument {
+        pub op: i32,
+        pub flags: i32,
+        pub datalen: i32,
+        pub data: *mut BlkpgPartition,
+    }
+
+    /// `struct blkpg_partition`
+    #[repr(C)]
+    pub struct BlkpgPartition {
+        pub start: i64,
+        pub length: i64,
+        pub pno: i32,
+        pub devname: [u8; 64],
+        pub volname: [u8; 64],
+    }
 }
 
 /// Opens `/dev/loop-control`.
@@ -84,6 +106,29 @@ pub fn configure(device: &File, backing: &File, flags: u32) -> nix::Result<()> {
 pub fn clear(device: &File) -> nix::Result<()> {
     // SAFETY: the ioctl takes no argument.
     unsafe { raw::clear(device.as_raw_fd()) }.map(drop)
+}
+
+/// Adds the node of a partition (`BLKPG_ADD_PARTITION`).
+///
+/// # Errors
+/// The kernel's: `EBUSY` if it overlaps another one or the number is taken.
+pub fn add_partition(disk: &File, number: u32, place: Extent) -> nix::Result<()> {
+    let bytes = |bytes: u64| i64::try_from(bytes).map_err(|_| nix::Error::EINVAL);
+    let mut partition = raw::BlkpgPartition {
+        start: bytes(place.start)?,
+        length: bytes(place.size)?,
+        pno: number.cast_signed(),
+        devname: [0; 64],
+        volname: [0; 64],
+    };
+    let argument = raw::BlkpgArgument {
+        op: BLKPG_ADD_PARTITION,
+        flags: 0,
+        datalen: i32::try_from(size_of::<raw::BlkpgPartition>()).map_err(|_| nix::Error::EINVAL)?,
+        data: &raw mut partition,
+    };
+    // SAFETY: the kernel reads the argument and the partition that it points to; both outlive the call.
+    unsafe { raw::blkpg(disk.as_raw_fd(), &raw const argument) }.map(drop)
 }
 
 /// The text that losetup shows as REF.

@@ -136,7 +136,9 @@ fn lines_of_ours(error: &anyhow::Error) -> String {
     ours.map(|line| format!("{}\n", line.trim())).collect()
 }
 
-fn detach_all(directory: &Path) -> Vec<String> {
+/// Detaches the devices of files in the directory, and unmounts what is mounted below it; returns the nodes of
+/// the devices.
+pub fn detach_all(directory: &Path) -> Vec<String> {
     // Before the unmount: a file on an unmounted file system loses its path. A mounted device is detached with the unmount.
     let left = sysfs::bound_by_tests(directory);
     for device in &left {

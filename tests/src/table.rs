@@ -1,6 +1,7 @@
 //! Partition tables: as tools and the kernel read them, and tables that no tool writes.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
@@ -83,6 +84,27 @@ fn partx_line(line: &str) -> Option<(u32, Entry)> {
         label: String::new(),
     };
     Some((value("NR")?.parse().ok()?, entry))
+}
+
+/// The number of partitions that a loop device can have, more than a GPT has by default.
+pub const MOST_PARTITIONS: u32 = 255;
+
+/// An image with the maximum number of partitions, each of four KiB.
+///
+/// # Errors
+/// sfdisk's.
+pub async fn with_most_partitions(directory: &Path, name: &str) -> Result<Image> {
+    let image = Image::sparse(directory, name, 8 << 20)?;
+    let script = directory.join(format!("{name}.sfdisk"));
+    let mut text = "label: gpt\nfirst-lba: 256\ntable-length: 256\n\n".to_owned();
+    for number in 0..MOST_PARTITIONS {
+        text.push_str(&format!("start={}, size=8\n", 2048 + 8 * number));
+    }
+    std::fs::write(&script, text)?;
+    let command = r#"exec sfdisk --quiet --no-reread --no-tell-kernel "$1" <"$2" >/dev/null"#;
+    let [image_name, script] = [image.path.as_os_str(), script.as_os_str()];
+    run("sh", ["-c", command, "sh"].map(OsStr::new).into_iter().chain([image_name, script])).await?;
+    Ok(image)
 }
 
 /// Whether the kernel reads partition tables itself.

@@ -162,7 +162,15 @@ impl Drop for Udev {
 /// # Errors
 /// It still has after ten seconds.
 pub async fn settle() -> Result<()> {
-    crate::process::run("udevadm", ["settle", "--timeout=10"]).await.map(drop)
+    settle_within(Duration::from_secs(10)).await
+}
+
+/// Waits until udev has nothing more to do.
+///
+/// # Errors
+/// It still has after this time, of which whole seconds count.
+pub async fn settle_within(limit: Duration) -> Result<()> {
+    crate::process::run("udevadm", ["settle", &format!("--timeout={}", limit.as_secs())]).await.map(drop)
 }
 
 fn ping() -> bool {
