@@ -113,9 +113,8 @@ impl<K: Kernel> Engine<K> {
         let ownership = Ownership::new(caller.uid(), client, request.lifetime);
         self.reap_previous(device.number);
         let mut state = self.state();
-        let seen = state.seen(device.number, None, device.disk_sequence);
-        let (processed, file_system) =
-            (seen.is_some(), seen.map(|found| found.file_system.clone()).unwrap_or_default());
+        let seen = state.take_seen(device.number, Some(device.disk_sequence));
+        let (processed, file_system) = (seen.is_some(), seen.unwrap_or_default().file_system);
         let id = state.insert(Record {
             device,
             ownership: Some(ownership),

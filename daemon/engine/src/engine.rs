@@ -76,7 +76,7 @@ pub(super) struct Attachments<K: Kernel> {
     /// The current attachment on a number.
     pub(super) by_number: HashMap<u32, DiskSequence>,
     /// udev's last result for each device and partition: its event may arrive before the record is made.
-    pub(super) processed: HashMap<(u32, Option<u32>), (DiskSequence, ProbeResult)>,
+    pub(super) processed: BTreeMap<(u32, Option<u32>), (DiskSequence, ProbeResult)>,
     pub(super) mounts: MountTable,
     pub(super) hearing: Hearing,
     /// The clients that an attachment may end with: a disconnect of any other client needs no search.
@@ -128,7 +128,7 @@ impl<K: Kernel> Engine<K> {
             state: Mutex::new(Attachments {
                 records: BTreeMap::new(),
                 by_number: HashMap::new(),
-                processed: HashMap::new(),
+                processed: BTreeMap::new(),
                 mounts: MountTable::default(),
                 hearing: Hearing::default(),
                 clients: HashSet::new(),
@@ -255,15 +255,24 @@ impl<K: Kernel> Attachments<K> {
         id
     }
 
-    /// udev's result for a device or partition of this attach.
-    pub(super) fn seen(
-        &self,
-        number: u32,
-        partition: Option<u32>,
-        sequence: DiskSequence,
-    ) -> Option<&ProbeResult> {
-        let seen = self.processed.get(&(number, partition));
+    /// udev's result for a partition of this attach. It is kept: the partition may be made again.
+    pub(super) fn seen(&self, number: u32, partition: u32, sequence: DiskSequence) -> Option<&ProbeResult> {
+        let seen = self.processed.get(&(number, Some(partition)));
         seen.filter(|(seen, _)| *seen == sequence).map(|(_, found)| found)
+    }
+
+    /// Forgets udev's results for a device and its partitions.
+    pub(super) fn forget_seen(&mut self, number: u32) {
+        let of_number = self.processed.range((number, None)..=(number, Some(u32::MAX)));
+        let keys: Vec<_> = of_number.map(|(key, _)| *key).collect();
+        keys.iter().for_each(|key| drop(self.processed.remove(key)));
+    }
+
+    /// Takes udev's result for the device of this attach: its record keeps it from now on.
+    pub(super) fn take_seen(&mut self, number: u32, sequence: Option<DiskSequence>) -> Option<ProbeResult> {
+        let device = (number, None);
+        let is_of_attach = self.processed.get(&device).is_some_and(|(seen, _)| Some(*seen) == sequence);
+        if is_of_attach { self.processed.remove(&device).map(|(_, found)| found) } else { None }
     }
 
     pub(super) fn remove(&mut self, id: DiskSequence) -> Option<Record<K>> {

@@ -27,8 +27,8 @@ impl<K: Kernel> Engine<K> {
         if self.is_doubtful(&event) {
             return self.request_scan(event.number, ScanKind::Database);
         }
-        self.remember(&event);
         let peek = self.kernel.peek(event.number);
+        self.remember(&event, peek.bound.is_some());
         match self.reconcile(event.number, peek.bound) {
             Some(id) => {
                 self.note_processed(id, &event);
@@ -42,13 +42,21 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    fn remember(&self, event: &Uevent) {
+    /// Keeps udev's result, unless nothing is attached: a later attach has another disk sequence.
+    fn remember(&self, event: &Uevent, is_bound: bool) {
         let device = (event.number, event.partition);
+        let mut state = self.state();
+        if !is_bound {
+            state.forget_seen(event.number);
+        }
         if event.removed {
-            self.state().processed.remove(&device);
-        } else if let (Some(sequence), Some(found)) = (event.disk_sequence, &event.processed) {
-            let mut state = self.state();
-            state.processed.insert(device, (sequence, found.clone()));
+            state.processed.remove(&device);
+            return;
+        }
+        if let (Some(sequence), Some(found)) = (event.disk_sequence, &event.processed) {
+            if is_bound {
+                state.processed.insert(device, (sequence, found.clone()));
+            }
             state.hearing = Hearing { last: Some(Instant::now()), is_gone: false };
         }
     }
@@ -63,11 +71,14 @@ impl<K: Kernel> Engine<K> {
             return;
         }
         match event.partition {
-            None => self.update_outline(id, |record| {
-                record.processed = true;
-                record.silence = None;
-                record.file_system = found.file_system.clone();
-            }),
+            None => {
+                self.state().take_seen(event.number, event.disk_sequence);
+                self.update_outline(id, |record| {
+                    record.processed = true;
+                    record.silence = None;
+                    record.file_system = found.file_system.clone();
+                });
+            }
             Some(number) => self.update_partition(id, number, |partition| partition.take(found)),
         }
     }
@@ -147,7 +158,7 @@ impl<K: Kernel> Engine<K> {
     fn add_foreign(&self, device: Device) -> DiskSequence {
         let number = device.number;
         let mut state = self.state();
-        let seen = state.seen(number, None, device.disk_sequence).cloned();
+        let seen = state.take_seen(number, Some(device.disk_sequence));
         let found = seen.or_else(|| self.kernel.stored(number, None)).unwrap_or_default();
         let id = state.insert(Record::foreign(device, found.file_system));
         if let Some(record) = state.records.get(&id) {

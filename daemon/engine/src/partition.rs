@@ -102,9 +102,8 @@ impl<K: Kernel> Engine<K> {
             else {
                 return Ok(());
             };
-            let of = |partition: &Partition| {
-                state.seen(*number, Some(partition.node.number), *disk_sequence).cloned()
-            };
+            let of =
+                |partition: &Partition| state.seen(*number, partition.node.number, *disk_sequence).cloned();
             seen.partitions
                 .iter()
                 .filter_map(|partition| Some((partition.node.number, of(partition)?)))

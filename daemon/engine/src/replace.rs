@@ -79,7 +79,7 @@ impl<K: Kernel> Engine<K> {
     /// Ends a replacement; with the new device if it succeeded.
     fn take_replaced(&self, id: DiskSequence, replaced: Option<Replaced>) {
         let found = replaced.as_ref().and_then(|Replaced { device, .. }| {
-            self.state().seen(device.number, None, device.disk_sequence).cloned()
+            self.state().take_seen(device.number, Some(device.disk_sequence))
         });
         self.update(id, |record| {
             record.lifecycle.end_replacement();

@@ -104,3 +104,23 @@ async fn a_mount_causes_work_for_its_device_only() {
     client.vanish(&harness.engine);
     harness.assert_empty().await;
 }
+
+/// udev's result for a device is kept until its record has it, those for partitions until they are removed.
+#[tokio::test(start_paused = true)]
+async fn what_udev_found_is_not_kept_for_free_devices() {
+    let harness = Harness::with_udev();
+    harness.machine.set_partitions(2);
+    let kept = || harness.engine.state().processed.len();
+    for round in 0..5 {
+        let client = Client::new(&format!(":1.{round}"), 7);
+        harness.attach(&client, Lifetime::Client).await.unwrap();
+        let other = harness.machine.attach_elsewhere(1);
+        harness.settle().await;
+        assert_eq!(kept(), 2, "of the partitions");
+        harness.machine.detach_elsewhere(other);
+        client.vanish(&harness.engine);
+        harness.assert_empty().await;
+        harness.settle().await;
+        assert_eq!(kept(), 0);
+    }
+}
