@@ -122,3 +122,40 @@ async fn a_change_is_shown_at_the_reply_whatever_is_scanned() {
         }
     }
 }
+
+/// A scan that has read the device before the change does not count.
+#[tokio::test(start_paused = true)]
+async fn each_change_of_a_device_is_counted() {
+    let harness = Harness::with_udev();
+    let attached = harness.attach(&Client::new(":1.1", 7), Lifetime::Client).await.unwrap();
+    let engine = &harness.engine;
+    let changes = || engine.state().records[&attached.id].changes;
+    let before = changes();
+    engine.update(attached.id, |_| {});
+    assert_eq!(changes(), before, "nothing has changed");
+    // It is as requested already, and was perhaps not when a scan read it.
+    engine.change(attached.id, Change::DirectIo(false)).await.unwrap();
+    assert_eq!(changes(), before + 1);
+    engine.update(attached.id, |record| record.device.size += 512);
+    assert_eq!(changes(), before + 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_of_a_partition_is_recorded_and_published() {
+    let harness = Harness::with_udev();
+    harness.machine.set_partitions(2);
+    let attached = harness.attach(&Client::new(":1.1", 7), Lifetime::Client).await.unwrap();
+    harness.settle().await;
+    let before = harness.events.load(Ordering::Relaxed);
+    for _ in 0..2 {
+        harness.engine.update_partition(attached.id, 2, |partition| {
+            partition.file_system.label = "new".to_owned();
+        });
+    }
+    harness.engine.flush_events().await;
+    let labels = harness.engine.find(attached.id).unwrap().partitions;
+    let labels: Vec<_> = labels.iter().map(|partition| partition.file_system.label.as_str()).collect();
+    assert_eq!(labels, ["", "new"]);
+    assert_eq!(harness.events.load(Ordering::Relaxed), before + 1, "the second time nothing has changed");
+    harness.agree();
+}

@@ -6,7 +6,9 @@ use std::time::Duration;
 use loopd_common::{ErrorKind, Lifetime, State};
 
 use super::harness::{Client, Harness};
+use crate::AttachRequest;
 use crate::kernel::FileSystem;
+use crate::simulated::Simulated;
 
 #[tokio::test(start_paused = true)]
 async fn a_mounted_device_outlives_its_client_until_it_is_unmounted() {
@@ -52,6 +54,22 @@ async fn a_busy_device_is_unchanged() {
         passing.await.unwrap().unwrap();
         harness.assert_empty().await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_detach_whose_event_is_lost_is_found_at_the_deadline() {
+    let harness = Harness::new(Simulated::unhurried());
+    let request = AttachRequest { wait: false, ..AttachRequest::default() };
+    let attached = harness.attach_with(&Client::new(":1.1", 7), request).await.unwrap();
+    let number = attached.device.number;
+    harness.machine.open_elsewhere(number);
+    let engine = Arc::clone(&harness.engine);
+    let detaching = tokio::spawn(async move { engine.detach(attached.id, false).await });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    harness.machine.close_elsewhere(number);
+    assert!(harness.machine.lose_uevents());
+    detaching.await.unwrap().unwrap();
+    harness.assert_empty().await;
 }
 
 #[tokio::test(start_paused = true)]
