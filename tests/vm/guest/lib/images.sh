@@ -28,3 +28,7 @@ nothing_is_left() {
     equal "directories" "$left" ""
     equal "devices" "$(losetup -n -O NAME)" ""
 }
+
+is_nothing_left() {
+    (nothing_is_left) 2>/dev/null
+}

@@ -185,7 +185,7 @@ test_udev_assembles_no_array_of_a_user() {
     device=$(losetup --find --show md.img)
     mdadm --create --quiet --run --force --metadata=1.2 --level=1 --raid-devices=1 /dev/md/alone "$device"
     settled
-    mdadm --stop --quiet /dev/md/alone
+    eventually mdadm --stop --quiet /dev/md/alone
     freed "$device"
     chown alice: md.img
     device=$(as_alice md.img)
@@ -196,7 +196,7 @@ test_udev_assembles_no_array_of_a_user() {
     device=$(as_root md.img)
     added "$device"
     eventually has_array "$device"
-    mdadm --stop --scan
+    eventually mdadm --stop --scan
     freed "$device"
 }
 
@@ -211,7 +211,7 @@ test_udev_adds_nothing_of_a_user_to_an_array_of_the_machine() {
     other=$(losetup --find --show other.img)
     mdadm --create --quiet --run --metadata=1.2 --bitmap=internal --assume-clean --level=1 --raid-devices=2 /dev/md/pair "$one" "$other"
     settled
-    mdadm --stop --quiet /dev/md/pair
+    eventually mdadm --stop --quiet /dev/md/pair
     freed "$one" "$other"
     chown alice: other.img
     host=$(as_root /root/one.img)
@@ -225,7 +225,7 @@ test_udev_adds_nothing_of_a_user_to_an_array_of_the_machine() {
     device=$(as_root other.img)
     added "$device"
     eventually has_array "$device"
-    mdadm --stop --scan
+    eventually mdadm --stop --scan
     freed "$device" "$host"
 }
 
@@ -240,7 +240,7 @@ test_udev_assembles_no_array_in_a_partition_of_a_user() {
     udevadm settle
     mdadm --create --quiet --run --force --metadata=1.2 --level=1 --raid-devices=1 /dev/md/alone "${device}p1"
     settled
-    mdadm --stop --quiet /dev/md/alone
+    eventually mdadm --stop --quiet /dev/md/alone
     freed "$device"
     chown alice: disk.img
     device=$(as_alice disk.img)
@@ -251,7 +251,7 @@ test_udev_assembles_no_array_in_a_partition_of_a_user() {
     active alice loopctl detach "$device"
     device=$(losetup --find --show --partscan disk.img)
     eventually has_array "${device}p1"
-    mdadm --stop --scan
+    eventually mdadm --stop --scan
     freed "$device"
 }
 

@@ -4,10 +4,6 @@
 # shellcheck source=tests/vm/guest/lib/images.sh
 source ./lib/images.sh
 
-is_nothing_left() {
-    (nothing_is_left) 2>/dev/null
-}
-
 # opens IMAGE TYPE [OPTION…]: one call makes its files accessible; another call undoes it.
 opens() {
     local image=$1 type=$2 shown
