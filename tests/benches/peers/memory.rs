@@ -1,7 +1,13 @@
 //! The part `memory`: loopd's memory while it is idle, with many attachments, and after they have gone.
 
-use anyhow::{Context as _, Result};
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
+
+use anyhow::{Context as _, Result, ensure};
+use loopd_tests::host::built;
 use loopd_tests::image::{Image, MIB};
+use loopd_tests::process::{Process, tied};
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::growth::{hold, until_all_free};
@@ -66,5 +72,24 @@ pub async fn measure(workspace: &Workspace, scale: &Scale, results: &mut Results
     add(process::PER_ATTACHMENT, "KiB", each / KIB);
     add(process::RESIDENT_AFTER, "MB", after.resident / MB);
     add(process::LEFT, "MB", (after.resident - idle.resident) / MB);
+    let floor = floor(&scene).await?;
+    add(process::FLOOR_RESIDENT, "MB", floor.resident / MB);
+    add(process::FLOOR_PROPORTIONAL, "MB", floor.proportional / MB);
     Ok(())
+}
+
+/// The memory of a service with the same libraries that does nothing.
+async fn floor(scene: &Scene) -> Result<Memory> {
+    let mut command = tied(built("loopd-floor"));
+    command.env("DBUS_SYSTEM_BUS_ADDRESS", scene.bus.address());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut service = Process::spawn("loopd-floor", &mut command)?;
+    let mut line = String::new();
+    let output = service.child().stdout.take().context("no output")?;
+    BufReader::new(output).read_line(&mut line)?;
+    ensure!(line == "ready\n", "loopd-floor does not start");
+    let memory = Memory::of(service.pid())?;
+    service.signal(Signal::SIGKILL)?;
+    service.end().await?;
+    Ok(memory)
 }

@@ -59,5 +59,8 @@ pub mod process {
     pub const START: &str = "exec to first reply";
     pub const DAEMON: &str = "size of loopd, stripped";
     pub const CLIENT: &str = "size of loopctl, stripped";
+    pub const FLOOR: &str = "floor: size of a service that does nothing";
+    pub const FLOOR_RESIDENT: &str = "floor: RSS of a service that does nothing";
+    pub const FLOOR_PROPORTIONAL: &str = "floor: its PSS";
     pub const VALUE: &str = "value";
 }

@@ -8,7 +8,9 @@ use crate::results::{Key, Results};
 
 /// Reads their sizes.
 pub fn measure(results: &mut Results) -> Result<()> {
-    for (side, name) in [(process::DAEMON, "loopd"), (process::CLIENT, "loopctl")] {
+    for (side, name) in
+        [(process::DAEMON, "loopd"), (process::CLIENT, "loopctl"), (process::FLOOR, "loopd-floor")]
+    {
         let program = built(name);
         if cfg!(debug_assertions) {
             results.skip(side, "not a release build");
