@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn ext_is_told_apart_by_its_features() {
+    fn versions_of_ext_differ_in_their_features() {
         assert_eq!(kinds(&[EXT]), ["ext2"]);
         assert_eq!(kinds(&[EXT, (1024 + 0x5c, b"\x04")]), ["ext3"]);
         assert_eq!(kinds(&[EXT, (1024 + 0x5c, b"\x04"), (1024 + 0x60, b"\xc2\x02")]), ["ext4"]);
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_found_where_nothing_is() {
+    fn bytes_without_a_signature_have_no_file_system() {
         assert_eq!(kinds(&[]), [""; 0]);
         assert_eq!(kinds(&[(510, b"\x55\xaa")]), [""; 0], "a partition table");
         assert_eq!(kinds(&[(0x8801, b"NSR03")]), [""; 0], "what an earlier one has left");
