@@ -36,22 +36,13 @@ impl<K: Kernel> Engine<K> {
         request: AttachRequest,
         caller: &impl Caller,
     ) -> Result<Snapshot, Error> {
-        if request.overlap == Overlap::Allow {
-            return self.attach_new(file, request, caller).await;
-        }
-        let (_alone, reused) = self.resolve_overlap(&file, &request, caller).await?;
-        match reused {
-            Some(reused) => Ok(reused),
-            None => self.attach_new(file, request, caller).await,
-        }
-    }
-
-    async fn attach_new(
-        self: &Arc<Self>,
-        file: K::File,
-        request: AttachRequest,
-        caller: &impl Caller,
-    ) -> Result<Snapshot, Error> {
+        let _alone_with_file = match request.overlap {
+            Overlap::Allow => None,
+            Overlap::Refuse | Overlap::Reuse => match self.resolve_overlap(&file, &request, caller).await? {
+                (_, Some(reused)) => return Ok(reused),
+                (alone, None) => Some(alone),
+            },
+        };
         let permit = self.attachment_quota.acquire(caller.uid())?;
         if caller.is_disconnected() {
             return Err(Error::AttachAbandoned);
@@ -111,7 +102,8 @@ impl<K: Kernel> Engine<K> {
         let Attached { device, hold, claim, node_made, partitioning, file_end } = attached;
         let client = (request.lifetime != Lifetime::Persistent).then(|| caller.client().clone());
         let ownership = Ownership::new(caller.uid(), client, request.lifetime);
-        self.reap_previous(device.number);
+        // The previous attachment on this number has ended.
+        self.reconcile(device.number, None);
         let mut state = self.state();
         let seen = state.take_seen(device.number, Some(device.disk_sequence));
         let (processed, file_system) = (seen.is_some(), seen.unwrap_or_default().file_system);

@@ -1,6 +1,8 @@
 //! Whether the journal of a file system must be replayed before it can be read, which writes to the device: a few
 //! bytes of its superblock.
 
+use loopd_common::little_endian::{bytes, u16_at, u32_at, u64_at};
+
 /// Where a superblock says whether its journal is clean.
 pub(super) struct Journal {
     /// Offset of what is read, in bytes.
@@ -31,15 +33,13 @@ impl Journal {
 /// The feature `needs_recovery`.
 fn ext_needs_replay(superblock: &[u8]) -> bool {
     const NEEDS_RECOVERY: u32 = 0x4;
-    let features = superblock.get(0x60..).and_then(|rest| rest.first_chunk());
-    superblock.get(0x38..0x3a) == Some(&0xef53_u16.to_le_bytes())
-        && features.is_some_and(|features| u32::from_le_bytes(*features) & NEEDS_RECOVERY != 0)
+    u16_at(superblock, 0x38) == Some(0xef53)
+        && u32_at(superblock, 0x60).is_some_and(|features| features & NEEDS_RECOVERY != 0)
 }
 
 /// A log tree, which the last fsync has left.
 fn btrfs_needs_replay(superblock: &[u8]) -> bool {
-    let log = superblock.get(0x60..).and_then(|rest| rest.first_chunk());
-    superblock.get(0x40..0x48) == Some(b"_BHRfS_M") && log.is_some_and(|log| u64::from_le_bytes(*log) != 0)
+    bytes(superblock, 0x40) == Some(*b"_BHRfS_M") && u64_at(superblock, 0x60).is_some_and(|log| log != 0)
 }
 
 #[cfg(test)]

@@ -108,10 +108,11 @@ impl<K: Kernel> Engine<K> {
         bound
     }
 
-    /// Ends the attachments that end with this client, including attaches in progress.
+    /// Ends the attachments that end with this client, including attaches in progress. Begins the grace time of
+    /// those that wait for their first mount.
     pub fn client_disconnected(self: &Arc<Self>, client: &ClientId) {
         self.note_pending_disconnected(client);
-        let mut ended = Vec::new();
+        let (mut ended, mut waiting) = (Vec::new(), Vec::new());
         let mut state = self.state();
         if !state.clients.remove(client) {
             return;
@@ -119,6 +120,8 @@ impl<K: Kernel> Engine<K> {
         for (id, record) in &mut state.records {
             if record.ends_with(Some(client)) {
                 ended.push(*id);
+            } else if record.awaits_mount_with(client) {
+                waiting.push(*id);
             } else {
                 // If its attach is in progress, that fails.
                 record.cancel_for(client);
@@ -128,7 +131,7 @@ impl<K: Kernel> Engine<K> {
         for id in ended {
             self.spawn_end_of_lifetime(id, Some(client.clone()));
         }
-        self.begin_graces(client);
+        waiting.into_iter().for_each(|id| self.begin_grace(id));
     }
 
     /// Makes every attach and mount in progress fail and undo its steps, since the daemon stops.
@@ -150,16 +153,6 @@ impl<K: Kernel> Engine<K> {
         if let Some(attachment) = self.find(id).filter(|_| is_over) {
             self.detach_lazily(&attachment, "detached, since its client has disconnected", alone).await;
         }
-    }
-
-    /// Begins the grace time of the attachments that wait for their first mount and belong to this client.
-    pub(super) fn begin_graces(self: &Arc<Self>, client: &ClientId) {
-        let waiting: Vec<DiskSequence> = {
-            let state = self.state();
-            let waiting = state.records.iter().filter(|(_, record)| record.awaits_mount_with(client));
-            waiting.map(|(id, _)| *id).collect()
-        };
-        waiting.into_iter().for_each(|id| self.begin_grace(id));
     }
 
     /// Begins the grace time of an attachment whose client has disconnected.

@@ -51,8 +51,10 @@ impl<K: Kernel> Engine<K> {
         let account = self.mounter.account(caller.uid()).await;
         let plan = self.plan(&attachment, &found, volume.partition, wanted, &account)?;
         refuse_mounted(&attachment, &found, volume.partition)?;
-        // First: a file system that is mounted through another device looks damaged here.
-        let _claims = self.claim_overlapping(&attachment, &found).await?;
+        // Two file systems on the same bytes destroy each other. Before the superblock is checked: a file system that
+        // is mounted through another device looks damaged here.
+        let (operation, bytes) = (format!("mount {}", found.shown(&attachment)), found.bytes());
+        let _claims = self.claim_others(&attachment.device, bytes, operation).await?;
         self.check_journal(&attachment, &found, &plan).await?;
         let members = self.check_superblock(&attachment, &found, &plan).await?;
         let name = crate::mount_name::of_volume(&found.file_system, &attachment);
@@ -105,16 +107,6 @@ impl<K: Kernel> Engine<K> {
             partitions,
         };
         Plan::new(&volume, wanted, &self.settings().mounting, account)
-    }
-
-    /// Two file systems on the same bytes destroy each other.
-    async fn claim_overlapping(
-        self: &Arc<Self>,
-        attachment: &Snapshot,
-        found: &VolumeState,
-    ) -> Result<K::Claims, Error> {
-        let bytes = found.start..found.start.saturating_add(found.size);
-        self.claim_others(&attachment.device, bytes, format!("mount {}", found.shown(attachment))).await
     }
 
     /// Mounts, unless the caller disconnects or the daemon stops.

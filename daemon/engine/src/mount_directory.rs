@@ -102,6 +102,7 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
+    /// Removes them in a task, if there are any.
     pub(super) fn spawn_directory_removal(self: &Arc<Self>) {
         if !self.unused_directories().is_empty() {
             let engine = Arc::clone(self);

@@ -139,11 +139,6 @@ impl<K: Kernel> Engine<K> {
         None
     }
 
-    /// Ends the record of the previous attachment on a number that was attached again.
-    pub(super) fn reap_previous(self: &Arc<Self>, number: u32) {
-        self.reconcile(number, None);
-    }
-
     /// Ends the record of an attachment that the kernel has detached, and logs that.
     pub(super) fn ended_elsewhere(self: &Arc<Self>, id: DiskSequence) {
         let ended = self.find(id);

@@ -175,7 +175,8 @@ impl<K: Kernel> Engine<K> {
         ours && (has_table || !record.partitions.is_empty())
     }
 
-    async fn rescan_partitions(self: &Arc<Self>, id: DiskSequence, reason: ScanReason) {
+    /// Scans the partitions if no caller waits for the result: an error is logged.
+    pub(super) async fn scan_partitions_or_log(self: &Arc<Self>, id: DiskSequence, reason: ScanReason) {
         if let Err(error) = self.scan_partitions(id, reason).await {
             warn!(disk_sequence = id.0, "its partitions cannot be scanned: {error}");
         }
@@ -198,7 +199,7 @@ impl<K: Kernel> Engine<K> {
             id.and_then(|id| Some((id, reason(state.records.get(&id)?))))
         };
         if let Some((id, reason)) = known {
-            self.rescan_partitions(id, reason).await;
+            self.scan_partitions_or_log(id, reason).await;
         }
     }
 }

@@ -271,7 +271,7 @@ impl<K: Kernel> Record<K> {
     }
 
     /// Whether the attachment belongs to this client and waits for its first mount.
-    pub(super) fn awaits_mount_with(&self, client: &ClientId) -> bool {
+    pub fn awaits_mount_with(&self, client: &ClientId) -> bool {
         let waits = self.ownership.as_ref().is_some_and(|owner| {
             owner.lifetime == Lifetime::Mount && !owner.mounted && owner.client.as_ref() == Some(client)
         });

@@ -255,11 +255,7 @@ impl<K: Kernel> Engine<K> {
         }
         let engine = Arc::clone(self);
         // In a task, since reading the device may hang.
-        tokio::spawn(async move {
-            if let Err(error) = engine.scan_partitions(id, ScanReason::Changed).await {
-                warn!(disk_sequence = id.0, "its partitions cannot be scanned: {error}");
-            }
-        });
+        tokio::spawn(async move { engine.scan_partitions_or_log(id, ScanReason::Changed).await });
     }
 
     /// Makes a device end at its last close, or not. The last daemon could not do so, or died before.

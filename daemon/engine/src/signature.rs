@@ -1,6 +1,8 @@
 //! File systems by their signatures, for a volume of which udev knows none: it was made after udev looked, or udev
 //! found more than one, or udev does not run.
 
+use loopd_common::little_endian::{u16_at, u32_at};
+
 use crate::kernel::FileSystem;
 
 /// How much of the start of a volume [`found`] looks at, in bytes.
@@ -22,6 +24,13 @@ const SIGNATURES: &[Signature] = &[
     ("reiserfs", 0x1_0034, b"ReIsEr"),
 ];
 
+/// The signatures of FAT: the end of the boot sector, and the names of its types.
+const FAT_SIGNATURES: [(usize, &[u8]); 5] =
+    [(0x1fe, b"\x55\xaa"), (0x36, b"FAT"), (0x36, b"MSDOS"), (0x52, b"FAT32   "), (0x52, b"MSWIN")];
+
+/// Where the fields of an ext superblock that [`ext`] reads end, in bytes.
+const EXT_END: usize = 1024 + 0x68;
+
 /// Encrypted volumes and members of others.
 const OTHERS: &[(&str, Signature)] = &[
     ("crypto", ("crypto_LUKS", 0, b"LUKS\xba\xbe")),
@@ -30,10 +39,24 @@ const OTHERS: &[(&str, Signature)] = &[
     ("other", ("swap", 4086, b"SWAPSPACE2")),
 ];
 
-/// Whether a file system has a signature here.
-pub(super) fn is_known(kind: &str) -> bool {
-    SIGNATURES.iter().any(|(name, ..)| *name == kind)
-        || matches!(kind, "ext2" | "ext3" | "ext4" | "vfat" | "udf")
+/// Whether the start of a volume proves that it has no file system of this kind any more. Never true if the start is
+/// too short, or for a kind of which libblkid finds some file systems without a signature at a fixed offset.
+pub(super) fn is_gone(kind: &str, start: &[u8]) -> bool {
+    let lacks = |(offset, bytes): (usize, &[u8])| {
+        start.get(offset..offset + bytes.len()).is_some_and(|found| found != bytes)
+    };
+    match kind {
+        "ext2" | "ext3" | "ext4" => start.len() >= EXT_END && ext(start) != Some(kind),
+        // libblkid needs one of these only.
+        "vfat" => FAT_SIGNATURES.into_iter().all(lacks),
+        "iso9660" => [(0x8001, &b"CD001"[..]), (0x8009, b"CDROM")].into_iter().all(lacks),
+        // Older ones have their superblock at 8 KiB, and other versions of the signature.
+        "reiserfs" => false,
+        _ => {
+            let signature = SIGNATURES.iter().find(|(name, ..)| *name == kind);
+            signature.is_some_and(|(_, offset, bytes)| lacks((*offset, bytes)))
+        }
+    }
 }
 
 /// All that the start of a volume shows, by the names of libblkid.
@@ -58,11 +81,11 @@ fn ext(start: &[u8]) -> Option<&'static str> {
     /// Filetype, recovery, `meta_bg`; and sparse superblocks, large files, btree directories.
     const OF_EXT3: (u32, u32) = (0x2 | 0x4 | 0x10, 0x1 | 0x2 | 0x4);
     let superblock = start.get(1024..)?;
-    if superblock.get(0x38..0x3a)? != 0xef53_u16.to_le_bytes() {
+    if u16_at(superblock, 0x38)? != 0xef53 {
         return None;
     }
-    let word = |offset: usize| Some(u32::from_le_bytes(*superblock.get(offset..)?.first_chunk()?));
-    let (compatible, incompatible, read_only) = (word(0x5c)?, word(0x60)?, word(0x64)?);
+    let (compatible, incompatible, read_only) =
+        (u32_at(superblock, 0x5c)?, u32_at(superblock, 0x60)?, u32_at(superblock, 0x64)?);
     if incompatible & JOURNAL_DEVICE != 0 {
         return None;
     }
@@ -125,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn ext_is_told_apart_by_its_features() {
+    fn versions_of_ext_differ_in_their_features() {
         assert_eq!(kinds(&[EXT]), ["ext2"]);
         assert_eq!(kinds(&[EXT, (1024 + 0x5c, b"\x04")]), ["ext3"]);
         assert_eq!(kinds(&[EXT, (1024 + 0x5c, b"\x04"), (1024 + 0x60, b"\xc2\x02")]), ["ext4"]);
@@ -133,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_found_where_nothing_is() {
+    fn bytes_without_a_signature_have_no_file_system() {
         assert_eq!(kinds(&[]), [""; 0]);
         assert_eq!(kinds(&[(510, b"\x55\xaa")]), [""; 0], "a partition table");
         assert_eq!(kinds(&[(0x8801, b"NSR03")]), [""; 0], "what an earlier one has left");
@@ -148,8 +171,45 @@ mod tests {
     }
 
     #[test]
+    fn a_file_system_is_gone_without_its_signature() {
+        for (kind, offset, bytes) in SIGNATURES.iter().filter(|(kind, ..)| *kind != "reiserfs") {
+            assert!(!is_gone(kind, &image(&[(*offset, bytes)])), "{kind}");
+            assert!(is_gone(kind, &image(&[EXT])), "{kind}");
+        }
+        let journal: (usize, &[u8]) = (1024 + 0x5c, b"\x04");
+        assert!(!is_gone("ext2", &image(&[EXT])));
+        assert!(is_gone("ext2", &image(&[EXT, journal])), "it is an ext3 now");
+        assert!(is_gone("ext4", &image(&[(0, b"XFSB")])));
+        assert!(!is_gone("iso9660", &image(&[(0x8009, b"CDROM")])), "a High Sierra");
+    }
+
+    #[test]
+    fn a_fat_is_gone_without_all_of_its_signatures() {
+        for signature in FAT_SIGNATURES {
+            assert!(!is_gone("vfat", &image(&[signature, EXT])), "{signature:?}");
+        }
+        assert!(is_gone("vfat", &image(&[EXT])));
+        assert!(is_gone("vfat", &image(&[(0, b"\xeb\x3c\x90"), EXT])), "a jump proves nothing");
+    }
+
+    #[test]
+    fn nothing_is_gone_without_proof() {
+        for kind in ["", "udf", "reiserfs", "hfsplus", "fs7"] {
+            assert!(!is_gone(kind, &image(&[EXT])), "{kind}");
+        }
+        for kind in SIGNATURES.iter().map(|(kind, ..)| *kind).chain(["ext2", "ext3", "ext4", "vfat"]) {
+            assert!(!is_gone(kind, &[0; 4][..1]), "{kind}: too short");
+        }
+        assert!(!is_gone("ext4", &[0; EXT_END - 1]) && is_gone("ext4", &[0; EXT_END]));
+        assert!(!is_gone("vfat", &[0; 511]) && is_gone("vfat", &[0; 512]));
+    }
+
+    #[test]
     fn any_bytes_are_read_without_a_panic() {
         bolero::check!().with_type::<Vec<u8>>().for_each(|bytes| {
+            for kind in ["ext4", "vfat", "iso9660", "btrfs"] {
+                let _any = is_gone(kind, bytes);
+            }
             let _any = found(bytes);
             let _any = found(&[&[0; 1024], &bytes[..]].concat());
             let _any = found(&[&[0; 0x8000], &bytes[..]].concat());

@@ -1,6 +1,8 @@
 //! Finds references in a superblock to other block devices, which the driver would open, and mount options that it
 //! would use. loopd refuses to mount such volumes.
 
+use loopd_common::little_endian::{bytes, u16_at, u32_at, u64_at};
+
 /// A part of the volume: offset and length, in bytes.
 type Extent = (u64, usize);
 
@@ -49,16 +51,16 @@ pub(super) fn btrfs(part: &[u8]) -> Option<Btrfs> {
     let digits: String = bytes::<16>(part, 0x20)?.iter().map(|byte| format!("{byte:02x}")).collect();
     let group = |range: std::ops::Range<usize>| digits.get(range);
     let uuid = [group(0..8)?, group(8..12)?, group(12..16)?, group(16..20)?, group(20..32)?].join("-");
-    Some(Btrfs { uuid, devices: u64::from_le_bytes(bytes(part, 0x88)?) })
+    Some(Btrfs { uuid, devices: u64_at(part, 0x88)? })
 }
 
 /// `ext4_load_journal` opens the device with the number `s_journal_dev`, and
 /// `parse_apply_sb_mount_options` applies the options in `s_mount_opts`, including `journal_path=`.
 fn ext(part: &[u8], skips_journal: bool) -> Option<String> {
-    if bytes(part, 0x38)? != 0xef53_u16.to_le_bytes() {
+    if u16_at(part, 0x38)? != 0xef53 {
         return None;
     }
-    let journal_device = word(part, 0xe4)?;
+    let journal_device = u32_at(part, 0xe4)?;
     if journal_device != 0 && !skips_journal {
         return Some(other_device("journal", device_number(journal_device)));
     }
@@ -101,8 +103,8 @@ fn is_harmless(option: &[u8]) -> bool {
 /// Before Linux 6.4 `erofs_init_device` opens the names in the device table.
 fn erofs(part: &[u8], _: bool) -> Option<String> {
     const DEVICE_TABLE: u32 = 0x8;
-    let is_erofs = word(part, 0)? == 0xe0f5_e1e2;
-    let has_table = word(part, 0x50)? & DEVICE_TABLE != 0 && bytes(part, 0x56)? != [0; 2];
+    let is_erofs = u32_at(part, 0)? == 0xe0f5_e1e2;
+    let has_table = u32_at(part, 0x50)? & DEVICE_TABLE != 0 && u16_at(part, 0x56)? != 0;
     (is_erofs && has_table).then(|| other_device("data", "by a name in its device table".to_owned()))
 }
 
@@ -110,7 +112,7 @@ fn erofs(part: &[u8], _: bool) -> Option<String> {
 fn f2fs(part: &[u8], _: bool) -> Option<String> {
     const PATHS: usize = 2201;
     const EACH: usize = 68;
-    if word(part, 0)? != 0xf2f5_2010 {
+    if u32_at(part, 0)? != 0xf2f5_2010 {
         return None;
     }
     let path = part.get(PATHS..)?.chunks(EACH).take(8).find(|device| device.first() != Some(&0))?;
@@ -121,8 +123,8 @@ fn f2fs(part: &[u8], _: bool) -> Option<String> {
 /// `lmLogOpen` opens the device with the number `s_logdev` unless the log is inline.
 fn jfs(part: &[u8], _: bool) -> Option<String> {
     const INLINE_LOG: u32 = 0x800;
-    let is_outside = bytes(part, 0)? == *b"JFS1" && word(part, 36)? & INLINE_LOG == 0;
-    let device = word(part, 64)?;
+    let is_outside = bytes(part, 0)? == *b"JFS1" && u32_at(part, 36)? & INLINE_LOG == 0;
+    let device = u32_at(part, 64)?;
     is_outside.then(|| other_device("log", device_number(device)))
 }
 
@@ -131,7 +133,7 @@ fn reiserfs(part: &[u8], _: bool) -> Option<String> {
     if bytes(part, 52)? != *b"ReIsE" {
         return None;
     }
-    let device = word(part, 16)?;
+    let device = u32_at(part, 16)?;
     (device != 0).then(|| other_device("journal", device_number(device)))
 }
 
@@ -144,14 +146,6 @@ fn other_device(what: &str, which: String) -> String {
 /// `new_decode_dev` of the kernel.
 fn device_number(encoded: u32) -> String {
     format!("{}:{}", (encoded & 0xf_ff00) >> 8, (encoded & 0xff) | ((encoded >> 12) & 0xf_ff00))
-}
-
-fn word(part: &[u8], at: usize) -> Option<u32> {
-    bytes(part, at).map(u32::from_le_bytes)
-}
-
-fn bytes<const N: usize>(part: &[u8], at: usize) -> Option<[u8; N]> {
-    part.get(at..)?.first_chunk().copied()
 }
 
 #[cfg(test)]

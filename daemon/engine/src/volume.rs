@@ -1,5 +1,6 @@
 //! Volumes: the whole device of an attachment, or a partition of it.
 
+use std::ops::Range;
 use std::path::PathBuf;
 
 use loopd_common::text::printable;
@@ -53,6 +54,11 @@ impl VolumeState {
             file_system: found.file_system.clone(),
             mount_points: found.mount_points.clone(),
         })
+    }
+
+    /// The bytes of the device that it has.
+    pub fn bytes(&self) -> Range<u64> {
+        self.start..self.start.saturating_add(self.size)
     }
 
     /// The node and the backing file, for messages.

@@ -13,8 +13,8 @@ use crate::superblock::Btrfs;
 use crate::volume::VolumeState;
 
 impl<K: Kernel> Engine<K> {
-    /// Looks at a volume again if udev knows no file system in it, or one that is not there any more: it may have been
-    /// made since udev looked, and udev may not run. The record has what is found.
+    /// Looks at a volume again if udev knows no file system in it, or one that is provably gone: it may have been made
+    /// since udev looked, and udev may not run. Puts what is found into the record.
     ///
     /// # Errors
     /// `NotSupported` if there are several.
@@ -31,12 +31,11 @@ impl<K: Kernel> Engine<K> {
         let device = &attachment.device;
         let length = usize::try_from(found.size).map_or(LENGTH, |size| size.min(LENGTH));
         let start = self.kernel.read(device.number, device.disk_sequence, found.start, length).await?;
-        let mut all = crate::signature::found(&start);
         let known = found.file_system.kind.as_str();
-        let is_other = known.is_empty() || crate::signature::is_known(known);
-        if !is_other || all.iter().any(|seen| seen.kind == known) {
+        if !known.is_empty() && !crate::signature::is_gone(known, &start) {
             return Ok(());
         }
+        let mut all = crate::signature::found(&start);
         if all.len() > 1 {
             let kinds: Vec<&str> = all.iter().map(|found| found.kind.as_str()).collect();
             let reason = format!(

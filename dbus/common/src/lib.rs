@@ -10,6 +10,7 @@ pub mod busy;
 mod caller_file;
 mod error;
 pub mod limits;
+pub mod little_endian;
 pub mod mountinfo;
 mod pace;
 pub mod swaps;

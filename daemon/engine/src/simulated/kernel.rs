@@ -334,10 +334,19 @@ impl Kernel for Simulated {
         })
     }
 
-    fn read(&self, _: u32, _: DiskSequence, _: u64, length: usize) -> BoxFuture<'_, Result<Vec<u8>, Error>> {
+    fn read(
+        &self,
+        _: u32,
+        _: DiskSequence,
+        offset: u64,
+        length: usize,
+    ) -> BoxFuture<'_, Result<Vec<u8>, Error>> {
         Box::pin(async move {
             self.step().await?;
-            Ok(vec![0; length])
+            let machine = self.lock();
+            let start = usize::try_from(offset).unwrap_or(usize::MAX);
+            let stored = machine.contents.iter().skip(start).copied();
+            Ok(stored.chain(std::iter::repeat(0)).take(length).collect())
         })
     }
 

@@ -51,6 +51,8 @@ pub(super) struct Machine {
     pub(super) uevents: Uevents,
     /// The file system on all devices and partitions.
     pub(super) file_system: Option<FileSystem>,
+    /// The first bytes of all devices; the rest are zeros.
+    pub(super) contents: Vec<u8>,
     /// Partitions in every image.
     pub(super) partitions: u32,
     /// How often a partition's node was read.
@@ -379,6 +381,11 @@ impl Simulated {
     /// udev finds this on all devices and partitions; by default something else on each.
     pub fn set_file_system(&self, file_system: FileSystem) {
         self.lock().file_system = Some(file_system);
+    }
+
+    /// All devices begin with these bytes from now on; by default they have zeros only.
+    pub fn set_contents(&self, contents: Vec<u8>) {
+        self.lock().contents = contents;
     }
 
     /// Images have this many partitions from now on.

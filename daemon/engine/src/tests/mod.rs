@@ -18,4 +18,5 @@ mod races;
 mod restart;
 mod silent_udev;
 mod simulation;
+mod volume_check;
 mod warnings;

@@ -1,8 +1,7 @@
 //! The size of a file system according to its superblock, in bytes.
 
+use loopd_common::little_endian::{bytes, u16_at, u32_at, u64_at};
 use loopd_engine::kernel::Describer;
-
-use super::number::{bytes, u16_at, u32_at, u64_at};
 
 /// Where the superblock of ext2, ext3 and ext4 is.
 const EXT: usize = 1024;

@@ -3,7 +3,7 @@
 
 use loopd_engine::kernel::ImageFormat;
 
-use super::number::bytes;
+use loopd_common::little_endian::bytes;
 
 /// A signature: an offset, the bytes there, and the format that they show.
 type Signature = (usize, &'static [u8], ImageFormat);

@@ -4,7 +4,6 @@ mod contents;
 mod file_end;
 mod file_system;
 mod format;
-mod number;
 mod table;
 
 pub use contents::find;
