@@ -14,10 +14,10 @@ use crate::sysfs::MultiDevice;
 /// Reads the table of our mount namespace.
 ///
 /// # Errors
-/// procfs cannot be read.
+/// procfs or sysfs cannot be read.
 pub fn read() -> std::io::Result<MountTable> {
     let text = std::fs::read(mountinfo::FILE)?;
-    Ok(parse(&text, &MultiDevice::read()))
+    Ok(parse(&text, &MultiDevice::read()?))
 }
 
 /// The source of a mount is free text for most file systems: fusermount passes on any text of a user. It is
