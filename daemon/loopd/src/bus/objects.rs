@@ -26,33 +26,6 @@ struct Registry {
     children: BTreeMap<String, BTreeSet<String>>,
 }
 
-impl Registry {
-    fn add(&mut self, path: &ObjectPath<'_>, properties: ReadProperties) {
-        self.objects.insert(path.to_owned().into(), properties);
-        let mut path = path.as_str();
-        while let Some((parent, name)) = split(path)
-            && self.children.entry(parent.to_owned()).or_default().insert(name.to_owned())
-        {
-            path = parent;
-        }
-    }
-
-    fn remove(&mut self, path: &ObjectPath<'_>) {
-        self.objects.remove(&OwnedObjectPath::from(path.to_owned()));
-        let mut path = path.as_str();
-        while let Some((parent, name)) = split(path)
-            && !self.children.contains_key(path)
-            && let Some(children) = self.children.get_mut(parent)
-        {
-            children.remove(name);
-            if children.is_empty() {
-                self.children.remove(parent);
-            }
-            path = parent;
-        }
-    }
-}
-
 /// Splits a path below the root object into the path of its parent and its own name.
 fn split(path: &str) -> Option<(&str, &str)> {
     path.rsplit_once('/').filter(|_| path != ROOT_PATH)
@@ -65,12 +38,32 @@ impl Objects {
 
     /// Adds an object.
     pub fn add(&self, path: &ObjectPath<'_>, properties: ReadProperties) {
-        self.registry().add(path, properties);
+        let mut registry = self.registry();
+        registry.objects.insert(path.to_owned().into(), properties);
+        let mut path = path.as_str();
+        while let Some((parent, name)) = split(path)
+            && registry.children.entry(parent.to_owned()).or_default().insert(name.to_owned())
+        {
+            path = parent;
+        }
     }
 
     /// Removes an object.
     pub fn remove(&self, path: &ObjectPath<'_>) {
-        self.registry().remove(path);
+        let mut registry = self.registry();
+        registry.objects.remove(&OwnedObjectPath::from(path.to_owned()));
+        let children = &mut registry.children;
+        let mut path = path.as_str();
+        while let Some((parent, name)) = split(path)
+            && !children.contains_key(path)
+            && let Some(siblings) = children.get_mut(parent)
+        {
+            siblings.remove(name);
+            if siblings.is_empty() {
+                children.remove(parent);
+            }
+            path = parent;
+        }
     }
 
     /// The current properties of all objects.
