@@ -2,9 +2,8 @@
 
 use std::os::fd::OwnedFd;
 
-use loopd_engine::AttachRequest;
-use loopd_engine::Error;
-use loopd_engine::kernel::{Device, FileEnd, Partitioning};
+use loopd_engine::kernel::{Attached, Kernel};
+use loopd_engine::{AttachRequest, Error};
 
 use crate::bind::bind;
 use crate::findings;
@@ -13,18 +12,14 @@ use crate::numbers::Claim;
 use crate::partitions;
 use crate::shared::Shared;
 
-/// A device that was attached.
-pub struct Attached {
-    pub device: Device,
-    /// `None` for a persistent device.
-    pub hold: Option<Hold>,
-    pub partitioning: Partitioning,
-    pub file_end: FileEnd,
-    pub claim: Claim,
-}
-
 /// Attaches the file, reads its partition table, finds what is unusual and stores a copy of the hold.
-pub fn attach(shared: &Shared, file: &OwnedFd, request: &AttachRequest) -> Result<Attached, Error> {
+///
+/// # Errors
+/// Nothing is attached then.
+pub fn attach<K>(shared: &Shared, file: &OwnedFd, request: &AttachRequest) -> Result<Attached<K>, Error>
+where
+    K: Kernel<Hold = Hold, Claim = Claim>,
+{
     let bound = bind(shared, file, request)?;
     let partitioning = partitions::of_new_attach(shared, file, &bound.device, request.partition_scan);
     let file_end = findings::file_end(file, bound.file_size, request.offset, request.size_limit);
@@ -34,5 +29,7 @@ pub fn attach(shared: &Shared, file: &OwnedFd, request: &AttachRequest) -> Resul
     if let Some(writer) = bound.writer {
         writer.close();
     }
-    Ok(Attached { device: bound.device, hold: bound.hold, partitioning, file_end, claim: bound.claim })
+    let node_made = bound.claim.node_made();
+    let (device, hold, claim) = (bound.device, bound.hold, bound.claim);
+    Ok(Attached { device, hold, partitioning, file_end, claim, node_made })
 }

@@ -18,7 +18,7 @@ use nix::sys::statfs::{
 const SECTOR: u64 = 512;
 /// Permission bits; an access control list grants no more than these.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
-/// File systems whose files are no storage: the kernel generates their contents when they are read, by the
+/// File systems whose files are not storage: the kernel generates their contents when they are read, with the
 /// rights of the reader, which for a loop device is the kernel itself.
 const GENERATED: [FsType; 10] = [
     PROC_SUPER_MAGIC,
@@ -108,10 +108,10 @@ fn unaligned(name: &str, offset: u64) -> Error {
     }
 }
 
-/// A descriptor that was examined.
+/// The result of an examination of a descriptor.
 #[derive(Debug)]
 pub struct Examined {
-    /// What the engine needs to know of the file.
+    /// The facts that the engine uses.
     pub facts: FileFacts,
     /// Bytes of a regular file; `None` for a block device.
     pub size: Option<u64>,
@@ -138,7 +138,7 @@ pub fn examine(file: impl AsFd) -> Result<Examined, Error> {
         .unwrap_or_default();
     let name = printable(&path);
     let flags = readable_flags(file, &name)?;
-    // Not nix's: on machines of 32 bits it has no room for a large inode number or size.
+    // Not nix's `fstat`: on 32-bit machines it cannot return a large inode number or size.
     let status =
         rustix::fs::fstat(file).map_err(|errno| not_stated(&name, Errno::from_raw(errno.raw_os_error())))?;
     let kind = match SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT {

@@ -12,7 +12,7 @@ use nix::fcntl::OFlag;
 use crate::error::failed;
 use crate::{device, ioctl};
 
-/// How often a call is made that fails with `EAGAIN`.
+/// How many times a call that fails with `EAGAIN` is made.
 const ATTEMPTS: u32 = 64;
 
 /// The error for a failed change.
@@ -76,7 +76,7 @@ pub fn apply(number: u32, disk_sequence: DiskSequence, change: Change) -> Result
     Ok(Some(after))
 }
 
-/// Repeats a call that fails because the page cache was filled while the queue was frozen, or because another
+/// Repeats a call that fails with `EAGAIN`: the page cache was filled while the queue was frozen, or another
 /// process has the device open for a moment.
 fn call_until_ready(device: &OwnedFd, change: Change) -> nix::Result<()> {
     let mut results = (0..ATTEMPTS).map(|_| call(device, change));

@@ -1,4 +1,4 @@
-//! Compares what is known of loop devices with sysfs, which never waits for a backing file.
+//! Compares known loop devices with sysfs, which never waits for a backing file.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -16,11 +16,11 @@ const LARGE: u64 = 1 << 30;
 const IN_PLACE: [FsType; 2] = [EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC];
 
 /// The alignment in bytes that direct I/O to the file needs: the sector size of the disk below (`STATX_DIOALIGN`, Linux
-/// 6.1). A loop device needs blocks at least as large. `None` if the kernel or the file system does not tell.
+/// 6.1). A loop device needs blocks at least as large. `None` if the kernel or the file system does not report it.
 pub fn alignment(file: impl AsFd) -> Option<u32> {
     let found = statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok()?;
-    let is_told = StatxFlags::from_bits_retain(found.stx_mask).contains(StatxFlags::DIOALIGN);
-    Some(found.stx_dio_offset_align).filter(|bytes| is_told && is_block_size(*bytes))
+    let is_reported = StatxFlags::from_bits_retain(found.stx_mask).contains(StatxFlags::DIOALIGN);
+    Some(found.stx_dio_offset_align).filter(|bytes| is_reported && is_block_size(*bytes))
 }
 
 /// Whether direct I/O is the better choice: for a large image that is written to. Its data is then cached once, by the

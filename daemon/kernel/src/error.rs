@@ -1,5 +1,7 @@
 //! Errors of system calls.
 
+use std::io;
+
 use loopd_engine::Error;
 use nix::errno::Errno;
 
@@ -11,6 +13,11 @@ pub fn failed(operation: impl Into<String>, call: &'static str, errno: Errno) ->
 /// An error number with its name and description.
 pub fn described(errno: Errno) -> loopd_engine::Errno {
     loopd_engine::Errno { name: format!("{errno:?}"), description: errno.desc() }
+}
+
+/// The error number of an error of the standard library.
+pub fn errno_of(error: &io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or_default())
 }
 
 /// Whether the device does not exist, or nothing is attached to it.

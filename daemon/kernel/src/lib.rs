@@ -26,6 +26,8 @@ mod release;
 mod replace;
 mod shared;
 mod sysfs;
+#[cfg(test)]
+mod test_descriptors;
 pub mod udev;
 mod udisks;
 mod untrusted;

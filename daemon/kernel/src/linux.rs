@@ -135,12 +135,7 @@ impl Kernel for Linux {
         request: &'a AttachRequest,
     ) -> BoxFuture<'a, Result<Attached<Self>, Error>> {
         let request = request.clone();
-        self.blocking(move |shared| {
-            let attached = attach::attach(shared, &file, &request)?;
-            let node_made = attached.claim.node_made();
-            let attach::Attached { device, hold, partitioning, file_end, claim } = attached;
-            Ok(Attached { device, hold, partitioning, file_end, claim, node_made })
-        })
+        self.blocking(move |shared| attach::attach(shared, &file, &request))
     }
 
     fn release(&self, hold: Hold) -> BoxFuture<'_, ()> {

@@ -1,9 +1,9 @@
 //! The mounts of our mount namespace, and their changes: the kernel flags `/proc/self/mountinfo` with `POLLPRI`
 //! (`proc_pid_mountinfo(5)`).
 
-use std::cell::LazyCell;
+use std::cell::OnceCell;
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{Read as _, Result};
 
 use loopd_common::mountinfo;
 use loopd_engine::mount_table::MountTable;
@@ -19,22 +19,26 @@ const USUAL_SIZE: usize = 16 * 1024;
 /// Reads the table of our mount namespace.
 ///
 /// # Errors
-/// procfs cannot be read.
-pub fn read() -> std::io::Result<MountTable> {
+/// procfs or sysfs cannot be read.
+pub fn read() -> Result<MountTable> {
     // procfs does not report a size, so that the default buffer would grow from 32 bytes.
     let mut text = Vec::with_capacity(USUAL_SIZE);
     File::open(mountinfo::FILE)?.read_to_end(&mut text)?;
-    Ok(parse(&text, MultiDevice::read))
+    parse(&text, MultiDevice::read)
 }
 
 /// The source of a mount is free text for most file systems: fusermount passes on any text of a user. It is
 /// used only for file systems over several devices.
-fn parse(text: &[u8], read_devices: impl FnOnce() -> MultiDevice) -> MountTable {
-    let multi_device = LazyCell::new(read_devices);
-    MountTable::parse(text, |mount| match mount.file_system {
-        b"btrfs" | b"bcachefs" => multi_device.devices(mount.file_system, &mount.source),
+fn parse(text: &[u8], read_devices: impl Fn() -> Result<MultiDevice>) -> Result<MountTable> {
+    let multi_device = OnceCell::new();
+    let table = MountTable::parse(text, |mount| match mount.file_system {
+        b"btrfs" | b"bcachefs" => match multi_device.get_or_init(&read_devices) {
+            Ok(devices) => devices.devices(mount.file_system, &mount.source),
+            Err(_) => Vec::new(),
+        },
         _ => Vec::new(),
-    })
+    });
+    multi_device.into_inner().transpose().map(|_devices| table)
 }
 
 /// An open mount table.
@@ -47,7 +51,7 @@ impl Watch {
     ///
     /// # Errors
     /// procfs cannot be read.
-    pub fn open() -> std::io::Result<Self> {
+    pub fn open() -> Result<Self> {
         Ok(Self { readiness: Readiness::watch(&File::open(mountinfo::FILE)?, Interest::PRIORITY)? })
     }
 
@@ -79,8 +83,9 @@ mod tests {
               23 1 7:3 / /mnt/c\\134d rw shared:7 - ext4 /dev/loop3 rw\n\
               25 1 0:42 / /proc rw - proc proc rw\n\
               nonsense\n\n",
-            MultiDevice::default,
-        );
+            || Ok(MultiDevice::default()),
+        )
+        .unwrap();
         assert_eq!(table.of((7, 3)), [PathBuf::from("/mnt/a b"), PathBuf::from("/mnt/c\\d")]);
         assert!(table.of((7, 5)).is_empty());
         assert!(table.has(Path::new("/proc")));
@@ -91,8 +96,9 @@ mod tests {
         let table = parse(
             b"24 1 0:41 / /mnt/btrfs rw - btrfs /dev/loop4 rw\n\
               25 1 0:41 /sub /mnt/sub rw shared:9 master:3 - btrfs /dev/loop4 rw\n",
-            || MultiDevice::over(&[4, 5]),
-        );
+            || Ok(MultiDevice::over(&[4, 5])),
+        )
+        .unwrap();
         for number in [4, 5] {
             assert_eq!(table.of((7, number)), [PathBuf::from("/mnt/btrfs"), PathBuf::from("/mnt/sub")]);
         }
@@ -107,15 +113,17 @@ mod tests {
               26 1 0:43 / /home/m/c rw - tmpfs /dev/loop4 rw\n\
               27 1 0:44 / /home/m/d rw - fuse.x\\040-\\040btrfs /dev/loop4 rw\n\
               28 1 8:1 / /home/m/e rw - ext4 /dev/loop4 rw\n",
-            || MultiDevice::over(&[4, 5]),
-        );
+            || Ok(MultiDevice::over(&[4, 5])),
+        )
+        .unwrap();
         assert!(table.of((7, 4)).is_empty() && table.of((7, 5)).is_empty());
         assert!(table.has(Path::new("/home/m/a")));
     }
 
     #[test]
     fn tables_differ_in_the_devices_of_new_and_ended_mounts() {
-        let table_of = |lines: &[&str]| parse(lines.join("\n").as_bytes(), || MultiDevice::over(&[4, 5]));
+        let table_of =
+            |lines: &[&str]| parse(lines.join("\n").as_bytes(), || Ok(MultiDevice::over(&[4, 5]))).unwrap();
         let ext4 = "22 1 7:3 / /mnt/a rw - ext4 /dev/loop3 rw";
         let btrfs = "24 1 0:41 / /mnt/btrfs rw - btrfs /dev/loop4 rw";
         let proc = "25 1 0:42 / /proc rw - proc proc rw";

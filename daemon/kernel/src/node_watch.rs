@@ -16,7 +16,7 @@ use crate::wait;
 
 /// Has a link for each watched device.
 const DIRECTORY: &str = "/run/udev/watch";
-/// udev starts in a fraction of it, unless its queue is long.
+/// How long to wait for udev, which starts in a fraction of this unless its queue is long.
 const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Observes udev's watches.
@@ -27,7 +27,7 @@ pub struct NodeWatches {
 }
 
 impl NodeWatches {
-    /// Observes no watch yet.
+    /// Starts without a watch.
     pub fn new() -> Self {
         Self { idle: Mutex::new(wait::watcher().ok()) }
     }

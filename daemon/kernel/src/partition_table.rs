@@ -9,11 +9,11 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use rustix::io::{pread, retry_on_intr};
 use tracing::{debug, warn};
 
-/// What direct I/O wants offset, length and memory to be multiples of: the largest sector that
-/// disks have (`open(2)`, `O_DIRECT`).
+/// Offset, length and memory of direct I/O are multiples of this: the largest sector that disks have, in bytes
+/// (`open(2)`, `O_DIRECT`).
 pub const ALIGNMENT: usize = 4096;
 
-/// The bytes of a file from an offset on. The descriptor is not duplicated: to close one flushes the file,
+/// The bytes of a file from an offset on. The descriptor is not duplicated: closing a duplicate flushes the file,
 /// which may hang.
 pub struct Bytes<'a> {
     file: BorrowedFd<'a>,
@@ -68,7 +68,7 @@ fn read_aligned(file: BorrowedFd<'_>, offset: u64, buffer: &mut [u8]) -> io::Res
     let mut memory = vec![0; length + ALIGNMENT];
     let start = memory.as_ptr().align_offset(ALIGNMENT);
     let around = memory.get_mut(start..start + length).ok_or(io::ErrorKind::OutOfMemory)?;
-    // The file may end within the last block; what is read before it is a whole number of them.
+    // Fewer bytes are read only if the file ends within the last block.
     let read = retry_on_intr(|| pread(file, &mut *around, offset - before as u64))?;
     let found = around.get(before..wanted).filter(|_| read >= wanted).ok_or(io::ErrorKind::UnexpectedEof)?;
     buffer.copy_from_slice(found);
@@ -80,8 +80,8 @@ pub fn sector_size(file: impl AsFd, offset: u64, size: u64) -> Option<u32> {
     format::sector_size(&mut Bytes::new(&file, offset, size)).ok().flatten()
 }
 
-/// What is read of the table of a device; without a table if it has none, or if it cannot be read. Logs its
-/// warnings.
+/// Reads the partition table of a device. The result is without a table if there is none, or if it cannot be read.
+/// Logs the warnings.
 pub fn read(number: u32, block_size: u32, bytes: &mut Bytes<'_>) -> Reading {
     let reading = format::read(bytes, block_size).unwrap_or_else(|error| {
         debug!(device = node(number), "the partition table cannot be read: {error}");

@@ -49,10 +49,10 @@ pub fn replace(
     let sequence =
         loop_device::disk_sequence(number).filter(|sequence| *sequence != disk_sequence && !has_ended);
     if let (Some(mut expected), Some(sequence)) = (expected, sequence)
-        && let Err(error) = expected.becomes(sequence)
+        && let Err(error) = expected.replace_by(sequence)
     {
         warn!(device = node(number), "{}", unmarked(error));
-        expected.stay();
+        expected.keep();
     }
     replaced
 }

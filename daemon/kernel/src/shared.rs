@@ -1,4 +1,4 @@
-//! What the operations share.
+//! The state that all operations share.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -20,7 +20,7 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Nothing is known of the kernel yet.
+    /// The state at the start: the abilities of the kernel are not known yet.
     pub fn new(numbers: Numbers, fd_store: Box<dyn DescriptorStore>, untrusted: Untrusted) -> Self {
         Self {
             numbers: Arc::new(numbers),

@@ -17,13 +17,13 @@ use tracing::warn;
 use crate::readiness::Readiness;
 use crate::sysfs::loop_device;
 
-/// How long no event may arrive, after events were lost, before everything is read again.
+/// The time without an event, after events were lost, until everything is read again.
 const QUIET: Duration = Duration::from_millis(200);
 
 /// udev's control socket.
 const CONTROL: &str = "/run/udev/control";
 
-/// The kernel's time of a file may be a tick old.
+/// How much older than the clock the modification time of a new file may be.
 const CLOCK_TICK: Duration = Duration::from_millis(10);
 
 /// How many events are read before other tasks run.
@@ -67,7 +67,7 @@ impl Socket {
 }
 
 impl Monitor {
-    /// Starts listening, if udev does not answer to events of the kernel as well.
+    /// Starts listening to udev, and to the kernel too if udev does not answer.
     ///
     /// # Errors
     /// The sockets cannot be created.
@@ -157,7 +157,7 @@ pub fn stored_since(number: u32, partition: Option<u32>, since: u64) -> Option<P
     (written + CLOCK_TICK >= since).then(|| stored(number, partition)).flatten()
 }
 
-/// Whether udev accepts a connection to its control socket. An end of udev leaves the file of its socket behind.
+/// Whether udev accepts a connection to its control socket. The file of the socket stays when udev ends.
 #[must_use]
 pub fn answers() -> bool {
     let connect = || {
@@ -165,7 +165,7 @@ pub fn answers() -> bool {
         let socket = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
         connect(socket.as_raw_fd(), &UnixAddr::new(CONTROL)?)
     };
-    // EAGAIN: others wait for it too.
+    // EAGAIN: too many connections wait for udev to accept them.
     matches!(connect(), Ok(()) | Err(Errno::EAGAIN))
 }
 

@@ -1,5 +1,5 @@
-//! Marks for udev's rules (`63-untrusted-loop.rules`): the loop devices whose content a user other than root
-//! has chosen. udev reads them while it processes an event, also if no daemon runs.
+//! Marks for udev's rules (`63-untrusted-loop.rules`) of the loop devices whose content a user other than root
+//! has chosen. udev reads the marks while it processes an event, even if no daemon runs.
 //!
 //! A mark is an empty file. `loopN` exists from before the attach until the disk sequence is known, and is
 //! then renamed to `seq-M`, so that one of the two exists at any time. Marks of ended attachments are harmless,
@@ -19,7 +19,7 @@ use tracing::warn;
 use crate::sysfs::loop_device;
 
 const SEQUENCE: &str = "seq-";
-/// How many marks are made until those of ended attachments are removed.
+/// After how many new marks those of ended attachments are removed.
 const MANY: usize = 1024;
 
 /// The error for a device that cannot be marked.
@@ -64,7 +64,7 @@ impl Untrusted {
             }
             fs::remove_file(untrusted.directory.join(name))?;
         }
-        untrusted.sweep(&loop_device::disk_sequences());
+        untrusted.sweep();
         Ok(untrusted)
     }
 
@@ -77,7 +77,7 @@ impl Untrusted {
         make(&mark)?;
         if self.made.fetch_add(1, Ordering::Relaxed) >= MANY {
             self.made.store(0, Ordering::Relaxed);
-            self.sweep(&loop_device::disk_sequences());
+            self.sweep();
         }
         Ok(Expected { untrusted: self, mark, is_kept: false })
     }
@@ -113,9 +113,16 @@ impl Untrusted {
             .collect()
     }
 
+    /// Removes the marks of ended attachments. Removes none if a device cannot be read.
+    fn sweep(&self) {
+        if let Ok(current) = loop_device::disk_sequences() {
+            self.remove_except(&current);
+        }
+    }
+
     /// Removes the marks of devices that are not among these. A device that is attached in the meantime has a
     /// larger disk sequence than all of these.
-    fn sweep(&self, current: &HashSet<DiskSequence>) {
+    fn remove_except(&self, current: &HashSet<DiskSequence>) {
         let newest = current.iter().max().copied().unwrap_or_default();
         for name in self.names().unwrap_or_default() {
             let sequence =
@@ -128,18 +135,18 @@ impl Untrusted {
 }
 
 impl Expected<'_> {
-    /// Replaces the mark by one of the disk sequence that the device has.
+    /// Replaces the mark of the number by one of the disk sequence.
     ///
     /// # Errors
     /// The mark cannot be renamed.
-    pub fn becomes(&mut self, sequence: DiskSequence) -> Result<()> {
+    pub fn replace_by(&mut self, sequence: DiskSequence) -> Result<()> {
         fs::rename(&self.mark, self.untrusted.of(sequence))?;
         self.is_kept = true;
         Ok(())
     }
 
     /// Keeps the mark of the number.
-    pub fn stay(mut self) {
+    pub fn keep(mut self) {
         self.is_kept = true;
     }
 }
@@ -161,6 +168,7 @@ fn make(mark: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::test_descriptors::without_descriptors;
 
     fn names(untrusted: &Untrusted) -> Vec<String> {
         let mut names = untrusted.names().unwrap();
@@ -174,10 +182,10 @@ mod tests {
         let untrusted = Untrusted::open(directory.path()).unwrap();
         let mut expected = untrusted.expect(7).unwrap();
         assert_eq!(names(&untrusted), ["loop7"]);
-        expected.becomes(DiskSequence(12)).unwrap();
+        expected.replace_by(DiskSequence(12)).unwrap();
         drop(expected);
         assert_eq!(names(&untrusted), ["seq-12"]);
-        untrusted.expect(8).unwrap().stay();
+        untrusted.expect(8).unwrap().keep();
         assert_eq!(names(&untrusted), ["loop8", "seq-12"]);
     }
 
@@ -205,7 +213,9 @@ mod tests {
         for sequence in [1, 2, 3, 9] {
             untrusted.mark(DiskSequence(sequence)).unwrap();
         }
-        untrusted.sweep(&HashSet::from([DiskSequence(2), DiskSequence(3)]));
+        without_descriptors(|| untrusted.sweep());
+        assert_eq!(names(&untrusted).len(), 4, "which devices exist is unknown");
+        untrusted.remove_except(&HashSet::from([DiskSequence(2), DiskSequence(3)]));
         assert_eq!(names(&untrusted), ["seq-2", "seq-3", "seq-9"]);
     }
 

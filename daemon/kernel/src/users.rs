@@ -1,6 +1,7 @@
 //! Who uses a disk or its partitions: mounts, devices that are stacked on it, swap.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
@@ -19,34 +20,35 @@ use crate::{device, mounts};
 /// How far stacked devices are followed.
 const DEEPEST: usize = 16;
 
-fn unknown(number: u32, source: std::io::Error) -> Error {
+fn unknown(number: u32, source: io::Error) -> Error {
     Error::Io { operation: format!("determine the users of {}", node(number)), source }
 }
 
 /// The users of a loop device that the kernel lists.
 ///
 /// # Errors
-/// `Kernel` if the mount table cannot be read.
+/// `Kernel` if the mount table or sysfs cannot be read.
 pub fn of_loop(number: u32) -> Result<Users, Error> {
-    let mounts = mounts::read().map_err(|error| unknown(number, error))?;
     // The sandbox of the unit hides the file.
     let swaps = fs::read(swaps::FILE).unwrap_or_default();
-    Ok(listed(&Block::of_loop(number), &mounts, &swaps::devices(&swaps).collect::<Vec<_>>()))
+    let swaps: Vec<PathBuf> = swaps::devices(&swaps).collect();
+    let users = mounts::read().and_then(|mounts| listed(&Block::of_loop(number), &mounts, &swaps));
+    users.map_err(|error| unknown(number, error))
 }
 
-fn listed(disk: &Block, mounts: &MountTable, swaps: &[PathBuf]) -> Users {
+fn listed(disk: &Block, mounts: &MountTable, swaps: &[PathBuf]) -> io::Result<Users> {
     let mut users = Users::default();
-    for block in disk.with_partitions() {
-        users.mount_points.extend(block.number().iter().flat_map(|number| mounts.of(*number)).cloned());
-        users.holders.extend(block.holders().iter().filter_map(shown));
+    for block in disk.with_partitions()? {
+        users.mount_points.extend(block.number()?.iter().flat_map(|number| mounts.of(*number)).cloned());
+        users.holders.extend(block.holders()?.iter().filter_map(display_name));
         let is_swap = swaps.iter().any(|path| is_node_of(path, &block));
         users.holders.extend(block.node().filter(|_| is_swap).map(|node| format!("swap on {node}")));
     }
-    users
+    Ok(users)
 }
 
 /// The node of a device, and the name of a mapped one.
-fn shown(block: &Block) -> Option<String> {
+fn display_name(block: &Block) -> Option<String> {
     let node = block.node()?;
     Some(match block.bytes("dm/name").filter(|name| !name.is_empty()) {
         Some(name) => format!("{node} ({})", printable(&name)),
@@ -59,7 +61,8 @@ fn is_node_of(path: &Path, block: &Block) -> bool {
     if block.node().is_some_and(|node| path == Path::new(&node)) {
         return true;
     }
-    let Some((major, minor)) = block.number().filter(|_| path.starts_with("/dev")) else { return false };
+    let number = block.number().ok().flatten().filter(|_| path.starts_with("/dev"));
+    let Some((major, minor)) = number else { return false };
     let metadata = fs::symlink_metadata(path);
     metadata.is_ok_and(|metadata| {
         metadata.file_type().is_block_device() && metadata.rdev() == makedev(major.into(), minor.into())
@@ -73,43 +76,61 @@ pub fn is_claimed(number: u32) -> bool {
     device::open(number, OFlag::O_RDONLY | OFlag::O_EXCL).is_err_and(|errno| errno == Errno::EBUSY)
 }
 
-/// The users of a disk in words, with those of the devices that are stacked on it.
+/// The users of a disk in words, with those of the devices that are stacked on it. If they cannot be determined,
+/// the only one says so.
 pub fn of_disk(disk: DeviceNumber) -> Vec<String> {
-    let Ok(mounts) = mounts::read() else {
-        return vec!["possibly mounted: the mount table cannot be read".to_owned()];
-    };
-    let blocks = Block::numbered(disk).with_partitions();
-    let mut users: Vec<String> = blocks.iter().flat_map(|block| mounts_of(&mounts, block)).collect();
-    for holder in blocks.iter().flat_map(|block| stacked_on(block, 0)) {
-        let Some(node) = shown(&holder) else { continue };
-        users.push([vec![format!("held by {node}")], mounts_of(&mounts, &holder)].concat().join(", "));
+    known_of_disk(disk)
+        .unwrap_or_else(|error| vec![format!("possibly in use: its users are unknown: {error}")])
+}
+
+fn known_of_disk(disk: DeviceNumber) -> io::Result<Vec<String>> {
+    let mounts = mounts::read()?;
+    let blocks = Block::numbered(disk).with_partitions()?;
+    let mut users = Vec::new();
+    for block in &blocks {
+        users.extend(mounts_of(&mounts, block)?);
+    }
+    for block in &blocks {
+        for holder in stacked_on(block, 0)? {
+            let Some(node) = display_name(&holder) else { continue };
+            let mounted = mounts_of(&mounts, &holder)?;
+            users.push([vec![format!("held by {node}")], mounted].concat().join(", "));
+        }
     }
     users.dedup();
-    users
+    Ok(users)
 }
 
-/// Whether the disk or a partition of it is mounted in our mount namespace, or may be: the table cannot be read.
-pub fn is_mounted(disk: DeviceNumber) -> bool {
-    let Ok(mounts) = mounts::read() else { return true };
-    Block::numbered(disk).with_partitions().iter().any(|block| !mounts_of(&mounts, block).is_empty())
-}
-
-fn mounts_of(mounts: &MountTable, block: &Block) -> Vec<String> {
-    let points = block.number().map_or(&[][..], |number| mounts.of(number));
-    points
-        .iter()
-        .map(|path| format!("mounted on {}", printable(path.as_os_str().as_encoded_bytes())))
-        .collect()
-}
-
-fn stacked_on(block: &Block, depth: usize) -> Vec<Block> {
-    if depth > DEEPEST {
-        return Vec::new();
+/// Whether the disk or a partition of it is mounted in our mount namespace.
+///
+/// # Errors
+/// The mount table or sysfs cannot be read.
+pub fn is_mounted(disk: DeviceNumber) -> io::Result<bool> {
+    let mounts = mounts::read()?;
+    for block in Block::numbered(disk).with_partitions()? {
+        if !mounts_of(&mounts, &block)?.is_empty() {
+            return Ok(true);
+        }
     }
-    let mut all = block.holders();
-    let above: Vec<Block> = all.iter().flat_map(|holder| stacked_on(holder, depth + 1)).collect();
-    all.extend(above);
-    all
+    Ok(false)
+}
+
+fn mounts_of(mounts: &MountTable, block: &Block) -> io::Result<Vec<String>> {
+    let points = block.number()?.map_or(&[][..], |number| mounts.of(number));
+    let mounted = |path: &PathBuf| format!("mounted on {}", printable(path.as_os_str().as_encoded_bytes()));
+    Ok(points.iter().map(mounted).collect())
+}
+
+fn stacked_on(block: &Block, depth: usize) -> io::Result<Vec<Block>> {
+    if depth > DEEPEST {
+        return Ok(Vec::new());
+    }
+    let mut all = block.holders()?;
+    for direct in 0..all.len() {
+        let above = stacked_on(&all[direct], depth + 1)?;
+        all.extend(above);
+    }
+    Ok(all)
 }
 
 #[cfg(test)]
@@ -117,6 +138,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+    use crate::test_descriptors::without_descriptors;
 
     /// A directory of sysfs: its attributes, and the devices that are stacked on it.
     fn device(directory: &Path, number: &str, name: Option<&str>, above: &[&Path]) {
@@ -147,7 +169,7 @@ mod tests {
             |_| Vec::new(),
         );
         let swaps = ["/dev/loop3p1", "/dev/loop3p2", "/dev/loop4"].map(PathBuf::from);
-        let users = listed(&Block::at(&disk), &mounts, &swaps);
+        let users = listed(&Block::at(&disk), &mounts, &swaps).unwrap();
         assert_eq!(users.mount_points, ["/first", "/whole"].map(PathBuf::from));
         assert_eq!(users.holders, ["/dev/md127", "swap on /dev/loop3p1", "/dev/dm-0 (vg-\\u{1b}root)"]);
         assert_eq!(users.claim, None);
@@ -158,7 +180,17 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         device(&root.path().join("loop3"), "7:3", None, &[]);
         let block = Block::at(&root.path().join("loop3"));
-        assert!(listed(&block, &MountTable::default(), &["/dev/loop30".into()]).is_empty());
+        assert!(listed(&block, &MountTable::default(), &["/dev/loop30".into()]).unwrap().is_empty());
         assert!(!is_node_of(Path::new("/dev/null"), &block));
+    }
+
+    #[test]
+    fn unreadable_users_are_not_taken_for_none() {
+        let disk = (7, 900_001);
+        assert!(of_disk(disk).is_empty() && !is_mounted(disk).unwrap());
+        without_descriptors(|| {
+            assert!(of_loop(900_001).is_err() && is_mounted(disk).is_err());
+            assert!(of_disk(disk)[0].starts_with("possibly in use"), "{:?}", of_disk(disk));
+        });
     }
 }

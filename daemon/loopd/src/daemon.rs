@@ -28,7 +28,7 @@ pub async fn run(configuration: config::Source) -> Result<Exit, Failure> {
         .map_err(|error| format!("cannot make the runtime directory: {error}"))?;
     let settings = configuration.read_or_last_good(&directory).map_err(Failure::Permanent)?.settings();
     let kernel = platform::open(&directory)?;
-    // Before any device is looked at, so that no event is missed.
+    // Before any device is read, so that no event is missed.
     let kernel_events = platform::Events::listen(&kernel)?;
     let started = startup::start(kernel, &directory, &settings).await?;
     let Started { connection, engine, callers, quotas, .. } = &started;

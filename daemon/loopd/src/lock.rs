@@ -1,4 +1,4 @@
-//! The lock that makes sure that only one daemon runs: two would detach each other's attachments.
+//! The lock that allows only one daemon to run: two would detach each other's attachments.
 
 use std::fs::{File, Metadata, TryLockError};
 use std::io::{Error, ErrorKind, Result};
@@ -49,7 +49,7 @@ impl Lock {
     }
 }
 
-/// Opens the file, which only root can open, whatever the umask: a user who could open it could lock it and
+/// Opens the file with a mode that only root can open, whatever the umask: a user who can open it can lock it, and so
 /// keep every later daemon from starting.
 fn open(path: &Path) -> Result<File> {
     let is_foreign = |found: Metadata| !found.is_file() || found.uid() != geteuid().as_raw();
@@ -60,7 +60,7 @@ fn open(path: &Path) -> Result<File> {
     File::options().create(true).append(true).mode(MODE).custom_flags(flags).open(path)
 }
 
-/// KeyedMutex the file; `None` if another process holds the lock until the timeout.
+/// Locks the file; `None` if another process holds the lock until the timeout.
 async fn lock(file: File, timeout: Duration) -> Result<Option<File>> {
     match file.try_lock() {
         Ok(()) => return Ok(Some(file)),

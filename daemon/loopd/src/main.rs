@@ -3,7 +3,7 @@
 //! `docs/architecture.md` names the tasks of the daemon and what each waits for.
 
 #![forbid(unsafe_code)]
-#![cfg_attr(feature = "simulate", expect(dead_code, unused_imports, reason = "what only Linux needs"))]
+#![cfg_attr(feature = "simulate", expect(dead_code, unused_imports, reason = "items that only Linux needs"))]
 
 mod arguments;
 mod bus;

@@ -11,7 +11,7 @@ use crate::bus::Quotas;
 use crate::config;
 use crate::platform::SharedEngine;
 
-/// What a reload reads, and what it changes.
+/// The files that a reload reads, and the receivers of the new settings.
 pub struct Reload {
     /// The files to read.
     pub configuration: config::Source,

@@ -16,7 +16,7 @@ use crate::exit::Failure;
 use crate::lock::Lock;
 use crate::platform::{self, Platform, SharedEngine};
 
-/// How long to wait until devices are adopted, and then until all devices have been looked at.
+/// How long to wait until devices are adopted, and then until all devices have been read.
 const DEVICE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A daemon that serves its objects and has no name yet.
@@ -100,7 +100,7 @@ async fn watch_clients(
     bus::watch_disconnects(connection, disconnected).await
 }
 
-/// Adopts the attachments of the previous daemon, and looks at all devices.
+/// Adopts the attachments of the previous daemon, and reads all devices.
 ///
 /// # Errors
 /// The mount table cannot be read: mounted devices would look unmounted.
@@ -112,8 +112,8 @@ async fn adopt_devices(engine: &SharedEngine, callers: &Arc<Callers>) -> Result<
         adopting.restore(move |client| callers.clone().is_connected(client)).await;
     })
     .await;
-    let looking = Arc::clone(engine);
-    with_timeout(async move { looking.resync().await }).await;
+    let reading = Arc::clone(engine);
+    with_timeout(async move { reading.resync().await }).await;
     engine.flush_events().await;
     Ok(())
 }

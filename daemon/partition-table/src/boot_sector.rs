@@ -26,7 +26,7 @@ fn is_fat(sector: &[u8; 512]) -> bool {
         && fat_clusters(sector, sector_size, reserved, tables, cluster).is_some()
 }
 
-/// The number of clusters, if there can be as many.
+/// The number of clusters; `None` if FAT cannot have so many.
 fn fat_clusters(
     sector: &[u8; 512],
     sector_size: u32,
@@ -57,7 +57,7 @@ mod tests {
     use crate::tests::images::fat_boot_sector;
 
     #[test]
-    fn boot_sectors_of_volumes_are_known() {
+    fn boot_sectors_of_volumes_are_recognized() {
         assert!(is_of_volume(&fat_boot_sector(4096)));
         for name in [b"EXFAT   ", b"NTFS    ", b"-FVE-FS-"] {
             let mut sector = [0; 512];
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn fat_is_known_by_all_of_its_fields() {
+    fn a_boot_sector_with_one_invalid_field_is_not_fat() {
         let changes: [(usize, &[u8]); 9] = [
             (11, &[0, 1]),
             (11, &[1, 2]),
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn fat32_has_more_clusters() {
+    fn fat32_can_have_more_clusters() {
         let mut sector = fat_boot_sector(0);
         sector[32..36].copy_from_slice(&10_000_000_u32.to_le_bytes());
         assert!(!is_of_volume(&sector));

@@ -1,13 +1,13 @@
-//! Reads of an image in bounds, and the little-endian numbers in them.
+//! Bounded reads of an image, and little-endian numbers.
 
 use std::io;
 
 use crate::image::Image;
 
-/// Longest single read, in bytes.
+/// The size limit of a single read, in bytes.
 pub const LONGEST_READ: usize = 64 * 1024;
 
-/// An image seen as a device with blocks.
+/// An image as a device with blocks.
 pub struct Disk<'a, I> {
     image: &'a mut I,
     block_size: u32,

@@ -21,24 +21,24 @@ const PROTECTIVE: u8 = 0xee;
 const FIRST_LOGICAL: u32 = 5;
 /// How the disks of AIX start: `IBMA` in EBCDIC.
 const AIX: [u8; 4] = [0xc9, 0xc2, 0xd4, 0xc1];
-/// Where such a disk says that its partitions are logical volumes, in bytes.
+/// The offset in bytes where such a disk is marked as one with logical volumes.
 const AIX_DESCRIPTOR: u64 = 7 * 512;
-/// Links in a row that hold no partition, as in the kernel's `parse_extended`.
-const MAX_BARREN_LINKS: u32 = 100;
-/// Links in all; the kernel has no such bound.
+/// The limit of consecutive links without a partition, as in the kernel's `parse_extended`.
+const MAX_EMPTY_LINKS: u32 = 100;
+/// The limit of all links; the kernel has none.
 const MAX_LINKS: usize = 512;
 
 /// A boot record: the first sector of a disk, or a link of the chain of logical partitions.
 pub struct BootRecord([u8; 512]);
 
-/// Whether a boot record announces a GPT.
+/// The entry of a boot record for a GPT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protection {
-    /// Nothing.
+    /// There is none.
     Absent,
-    /// A GPT follows.
+    /// A GPT follows the boot record.
     Protective,
-    /// A GPT at a place that the kernel does not read.
+    /// It names a place where the kernel does not look for a GPT.
     Misplaced,
 }
 
@@ -63,7 +63,7 @@ impl Entry {
         self.sectors != 0 && !self.is_extended()
     }
 
-    fn leads_on(self) -> bool {
+    fn is_link(self) -> bool {
         self.sectors != 0 && self.is_extended()
     }
 
@@ -89,8 +89,7 @@ impl BootRecord {
         Ok(disk.read(offset, &mut sector)?.then_some(Self(sector)))
     }
 
-    /// The kernel's `is_pmbr_valid` (`block/partitions/efi.c`): other entries beside, a hybrid MBR,
-    /// do no harm.
+    /// The kernel's `is_pmbr_valid` (`block/partitions/efi.c`). There may be other entries, as in a hybrid MBR.
     pub fn protection(&self) -> Protection {
         let mut protective = self.entries().into_iter().filter(|entry| entry.kind == PROTECTIVE).peekable();
         if !self.is_signed() || protective.peek().is_none() {
@@ -104,7 +103,7 @@ impl BootRecord {
 
     /// The first sectors of the entries in use, apart from those for a GPT.
     pub fn first_sectors(&self) -> impl Iterator<Item = u32> {
-        // xorriso adds an entry without a type to please a firmware.
+        // xorriso adds an entry without a type, which some firmware needs.
         let in_use = |entry: &Entry| entry.sectors != 0 && !matches!(entry.kind, 0 | PROTECTIVE);
         self.entries().into_iter().filter(in_use).map(|entry| entry.first)
     }
@@ -117,8 +116,8 @@ impl BootRecord {
         [446, 462, 478, 494].map(|offset| Entry::parse(&self.0[offset..offset + 16]))
     }
 
-    /// Whether the kernel takes this for a table: the boot sector of a file system may have the
-    /// same signature, and then most likely code where the entries' flags are.
+    /// Whether the kernel reads this as a table. The boot sector of a file system may have the same signature, but most
+    /// likely has code in place of the entries' flags.
     fn is_table(&self) -> bool {
         self.is_signed() && self.entries().iter().all(|entry| matches!(entry.flag, 0 | 0x80))
     }
@@ -128,7 +127,7 @@ impl BootRecord {
         self.is_signed() && boot_sector::is_of_volume(&self.0) && !self.is_plausible_table(disk)
     }
 
-    /// Whether there are partitions, each with a type, behind this sector, within the disk and apart from the others.
+    /// Whether there are partitions, and each has a type, is behind this sector and within the disk, and overlaps no other.
     fn is_plausible_table(&self, disk: &Disk<'_, impl Image>) -> bool {
         let mut extents: Vec<Extent> = Vec::new();
         for entry in self.entries().into_iter().filter(|entry| entry.sectors != 0) {
@@ -159,7 +158,7 @@ impl BootRecord {
     }
 }
 
-/// Reads the table that this boot record holds.
+/// Reads the table in this boot record.
 ///
 /// Returns the table and the end in bytes of the last partition, as written, which may lie past the image.
 pub fn read(
@@ -201,7 +200,7 @@ struct Reader<'a, 'b, I> {
     warnings: Vec<Warning>,
 }
 
-/// A stretch of the disk in bytes.
+/// A range of the disk in bytes.
 #[derive(Clone, Copy)]
 struct Extent {
     start: u64,
@@ -233,7 +232,7 @@ impl<I: Image> Reader<'_, '_, I> {
             self.end = self.end.max(extent.end());
             if entry.is_extended() {
                 self.follow_chain(extent)?;
-                // Room for a boot loader, and too little for a file system by mistake.
+                // Enough for a boot loader, and too small to make a file system there by mistake.
                 extent.size = extent.size.min(self.disk.block_size().max(1024));
             }
             self.add(number, entry, extent);
@@ -244,13 +243,13 @@ impl<I: Image> Reader<'_, '_, I> {
     /// Reads the logical partitions of an extended one: a chain of boot records that hold one
     /// partition each, relative to the link, and the next link, relative to the extended partition.
     fn follow_chain(&mut self, extended: Extent) -> io::Result<()> {
-        let (mut link, mut barren) = (extended, 0);
+        let (mut link, mut empty_links) = (extended, 0);
         while self.next <= MAX_PARTITIONS {
             if self.visited.contains(&link.start) {
                 self.warnings.push(Warning::ChainLoop);
                 return Ok(());
             }
-            if barren == MAX_BARREN_LINKS || self.visited.len() > MAX_LINKS {
+            if empty_links == MAX_EMPTY_LINKS || self.visited.len() > MAX_LINKS {
                 self.warnings.push(Warning::ChainTooLong);
                 return Ok(());
             }
@@ -262,8 +261,8 @@ impl<I: Image> Reader<'_, '_, I> {
                 }
                 return Ok(());
             };
-            barren = if self.add_logicals(&record, link, extended) { 0 } else { barren + 1 };
-            let Some(next) = record.entries().into_iter().find(|entry| entry.leads_on()) else {
+            empty_links = if self.add_logicals(&record, link, extended) { 0 } else { empty_links + 1 };
+            let Some(next) = record.entries().into_iter().find(|entry| entry.is_link()) else {
                 return Ok(());
             };
             link = Extent::of(self.disk, extended.start, next);
@@ -272,8 +271,8 @@ impl<I: Image> Reader<'_, '_, I> {
         Ok(())
     }
 
-    /// Adds the partitions of a link; returns whether there are any. Partitions that are left out
-    /// use up numbers too.
+    /// Adds the partitions of a link; returns whether there are any. A partition that is left out
+    /// has a number too.
     fn add_logicals(&mut self, record: &BootRecord, link: Extent, extended: Extent) -> bool {
         let mut found = false;
         for (index, entry) in record.entries().into_iter().enumerate() {
@@ -281,7 +280,7 @@ impl<I: Image> Reader<'_, '_, I> {
                 continue;
             }
             let extent = Extent::of(self.disk, link.start, entry);
-            // The third and the fourth entry sometimes hold garbage.
+            // The third and the fourth entry are sometimes garbage.
             if index >= 2 && (extent.end() > link.end() || extent.end() > extended.end()) {
                 continue;
             }

@@ -1,5 +1,5 @@
-//! The size of the sectors that a DOS partition table counts in. The table does not have it: what lies where
-//! the partitions start shows it.
+//! The sector size that a DOS partition table was written for. The table does not contain it, but signatures at the
+//! start of the partitions show it.
 
 use std::io;
 
@@ -7,7 +7,7 @@ use crate::disk::Disk;
 use crate::dos::BootRecord;
 use crate::image::Image;
 
-/// What is read of the start of a partition, in bytes.
+/// How many bytes are read at the start of a partition.
 const START: usize = 4096;
 /// Signatures of contents: the offset in the partition, and the bytes there.
 const SIGNATURES: [(usize, &[u8]); 7] = [

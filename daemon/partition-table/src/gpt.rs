@@ -14,11 +14,11 @@ static CRC: Crc<u32, CrcTable<16>> = Crc::<u32, CrcTable<16>>::new(&CRC_32_ISO_H
 
 /// Where the primary header is (UEFI 5.3.2).
 const PRIMARY: u64 = 1;
-/// Bytes of the header that have a meaning.
+/// The size of the header's fields in bytes.
 const HEADER_SIZE: u32 = 92;
-/// The only entry size that the kernel and libblkid take.
+/// The only entry size that the kernel and libblkid accept.
 const ENTRY_SIZE: u32 = 128;
-/// More than any tool makes: 1 MiB of entries.
+/// The limit of entries, 1 MiB: more than any tool writes.
 const MAX_ENTRIES: u32 = 8192;
 
 /// Why one copy of the table was not loaded.
@@ -62,7 +62,7 @@ struct Header {
 struct Entries {
     seen: u32,
     with_node: Vec<Entry>,
-    /// Whether entries are in use whose numbers no node can have.
+    /// Whether there are entries in use whose numbers no node can have.
     more: bool,
 }
 
@@ -90,7 +90,7 @@ pub fn read(disk: &mut Disk<'_, impl Image>, warnings: &mut Vec<Warning>) -> io:
 }
 
 /// The size in bytes of the disk that the primary header was written for; `None` if there is no header with
-/// a sound checksum. The header may lie further: of an image that was cut short it does not fit.
+/// a sound checksum. If the image was cut short, the header does not match its size.
 pub fn described_size(disk: &mut Disk<'_, impl Image>) -> io::Result<Option<u64>> {
     let Some(mut block) = disk.read_block(PRIMARY)? else { return Ok(None) };
     let Ok(header) = Header::parse(&mut block, PRIMARY) else { return Ok(None) };
@@ -112,8 +112,8 @@ pub fn last_block_is_sound(disk: &mut Disk<'_, impl Image>) -> io::Result<bool> 
 }
 
 /// The backup copy in place of a damaged primary: from the last block (UEFI 5.3.2), or from the block that
-/// the primary names, which an image that was enlarged needs. The name may come from a damaged header, since
-/// the copy there is checked like any other.
+/// the primary names, which is right for an image that was enlarged. A damaged header may name it too, since the copy
+/// there is checked like any other.
 fn backup(disk: &mut Disk<'_, impl Image>, warnings: &mut Vec<Warning>) -> io::Result<Option<Gpt>> {
     let alternate = disk
         .read_block(PRIMARY)?
@@ -187,7 +187,7 @@ impl Header {
         Ok(header)
     }
 
-    /// The header in this block, if it was written for this place: nothing in it is checked against the disk.
+    /// The header in this block, if it was written for this place. Its other fields are not checked against the disk.
     fn parse(block: &mut [u8], number: u64) -> Result<Self, Fault> {
         if !has_signature(block) {
             return Err(Fault::NoSignature);
@@ -285,7 +285,7 @@ impl Entry {
         }
     }
 
-    /// The partition, if the kernel's `is_pte_valid` takes the entry.
+    /// The partition, if the kernel's `is_pte_valid` accepts the entry.
     fn partition(
         self,
         disk: &Disk<'_, impl Image>,

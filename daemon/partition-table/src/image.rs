@@ -2,14 +2,13 @@
 
 use std::io;
 
-/// The bytes of a disk image: of what a device shows, that is, from the attachment's offset up to
-/// its size limit.
+/// The bytes that a device shows: those of the backing file from the attachment's offset to its size limit.
 pub trait Image {
     /// Size in bytes.
     fn size(&self) -> u64;
 
-    /// Fills the buffer, of at most 64 KiB, with the bytes from `offset` on. Is never asked for
-    /// bytes past [`Image::size`].
+    /// Fills the buffer, of at most 64 KiB, with the bytes from `offset` on. The range is always within
+    /// [`Image::size`].
     ///
     /// # Errors
     /// The bytes cannot be read.

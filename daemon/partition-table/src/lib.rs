@@ -1,15 +1,15 @@
-//! Bytes of an image in, partitions out.
+//! Reads the partitions of a disk image from its bytes.
 //!
 //! Reads GPT and DOS partition tables, and lists the partitions that the kernel makes nodes for
 //! when it scans the same bytes (`block/partitions/{core,efi,msdos}.c`), with the names that
 //! libblkid gives them. The bytes are not trusted: every number in them is checked before it is
-//! used, every read is within the image, and what is read, allocated and returned is bounded. What
-//! cannot be used is named in a [`Warning`].
+//! used, every read is within the image, and the size of reads, memory and results is bounded. A [`Warning`] names
+//! what cannot be used.
 //!
 //! Differences from the kernel's scan (`tests/kernel.rs` compares the two; `tests/libblkid/differences.rs` has those from
 //! libblkid):
 //! - A damaged primary GPT is replaced by the backup, as libblkid does. The kernel does so only
-//!   when booted with `gpt`; see [`Table::from_backup`].
+//!   if booted with `gpt`; see [`Table::from_backup`].
 //! - GPT entries that end before they start are left out. The kernel makes a node of absurd size.
 //! - A chain of logical partitions ends at its first repetition. The kernel follows it until all
 //!   numbers are used up.

@@ -1,4 +1,4 @@
-//! Which table an image has, and what Linux makes of it.
+//! Finds the partition table of an image, and how Linux treats it.
 
 use std::io;
 
@@ -13,15 +13,15 @@ use crate::warning::Warning;
 /// Sector sizes that a GPT may have been written for.
 const SECTOR_SIZES: [u32; 4] = [512, 1024, 2048, 4096];
 
-/// What was found in an image.
+/// The partition table of an image, and its faults.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reading {
     /// The partition table; `None` if there is none, or none that is sound.
     pub table: Option<Table>,
-    /// What was not used, and what is unusual about the rest.
+    /// Structures that were not used, and anything unusual about the others.
     pub warnings: Vec<Warning>,
-    /// How many bytes of image the table was written for, sound or not: more than there are if the image was
-    /// cut short. `None` if there is no table, or if it counts other sectors than the device has.
+    /// The size in bytes of the image that the table was written for, even if the table is damaged. It is larger than the
+    /// image if that was cut short. `None` if there is no table, or if it was written for another sector size.
     pub described: Option<u64>,
     /// Whether the first sector is the boot sector of a volume, which may read as a table too. A kernel that reads
     /// tables makes nodes of its entries: they are not partitions, and the disk is one volume.
@@ -50,7 +50,7 @@ pub fn read(image: &mut impl Image, block_size: u32) -> io::Result<Reading> {
             if is_volume { (None, None) } else { dos::read(&mut disk, &record, &mut warnings)?.unzip() }
         }
     };
-    // A table without entries is written for any image.
+    // A table without entries fits an image of any size.
     described = described.filter(|end| *end != 0);
     if let Some(table) = &mut table {
         mark_refusals(&mut table.partitions, u64::from(block_size), &mut warnings);
@@ -88,8 +88,8 @@ fn read_gpt(
     Ok(table)
 }
 
-/// How many bytes the GPT was written for. If it does not fit, nothing shows the size of its sectors but the
-/// place of its header.
+/// The size in bytes of the image that the GPT was written for. If it does not match the image, only the place of its
+/// header shows its sector size.
 fn gpt_size(image: &mut impl Image, block_size: u32) -> io::Result<Option<u64>> {
     for size in [block_size].into_iter().chain(SECTOR_SIZES) {
         let described = gpt::described_size(&mut Disk::new(image, size)?)?;
@@ -110,7 +110,7 @@ pub fn sector_size(image: &mut impl Image) -> io::Result<Option<u32>> {
     if !record.is_some_and(|record| record.protection() == Protection::Protective) {
         return Ok(None);
     }
-    // A primary counts for more than any backup: the end of the image may be older than its start.
+    // A primary takes precedence over any backup: the end of the image may be older than its start.
     for size in SECTOR_SIZES {
         if gpt::primary_is_sound(&mut Disk::new(image, size)?)? {
             return Ok(Some(size));

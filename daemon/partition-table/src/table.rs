@@ -33,7 +33,7 @@ pub struct Table {
     /// Whether the primary GPT is damaged. The kernel's own scan makes no nodes then
     /// (`block/partitions/efi.c`, `find_valid_gpt`); BLKPG does.
     pub from_backup: bool,
-    /// By number, rising.
+    /// In ascending order of their numbers.
     pub partitions: Vec<Partition>,
 }
 
@@ -49,10 +49,10 @@ pub struct Partition {
     pub size: u64,
     /// GPT: the type's GUID. DOS: as libblkid prints it, `0x83`. Lower case.
     pub kind: String,
-    /// What `/dev/disk/by-partuuid` has. GPT: the partition's GUID. DOS: `1a2b3c4d-01`, empty if
+    /// The name in `/dev/disk/by-partuuid`. GPT: the partition's GUID. DOS: `1a2b3c4d-01`, empty if
     /// the disk signature is zero. Lower case.
     pub uuid: String,
-    /// GPT: the name, up to its first NUL. It may hold any other character. DOS: empty.
+    /// GPT: the name, up to its first NUL. It may contain any other character. DOS: empty.
     pub label: String,
     /// Why BLKPG refuses this partition when all are added in the order of their numbers. The
     /// kernel's own scan makes a node nevertheless.

@@ -1,4 +1,4 @@
-//! What is wrong with an image, in words for people.
+//! Warnings about the partition table of an image, and their texts.
 
 use std::fmt;
 
@@ -17,7 +17,7 @@ pub enum Warning {
     BackupMisplaced,
     /// Both copies of the GPT are sound and differ.
     BackupDiffers,
-    /// The table counts sectors of another size than the device has.
+    /// The table was written for another sector size than that of the device.
     OtherSectorSize {
         /// The kind of the table.
         table: TableKind,
@@ -28,9 +28,9 @@ pub enum Warning {
     },
     /// The MBR's entry for the GPT does not start at sector 1.
     MisplacedProtection,
-    /// A sound GPT is there without the MBR's entry for it.
+    /// There is a sound GPT, and the MBR has no entry for it.
     UnprotectedGpt,
-    /// Entries of the MBR beside the one for the GPT name places where no GPT partition starts.
+    /// Other entries of the MBR than that for the GPT start where no GPT partition does.
     HybridMbr,
     /// Entries are in use whose numbers no node can have.
     TooManyPartitions,
@@ -49,7 +49,7 @@ pub enum Warning {
         /// The partition.
         number: u32,
     },
-    /// A partition reaches into what the GPT keeps for itself.
+    /// A partition is partly outside the blocks that the GPT reserves for partitions.
     OutsideUsable {
         /// The partition.
         number: u32,
@@ -58,7 +58,7 @@ pub enum Warning {
     Overlap {
         /// The partition that BLKPG refuses.
         number: u32,
-        /// The partition that is there already.
+        /// The partition that it overlaps.
         other: u32,
     },
     /// A partition is not made of whole blocks; see `Partition::refusal`.
@@ -66,11 +66,11 @@ pub enum Warning {
         /// The partition.
         number: u32,
     },
-    /// A partition may hold a table of its own, which is not read.
+    /// A partition may contain a partition table, which is not read.
     NestedTable {
         /// The partition.
         number: u32,
-        /// Whose table that is.
+        /// The system that uses such tables.
         system: &'static str,
     },
     /// The chain of logical partitions contains a loop.
@@ -125,7 +125,7 @@ impl fmt::Display for Warning {
             Self::BackupMisplaced => f.write_str(
                 "the backup GPT is not at the end of the image: the image was made larger or smaller",
             ),
-            Self::BackupDiffers => f.write_str("the primary and the backup GPT do not say the same"),
+            Self::BackupDiffers => f.write_str("the primary and the backup GPT differ"),
             Self::OtherSectorSize { table, written, read } => {
                 let table = match table {
                     TableKind::Gpt => "GPT",
@@ -138,7 +138,7 @@ impl fmt::Display for Warning {
                 )
             }
             Self::MisplacedProtection => f.write_str(
-                "the MBR's GPT entry does not start at sector 1: the kernel takes it for no partition table",
+                "the MBR's entry for the GPT does not start at sector 1: the kernel does not read the GPT",
             ),
             Self::UnprotectedGpt => {
                 f.write_str("there is a GPT that the MBR does not mention: the kernel does not read it")

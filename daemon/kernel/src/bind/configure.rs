@@ -60,7 +60,7 @@ pub fn configure<'a>(shared: &'a Shared, number: u32, wanted: Wanted<'_>) -> nix
     }
 }
 
-/// Detaches a device that cannot be used. udev may have it open for a moment: until then the number is taken.
+/// Detaches a device that cannot be used. Waits until its number is free: udev may have it open for a moment.
 fn undo(number: u32, device: OwnedFd, writer: Option<Writer<'_>>) {
     let _ends_at_close = ioctl::clear(&device);
     drop((device, writer));

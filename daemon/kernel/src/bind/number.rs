@@ -1,4 +1,4 @@
-//! The choice of a number, and its release after an error.
+//! Chooses a number and attaches the file to it. After an error the number is released.
 
 use std::os::fd::OwnedFd;
 
@@ -124,7 +124,7 @@ fn bind_number<'a>(shared: &'a Shared, claim: Claim, wanted: Wanted<'_>) -> Resu
         Err(errno) if has_choice && is_taken(errno, claim.number()) => Ok(Attempt::Taken(claim)),
         Err(errno) => {
             let error = refusal(shared, claim.number(), wanted, errno);
-            // Before the claim: the next claim of the number makes its own mark.
+            // The mark ends before the claim: the next claim of the number makes its own mark.
             drop(expected);
             claim.give_up();
             Err(error)
@@ -157,15 +157,15 @@ fn commit<'a>(
     claim: Claim,
 ) -> Result<Bound<'a>, Error> {
     let Configured { device, hold, writer } = configured;
-    let file_size = wanted.examined.size;
-    let Some(mut mark) = expected else { return Ok(Bound { device, file_size, hold, claim, writer }) };
-    let Err(error) = mark.becomes(device.disk_sequence) else {
-        return Ok(Bound { device, file_size, hold, claim, writer });
-    };
-    let _result = detach::clear(device.number, device.disk_sequence);
-    drop((hold, writer));
-    // Not before: udev must not process the device without a mark.
-    drop(mark);
-    claim.give_up();
-    Err(unmarked(error))
+    if let Some(mut mark) = expected
+        && let Err(error) = mark.replace_by(device.disk_sequence)
+    {
+        let _ends_at_close = detach::clear(device.number, device.disk_sequence);
+        drop((hold, writer));
+        // After the device: udev must not process it without a mark.
+        drop(mark);
+        claim.give_up();
+        return Err(unmarked(error));
+    }
+    Ok(Bound { device, file_size: wanted.examined.size, hold, claim, writer })
 }

@@ -1,4 +1,4 @@
-//! Why the kernel refuses an attach.
+//! The errors of an attach that the kernel refuses.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 
@@ -82,7 +82,7 @@ pub fn refusal(shared: &Shared, number: u32, wanted: Wanted<'_>, errno: Errno) -
         Errno::EROFS if device::is_set_read_only(number) => made_read_only(&name, number),
         errno if is_node_missing(errno, number) => node_missing(&name, number),
         Errno::EINVAL if block_size > SMALLEST_PAGE => {
-            heal(number, wanted.file);
+            reset(number, wanted.file);
             block_size_refused(&name, block_size, shared.refuse_block(block_size))
         }
         Errno::EOPNOTSUPP => no_direct_io(wanted),
@@ -112,15 +112,16 @@ pub fn set_read_only(number: u32) -> String {
     format!("{node} was set read-only by another program; set it writable (blockdev --setrw {node})")
 }
 
-/// The message for such a node.
+/// The message for a node that belongs to another user.
 pub fn closed_to_us(number: u32) -> String {
     let node = node(number);
     format!("{node} may not be opened by root (EACCES); give it back (chown root:disk {node})")
 }
 
-/// After it has refused a block size the kernel leaves uevents suppressed and the device read-only until the
-/// next successful `LOOP_CONFIGURE` (Linux 5.15 to 6.x, `loop_configure`). Makes one, and undoes it.
-fn heal(number: u32, file: &OwnedFd) {
+/// Makes a device usable again whose block size the kernel has refused. The kernel leaves uevents suppressed and the
+/// device read-only until the next successful `LOOP_CONFIGURE` (Linux 5.15 to 6.x, `loop_configure`): this makes
+/// one and detaches the file again.
+fn reset(number: u32, file: &OwnedFd) {
     let Ok(device) = device::open(number, OFlag::O_RDONLY) else { return };
     if ioctl::configure(&device, file.as_fd(), 512, ioctl::empty_info()).is_ok() {
         let _ends_at_close = ioctl::clear(&device);

@@ -1,4 +1,4 @@
-//! Partitions that an earlier user of a free number has left.
+//! Deletes partitions that an earlier attach has left on a free number.
 
 use loopd_engine::kernel::node;
 use nix::fcntl::OFlag;
@@ -7,7 +7,7 @@ use tracing::warn;
 use crate::sysfs::loop_device;
 use crate::{device, ioctl};
 
-/// Deletes them; false if some are left.
+/// Deletes the partitions; false if some are left.
 pub fn sweep(number: u32) -> bool {
     let left = loop_device::partitions(number);
     if left.is_empty() {

@@ -1,4 +1,4 @@
-//! What is to be attached, and how.
+//! The file to attach, and the request for it.
 
 use std::os::fd::OwnedFd;
 
@@ -11,7 +11,7 @@ use crate::backing_file::Examined;
 pub struct Wanted<'a> {
     pub file: &'a OwnedFd,
     pub examined: &'a Examined,
-    /// With a block size.
+    /// Its block size is set.
     pub request: &'a AttachRequest,
     /// Whether to bypass the page cache of the file.
     pub direct_io: bool,

@@ -9,7 +9,7 @@ use loopd_engine::kernel::{DiskSequence, node};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
 
-use crate::error::{failed, is_gone};
+use crate::error::{errno_of, failed, is_gone};
 use crate::ioctl;
 use crate::sysfs::loop_device;
 
@@ -36,7 +36,7 @@ pub fn open(number: u32, access: OFlag) -> nix::Result<OwnedFd> {
         .write(access & OFlag::O_ACCMODE == OFlag::O_RDWR)
         .custom_flags((claim | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
         .open(node(number))
-        .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or_default()))?;
+        .map_err(|error| errno_of(&error))?;
     let is_block_device = file.metadata().is_ok_and(|metadata| metadata.file_type().is_block_device());
     if is_block_device { Ok(file.into()) } else { Err(Errno::ENOTBLK) }
 }
@@ -73,8 +73,8 @@ pub fn read_bytes(
     length: usize,
 ) -> Result<Vec<u8>, Error> {
     let Some(device) = open_attached(number, disk_sequence)? else { return Ok(Vec::new()) };
-    // The backing file may have changed since the device has read it: a program that writes to it is not noticed.
-    let _stays_as_it_is = posix_fadvise(&device, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+    // Drops the device's page cache, which does not notice that a program has written to the backing file.
+    let _best_effort = posix_fadvise(&device, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
     let mut bytes = vec![0; length];
     let read = File::from(device).read_at(&mut bytes, offset).map_err(|error| not_read(number, error))?;
     bytes.truncate(read);

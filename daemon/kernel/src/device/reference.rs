@@ -1,7 +1,7 @@
-//! The reference and the mark of an attach, which both stand in `lo_file_name`.
+//! The reference and the mark of an attach, both stored in `lo_file_name`.
 //!
-//! The mark follows the NUL of the reference: the kernel keeps all 64 bytes, and no tool shows what follows
-//! the NUL. A reference of more than 54 bytes leaves no room for a mark.
+//! The mark follows the NUL of the reference: the kernel keeps all 64 bytes, and no tool shows the bytes after
+//! the NUL. A reference of more than 54 bytes leaves no space for a mark.
 
 use std::ops::Range;
 

@@ -69,7 +69,7 @@ pub fn is_scanned(device: &OwnedFd) -> bool {
     ioctl::status(device).is_ok_and(|info| info.lo_flags & LoFlags::LO_FLAGS_PARTSCAN as u32 != 0)
 }
 
-/// Whether the device is read-only, although nothing that is attached makes it so: `BLKROSET` outlives a detach.
+/// Whether the device is read-only while nothing is attached: `BLKROSET` outlives a detach.
 pub fn is_set_read_only(number: u32) -> bool {
     open(number, OFlag::O_RDONLY).is_ok_and(|device| ioctl::read_only(&device) == Ok(true))
 }

@@ -1,4 +1,4 @@
-//! Finds what the bytes of a device show.
+//! Recognizes formats and described sizes in the bytes of a device.
 
 use loopd_engine::kernel::{Describer, Findings};
 use loopd_partition_table::{Image, Reading};
@@ -7,9 +7,9 @@ use super::file_system::{self, ISO_DESCRIPTOR};
 use super::format;
 use super::table::{self, Nodes};
 
-/// What is read of the start of a device, in bytes.
+/// How many bytes are read at the start of a device.
 const START: usize = 2048;
-/// What is read of its end.
+/// How many bytes are read at its end.
 const END: usize = 512;
 /// The size of a volume descriptor.
 const DESCRIPTOR: usize = 2048;
@@ -18,23 +18,24 @@ const DESCRIPTOR: usize = 2048;
 pub fn find(image: &mut impl Image, reading: &Reading, nodes: Nodes<'_>) -> Findings {
     let size = image.size();
     let start = part(image, 0, START);
-    let end = part(image, size.saturating_sub(END as u64), END);
-    let format = format::of_start(&start).or_else(|| format::of_end(&end));
-    if format::of_start(&start).is_some() {
-        // What looks like a table or a superblock there is none.
+    let format = format::of_start(&start);
+    if format.is_some() {
+        // In such an image, bytes that look like a table or a superblock are neither.
         return Findings { format, ..Findings::default() };
     }
+    let end = part(image, size.saturating_sub(END as u64), END);
     let described = described(image, &start, reading);
     let is_cut_short = described.is_some_and(|(_, described)| described > size);
-    Findings { format, described, warnings: table::warnings(reading, nodes, is_cut_short) }
+    let warnings = table::warnings(reading, nodes, is_cut_short);
+    Findings { format: format::of_end(&end), described, warnings }
 }
 
 /// The largest size that the image describes.
 fn described(image: &mut impl Image, start: &[u8], reading: &Reading) -> Option<(Describer, u64)> {
     let table = reading.described.map(|size| (Describer::PartitionTable, size));
     let descriptor = part(image, ISO_DESCRIPTOR, DESCRIPTOR);
-    // Hybrid images have both, but a superblock behind a partition table is left from an earlier use.
-    // A boot loader in front of a file system reads as a table without partitions.
+    // A superblock behind a partition table is left from an earlier use; only ISO 9660 and a table exist together, in
+    // hybrid images. A boot loader in front of a file system reads as a table without partitions.
     let has_partitions = reading.table.as_ref().is_some_and(|table| !table.partitions.is_empty());
     let file_system = if has_partitions || table.is_some() { None } else { file_system::of_start(start) };
     let all = [table, file_system, file_system::of_descriptor(&descriptor)];
@@ -43,8 +44,8 @@ fn described(image: &mut impl Image, start: &[u8], reading: &Reading) -> Option<
 
 /// At most `length` bytes from an offset on: fewer at the end of the image, none if they cannot be read.
 fn part(image: &mut impl Image, offset: u64, length: usize) -> Vec<u8> {
-    let there = usize::try_from(image.size().saturating_sub(offset)).unwrap_or(usize::MAX);
-    let mut bytes = vec![0; length.min(there)];
+    let available = usize::try_from(image.size().saturating_sub(offset)).unwrap_or(usize::MAX);
+    let mut bytes = vec![0; length.min(available)];
     if bytes.is_empty() || image.read_at(offset, &mut bytes).is_err() {
         bytes.clear();
     }

@@ -1,4 +1,4 @@
-//! What the reader of the partition table has to say, as warnings for the user. The log has all of it.
+//! Selects the warnings about a partition table that the user sees. The log has all of them.
 
 use loopd_engine::Warning;
 use loopd_engine::kernel::{NotMade, PartitionNode};
@@ -11,12 +11,13 @@ pub struct Nodes<'a> {
     pub nodes: &'a [PartitionNode],
     /// Whether partitions should have nodes.
     pub wanted: bool,
-    /// Whether missing nodes follow, or cannot be made for want of a privilege: then no partition is to blame.
+    /// Whether missing nodes may still appear, or loopd lacks the privilege to make them. Then the partitions are not
+    /// the cause.
     pub incomplete: bool,
 }
 
-/// The warnings of a table. `is_cut_short`: whether the image ends before the end that it describes; then
-/// nothing is said of what is missing there.
+/// The warnings about a table. `is_cut_short`: whether the image ends before the end that it describes. Then there is no
+/// warning about structures in the missing part.
 pub fn warnings(reading: &Reading, nodes: Nodes<'_>, is_cut_short: bool) -> Vec<Warning> {
     let mut all = Vec::new();
     all.extend(reading.warnings.iter().find_map(sector_size));
@@ -59,8 +60,8 @@ fn of_table(reading: &Reading, is_cut_short: bool) -> impl Iterator<Item = Warni
         format::Warning::MisplacedProtection
         | format::Warning::UnprotectedGpt
         | format::Warning::HybridMbr => Some(Warning::TableIgnored(warning.to_string())),
-        // The backup is used: said with the damage. An image that was made larger is sound. The rest is of
-        // single partitions.
+        // `BackupUsed` comes with `PrimaryDamaged`. After an image was enlarged, `BackupMisplaced` is normal. The
+        // others are about single partitions.
         _ => None,
     })
 }
@@ -71,13 +72,14 @@ fn unread_backup(reading: &Reading, nodes: Nodes<'_>) -> Option<Warning> {
     let is_unread = nodes.wanted && !nodes.incomplete && nodes.nodes.is_empty();
     let partitions = table.partitions.len();
     is_unread.then(|| {
-        let sentence =
-            "is not used, since this kernel reads the primary GPT only; a tool such as sgdisk can restore it";
-        Warning::TableIgnored(format!("the backup GPT with {partitions} partitions {sentence}"))
+        Warning::TableIgnored(format!(
+            "the backup GPT with {partitions} partitions is not used, since this kernel reads the primary GPT only; a \
+             tool such as sgdisk can restore it"
+        ))
     })
 }
 
-/// The entries that are no partitions.
+/// The entries that cannot be partitions.
 fn left_out(reading: &Reading, nodes: &[PartitionNode]) -> impl Iterator<Item = Warning> {
     let reason = |warning: &format::Warning| match warning {
         format::Warning::PastEnd { number } => Some((*number, NotMade::PastEnd)),
@@ -143,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_and_disregard_have_their_codes() {
+    fn damaged_and_ignored_tables_have_their_codes() {
         use format::Warning as Found;
         assert_eq!(codes(&[Found::PrimaryDamaged(Fault::HeaderChecksum)], false), ["table-damaged"]);
         assert_eq!(codes(&[Found::BackupDiffers, Found::ChainLoop], false), ["table-damaged"; 2]);
@@ -154,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_is_not_called_damaged_too() {
+    fn structures_in_the_missing_part_are_not_reported_as_damaged() {
         use format::Warning as Found;
         let lost = [Found::PrimaryDamaged(Fault::UsableRange), Found::BackupDamaged(Fault::PastEnd)];
         assert_eq!((codes(&lost, true), codes(&lost, false)), (vec![], vec!["table-damaged"; 2]));
@@ -163,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_for_other_sectors_is_not_called_damaged() {
+    fn a_table_for_other_sectors_is_not_reported_as_damaged() {
         use format::Warning as Found;
         let other = Found::OtherSectorSize { table: TableKind::Gpt, written: 4096, read: 512 };
         let all =

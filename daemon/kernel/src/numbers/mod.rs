@@ -1,4 +1,4 @@
-//! Numbers of loop devices: which are free, and which of them this process works on.
+//! Numbers of loop devices: which are free, and on which of them an operation of this process is in progress.
 
 mod claims;
 mod control;

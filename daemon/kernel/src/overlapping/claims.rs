@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use loopd_engine::Error;
-use loopd_engine::kernel::{Claim, Device};
+use loopd_engine::kernel::{Claim, Device, node};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 
-use super::stack::{Extent, Stack, size};
-use crate::error::{described, is_gone};
+use super::stack::{self, Extent, Stack, size};
+use crate::error::{described, errno_of, is_gone};
 use crate::sysfs::{Block, DeviceNumber};
 use crate::{users, wait};
 
@@ -73,7 +74,8 @@ enum Obstacle {
 ///
 /// # Errors
 /// `Busy` if one is in use, unless neither can be written to; `Timeout` if it is unknown whether that one
-/// shows the same bytes; `NotSupported` if too many devices are stacked on each other; `Kernel`.
+/// shows the same bytes; `NotSupported` if too many devices are stacked on each other; `Kernel`, also if sysfs cannot
+/// be read.
 pub fn claim(
     device: &Device,
     bytes: &Range<u64>,
@@ -84,7 +86,7 @@ pub fn claim(
     let mut stack = Stack::new(known.chain([device]));
     let (own, below) = stack
         .trace(device.device_number, bytes.clone())
-        .map_err(|too_deep| too_deep.refuse(&stack, operation))?;
+        .map_err(|obstacle| obstacle.refuse(operation, &stack.name(device.device_number)))?;
     let mut disks = overlapping(&mut stack, device, &own, others, operation)?;
     disks.extend(below.iter().map(|disk| (*disk, true)));
     disks.remove(&device.device_number);
@@ -120,7 +122,10 @@ fn overlapping(
     let mut disks = BTreeMap::new();
     for (number, other) in others {
         let Some(other) = other else {
-            disks.extend(Block::of_loop(*number).number().map(|disk| (disk, false)));
+            let disk = Block::of_loop(*number).number();
+            let disk =
+                disk.map_err(|error| stack::Obstacle::from(error).refuse(operation, &node(*number)))?;
+            disks.extend(disk.map(|disk| (disk, false)));
             continue;
         };
         let disk = other.device_number;
@@ -128,7 +133,7 @@ fn overlapping(
             continue;
         }
         let traced = stack.trace(disk, 0..size(disk));
-        let (extents, _) = traced.map_err(|too_deep| too_deep.refuse(stack, operation))?;
+        let (extents, _) = traced.map_err(|obstacle| obstacle.refuse(operation, &stack.name(disk)))?;
         if extents.iter().any(|extent| own.iter().any(|own| extent.overlaps(own))) {
             disks.insert(disk, true);
         }
@@ -139,10 +144,11 @@ fn overlapping(
 /// Claims the disk; `None` if it is gone, or claimed only by the devices below the volume.
 fn claim_disk(disk: DeviceNumber, below: &[DeviceNumber]) -> Result<Option<File>, Obstacle> {
     let Some(node) = Block::numbered(disk).node() else { return Ok(None) };
-    let may_end = || !is_claimed_by(disk, below) && users::of_disk(disk).is_empty();
+    let is_claimed_below = || is_claimed_by(disk, below).unwrap_or(false);
+    let may_end = || !is_claimed_below() && users::of_disk(disk).is_empty();
     match wait::while_busy(Path::new(&node), || open_exclusively(disk, &node), may_end) {
         Ok(file) => Ok(Some(file)),
-        Err(Errno::EBUSY) if is_claimed_by(disk, below) => Ok(None),
+        Err(Errno::EBUSY) if is_claimed_below() => Ok(None),
         Err(Errno::EBUSY) => Err(Obstacle::Users(users::of_disk(disk))),
         // The sandbox of the unit allows no other disks than loop devices.
         Err(Errno::EPERM | Errno::EACCES) => match users::of_disk(disk) {
@@ -160,7 +166,7 @@ fn open_exclusively(disk: DeviceNumber, node: &str) -> nix::Result<File> {
         .read(true)
         .custom_flags(flags.bits())
         .open(node)
-        .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or_default()))?;
+        .map_err(|error| errno_of(&error))?;
     let opened = file.metadata().map(|metadata| metadata.rdev()).unwrap_or_default();
     if opened == nix::sys::stat::makedev(disk.0.into(), disk.1.into()) {
         Ok(file)
@@ -170,11 +176,17 @@ fn open_exclusively(disk: DeviceNumber, node: &str) -> nix::Result<File> {
 }
 
 /// Whether only devices of the stack that the volume is on claim the disk.
-fn is_claimed_by(disk: DeviceNumber, below: &[DeviceNumber]) -> bool {
-    let blocks = Block::numbered(disk).with_partitions();
-    let holders: Vec<Block> = blocks.iter().flat_map(Block::holders).collect();
-    let is_below = |holder: &Block| holder.number().is_some_and(|number| below.contains(&number));
-    !holders.is_empty() && holders.iter().all(is_below) && !users::is_mounted(disk)
+fn is_claimed_by(disk: DeviceNumber, below: &[DeviceNumber]) -> io::Result<bool> {
+    let mut is_held = false;
+    for block in Block::numbered(disk).with_partitions()? {
+        for holder in block.holders()? {
+            if !holder.number()?.is_some_and(|number| below.contains(&number)) {
+                return Ok(false);
+            }
+            is_held = true;
+        }
+    }
+    Ok(is_held && !users::is_mounted(disk)?)
 }
 
 #[cfg(test)]
@@ -182,6 +194,7 @@ mod tests {
     use loopd_common::ErrorKind;
 
     use super::*;
+    use crate::test_descriptors::without_descriptors;
 
     /// The devices 1 to `count`, each on the one before and the first on a file. None of them exists.
     fn chain(count: u32) -> Vec<Device> {
@@ -209,6 +222,22 @@ mod tests {
         let error = claim_among(&devices[0], &devices).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotSupported);
         assert!(error.to_string().starts_with("cannot mount x.img: /dev/loop18"), "{error}");
+    }
+
+    #[test]
+    fn a_volume_is_refused_if_the_devices_cannot_be_read() {
+        let devices = chain(3);
+        let error = without_descriptors(|| claim_among(&devices[0], &devices)).unwrap_err();
+        assert!(error.to_string().contains("sysfs cannot be read: EMFILE"), "{error}");
+        let hung = [(900_001, None)];
+        let mut stack = Stack::default();
+        let error = without_descriptors(|| overlapping(&mut stack, &devices[1], &[], &hung, "mount x.img"));
+        assert!(error.unwrap_err().to_string().contains("/dev/loop900001 shows the same bytes"));
+    }
+
+    #[test]
+    fn a_claim_of_unknown_users_is_not_one_of_the_devices_below() {
+        assert!(without_descriptors(|| is_claimed_by((7, 900_001), &[])).is_err());
     }
 
     #[test]

@@ -1,12 +1,15 @@
 //! Follows stacked devices down to the files and disks whose bytes they show.
 
 use std::collections::HashMap;
+use std::io;
 use std::ops::Range;
 
 use loopd_common::text::printable;
 use loopd_engine::Error;
 use loopd_engine::kernel::{Device, FileIdentity};
+use nix::errno::Errno;
 
+use crate::error::{described, errno_of};
 use crate::sysfs::{Block, DeviceNumber, loop_device};
 
 /// How many devices may be stacked on each other. More than any use of them needs.
@@ -33,22 +36,43 @@ impl Extent {
     }
 }
 
-/// A stack of more than [`DEEPEST`] devices, or one that contains itself.
+/// Why a disk was not followed to its sources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TooDeep {
-    /// The disk at the top.
-    disk: DeviceNumber,
+pub enum Obstacle {
+    /// It is stacked on more than [`DEEPEST`] devices, or on itself.
+    TooDeep,
+    /// sysfs cannot be read.
+    Unreadable(Errno),
 }
 
-impl TooDeep {
-    /// The error for a volume if this leaves its overlaps unknown. `operation` completes "cannot".
-    pub fn refuse(self, stack: &Stack<'_>, operation: &str) -> Error {
-        let reason = format!(
-            "{} is stacked on more than {DEEPEST} other devices, so that it is unknown whether it shows the same bytes \
-             as another one; detach it, or attach the file at the bottom directly",
-            stack.name(self.disk)
-        );
-        Error::NotSupported { operation: operation.to_owned(), reason }
+impl From<io::Error> for Obstacle {
+    fn from(error: io::Error) -> Self {
+        Self::Unreadable(errno_of(&error))
+    }
+}
+
+impl Obstacle {
+    /// The error for an operation, if it is unknown whether this disk shows the same bytes. `operation` completes
+    /// "cannot".
+    pub fn refuse(self, operation: &str, disk: &str) -> Error {
+        let operation = operation.to_owned();
+        match self {
+            Self::TooDeep => {
+                let reason = format!(
+                    "{disk} is stacked on more than {DEEPEST} other devices, so that it is unknown whether it shows \
+                     the same bytes as another one; detach it, or attach the file at the bottom directly"
+                );
+                Error::NotSupported { operation, reason }
+            }
+            Self::Unreadable(errno) => {
+                let reason = format!(
+                    "whether {disk} shows the same bytes as another device is unknown, since sysfs cannot be read: {}; \
+                     try again",
+                    described(errno)
+                );
+                Error::Failed { operation, reason }
+            }
+        }
     }
 }
 
@@ -69,44 +93,58 @@ impl<'a> Stack<'a> {
 
     /// The sources of bytes of a disk, and the disks on the way. Bytes of a dm or md device may come from any
     /// place on the devices below.
+    ///
+    /// # Errors
+    /// The sources are not all known: there may be others.
     pub fn trace(
         &mut self,
         disk: DeviceNumber,
         bytes: Range<u64>,
-    ) -> Result<(Vec<Extent>, Vec<DeviceNumber>), TooDeep> {
+    ) -> Result<(Vec<Extent>, Vec<DeviceNumber>), Obstacle> {
         self.below.clear();
-        let extents = self.extents(disk, bytes, 0).ok_or(TooDeep { disk })?;
+        let extents = self.extents(disk, bytes, 0)?;
         Ok((extents, std::mem::take(&mut self.below)))
     }
 
-    /// `None` if the stack is too deep.
-    fn extents(&mut self, disk: DeviceNumber, bytes: Range<u64>, depth: usize) -> Option<Vec<Extent>> {
+    fn extents(
+        &mut self,
+        disk: DeviceNumber,
+        bytes: Range<u64>,
+        depth: usize,
+    ) -> Result<Vec<Extent>, Obstacle> {
         if depth > DEEPEST {
-            return None;
+            return Err(Obstacle::TooDeep);
         }
         if let Some(device) = self.loops.get(&disk) {
             // Another program may have changed the offset, which no event reports.
-            let offset = loop_device::offset(device.number).unwrap_or(device.offset);
+            let offset = loop_device::offset(device.number)?.unwrap_or(device.offset);
             let bytes = moved(&bytes, offset);
             return match device.backing_block_device {
                 Some(below) => self.descend(below, bytes, depth),
-                None => Some(vec![Extent { base: Base::File(device.file()), bytes }]),
+                None => Ok(vec![Extent { base: Base::File(device.file()), bytes }]),
             };
         }
-        let slaves = Block::numbered(disk).slaves();
+        let slaves = Block::numbered(disk).slaves()?;
         if slaves.is_empty() {
-            return Some(vec![Extent { base: Base::Disk(disk), bytes }]);
+            return Ok(vec![Extent { base: Base::Disk(disk), bytes }]);
         }
         let mut extents = Vec::new();
-        for below in slaves.iter().filter_map(Block::number) {
-            extents.extend(self.descend(below, 0..size(below), depth)?);
+        for slave in slaves {
+            if let Some(below) = slave.number()? {
+                extents.extend(self.descend(below, 0..size(below), depth)?);
+            }
         }
-        Some(extents)
+        Ok(extents)
     }
 
     /// The same for a block device that may be a partition.
-    fn descend(&mut self, block: DeviceNumber, bytes: Range<u64>, depth: usize) -> Option<Vec<Extent>> {
-        let (disk, start) = disk_of(block);
+    fn descend(
+        &mut self,
+        block: DeviceNumber,
+        bytes: Range<u64>,
+        depth: usize,
+    ) -> Result<Vec<Extent>, Obstacle> {
+        let (disk, start) = disk_of(block)?;
         self.below.push(disk);
         self.extents(disk, moved(&bytes, start), depth + 1)
     }
@@ -130,10 +168,10 @@ fn moved(bytes: &Range<u64>, by: u64) -> Range<u64> {
 }
 
 /// The disk of a block device, and the offset on the disk in bytes.
-fn disk_of(block: DeviceNumber) -> (DeviceNumber, u64) {
+fn disk_of(block: DeviceNumber) -> io::Result<(DeviceNumber, u64)> {
     let partition = Block::numbered(block);
-    let disk = partition.disk().and_then(|disk| disk.number());
-    disk.zip(partition.start()).unwrap_or((block, 0))
+    let Some(disk) = partition.disk() else { return Ok((block, 0)) };
+    Ok(disk.number()?.zip(partition.start()?).unwrap_or((block, 0)))
 }
 
 #[cfg(test)]
@@ -141,6 +179,7 @@ mod tests {
     use loopd_common::ErrorKind;
 
     use super::*;
+    use crate::test_descriptors::without_descriptors;
 
     /// No such device exists, so that sysfs has none of these numbers.
     fn number(device: u32) -> DeviceNumber {
@@ -187,8 +226,8 @@ mod tests {
     fn more_stacked_devices_are_refused_with_a_remedy() {
         let devices = chain(18);
         let mut stack = Stack::new(&devices);
-        let too_deep = stack.trace(number(18), 0..512).unwrap_err();
-        let error = too_deep.refuse(&stack, "mount x.img");
+        let obstacle = stack.trace(number(18), 0..512).unwrap_err();
+        let error = obstacle.refuse("mount x.img", &stack.name(number(18)));
         assert_eq!(error.kind(), ErrorKind::NotSupported);
         for part in ["cannot mount x.img: /dev/loop900018", "more than 16 other devices", "detach it"] {
             assert!(error.to_string().contains(part), "{error}");
@@ -198,7 +237,20 @@ mod tests {
     #[test]
     fn a_stack_that_contains_itself_is_refused() {
         let devices = [on_device(1, 2, 0), on_device(2, 1, 0)];
-        assert_eq!(Stack::new(&devices).trace(number(1), 0..1), Err(TooDeep { disk: number(1) }));
+        assert_eq!(Stack::new(&devices).trace(number(1), 0..1), Err(Obstacle::TooDeep));
+    }
+
+    #[test]
+    fn unreadable_devices_are_refused() {
+        let devices = [on_file(1, 1, 0), on_device(2, 3, 0)];
+        for disk in [1, 2, 3] {
+            let traced = without_descriptors(|| Stack::new(&devices).trace(number(disk), 0..1));
+            assert_eq!(traced, Err(Obstacle::Unreadable(Errno::EMFILE)), "{disk}");
+        }
+        let error = Obstacle::Unreadable(Errno::EMFILE).refuse("mount x.img", "/dev/loop3");
+        assert_eq!(error.kind(), ErrorKind::Kernel);
+        assert!(error.to_string().contains("/dev/loop3 shows the same bytes"), "{error}");
+        assert!(error.to_string().contains("EMFILE"), "{error}");
     }
 
     #[test]

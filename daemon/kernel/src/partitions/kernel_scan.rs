@@ -1,7 +1,7 @@
 //! Whether the kernel reads partition tables. Some kernels are built without any parser.
 //!
-//! The first table with partitions of which the kernel made none is followed by a test: an image with a table
-//! that every parser knows is attached for a moment.
+//! When the kernel has made no nodes for a table with partitions for the first time, a test follows: an image with a
+//! table that every parser knows is attached for a moment.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -25,8 +25,7 @@ pub fn kernel_is_known_to_scan(shared: &Shared) -> bool {
     known(shared) == Some(true)
 }
 
-/// Whether the kernel reads partition tables. `has_made_nodes` is a proof that it does; without one it is
-/// tested.
+/// Whether the kernel reads partition tables. Tests that if it is not known and `has_made_nodes` does not prove it.
 pub fn kernel_scans(shared: &Shared, has_made_nodes: bool) -> bool {
     *shared.kernel_scans.get_or_init(|| {
         let scans = has_made_nodes || test(shared).unwrap_or(false);

@@ -16,7 +16,7 @@ fn in_use(number: u32, partition: u32) -> Error {
     Error::Busy { operation: reading(number), reason }
 }
 
-/// Whether these are the nodes of the table.
+/// Whether the table has the same partitions as these nodes.
 pub fn match_table(table: &Table, nodes: &[PartitionNode]) -> bool {
     let has_node = |partition| nodes.iter().any(|node| is_node_of(node, partition));
     table.partitions.len() == nodes.len() && table.partitions.iter().all(has_node)
@@ -82,7 +82,7 @@ fn delete_stale(number: u32, disk: &File, table: Option<&Table>, nodes: &[Partit
     }
 }
 
-/// Deletes the nodes of a volume. Without the privilege for that they stay, as those do that are in use.
+/// Deletes the nodes of a volume. Nodes in use stay, and so do all if loopd lacks the privilege.
 pub fn delete_of_volume(number: u32, disk: &File, nodes: &[PartitionNode]) {
     for found in nodes {
         if let Err(errno) = ioctl::delete_partition(disk, found.number) {

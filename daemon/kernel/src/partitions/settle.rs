@@ -43,14 +43,14 @@ pub fn settle(
     let reading = partition_table::read(number, block_size, &mut bytes);
     let table = reading.table.as_ref();
     let nodes = loop_device::partitions(number);
-    let is_ours = reason != ScanReason::Foreign && concerns_us(shared, table, &nodes, false);
+    let is_ours = reason != ScanReason::Foreign && needs_loopd(shared, table, &nodes, false);
     if is_ours && is_rescan {
         nodes::delete_stale_or_none(number, &disk, table, &nodes)?;
     }
     let unmade = is_ours && !nodes::update(number, &disk, table, &nodes);
     let nodes = nodes_of(number, &reading, (reason != ScanReason::Foreign).then_some(&disk));
     let outdated = kernel_is_known_to_scan(shared) && is_outdated(table, &nodes);
-    // What a scan of another program's device or udev's rereading leaves out may still follow.
+    // Missing nodes of a foreign device, or of a table that udev reads again, may still appear.
     let incomplete = unmade || udev_rereads || !(is_ours || kernel_is_known_to_scan(shared));
     let wanted = loop_device::is_scanned(number);
     let findings = findings::find(&mut bytes, &reading, Nodes { nodes: &nodes, wanted, incomplete });
@@ -58,8 +58,8 @@ pub fn settle(
     Ok(Partitioning { partitions, missing: false, unmade, outdated, udev_rereads, findings })
 }
 
-/// The nodes of the device that are partitions. Those that the kernel makes of entries in the boot sector of a volume are
-/// left out, and deleted from a device of loopd's own, which is given then.
+/// The nodes of the device that are partitions. Nodes that the kernel has made of entries in the boot sector of a volume
+/// are left out. If `own` is the disk of an attachment of loopd, they are deleted too.
 fn nodes_of(number: u32, reading: &Reading, own: Option<&File>) -> Vec<PartitionNode> {
     let nodes = loop_device::partitions(number);
     if !reading.is_volume {
@@ -80,25 +80,23 @@ fn contents(number: u32, disk: &File) -> Result<(Bytes<'_>, u32), Error> {
     Ok((Bytes::new(disk, 0, size), block_size))
 }
 
-/// Reads of the disk return what the file contains now. The cache of the device keeps what it had while a process
-/// has the device open, also if the file was changed since.
+/// Makes reads of the disk return what the file contains now: while a process has the device open, its page cache does
+/// not notice that the file has changed.
 fn bypass_cache(disk: &File, block_size: u32) {
     if usize::try_from(block_size).is_ok_and(|block_size| block_size <= partition_table::ALIGNMENT) {
         let flags = fcntl(disk, FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
-        let _cached_otherwise =
-            flags.and_then(|flags| fcntl(disk, FcntlArg::F_SETFL(flags | OFlag::O_DIRECT)));
+        let _best_effort = flags.and_then(|flags| fcntl(disk, FcntlArg::F_SETFL(flags | OFlag::O_DIRECT)));
     }
 }
 
-/// The partitions of a device that was attached just now, if it is `scanned`, and the findings: any node of it
-/// was made by the kernel. Reads the table from the file, whose pages are in the page cache; those of the device
-/// are not.
+/// The findings of a device that was attached just now, and its partitions if it is `scanned`. The kernel has made all of
+/// its nodes. Reads the table from the file, whose pages are in the page cache; those of the device are not.
 pub fn of_new_attach(shared: &Shared, file: &OwnedFd, device: &Device, scanned: bool) -> Partitioning {
     let mut bytes = Bytes::new(file, device.offset, device.size);
     let reading = partition_table::read(device.number, device.block_size, &mut bytes);
     let table = reading.table.as_ref();
     let nodes = if scanned { nodes_of_new(device, &reading) } else { Vec::new() };
-    let missing = scanned && concerns_us(shared, table, &nodes, !nodes.is_empty());
+    let missing = scanned && needs_loopd(shared, table, &nodes, !nodes.is_empty());
     let seen = Nodes { nodes: &nodes, wanted: scanned, incomplete: missing };
     let findings = findings::find(&mut bytes, &reading, seen);
     let partitions = partition_table::describe(nodes, table);
@@ -112,8 +110,8 @@ fn nodes_of_new(device: &Device, reading: &Reading) -> Vec<PartitionNode> {
     nodes_of(device.number, reading, disk.as_ref())
 }
 
-/// Whether there may be a difference between table and nodes that the kernel leaves to loopd.
-fn concerns_us(
+/// Whether loopd may have to add or delete nodes, because the kernel reads no partition tables.
+fn needs_loopd(
     shared: &Shared,
     table: Option<&Table>,
     nodes: &[PartitionNode],

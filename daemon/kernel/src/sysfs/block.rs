@@ -1,12 +1,14 @@
 //! A block device in sysfs: a disk or a partition.
 
-use std::fs::{self, DirEntry, File};
-use std::io::Read as _;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use loopd_common::mountinfo;
+
+use crate::error::{errno_of, is_gone};
 
 /// The unit of sizes and offsets in sysfs, for any block size.
 const SECTOR: u64 = 512;
@@ -19,6 +21,9 @@ const PAGE: usize = 4096;
 pub type DeviceNumber = (u32, u32);
 
 /// The directory of a block device. It may be gone: reading an attribute gives nothing then.
+///
+/// # Errors
+/// Methods that return an error fail if sysfs cannot be read, for example because no descriptor is free.
 #[derive(Clone, Debug)]
 pub struct Block {
     directory: PathBuf,
@@ -55,24 +60,44 @@ impl Block {
         self.directory.join(attribute).exists()
     }
 
-    /// The bytes of an attribute, without the newline that the kernel adds.
-    pub fn bytes(&self, attribute: &str) -> Option<Vec<u8>> {
+    /// The bytes of an attribute, without the newline that the kernel adds; `None` if the device is gone.
+    fn read(&self, attribute: &str) -> io::Result<Option<Vec<u8>>> {
         let path = self.directory.join(attribute);
         let mut buffer = [0; PAGE];
-        let length = File::open(&path).ok()?.read(&mut buffer).ok()?;
-        let longer = if length < PAGE { None } else { Some(fs::read(path).ok()?) };
-        let bytes = longer.as_deref().unwrap_or(&buffer[..length]);
-        Some(bytes.strip_suffix(b"\n").unwrap_or(bytes).to_vec())
+        let bytes = match File::open(&path).and_then(|mut file| file.read(&mut buffer)) {
+            Ok(length) if length < PAGE => buffer[..length].to_vec(),
+            Ok(_) => fs::read(path)?,
+            Err(error) if is_gone(errno_of(&error)) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        Ok(Some(bytes.strip_suffix(b"\n").unwrap_or(&bytes).to_vec()))
     }
 
-    /// The value of an attribute.
+    /// The value of an attribute; `None` if the device is gone.
+    fn parse<T>(&self, attribute: &str, parse: impl Fn(&str) -> Option<T>) -> io::Result<Option<T>> {
+        let Some(bytes) = self.read(attribute)? else { return Ok(None) };
+        let value = std::str::from_utf8(&bytes).ok().and_then(parse);
+        value.map(Some).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    /// The value of an attribute; `None` if the device is gone.
+    pub fn read_value<T: FromStr>(&self, attribute: &str) -> io::Result<Option<T>> {
+        self.parse(attribute, |text| text.parse().ok())
+    }
+
+    /// The bytes of an attribute; `None` if it cannot be read.
+    pub fn bytes(&self, attribute: &str) -> Option<Vec<u8>> {
+        self.read(attribute).ok().flatten()
+    }
+
+    /// The value of an attribute; `None` if it cannot be read.
     pub fn value<T: FromStr>(&self, attribute: &str) -> Option<T> {
-        std::str::from_utf8(&self.bytes(attribute)?).ok()?.parse().ok()
+        self.read_value(attribute).ok().flatten()
     }
 
-    /// The device number.
-    pub fn number(&self) -> Option<DeviceNumber> {
-        mountinfo::device_number(std::str::from_utf8(&self.bytes("dev")?).ok()?)
+    /// The device number; `None` if the device is gone.
+    pub fn number(&self) -> io::Result<Option<DeviceNumber>> {
+        self.parse("dev", mountinfo::device_number)
     }
 
     /// The size in bytes.
@@ -81,8 +106,8 @@ impl Block {
     }
 
     /// Where a partition starts on its disk, in bytes; `None` for a disk.
-    pub fn start(&self) -> Option<u64> {
-        self.value::<u64>("start")?.checked_mul(SECTOR)
+    pub fn start(&self) -> io::Result<Option<u64>> {
+        Ok(self.read_value::<u64>("start")?.and_then(|sectors| sectors.checked_mul(SECTOR)))
     }
 
     /// Whether writing is refused.
@@ -113,45 +138,50 @@ impl Block {
         Some(Self { directory: disk.to_owned() })
     }
 
+    fn is_numbered(&self) -> bool {
+        let name = self.directory.file_name().unwrap_or_default();
+        name.as_bytes().last().is_some_and(u8::is_ascii_digit)
+    }
+
     /// The partitions of a disk.
-    pub fn partitions(&self) -> Vec<Self> {
-        let Ok(entries) = fs::read_dir(&self.directory) else { return Vec::new() };
-        let may_be_partition = |entry: &DirEntry| {
-            // The name of a partition ends with its number (`disk_name` in the kernel).
-            let ends_with_digit = entry.file_name().as_bytes().last().is_some_and(u8::is_ascii_digit);
-            ends_with_digit && entry.file_type().is_ok_and(|kind| kind.is_dir())
-        };
-        let candidates = entries.flatten().filter(may_be_partition);
-        let blocks = candidates.map(|entry| Self { directory: entry.path() });
-        blocks.filter(|block| block.has("partition")).collect()
+    pub fn partitions(&self) -> io::Result<Vec<Self>> {
+        let mut blocks = blocks_in(&self.directory)?;
+        // The name of a partition ends with its number (`disk_name` in the kernel).
+        blocks.retain(|block| block.is_numbered() && block.has("partition"));
+        Ok(blocks)
     }
 
     /// The device and its partitions.
-    pub fn with_partitions(&self) -> Vec<Self> {
-        let mut all = self.partitions();
+    pub fn with_partitions(&self) -> io::Result<Vec<Self>> {
+        let mut all = self.partitions()?;
         all.push(self.clone());
-        all
+        Ok(all)
     }
 
     /// The devices that are stacked on this one.
-    pub fn holders(&self) -> Vec<Self> {
-        self.linked("holders")
+    pub fn holders(&self) -> io::Result<Vec<Self>> {
+        blocks_in(&self.directory.join("holders"))
     }
 
     /// The devices that this one is stacked on.
-    pub fn slaves(&self) -> Vec<Self> {
-        self.linked("slaves")
-    }
-
-    fn linked(&self, kind: &str) -> Vec<Self> {
-        let links = entries(&self.directory.join(kind)).into_iter();
-        links.map(|directory| Self { directory }).collect()
+    pub fn slaves(&self) -> io::Result<Vec<Self>> {
+        blocks_in(&self.directory.join("slaves"))
     }
 }
 
-/// The entries of a directory; none if it cannot be read.
-pub fn entries(directory: &Path) -> Vec<PathBuf> {
-    fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+fn blocks_in(directory: &Path) -> io::Result<Vec<Block>> {
+    Ok(entries(directory)?.into_iter().map(|directory| Block { directory }).collect())
+}
+
+/// The entries of a directory; none if there is no directory with this path.
+pub fn entries(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    match fs::read_dir(directory) {
+        Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect(),
+        Err(error) if is_gone(errno_of(&error)) || error.kind() == io::ErrorKind::NotADirectory => {
+            Ok(Vec::new())
+        }
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]
@@ -159,6 +189,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+    use crate::test_descriptors::without_descriptors;
 
     fn write(directory: &Path, attributes: &[(&str, &str)]) {
         fs::create_dir_all(directory).unwrap();
@@ -177,13 +208,14 @@ mod tests {
         write(&disk.join("queue"), &[]);
 
         let disk = Block::at(&disk);
-        assert_eq!((disk.number(), disk.size(), disk.start()), (Some((104, 0)), Some(1 << 20), None));
+        assert_eq!(disk.number().unwrap(), Some((104, 0)));
+        assert_eq!((disk.size(), disk.start().unwrap()), (Some(1 << 20), None));
         assert!(disk.is_read_only() && disk.disk().is_none());
         assert_eq!(disk.node().as_deref(), Some("/dev/cciss/c0d0"));
-        let [partition] = &disk.partitions()[..] else { panic!("one partition") };
+        let [partition] = &disk.partitions().unwrap()[..] else { panic!("one partition") };
         assert_eq!(partition.name().as_deref(), Some("cciss/c0d0p1"));
-        assert_eq!((partition.start(), partition.is_read_only()), (Some(4096), false));
-        assert_eq!(partition.disk().and_then(|disk| disk.number()), Some((104, 0)));
+        assert_eq!((partition.start().unwrap(), partition.is_read_only()), (Some(4096), false));
+        assert_eq!(partition.disk().unwrap().number().unwrap(), Some((104, 0)));
     }
 
     #[test]
@@ -193,16 +225,33 @@ mod tests {
         write(&below.join("holders"), &[]);
         write(&above, &[("dev", "253:0")]);
         symlink(&above, below.join("holders/dm-0")).unwrap();
-        let holders = Block::at(&below).holders();
-        assert_eq!(holders[0].number(), Some((253, 0)));
+        let holders = Block::at(&below).holders().unwrap();
+        assert_eq!(holders[0].number().unwrap(), Some((253, 0)));
         assert_eq!(holders[0].node().as_deref(), Some("/dev/dm-0"));
-        assert!(Block::at(&below).slaves().is_empty());
+        assert!(Block::at(&below).slaves().unwrap().is_empty());
     }
 
     #[test]
     fn a_device_that_is_gone_has_no_attributes() {
         let gone = Block::named("no/such/device");
-        assert!(!gone.exists() && gone.partitions().is_empty());
-        assert_eq!((gone.number(), gone.size(), gone.name(), gone.bytes("dev")), (None, None, None, None));
+        assert!(!gone.exists() && gone.partitions().unwrap().is_empty());
+        assert_eq!((gone.number().unwrap(), gone.start().unwrap()), (None, None));
+        assert_eq!((gone.size(), gone.name(), gone.bytes("dev")), (None, None, None));
+    }
+
+    #[test]
+    fn a_device_that_cannot_be_read_is_not_gone() {
+        let root = tempfile::tempdir().unwrap();
+        let disk = root.path().join("loop3");
+        write(&disk, &[("dev", "7:3")]);
+        write(&disk.join("slaves"), &[]);
+        let block = Block::at(&disk);
+        assert!(block.slaves().is_ok() && block.number().is_ok());
+        without_descriptors(|| {
+            assert!(block.slaves().is_err() && block.holders().is_err() && block.partitions().is_err());
+            assert!(block.number().is_err() && block.start().is_err());
+        });
+        write(&disk, &[("dev", "no number")]);
+        assert!(block.number().is_err());
     }
 }

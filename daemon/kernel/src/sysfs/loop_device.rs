@@ -1,6 +1,7 @@
 //! A loop device in sysfs, by number.
 
 use std::collections::HashSet;
+use std::io;
 use std::path::Path;
 
 use loopd_engine::kernel::{Device, DiskSequence, PartitionNode};
@@ -23,31 +24,39 @@ pub fn disk_sequence(number: u32) -> Option<DiskSequence> {
 }
 
 /// The disk sequences of all loop devices, bound or not.
-pub fn disk_sequences() -> HashSet<DiskSequence> {
-    numbers().into_iter().filter_map(disk_sequence).collect()
+///
+/// # Errors
+/// One of them cannot be read.
+pub fn disk_sequences() -> io::Result<HashSet<DiskSequence>> {
+    let sequences = numbers()?.into_iter().map(|number| Block::of_loop(number).read_value("diskseq"));
+    sequences.filter_map(|sequence| Some(sequence.transpose()?.map(DiskSequence))).collect()
 }
 
-/// The numbers of all loop devices that are bound.
+/// The numbers of all loop devices that are bound; none if sysfs cannot be read.
 pub fn bound_numbers() -> Vec<u32> {
-    numbers().into_iter().filter(|number| is_bound(*number)).collect()
+    numbers().unwrap_or_default().into_iter().filter(|number| is_bound(*number)).collect()
 }
 
-fn numbers() -> Vec<u32> {
+fn numbers() -> io::Result<Vec<u32>> {
     let number = |path: &Path| path.file_name()?.to_str()?.strip_prefix("loop")?.parse().ok();
-    entries(Path::new("/sys/block")).iter().filter_map(|path| number(path)).collect()
+    Ok(entries(Path::new("/sys/block"))?.iter().filter_map(|path| number(path)).collect())
 }
 
-/// Where the device starts in its backing file, in bytes.
-pub fn offset(number: u32) -> Option<u64> {
-    Block::of_loop(number).value("loop/offset")
+/// Where the device starts in its backing file, in bytes; `None` if nothing is attached.
+///
+/// # Errors
+/// sysfs cannot be read.
+pub fn offset(number: u32) -> io::Result<Option<u64>> {
+    Block::of_loop(number).read_value("loop/offset")
 }
 
 /// The device number of the device or of a partition.
 pub fn device_number(number: u32, partition: Option<u32>) -> Option<DeviceNumber> {
-    match partition {
-        None => Block::of_loop(number).number(),
-        Some(partition) => Block::named(&format!("loop{number}p{partition}")).number(),
-    }
+    let block = match partition {
+        None => Block::of_loop(number),
+        Some(partition) => Block::named(&format!("loop{number}p{partition}")),
+    };
+    block.number().ok().flatten()
 }
 
 /// Whether the device was attached with `LO_FLAGS_PARTSCAN`.
@@ -112,7 +121,8 @@ pub fn backing_file(number: u32) -> Option<Vec<u8>> {
 pub fn partitions(number: u32) -> Vec<PartitionNode> {
     let prefix = format!("loop{number}p");
     let node = |block: &Block| partition_node(block, block.file_name()?.strip_prefix(&prefix)?.parse().ok()?);
-    let mut nodes: Vec<PartitionNode> = Block::of_loop(number).partitions().iter().filter_map(node).collect();
+    let partitions = Block::of_loop(number).partitions().unwrap_or_default();
+    let mut nodes: Vec<PartitionNode> = partitions.iter().filter_map(node).collect();
     nodes.sort_unstable_by_key(|node| node.number);
     nodes
 }
@@ -123,5 +133,6 @@ pub fn partition(number: u32, partition: u32) -> Option<PartitionNode> {
 }
 
 fn partition_node(block: &Block, number: u32) -> Option<PartitionNode> {
-    Some(PartitionNode { number, device_number: block.number()?, start: block.start()?, size: block.size()? })
+    let (device_number, start) = (block.number().ok()??, block.start().ok()??);
+    Some(PartitionNode { number, device_number, start, size: block.size()? })
 }

@@ -2,6 +2,7 @@
 //! only its source names a device. sysfs lists the devices of each file system.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::block::{Block, DeviceNumber, entries};
@@ -22,19 +23,24 @@ pub struct MultiDevice {
 
 impl MultiDevice {
     /// Reads sysfs. A directory that is missing has no file systems.
-    #[must_use]
-    pub fn read() -> Self {
+    ///
+    /// # Errors
+    /// sysfs cannot be read.
+    pub fn read() -> io::Result<Self> {
         Self::read_below(Path::new("/sys/fs"))
     }
 
-    fn read_below(sysfs: &Path) -> Self {
+    fn read_below(sysfs: &Path) -> io::Result<Self> {
+        let mut file_systems = Vec::new();
         // /sys/fs/btrfs/FSID/devices/NAME and /sys/fs/bcachefs/FSID/dev-N/block are links to block devices.
-        let btrfs = entries(&sysfs.join("btrfs")).into_iter().map(|fsid| entries(&fsid.join("devices")));
-        let bcachefs = entries(&sysfs.join("bcachefs"))
-            .into_iter()
-            .map(|fsid| entries(&fsid).iter().map(|device| device.join("block")).collect());
-        let members = |links: Vec<PathBuf>| links.iter().filter_map(|link| member(link)).collect();
-        Self { file_systems: btrfs.chain(bcachefs).map(members).collect() }
+        for fsid in entries(&sysfs.join("btrfs"))? {
+            file_systems.push(members(entries(&fsid.join("devices"))?)?);
+        }
+        for fsid in entries(&sysfs.join("bcachefs"))? {
+            let links = entries(&fsid)?.iter().map(|device| device.join("block")).collect();
+            file_systems.push(members(links)?);
+        }
+        Ok(Self { file_systems })
     }
 
     /// The numbers of all devices of the file system that a line of the mount table stands for, by its
@@ -69,10 +75,18 @@ pub fn mounted_btrfs(uuid: &str) -> Vec<String> {
     devices.filter_map(|entry| Some(format!("/dev/{}", entry.ok()?.file_name().to_str()?))).collect()
 }
 
-/// The block device that a link of sysfs leads to.
-fn member(link: &Path) -> Option<Member> {
-    let block = Block::at(link);
-    Some(Member { name: block.name()?, number: block.number()? })
+/// The block devices that these links of sysfs lead to.
+fn members(links: Vec<PathBuf>) -> io::Result<Vec<Member>> {
+    let mut members = Vec::new();
+    for link in links {
+        let block = Block::at(&link);
+        if let Some(name) = block.name()
+            && let Some(number) = block.number()?
+        {
+            members.push(Member { name, number });
+        }
+    }
+    Ok(members)
 }
 
 #[cfg(test)]
@@ -89,6 +103,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+    use crate::test_descriptors::without_descriptors;
 
     fn add_device(devices: &Path, name: &str, number: &str, link: &Path) {
         let device = devices.join(name);
@@ -110,7 +125,7 @@ mod tests {
         add_device(&devices, "loop6", "7:6\n", &other.join("dev-1/block"));
         fs::create_dir(sysfs.path().join("btrfs/features")).unwrap();
 
-        let table = MultiDevice::read_below(sysfs.path());
+        let table = MultiDevice::read_below(sysfs.path()).unwrap();
         let found = |kind: &str, source: &str| {
             let mut found = table.devices(kind.as_bytes(), source.as_bytes());
             found.sort_unstable();
@@ -132,7 +147,13 @@ mod tests {
     }
 
     #[test]
+    fn unreadable_file_systems_are_an_error() {
+        let sysfs = tempfile::tempdir().unwrap();
+        assert!(without_descriptors(|| MultiDevice::read_below(sysfs.path())).is_err());
+    }
+
+    #[test]
     fn a_kernel_without_such_file_systems_has_none() {
-        assert!(MultiDevice::read_below(Path::new("/nonexistent")).file_systems.is_empty());
+        assert!(MultiDevice::read_below(Path::new("/nonexistent")).unwrap().file_systems.is_empty());
     }
 }

@@ -24,8 +24,8 @@ use loopd_engine::{Caller as _, Permit, Quota, Snapshot, is_root};
 /// How long polkit may take without a prompt; less than the 25 s timeout of a D-Bus call.
 const TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How many checks of a uid polkit gets in a second, and how many at once after a rest: polkit processes them
-/// one after the other, for all services of the machine.
+/// How many checks of a uid are sent to polkit in a second, and how many at once after a rest: polkit processes the
+/// checks of all services one after the other.
 const CHECKS_PER_SECOND: u32 = 40;
 const CHECKS_AT_ONCE: u32 = 32;
 
@@ -44,7 +44,7 @@ pub enum Request<'a> {
     UnmountOthers(&'a Snapshot, Option<u32>),
 }
 
-/// What a prompt shows of a request. Unknown values are empty.
+/// The details of a request that a prompt shows. Unknown values are empty.
 struct Details {
     device: String,
     file: String,
@@ -73,7 +73,7 @@ impl Authority {
         Ok(Self { polkit, prompt_quota, pace, checks: AtomicU64::new(0) })
     }
 
-    /// Whether requests of this caller may need authorization. Those of root do not, and none to a simulation.
+    /// Whether requests of this caller may need authorization: not those of root, and none in a simulation.
     #[must_use]
     pub fn needs_authorization(&self, caller: &Caller) -> bool {
         !platform::IS_SIMULATED && !is_root(caller.uid())
@@ -96,7 +96,7 @@ impl Authority {
         result
     }
 
-    /// Asks polkit, and the user only if that is needed: prompts are few.
+    /// Asks polkit without a prompt first: the number of open prompts is limited.
     async fn check(&self, caller: &Caller, action: &'static str, details: &Details) -> Result<(), Error> {
         let mut result = self.ask(caller, action, details, None).await?;
         if result.is_challenge && !result.is_authorized && caller.allows_interaction() {
@@ -199,7 +199,7 @@ impl Details {
     }
 }
 
-/// The decision that a result of polkit means.
+/// The decision of polkit's result.
 fn evaluate(result: &AuthorizationResult, caller: &Caller, action: &str) -> Result<(), Error> {
     if result.is_authorized {
         return Ok(());

@@ -70,7 +70,7 @@ impl Callers {
     /// Whether this client is connected to the bus.
     pub async fn is_connected(self: Arc<Self>, client: ClientId) -> bool {
         let Ok(name) = BusName::try_from(client.0.as_str()) else { return false };
-        // If the bus does not answer, the client keeps what it has.
+        // If the bus does not answer, the client keeps its attachments.
         self.bus.name_has_owner(name).await.unwrap_or(true)
     }
 

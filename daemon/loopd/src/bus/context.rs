@@ -1,4 +1,4 @@
-//! What the objects on the bus share, and the path of every method call.
+//! The state that the objects on the bus share, and the path of every method call.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use loopd_engine::{Caller as _, Snapshot};
 
 use crate::platform::{self, File, SharedEngine};
 
-/// What all objects on the bus share. The engine is private: a method reaches it through [`Context::call`] only.
+/// The state that all objects on the bus share. The engine is private: a method reaches it through [`Context::call`] only.
 #[derive(Clone)]
 pub struct Context {
     engine: SharedEngine,
@@ -61,7 +61,7 @@ pub trait Operation: Send + Sized {
     ) -> impl Future<Output = Result<Self::Output, CallError>> + Send;
 }
 
-/// A call in progress: its caller, and what its operation may use.
+/// A call in progress: its caller, and the state that its operation may use.
 pub struct Call<'a> {
     /// The caller, watched and counted until the call ends.
     pub caller: Caller,
@@ -104,7 +104,14 @@ impl Context {
         operation: O,
     ) -> Result<O::Output, ErrorReply> {
         let method = operation.method();
-        let call = self.identify(header).await?;
+        let caller = self.callers.identify(header).await?;
+        let call = Call {
+            needs_authorization: self.authority.needs_authorization(&caller),
+            caller,
+            engine: &self.engine,
+            objects: &self.objects,
+            large_replies: &self.large_replies,
+        };
         let object = operation.look_up(&call).await?;
         for request in operation.requests(&object) {
             self.authority.authorize(&call.caller, request).await?;
@@ -114,17 +121,6 @@ impl Context {
             self.engine.flush_events().await;
         }
         Ok(result.inspect_err(|error| call.log_failure(method, error))?)
-    }
-
-    async fn identify(&self, header: &Header<'_>) -> Result<Call<'_>, Error> {
-        let caller = self.callers.identify(header).await?;
-        Ok(Call {
-            needs_authorization: self.authority.needs_authorization(&caller),
-            caller,
-            engine: &self.engine,
-            objects: &self.objects,
-            large_replies: &self.large_replies,
-        })
     }
 
     /// Takes the file that a descriptor in a message stands for.

@@ -1,5 +1,5 @@
-//! `org.freedesktop.DBus.Introspectable`: describes an object and names its children. The one of the library
-//! describes everything below the object as well.
+//! `org.freedesktop.DBus.Introspectable`: describes an object and names its children. The library's implementation
+//! also describes everything below the object.
 
 use std::fmt::Write;
 
@@ -80,17 +80,6 @@ pub async fn serve(server: &ObjectServer, path: &str, context: &Context) -> zbus
 /// There is no such object.
 pub async fn serve_above(server: &ObjectServer, context: &Context) -> zbus::Result<()> {
     serve(server, ATTACHMENT_PREFIX.trim_end_matches('/'), context).await
-}
-
-/// Replaces the library's interface on the root object and those above it.
-///
-/// # Errors
-/// One of them does not exist.
-pub async fn serve_root(server: &ObjectServer, context: &Context) -> zbus::Result<()> {
-    for path in ["/", "/org", ROOT_PATH] {
-        serve(server, path, context).await?;
-    }
-    Ok(())
 }
 
 #[interface(name = "org.freedesktop.DBus.Introspectable", introspection_docs = false)]

@@ -1,5 +1,5 @@
-//! Replies whose size grows with the number of attachments: only one is built and sent at a time, which bounds
-//! the memory that they take.
+//! Replies whose size grows with the number of attachments. Only one is built and sent at a time, which limits the
+//! memory that they take.
 
 use std::sync::Arc;
 

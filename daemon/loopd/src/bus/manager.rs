@@ -174,7 +174,7 @@ fn listed(attachment: &Snapshot) -> Listed {
     (attachment_path(attachment.id.0).into(), properties)
 }
 
-/// It may make a device, which the call quota of each uid bounds.
+/// May add a device. The call quota of each uid limits how many.
 struct FindFree;
 
 impl Operation for FindFree {

@@ -1,5 +1,5 @@
-//! `org.freedesktop.DBus.ObjectManager`, with one signal for all interfaces of an object. The one of the library
-//! emits a signal for each interface.
+//! `org.freedesktop.DBus.ObjectManager`, with one signal for all interfaces of an object. The library's
+//! implementation emits a signal for each interface.
 
 use std::collections::HashMap;
 

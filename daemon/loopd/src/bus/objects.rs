@@ -22,34 +22,6 @@ struct Registry {
     children: BTreeMap<String, BTreeSet<String>>,
 }
 
-impl Registry {
-    fn add(&mut self, path: &ObjectPath<'_>, interfaces: Interfaces) {
-        self.objects.insert(path.to_owned().into(), interfaces);
-        let mut path = path.as_str();
-        while let Some((parent, name)) = split(path)
-            && self.children.entry(parent.to_owned()).or_default().insert(name.to_owned())
-        {
-            path = parent;
-        }
-    }
-
-    fn remove(&mut self, path: &ObjectPath<'_>) -> Option<Interfaces> {
-        let removed = self.objects.remove(&OwnedObjectPath::from(path.to_owned()));
-        let mut path = path.as_str();
-        while let Some((parent, name)) = split(path)
-            && !self.children.contains_key(path)
-            && let Some(children) = self.children.get_mut(parent)
-        {
-            children.remove(name);
-            if children.is_empty() {
-                self.children.remove(parent);
-            }
-            path = parent;
-        }
-        removed
-    }
-}
-
 /// Splits a path below the root object into the path of its parent and its own name.
 fn split(path: &str) -> Option<(&str, &str)> {
     path.rsplit_once('/').filter(|_| path != ROOT_PATH)
@@ -62,12 +34,33 @@ impl Objects {
 
     /// Adds an object.
     pub fn add(&self, path: &ObjectPath<'_>, interfaces: Interfaces) {
-        self.registry().add(path, interfaces);
+        let mut registry = self.registry();
+        registry.objects.insert(path.to_owned().into(), interfaces);
+        let mut path = path.as_str();
+        while let Some((parent, name)) = split(path)
+            && registry.children.entry(parent.to_owned()).or_default().insert(name.to_owned())
+        {
+            path = parent;
+        }
     }
 
     /// Removes an object, and returns its interfaces.
     pub fn remove(&self, path: &ObjectPath<'_>) -> Option<Interfaces> {
-        self.registry().remove(path)
+        let mut registry = self.registry();
+        let removed = registry.objects.remove(&OwnedObjectPath::from(path.to_owned()));
+        let children = &mut registry.children;
+        let mut path = path.as_str();
+        while let Some((parent, name)) = split(path)
+            && !children.contains_key(path)
+            && let Some(siblings) = children.get_mut(parent)
+        {
+            siblings.remove(name);
+            if siblings.is_empty() {
+                children.remove(parent);
+            }
+            path = parent;
+        }
+        removed
     }
 
     /// The properties of all objects, as they are when they are sent.

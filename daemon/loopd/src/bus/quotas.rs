@@ -1,4 +1,4 @@
-//! The quotas of each uid that only calls on the bus use.
+//! The quotas for calls on the bus.
 
 use loopd_engine::{Quota, Settings};
 

@@ -1,4 +1,4 @@
-//! The root object.
+//! The root object `/org/loopd1`, and the description of the objects above it.
 
 use loopd_dbus::names::ROOT_PATH;
 use zbus::Connection;
@@ -16,5 +16,8 @@ pub async fn serve_root(connection: &Connection, context: &Context) -> zbus::Res
     let server = connection.object_server();
     server.at(ROOT_PATH, ObjectManager::new(context.clone())).await?;
     server.at(ROOT_PATH, Manager::new(context.clone())).await?;
-    introspection::serve_root(server, context).await
+    for path in ["/", "/org", ROOT_PATH] {
+        introspection::serve(server, path, context).await?;
+    }
+    Ok(())
 }

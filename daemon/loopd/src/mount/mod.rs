@@ -37,28 +37,6 @@ impl HostMounts {
         Ok(Self { units, directories: Directories::from_environment(), services: AtomicU64::new(0) })
     }
 
-    async fn start(&self, order: &MountCommand) -> Result<(), Error> {
-        let mount_point = utf8(&order.directory)?;
-        let properties: UnitProperties<'_> = vec![
-            ("Description", format!("{} for {}", order.shown, order.account.name).into()),
-            ("What", order.device.as_str().into()),
-            ("Where", mount_point.into()),
-            ("Type", order.kind.as_str().into()),
-            ("Options", order.options.as_str().into()),
-            ("TimeoutUSec", microseconds(order.timeout).into()),
-            // A failed unit is removed without `systemctl reset-failed`.
-            ("CollectMode", "inactive-or-failed".into()),
-        ];
-        let unit = unit_name::of_mount(&order.directory);
-        let mut started = self.units.start(&unit, &properties, order.timeout).await;
-        // Nothing is mounted there, and the service manager has not noticed yet: a lazy unmount does not tell it.
-        if matches!(started, Err(JobError::Exists(_))) && !is_mounted(&order.directory) {
-            let _stopped = self.units.stop(&unit, order.timeout).await;
-            started = self.units.start(&unit, &properties, order.timeout).await;
-        }
-        started.map_err(|error| error.to_error(&format!("mount {}", order.shown), &unit, &order.advice))
-    }
-
     async fn stop(&self, path: &Path, timeout: Duration) -> Result<(), Error> {
         let (unit, operation) = (unit_name::of_mount(path), format!("unmount {}", path.display()));
         let stopped = self.units.stop(&unit, timeout).await;
@@ -86,17 +64,6 @@ impl HostMounts {
         started.map_err(|error| error.to_error(&format!("unmount {} lazily", path.display()), &unit, ""))
     }
 
-    async fn undo(&self, path: &Path, timeout: Duration) {
-        // The mount table shows whether this succeeded.
-        let _stopped = self.stop(path, timeout).await;
-        if is_mounted(path)
-            && let Err(error) = self.unmount_lazily(path, timeout).await
-        {
-            warn!("{error}");
-        }
-        self.units.reset_failed(&unit_name::of_mount(path)).await;
-    }
-
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Directories) -> Result<T, Error> + Send + 'static,
@@ -109,7 +76,7 @@ impl HostMounts {
 impl Mounter for HostMounts {
     fn account(&self, uid: u32) -> BoxFuture<'_, Account> {
         Box::pin(async move {
-            // The user database may lie on the network.
+            // The user database may be on the network.
             tokio::task::spawn_blocking(move || account(uid)).await.unwrap_or_else(|_| nameless(uid))
         })
     }
@@ -130,7 +97,17 @@ impl Mounter for HostMounts {
     }
 
     fn mount(&self, order: MountCommand) -> BoxFuture<'_, Result<(), Error>> {
-        Box::pin(async move { self.start(&order).await })
+        Box::pin(async move {
+            let unit = unit_name::of_mount(&order.directory);
+            let properties = unit_properties(&order)?;
+            let mut started = self.units.start(&unit, &properties, order.timeout).await;
+            // The service manager has not noticed that nothing is mounted there any more: a lazy unmount has no event.
+            if matches!(started, Err(JobError::Exists(_))) && !is_mounted(&order.directory) {
+                let _stopped = self.units.stop(&unit, order.timeout).await;
+                started = self.units.start(&unit, &properties, order.timeout).await;
+            }
+            started.map_err(|error| error.to_error(&format!("mount {}", order.shown), &unit, &order.advice))
+        })
     }
 
     fn unmount(&self, path: PathBuf, lazy: bool, timeout: Duration) -> BoxFuture<'_, Result<(), Error>> {
@@ -140,12 +117,35 @@ impl Mounter for HostMounts {
     }
 
     fn undo(&self, path: PathBuf, timeout: Duration) -> BoxFuture<'_, ()> {
-        Box::pin(async move { self.undo(&path, timeout).await })
+        Box::pin(async move {
+            // The mount table shows whether this succeeded.
+            let _stopped = self.stop(&path, timeout).await;
+            if is_mounted(&path)
+                && let Err(error) = self.unmount_lazily(&path, timeout).await
+            {
+                warn!("{error}");
+            }
+            self.units.reset_failed(&unit_name::of_mount(&path)).await;
+        })
     }
 
     fn remove(&self, path: PathBuf) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(self.blocking(move |directories| directories.remove(&path)))
     }
+}
+
+/// The properties of the mount unit.
+fn unit_properties(order: &MountCommand) -> Result<UnitProperties<'_>, Error> {
+    Ok(vec![
+        ("Description", format!("{} for {}", order.shown, order.account.name).into()),
+        ("What", order.device.as_str().into()),
+        ("Where", utf8(&order.directory)?.into()),
+        ("Type", order.kind.as_str().into()),
+        ("Options", order.options.as_str().into()),
+        ("TimeoutUSec", microseconds(order.timeout).into()),
+        // A failed unit is removed without `systemctl reset-failed`.
+        ("CollectMode", "inactive-or-failed".into()),
+    ])
 }
 
 fn is_mounted(path: &Path) -> bool {

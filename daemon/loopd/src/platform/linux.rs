@@ -1,11 +1,10 @@
 //! Linux and the system bus.
 
 use std::io::Result as IoResult;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use loopd_common::CallerFile;
-use loopd_engine::mount_table::MountTable;
 use loopd_engine::{Engine, Error, Mounter, Store};
 pub use loopd_kernel::return_free_pages;
 use loopd_kernel::{Linux, Untrusted, mounts, udev};
@@ -14,8 +13,11 @@ use zbus::{Address, Connection};
 
 use crate::exit::Failure;
 use crate::mount::HostMounts;
-use crate::store::{self, StateFiles};
+use crate::store::StateFiles;
 use crate::systemd::FdStore;
+
+pub use crate::store::runtime_directory;
+pub use loopd_kernel::mounts::read as mount_table;
 
 /// The kernel.
 pub type Platform = Linux;
@@ -29,14 +31,6 @@ pub const IS_SIMULATED: bool = false;
 /// The environment has an invalid address.
 pub fn bus_address() -> zbus::Result<Address> {
     Address::system()
-}
-
-/// The directory of the state files, which is made if missing.
-///
-/// # Errors
-/// It cannot be made.
-pub fn runtime_directory() -> IoResult<PathBuf> {
-    store::runtime_directory()
 }
 
 /// Opens the loop driver and the descriptor store.
@@ -57,20 +51,12 @@ pub fn store(_: &Linux, runtime_directory: &Path, bus: String) -> IoResult<Box<d
     Ok(Box::new(StateFiles::open(runtime_directory, bus)?))
 }
 
-/// What mounts.
+/// The mounter.
 ///
 /// # Errors
 /// The connection failed.
 pub async fn mounter(_: &Linux, connection: &Connection) -> zbus::Result<Box<dyn Mounter>> {
     Ok(Box::new(HostMounts::new(connection).await?))
-}
-
-/// The mount table.
-///
-/// # Errors
-/// It cannot be read.
-pub fn mount_table() -> IoResult<MountTable> {
-    mounts::read()
 }
 
 /// The file of a caller.

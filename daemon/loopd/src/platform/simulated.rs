@@ -74,7 +74,7 @@ pub fn store(machine: &Simulated, _: &Path, _: String) -> IoResult<Box<dyn Store
     Ok(Box::new(Files::on(machine)))
 }
 
-/// What pretends to mount.
+/// The mounter, which only records mounts.
 ///
 /// # Errors
 /// None.

@@ -1,4 +1,4 @@
-//! What loopd uses of systemd: notifications, the file descriptor store, the watchdog, and units on the bus.
+//! The parts of systemd that loopd uses: notifications, the file descriptor store, the watchdog, and units on the bus.
 
 mod fd_store;
 pub mod notify;

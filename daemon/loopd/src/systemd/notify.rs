@@ -8,7 +8,7 @@ use sd_notify::NotifyState;
 use tokio::net::unix::pipe;
 use tracing::warn;
 
-/// How long to wait until the service manager has processed its notifications: it takes milliseconds.
+/// How long to wait until the service manager has processed its notifications, which takes milliseconds.
 const BARRIER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Whether a service manager started this daemon and accepts notifications.

@@ -1,5 +1,5 @@
-//! Starts and stops units of the service manager over the bus (`org.freedesktop.systemd1(5)`). It mounts in
-//! the host's mount namespace, which this sandboxed daemon cannot.
+//! Starts and stops units of the service manager over the bus (`org.freedesktop.systemd1(5)`). The service manager
+//! mounts in the host's mount namespace, which this sandboxed daemon cannot do.
 
 use std::time::Duration;
 

@@ -15,7 +15,7 @@ fn sound() -> Gpt {
     Gpt::new(512, 4096, &[(1, 40, 99), (2, 100, 4000)])
 }
 
-/// Reads an image whose primary header, sealed again, is changed so; its backup must do.
+/// The fault of a primary header with this change and new checksums. The backup must be read instead.
 fn fault_of_primary(offset: usize, value: u64, size: usize) -> Fault {
     let mut gpt = sound();
     gpt.block(1)[offset..offset + size].copy_from_slice(&value.to_le_bytes()[..size]);
@@ -48,7 +48,7 @@ fn a_damaged_primary_is_replaced_by_the_backup() {
 }
 
 #[test]
-fn headers_with_sound_checksums_are_not_believed_either() {
+fn headers_with_correct_checksums_are_validated_too() {
     assert_eq!(fault_of_primary(24, 2, 8), Fault::Elsewhere);
     assert_eq!(fault_of_primary(48, 4096, 8), Fault::UsableRange);
     assert_eq!(fault_of_primary(48, u64::MAX, 8), Fault::UsableRange);
@@ -70,7 +70,7 @@ fn headers_with_sound_checksums_are_not_believed_either() {
 }
 
 #[test]
-fn a_header_that_reaches_past_the_image_by_its_entries_is_not_read() {
+fn a_header_whose_entries_reach_past_the_image_is_not_read() {
     let mut gpt = sound();
     gpt.change(|header, _| put_u64(header, 72, 4095 - 30));
     let found = reading(gpt.image);
@@ -79,7 +79,7 @@ fn a_header_that_reaches_past_the_image_by_its_entries_is_not_read() {
 }
 
 #[test]
-fn without_a_sound_copy_nothing_is_believed() {
+fn without_a_sound_copy_there_is_no_table() {
     let mut gpt = sound();
     gpt.image[1024] ^= 1;
     let last = gpt.last();
@@ -93,7 +93,7 @@ fn without_a_sound_copy_nothing_is_believed() {
 }
 
 #[test]
-fn a_damaged_or_different_backup_is_named() {
+fn a_damaged_or_different_backup_is_reported() {
     let mut gpt = sound();
     let last = gpt.last();
     gpt.block(last).fill(0);
@@ -108,14 +108,14 @@ fn a_damaged_or_different_backup_is_named() {
 }
 
 #[test]
-fn truncated_images_are_read_no_further_than_they_go() {
+fn truncated_images_are_not_read_past_their_end() {
     let image = sound().image;
     for size in (0..40 * 512).step_by(100).chain([4062 * 512, 4063 * 512 - 1]) {
         let found = reading(image[..size].to_vec());
         assert_eq!(found.table, None);
         assert_eq!(found.warnings.is_empty(), size < 512, "{size}");
     }
-    // What is left is all that the partitions need.
+    // These still contain all partitions.
     for size in [4063 * 512, 4096 * 512 - 1] {
         let found = reading(image[..size].to_vec());
         assert_eq!(partitions(&found), partitions(&reading(image.clone())));
@@ -124,7 +124,7 @@ fn truncated_images_are_read_no_further_than_they_go() {
 }
 
 #[test]
-fn gpt_entries_that_make_no_sense_are_left_out() {
+fn invalid_gpt_entries_are_left_out() {
     let mut gpt = Gpt::new(
         512,
         4096,
@@ -162,7 +162,7 @@ fn dos_entries_past_the_end_are_left_out() {
 }
 
 #[test]
-fn a_chain_that_runs_in_a_circle_ends() {
+fn a_chain_with_a_loop_ends() {
     let links: &[(usize, &[DosEntry])] = &[
         (100, &[(0, 0x83, 2, 5), (0, 5, 100, 100)]),
         (200, &[(0, 0x83, 2, 5), (0, 5, 200, 100)]),
@@ -177,7 +177,7 @@ fn a_chain_that_runs_in_a_circle_ends() {
 }
 
 #[test]
-fn two_extended_partitions_on_one_chain_give_it_once() {
+fn a_chain_of_two_extended_partitions_is_read_once() {
     let mut image = dos(1000, &[(0, 5, 100, 900), (0, 0x0f, 100, 900)]);
     put_record(&mut image[100 * 512..], &[(0, 0x83, 10, 50)]);
     let found = reading(image);
@@ -187,7 +187,7 @@ fn two_extended_partitions_on_one_chain_give_it_once() {
 }
 
 #[test]
-fn a_broken_chain_keeps_what_came_before() {
+fn a_broken_chain_keeps_the_partitions_before_the_break() {
     for next in [150, 950, u32::MAX] {
         let found = reading(chain(1000, &[(100, &[(0, 0x83, 2, 5), (0, 5, next, 100)])]));
         assert_eq!(partitions(&found).len(), 2);
@@ -195,7 +195,7 @@ fn a_broken_chain_keeps_what_came_before() {
     }
 }
 
-/// A chain of links side by side, from sector 100 on, that hold no partition but for every nth.
+/// A chain of adjacent links from sector 100 on. Every nth contains a partition.
 fn long_chain(links: usize, nth: usize) -> Vec<u8> {
     let mut image = chain(200 + 2 * links, &[]);
     for link in 0..links {
@@ -216,9 +216,9 @@ fn long_chains_end() {
     assert_eq!(partitions(&found).last().unwrap().number, 255);
     assert_eq!(found.warnings, [Warning::TooManyPartitions, Warning::Overlap { number: 5, other: 1 }]);
 
-    let mut barren = Memory::from(long_chain(2000, 5000));
-    assert_eq!(read(&mut barren, 512).unwrap().warnings, [Warning::ChainTooLong]);
-    assert!(barren.reads < 110);
+    let mut empty = Memory::from(long_chain(2000, 5000));
+    assert_eq!(read(&mut empty, 512).unwrap().warnings, [Warning::ChainTooLong]);
+    assert!(empty.reads < 110);
 
     let mut sparse = Memory::from(long_chain(20_000, 90));
     let found = read(&mut sparse, 512).unwrap();
@@ -226,7 +226,7 @@ fn long_chains_end() {
     assert!(sparse.reads < 520);
 }
 
-/// Claims to be as large as can be, and holds the same sector everywhere.
+/// An image of the largest size that repeats one sector.
 struct Endless([u8; 512]);
 
 impl Image for Endless {

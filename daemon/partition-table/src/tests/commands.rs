@@ -1,4 +1,4 @@
-//! Runs the tools that make and read images.
+//! Runs tools that make and read images.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::Image;
 
-/// Ends a test where a tool is not installed.
+/// Skips a test if a tool is not installed.
 macro_rules! need {
     ($test:literal, $($tool:literal),+) => {
         for tool in [$($tool),+] {

@@ -1,4 +1,4 @@
-//! How large an image a table was written for.
+//! The size of the image that a table was written for.
 
 use super::images::{Gpt, Memory, chain, dos, put_u64};
 use crate::read;
@@ -34,7 +34,7 @@ fn a_gpt_whose_header_is_damaged_describes_nothing() {
 }
 
 #[test]
-fn absurd_sizes_of_a_gpt_are_ignored() {
+fn impossible_sizes_of_a_gpt_are_ignored() {
     for last in [u64::MAX, u64::MAX - 1, 1 << 60, (1 << 54) - 1] {
         let mut gpt = Gpt::new(512, 1000, &[(1, 300, 400)]);
         put_u64(gpt.block(1), 32, last);

@@ -1,11 +1,11 @@
-//! Chance against the parser.
+//! Fuzz tests of the parser.
 //!
 //! An ordinary test run takes a few seconds. The long run, ten million inputs of each kind:
 //!
 //! ```sh
 //! BOLERO_RANDOM_ITERATIONS=10000000 BOLERO_RANDOM_TEST_TIME_MS=86400000 \
 //! CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS=true CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true \
-//! cargo test --release -p loopd partition_table::tests::fuzz -- --nocapture
+//! cargo test --release -p loopd-partition-table tests::fuzz -- --nocapture
 //! ```
 
 use std::time::Duration;
@@ -15,12 +15,12 @@ use bolero::TypeGenerator;
 use super::images::{Gpt, Memory, chain, dos, put_record, seal};
 use crate::{MAX_PARTITIONS, Partition, Reading, read, sector_size};
 
-/// More than any image may cost to read; what is allowed for each of the two functions.
+/// The most reads of an image, for each of the two functions.
 const MOST_READS: usize = 1000;
 /// The most memory that reading may take at any time, in bytes.
 const MOST_MEMORY: u64 = 1 << 20;
 
-/// A change of a few bytes, where they matter.
+/// A change of a few bytes of an image, mostly of fields that the parser reads.
 #[derive(Clone, Debug, TypeGenerator)]
 enum Change {
     /// Anywhere.
@@ -35,13 +35,13 @@ enum Change {
     DosEntry { record: u8, index: u8, kind: u8, first: Number, sectors: Number },
     /// Turns a sector into a boot record.
     Sign { record: u8 },
-    /// Makes the checksums of a copy right again.
+    /// Writes the checksums of a copy again.
     Seal { backup: bool },
-    /// Cuts the end off, now and then.
+    /// Cuts the end off, with a probability of one sixteenth.
     Truncate { bytes: u16, chance: u8 },
 }
 
-/// A number near the limits that matter, or any.
+/// A number near a limit, or any.
 #[derive(Clone, Debug, TypeGenerator)]
 enum Number {
     Small(u8),
@@ -63,7 +63,7 @@ impl Number {
     }
 }
 
-/// What to start from, how to change it, and how to read it.
+/// A base image, changes of it, and the block size to read it with.
 #[derive(Clone, Debug, TypeGenerator)]
 pub struct Input {
     base: u8,
@@ -173,7 +173,7 @@ fn put(image: &mut [u8], offset: usize, bytes: &[u8]) {
     }
 }
 
-/// Reads an image, and checks all that is promised of any.
+/// Reads an image, and checks all that must hold for any.
 fn check(image: Vec<u8>, block_size: u8) {
     let block_size = [512, 512, 512, 4096, 1024, 65536][usize::from(block_size) % 6];
     let mut image = Memory::from(image);
@@ -203,28 +203,28 @@ fn check_partition(partition: &Partition, size: u64) {
     assert!(partition.kind.starts_with("0x") || partition.kind.len() == 36);
 }
 
-/// What BLKPG is said to take shares no byte.
+/// Partitions that BLKPG accepts share no byte.
 fn check_refusals(partitions: &[Partition]) {
     let mut taken: Vec<_> = partitions.iter().filter(|partition| partition.refusal.is_none()).collect();
     taken.sort_by_key(|partition| partition.start);
     assert!(taken.is_sorted_by(|one, other| one.end() <= other.start));
 }
 
-/// How long an ordinary run takes.
-const A_MOMENT: Duration = Duration::from_secs(2);
+/// How long each test takes in an ordinary run.
+const TEST_TIME: Duration = Duration::from_secs(2);
 
 #[test]
 fn changed_images() {
     let bases = Bases::new();
     bolero::check!()
-        .with_test_time(A_MOMENT)
+        .with_test_time(TEST_TIME)
         .with_type::<Input>()
         .for_each(|input| check(bases.image(input), input.block_size));
 }
 
 #[test]
 fn random_bytes() {
-    bolero::check!().with_test_time(A_MOMENT).with_type::<(u8, Vec<u8>, bool)>().for_each(
+    bolero::check!().with_test_time(TEST_TIME).with_type::<(u8, Vec<u8>, bool)>().for_each(
         |(block_size, bytes, sign)| {
             let mut image = vec![0; 2048];
             image[446..446 + bytes.len().min(1602)].copy_from_slice(&bytes[..bytes.len().min(1602)]);

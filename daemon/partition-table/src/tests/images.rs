@@ -1,10 +1,10 @@
-//! Images in memory, and tables written by hand.
+//! Images in memory, and tables made without the code under test.
 
 use std::io;
 
 use crate::Image;
 
-/// An image that notes what is asked of it, and panics where that is out of bounds.
+/// An image that counts reads, and panics if one is out of bounds.
 pub struct Memory {
     pub bytes: Vec<u8>,
     pub reads: usize,
@@ -44,7 +44,7 @@ fn get_u32(bytes: &[u8], offset: usize) -> usize {
     u32::from_le_bytes(bytes[offset..offset + 4].try_into().unwrap()) as usize
 }
 
-/// The checksum of GPT, bit by bit: not the code under test.
+/// The checksum of GPT, bit by bit, to be independent of the code under test.
 pub fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(u32::MAX, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg()))
@@ -99,7 +99,7 @@ pub fn chain(sectors: usize, links: &[(usize, &[DosEntry])]) -> Vec<u8> {
     image
 }
 
-/// A GPT made by hand.
+/// An image with a GPT.
 pub struct Gpt {
     pub image: Vec<u8>,
     pub block_size: usize,
@@ -173,7 +173,7 @@ impl Gpt {
         self.image.len() / self.block_size - 1
     }
 
-    /// Writes both checksums of the copy in this block anew, as far as its header makes sense.
+    /// Writes both checksums of the copy in this block again, if its header allows that.
     pub fn seal(&mut self, number: usize) {
         seal(&mut self.image, self.block_size, number);
     }

@@ -1,9 +1,8 @@
-//! The kernel itself against the parser: a user-mode Linux, which runs as an ordinary process,
-//! attaches images to loop devices and shows which nodes its scan makes, and which partitions it
-//! takes from BLKPG.
+//! Compares the parser with the kernel: a user-mode Linux, which runs as an ordinary process, attaches images to loop
+//! devices and lists the nodes that its scan makes, and the partitions that it accepts from BLKPG.
 //!
-//! Needs `apt-get install user-mode-linux kmod` (or `busybox` for `insmod`). `USER_MODE_LINUX` may
-//! name a folder that the packages were unpacked to instead.
+//! Needs `apt-get install user-mode-linux kmod` (or `busybox` for `insmod`). `USER_MODE_LINUX` may instead name a
+//! directory with the unpacked packages.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -17,8 +16,7 @@ use super::fuzz::{Bases, Input};
 use super::images::{Gpt, Memory, chain, dos};
 use crate::{Reading, Refusal, Warning, read};
 
-/// How many images to make by chance; about three a second can be compared.
-/// `BOLERO_RANDOM_ITERATIONS` asks for another number.
+/// How many random images are compared, about three a second. `BOLERO_RANDOM_ITERATIONS` sets another number.
 const CHANGED_IMAGES: usize = 20;
 
 /// An image, and the block size of its device.
@@ -27,10 +25,10 @@ struct Case {
     image: Vec<u8>,
 }
 
-/// Number, first sector, sectors of 512 bytes.
+/// Number, first sector and number of sectors, of 512 bytes.
 type Node = (u32, u64, u64);
 
-/// What the kernel made of an image: the nodes of its scan, and the numbers that BLKPG took.
+/// The kernel's result for an image: the nodes of its scan, and the numbers that BLKPG accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Answer {
     nodes: Vec<Node>,
@@ -47,7 +45,7 @@ const SCRIPT: &str = r#"#!/bin/sh
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev 2>/dev/null
-mount -t hostfs -o FOLDER folder /mnt
+mount -t hostfs -o DIRECTORY directory /mnt
 cd /mnt
 PATH=PREFIX/bin:PREFIX/sbin:PREFIX/usr/bin:PREFIX/usr/sbin:$PATH
 module=PREFIX/usr/lib/uml/modules/$(uname -r)/kernel/drivers/block/loop.ko
@@ -80,17 +78,20 @@ echo o >/proc/sysrq-trigger
 sleep 9
 "#;
 
-/// Asks a user-mode Linux; the reason where there is none.
+/// The results of a user-mode Linux.
+///
+/// # Errors
+/// The reason why it does not run.
 fn ask(cases: &[Case]) -> Result<BTreeMap<usize, Answer>, String> {
     let prefix = PathBuf::from(std::env::var("USER_MODE_LINUX").unwrap_or("/".to_owned()));
     let linux = prefix.join("usr/bin/linux.uml");
     if !linux.exists() {
         return Err("user-mode-linux is not installed".to_owned());
     }
-    let folder = tempfile::tempdir().unwrap();
-    write_cases(folder.path(), cases);
-    let script = folder.path().join("init");
-    let text = SCRIPT.replace("FOLDER", folder.path().to_str().unwrap());
+    let directory = tempfile::tempdir().unwrap();
+    write_cases(directory.path(), cases);
+    let script = directory.path().join("init");
+    let text = SCRIPT.replace("DIRECTORY", directory.path().to_str().unwrap());
     fs::write(&script, text.replace("PREFIX", prefix.to_str().unwrap().trim_end_matches('/'))).unwrap();
     fs::set_permissions(&script, Permissions::from_mode(0o755)).unwrap();
     let output = Command::new("timeout")
@@ -98,12 +99,12 @@ fn ask(cases: &[Case]) -> Result<BTreeMap<usize, Answer>, String> {
         .arg(linux)
         .args(["mem=128M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro"])
         .args(["con=null", "con0=fd:0,fd:1", "quiet"])
-        .arg(format!("uml_dir={}", folder.path().display()))
+        .arg(format!("uml_dir={}", directory.path().display()))
         .arg(format!("init={}", script.display()))
         .stdin(Stdio::null())
         .output()
         .map_err(|error| format!("it does not start: {error}"))?;
-    let answers = fs::read_to_string(folder.path().join("answers")).unwrap_or_default();
+    let answers = fs::read_to_string(directory.path().join("answers")).unwrap_or_default();
     let answers = parse(&answers);
     if answers.len() < cases.len() {
         let (out, errors) =
@@ -113,10 +114,10 @@ fn ask(cases: &[Case]) -> Result<BTreeMap<usize, Answer>, String> {
     if answers.is_empty() { Err("user-mode-linux does not run here".to_owned()) } else { Ok(answers) }
 }
 
-fn write_cases(folder: &Path, cases: &[Case]) {
+fn write_cases(directory: &Path, cases: &[Case]) {
     let mut list = String::new();
     for (index, case) in cases.iter().enumerate() {
-        fs::write(folder.join(index.to_string()), &case.image).unwrap();
+        fs::write(directory.join(index.to_string()), &case.image).unwrap();
         write!(list, "{index} {}", case.block_size).unwrap();
         for (number, start, size) in
             nodes(&read(&mut Memory::from(case.image.clone()), case.block_size).unwrap())
@@ -125,22 +126,22 @@ fn write_cases(folder: &Path, cases: &[Case]) {
         }
         list.push('\n');
     }
-    fs::write(folder.join("list"), list).unwrap();
+    fs::write(directory.join("list"), list).unwrap();
 }
 
 /// Images without both answers are left out.
 fn parse(answers: &str) -> BTreeMap<usize, Answer> {
     let (mut scans, mut parsed) = (BTreeMap::new(), BTreeMap::new());
     for line in answers.lines() {
-        let mut words = line.split_whitespace();
-        let is_scan = words.next() == Some("scan");
-        let index = words.next().unwrap().parse().unwrap();
+        let mut columns = line.split_whitespace();
+        let is_scan = columns.next() == Some("scan");
+        let index = columns.next().unwrap().parse().unwrap();
         if is_scan {
-            let mut nodes: Vec<Node> = words.map(node).collect();
+            let mut nodes: Vec<Node> = columns.map(node).collect();
             nodes.sort_unstable();
             scans.insert(index, nodes);
         } else if let Some(nodes) = scans.remove(&index) {
-            let taken = words.map(|number| number.parse().unwrap()).collect();
+            let taken = columns.map(|number| number.parse().unwrap()).collect();
             parsed.insert(index, Answer { nodes, taken });
         }
     }
@@ -152,8 +153,8 @@ fn node(text: &str) -> Node {
     (u32::try_from(numbers[0]).unwrap(), numbers[1], numbers[2])
 }
 
-/// What the kernel is expected to make nodes of, after what the module says of differences. `None`
-/// where the two cannot be compared.
+/// The nodes that the kernel is expected to make, given the differences that `lib.rs` lists. `None` if the two cannot be
+/// compared.
 fn expected_nodes(reading: &Reading) -> Option<Vec<Node>> {
     let incomparable =
         |warning: &Warning| matches!(warning, Warning::ChainLoop | Warning::NestedTable { .. });
@@ -164,7 +165,7 @@ fn expected_nodes(reading: &Reading) -> Option<Vec<Node>> {
     Some(if from_backup { Vec::new() } else { nodes(reading) })
 }
 
-/// Whether the kernel did as expected; says so and keeps the image where it did not.
+/// Whether the result is as expected. If not, prints the difference and keeps the image.
 fn agrees(index: usize, case: &Case, mut answer: Answer) -> bool {
     let reading = read(&mut Memory::from(case.image.clone()), case.block_size).unwrap();
     let inverted = |number| reading.warnings.contains(&Warning::EndsBeforeStart { number });
@@ -218,7 +219,7 @@ fn cases() -> Vec<Case> {
     cases.into_inner().unwrap()
 }
 
-/// Adds images as those of [`super::fuzz`].
+/// Adds images like those of [`super::fuzz`].
 fn add_changed_images(cases: &Mutex<Vec<Case>>) {
     let bases = Bases::new();
     bolero::check!().with_iterations(CHANGED_IMAGES).with_type::<Input>().for_each(|input| {

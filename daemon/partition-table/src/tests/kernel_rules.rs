@@ -1,4 +1,4 @@
-//! What the kernel does with sound and with odd tables, one rule a test.
+//! The kernel's rules for sound and for unusual tables, one test for each.
 
 use super::images::{DosEntry, Gpt, Memory, chain, dos, fat_boot_sector, put_record, put_u32, put_u64};
 use crate::{Reading, Refusal, TableKind, Warning, read, sector_size};
@@ -47,7 +47,7 @@ fn labels_end_at_nul_and_half_characters_are_replaced() {
 }
 
 #[test]
-fn every_sector_size_is_told_and_read() {
+fn every_sector_size_is_recognized_and_read() {
     for size in [512, 1024, 2048, 4096] {
         let mut gpt = Gpt::new(size, 300, &[(1, 50, 99)]);
         let bytes = u32::try_from(size).unwrap();
@@ -64,7 +64,7 @@ fn every_sector_size_is_told_and_read() {
 }
 
 #[test]
-fn a_gpt_for_other_sectors_is_not_read_but_named() {
+fn a_gpt_for_other_sectors_is_reported_and_not_read() {
     let gpt = Gpt::new(4096, 300, &[(1, 50, 99)]);
     let found = reading(gpt.image, 512);
     assert_eq!(found.table, None);
@@ -80,7 +80,7 @@ fn a_gpt_for_other_sectors_is_not_read_but_named() {
 }
 
 #[test]
-fn a_stale_backup_does_not_tell_the_sector_size() {
+fn a_stale_backup_does_not_determine_the_sector_size() {
     let old = Gpt::new(512, 4096, &[(1, 40, 99)]).image;
     let mut new = Gpt::new(4096, 512, &[(1, 40, 99)]).image;
     let end = new.len() - 40 * 512;
@@ -121,7 +121,7 @@ fn the_mbr_entry_of_a_gpt_must_start_at_sector_1() {
 }
 
 #[test]
-fn in_a_hybrid_mbr_the_gpt_wins() {
+fn in_a_hybrid_mbr_the_gpt_takes_precedence() {
     let mut gpt = Gpt::new(512, 4096, &[(1, 40, 99)]);
     put_record(&mut gpt.image, &[(0x80, 0x83, 7, 50), (0x11, 0xee, 1, 4095)]);
     let found = reading(gpt.image.clone(), 512);
@@ -220,7 +220,7 @@ fn dos_sectors_are_as_large_as_blocks() {
 }
 
 #[test]
-fn an_extended_partition_does_not_hold_the_primaries_again() {
+fn an_extended_partition_does_not_contain_the_primaries_again() {
     let found = reading(dos(1000, &[(0, 0x83, 10, 20), (0, 5, 0, 1000)]), 512);
     assert_eq!(extents(&found), [(1, 10, 29), (2, 0, 1)]);
     assert_eq!(found.warnings, [Warning::ChainLoop]);
@@ -242,7 +242,7 @@ fn an_empty_extended_partition_is_no_fault() {
 }
 
 #[test]
-fn what_hangs_over_the_end_is_cut_off_and_keeps_numbers_in_step() {
+fn partitions_past_the_end_are_cut_off_or_left_out_and_keep_their_numbers() {
     let found = reading(
         chain(
             1000,
@@ -259,7 +259,7 @@ fn what_hangs_over_the_end_is_cut_off_and_keeps_numbers_in_step() {
 }
 
 #[test]
-fn odd_flags_mean_no_table() {
+fn a_record_with_invalid_flags_is_no_table() {
     for flag in [1, 0x7f, 0x81, 0xff] {
         assert_eq!(reading(dos(1000, &[(0, 0x83, 10, 20), (flag, 0x83, 40, 20)]), 512).table, None);
     }
@@ -284,7 +284,7 @@ fn volumes() -> [Vec<u8>; 4] {
 fn boot_sectors_of_volumes_are_no_tables() {
     let volume = Reading { is_volume: true, ..Reading::default() };
     let unlikely: &[&[DosEntry]] = &[
-        // What mkfs.fat writes with --mbr.
+        // As mkfs.fat --mbr writes it.
         &[(0x80, 4, 0, 4096)],
         &[(0x80, 4, 0, 40), (0, 0x83, 100, 50)],
         &[(0, 0, 63, 100)],
@@ -320,7 +320,7 @@ fn a_plausible_table_in_the_boot_sector_of_a_volume_is_read() {
 }
 
 #[test]
-fn a_gpt_counts_more_than_the_boot_sector_of_a_volume() {
+fn a_gpt_takes_precedence_over_the_boot_sector_of_a_volume() {
     let mut gpt = Gpt::new(512, 4096, &[(1, 40, 99)]);
     gpt.image[..440].copy_from_slice(&fat_boot_sector(4096)[..440]);
     let found = reading(gpt.image, 512);
@@ -346,7 +346,7 @@ fn an_mbr_may_be_empty() {
 }
 
 #[test]
-fn overlaps_are_shown_and_blkpg_refuses_them_in_order() {
+fn overlaps_are_reported_and_blkpg_refuses_them_in_order() {
     let found = reading(dos(1000, &[(0x80, 0, 0, 1000), (0, 0xef, 40, 20), (0, 0x83, 50, 20)]), 512);
     assert_eq!(extents(&found), [(1, 0, 999), (2, 40, 59), (3, 50, 69)]);
     assert_eq!(
@@ -356,7 +356,7 @@ fn overlaps_are_shown_and_blkpg_refuses_them_in_order() {
     let refusals: Vec<_> = found.table.unwrap().partitions.iter().map(|found| found.refusal).collect();
     assert_eq!(refusals, [None, Some(Refusal::Overlaps(1)), Some(Refusal::Overlaps(1))]);
 
-    // What is refused itself refuses nothing.
+    // A refused partition does not exist, so it causes no refusal.
     let found = reading(dos(1000, &[(0, 0x83, 10, 20), (0, 0x83, 20, 20), (0, 0x83, 35, 20)]), 512);
     let refusals: Vec<_> = found.table.unwrap().partitions.iter().map(|found| found.refusal).collect();
     assert_eq!(refusals, [None, Some(Refusal::Overlaps(1)), None]);
@@ -373,14 +373,14 @@ fn a_partition_cut_off_within_a_block_is_refused_by_blkpg() {
 }
 
 #[test]
-fn partitions_with_tables_of_their_own_are_named() {
+fn partitions_with_nested_tables_are_reported() {
     let found = reading(dos(1000, &[(0, 0xa5, 10, 20), (0, 0x82, 40, 20)]), 512);
     assert_eq!(found.warnings, [Warning::NestedTable { number: 1, system: "FreeBSD" }]);
     assert_eq!(extents(&found).len(), 2);
 }
 
 #[test]
-fn an_image_made_larger_keeps_its_primary() {
+fn an_enlarged_image_keeps_its_primary() {
     let mut gpt = Gpt::new(512, 4096, &[(1, 40, 99)]);
     gpt.image.resize(8192 * 512, 0);
     let found = reading(gpt.image.clone(), 512);

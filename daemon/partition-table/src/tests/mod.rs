@@ -1,4 +1,4 @@
-//! Images made by hand, by tools and by chance.
+//! Tests with handmade, random and fuzzed images, with those of other tools, and against other readers.
 
 mod bad_input;
 mod commands;

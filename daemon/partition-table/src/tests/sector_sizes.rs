@@ -1,4 +1,4 @@
-//! DOS tables that count other sectors than those of the device.
+//! DOS tables that were written for another sector size than that of the device.
 
 use super::images::{DosEntry, Memory, dos, put_record};
 use crate::{TableKind, Warning, read};
@@ -50,7 +50,7 @@ fn contents_show_the_size_of_the_sectors() {
 }
 
 #[test]
-fn contents_at_the_right_place_count_for_more() {
+fn contents_at_the_place_for_the_device_take_precedence() {
     let (superblock, entries) = (&b"\x53\xef"[..], [(0, 0x83, 256, 100), (0, 0x83, 2048, 100)]);
     // The second partition lies where the first would with sectors of 4096 bytes.
     let found = image(&entries, &[(256 * 4096 + 1080, superblock)]);
@@ -66,7 +66,7 @@ fn empty_partitions_show_nothing() {
 }
 
 #[test]
-fn the_chain_of_logical_partitions_shows_it_too() {
+fn the_chain_of_logical_partitions_shows_the_size_too() {
     let mut found = image(&[(0, 5, 256, 2000)], &[]);
     put_record(&mut found[256 * 2048..], &[(0, 0x83, 8, 8)]);
     assert_eq!(other_size(found, 512), Some(2048));

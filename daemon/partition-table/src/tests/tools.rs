@@ -1,5 +1,5 @@
-//! Images made by the tools that people make images with, and what other readers say of them:
-//! `sfdisk --json` (libfdisk) and `partx` (libblkid, which is what udev asks).
+//! Compares images of common tools with the results of other readers: `sfdisk --json` (libfdisk) and `partx`
+//! (libblkid, which udev uses).
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -25,10 +25,10 @@ fn reading(directory: &TempDir, block_size: u32) -> Reading {
     read(&mut open(directory), block_size).unwrap()
 }
 
-/// What both sides can say of a partition: number, start, size, type, UUID, name.
+/// A partition in the results of both: number, start, size, type, UUID, name.
 type Row = (u32, u64, u64, String, String, String);
 
-/// Our rows. Other readers give extended partitions their full size, so that these have none here.
+/// Our rows. Other readers return the full size of an extended partition, so it is 0 here.
 fn ours(table: &Table) -> Vec<Row> {
     table.partitions.iter().map(|found| row(table.kind, found)).collect()
 }
@@ -42,7 +42,7 @@ fn is_extended(kind: &str) -> bool {
     ["0x5", "0xf", "0x85"].contains(&kind)
 }
 
-/// The rows of `sfdisk --json`. It knows no UUIDs of DOS partitions.
+/// The rows of `sfdisk --json`, which has no UUIDs of DOS partitions.
 fn rows_of_sfdisk(directory: &TempDir) -> Vec<Row> {
     let json: serde_json::Value =
         serde_json::from_str(&run(directory, "sfdisk", &["--json", "image"], "")).unwrap();
@@ -87,7 +87,7 @@ fn rows_of_partx(directory: &TempDir, block_size: u32) -> Vec<Row> {
     text.lines().map(row).collect()
 }
 
-/// Undoes `\xHH`.
+/// Decodes `\xHH`.
 fn unescape(text: &str) -> String {
     let mut parts = text.split("\\x");
     let mut bytes = parts.next().unwrap().as_bytes().to_vec();
@@ -98,7 +98,7 @@ fn unescape(text: &str) -> String {
     String::from_utf8(bytes).unwrap()
 }
 
-/// Reads the image in sectors of 512 bytes; both tools must say the same.
+/// Reads the image in sectors of 512 bytes. Both tools must agree.
 fn agreed(directory: &TempDir) -> Reading {
     let found = reading(directory, 512);
     let ours = ours(found.table.as_ref().unwrap());
@@ -220,8 +220,8 @@ fn sectors_of_4096_bytes() {
 }
 
 #[test]
-fn a_damaged_primary_as_libblkid_sees_it() {
-    need!("a_damaged_primary_as_libblkid_sees_it", "sfdisk", "partx");
+fn a_damaged_primary_is_read_as_by_libblkid() {
+    need!("a_damaged_primary_is_read_as_by_libblkid", "sfdisk", "partx");
     let directory = empty_image(64);
     run(&directory, "sfdisk", &["image"], "label: gpt\nsize=4M,name=one\nsize=8M\n");
     open(&directory).0.write_all_at(b"damage", 512 + 60).unwrap();
@@ -235,7 +235,7 @@ fn a_damaged_primary_as_libblkid_sees_it() {
     assert_eq!((found.table, found.warnings.len()), (None, 2));
 }
 
-/// A directory with something for an ISO image, and an image for its EFI partition.
+/// A directory with an ISO image, made with these arguments of xorriso.
 fn iso(arguments: &[&str]) -> TempDir {
     let directory = tempfile::tempdir().unwrap();
     std::fs::create_dir(directory.path().join("tree")).unwrap();
@@ -260,8 +260,8 @@ fn hybrid_isos_of_xorriso() {
     assert_eq!((gpt.table.unwrap().kind, gpt.warnings), (TableKind::Gpt, vec![]));
 }
 
-/// As Debian's installer is made: the first partition is the whole image, the EFI one is inside of
-/// it, and a GPT is there that the MBR does not mention.
+/// Like Debian's installer: the first partition is the whole image, the EFI partition is inside it, and there is a GPT
+/// without an entry in the MBR.
 #[test]
 fn hybrid_iso_of_isolinux() {
     need!("hybrid_iso_of_isolinux", "xorriso", "sfdisk");

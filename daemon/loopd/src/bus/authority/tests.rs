@@ -22,7 +22,7 @@ const OTHER_UID: u32 = 1001;
 /// How the fake polkit replies to a check.
 #[derive(Clone, Copy, Debug)]
 enum Reply {
-    /// It needs a prompt, which stays open.
+    /// A prompt is needed, and stays open.
     Prompt,
     Result {
         is_authorized: bool,
@@ -369,7 +369,7 @@ async fn open_prompts_of_a_uid_are_limited() {
 }
 
 #[tokio::test]
-async fn who_is_authorized_needs_no_prompt() {
+async fn an_authorized_caller_gets_no_prompt() {
     let fixture = Fixture::new(YES).await;
     for _ in 0..3 {
         fixture.authorize(UID, true).await.unwrap();

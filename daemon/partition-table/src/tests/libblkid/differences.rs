@@ -1,4 +1,4 @@
-//! The differences between this crate and libblkid that are wanted, each with its reason.
+//! The intended differences between this crate and libblkid, each with its reason.
 
 use super::{Comparison, Row};
 use crate::disk::u32_at;
@@ -8,15 +8,15 @@ use crate::{Reading, Warning, boot_sector};
 pub struct Difference {
     pub name: &'static str,
     pub reason: &'static str,
-    /// Takes it out of what libblkid said; false if there is none.
-    pub take_out: fn(&mut Comparison<'_>) -> bool,
+    /// Removes the difference from libblkid's result; false if there is none.
+    pub remove: fn(&mut Comparison<'_>) -> bool,
 }
 
 pub const DIFFERENCES: [Difference; 16] = [
     Difference {
         name: "a partition past the end",
         reason: "libblkid lists what the table has; the kernel makes no node of what starts past the end",
-        take_out: |seen| {
+        remove: |seen| {
             let end = seen.sectors;
             let is_past = |warning: &Warning| matches!(warning, Warning::PastEnd { .. });
             seen.drop_theirs(is_past, |start, _| start >= end)
@@ -25,7 +25,7 @@ pub const DIFFERENCES: [Difference; 16] = [
     Difference {
         name: "a partition cut off by the end",
         reason: "libblkid lists what the table has; the kernel's node ends with the device",
-        take_out: |seen| {
+        remove: |seen| {
             let (end, reading) = (seen.sectors, &seen.reading);
             let mut found = false;
             for (number, (start, size)) in &mut seen.theirs.rows {
@@ -40,7 +40,7 @@ pub const DIFFERENCES: [Difference; 16] = [
     Difference {
         name: "a GPT partition that ends before it starts",
         reason: "libblkid and the kernel list one of a size near 2^64",
-        take_out: |seen| {
+        remove: |seen| {
             let is_inverted = |warning: &Warning| matches!(warning, Warning::EndsBeforeStart { .. });
             seen.drop_theirs(is_inverted, |_, size| size > 1 << 62 || size == 0)
         },
@@ -48,7 +48,7 @@ pub const DIFFERENCES: [Difference; 16] = [
     Difference {
         name: "a GPT partition outside the usable blocks",
         reason: "the kernel makes a node of it, libblkid leaves it out",
-        take_out: |seen| {
+        remove: |seen| {
             let outside = numbers(&seen.reading, |warning| match warning {
                 Warning::OutsideUsable { number } => Some(*number),
                 _ => None,
@@ -64,7 +64,7 @@ pub const DIFFERENCES: [Difference; 16] = [
     Difference {
         name: "numbers above 255",
         reason: "the kernel has no node for them",
-        take_out: |seen| {
+        remove: |seen| {
             let before = seen.theirs.rows.len();
             seen.theirs.rows.retain(|number, _| *number <= 255);
             seen.theirs.rows.len() != before && seen.reading.warnings.contains(&Warning::TooManyPartitions)
@@ -73,7 +73,7 @@ pub const DIFFERENCES: [Difference; 16] = [
     Difference {
         name: "a chain with a loop",
         reason: "libblkid and the kernel list its partitions again and again, up to some number",
-        take_out: |seen| {
+        remove: |seen| {
             let before = seen.theirs.rows.len();
             let ours = &seen.ours.rows;
             let again = |row: &Row| ours.values().any(|own| own == row);
@@ -84,7 +84,7 @@ pub const DIFFERENCES: [Difference; 16] = [
     Difference {
         name: "nested tables",
         reason: "tables of BSD within a DOS partition are not read; a warning names them",
-        take_out: |seen| {
+        remove: |seen| {
             let is_nested = |warning: &Warning| matches!(warning, Warning::NestedTable { .. });
             let nested = std::mem::take(&mut seen.theirs.nested);
             seen.theirs.rows.retain(|number, _| !nested.contains(number));
@@ -95,7 +95,7 @@ pub const DIFFERENCES: [Difference; 16] = [
         name: "a table in the boot sector of a volume",
         reason: "its entries are plausible, so that somebody partitioned the disk after it was formatted: people see \
                  the partitions, as with the kernel; libblkid sees the volume only",
-        take_out: |seen| {
+        remove: |seen| {
             let is_in_volume = seen.case.image.first_chunk().is_some_and(boot_sector::is_of_volume);
             let found = is_in_volume && seen.ours.table == "dos" && seen.theirs.table.is_empty();
             if found {
@@ -108,7 +108,7 @@ pub const DIFFERENCES: [Difference; 16] = [
         name: "a boot sector known by its name",
         reason: "a volume of exFAT, NTFS or BitLocker is one volume; libblkid knows them by more fields, and no version \
                  knows all three",
-        take_out: |seen| {
+        remove: |seen| {
             let name = seen.case.image.get(3..11).unwrap_or_default();
             let is_named = [&b"NTFS    "[..], b"EXFAT   ", b"-FVE-FS-"].contains(&name);
             let found = is_named && seen.reading.is_volume && seen.theirs.table == "dos";
@@ -122,7 +122,7 @@ pub const DIFFERENCES: [Difference; 16] = [
         name: "a disk of AIX",
         reason: "libblkid names any sector with the magic number; for the kernel it is a DOS table if it has partitions \
                  of Linux, or if there are no logical volumes",
-        take_out: |seen| {
+        remove: |seen| {
             let is_named = seen.theirs.table == "aix" || seen.case.block_size != 512;
             let has_magic = seen.case.image.starts_with(b"\xc9\xc2\xd4\xc1");
             let found = has_magic && is_named && seen.theirs.rows.is_empty();
@@ -135,7 +135,7 @@ pub const DIFFERENCES: [Difference; 16] = [
     Difference {
         name: "a protective MBR alone",
         reason: "libblkid has a name for it; there is no table and no partition",
-        take_out: |seen| {
+        remove: |seen| {
             let found =
                 seen.theirs.table == "PMBR" && seen.theirs.rows.is_empty() && seen.ours.table.is_empty();
             if found {
@@ -147,7 +147,7 @@ pub const DIFFERENCES: [Difference; 16] = [
     Difference {
         name: "a protective entry that does not start at sector 1",
         reason: "the kernel reads no table then; a warning says so",
-        take_out: |seen| {
+        remove: |seen| {
             let found =
                 seen.reading.warnings.contains(&Warning::MisplacedProtection) && seen.theirs.table == "gpt";
             if found {
@@ -160,7 +160,7 @@ pub const DIFFERENCES: [Difference; 16] = [
         name: "a backup that is not in the last block",
         reason: "the damaged primary names its place, which an image that was made larger needs; libblkid looks at the \
                  last block only",
-        take_out: |seen| {
+        remove: |seen| {
             let is_backup = seen.reading.table.as_ref().is_some_and(|table| table.from_backup);
             let last = seen.case.image.len() / seen.case.block_size - 1;
             let block = &seen.case.image[last * seen.case.block_size..];
@@ -174,7 +174,7 @@ pub const DIFFERENCES: [Difference; 16] = [
     Difference {
         name: "a table cut off in a partition whose type has nested tables",
         reason: "libblkid gives up the whole table; the kernel makes nodes of what is there",
-        take_out: |seen| {
+        remove: |seen| {
             let found =
                 seen.theirs.rows.is_empty() && seen.ours.table == "dos" && has_nested_type_past_the_end(seen);
             if found {
@@ -186,7 +186,7 @@ pub const DIFFERENCES: [Difference; 16] = [
     Difference {
         name: "a logical partition that starts where another one does",
         reason: "libblkid leaves it out, and the numbers behind it differ; the kernel makes a node of it",
-        take_out: |seen| {
+        remove: |seen| {
             let rows = &seen.ours.rows;
             let is_first =
                 |number: u32, start: u64| !rows.range(..number).any(|(_, (other, _))| *other == start);
@@ -202,7 +202,7 @@ pub const DIFFERENCES: [Difference; 16] = [
     Difference {
         name: "a table of another machine",
         reason: "tables of Atari, Sun, SGI and others are not read",
-        take_out: |seen| {
+        remove: |seen| {
             let is_other = !["", "dos", "gpt", "PMBR", "aix"].contains(&seen.theirs.table.as_str());
             let found = is_other && seen.ours.table.is_empty();
             if found {
@@ -213,7 +213,7 @@ pub const DIFFERENCES: [Difference; 16] = [
     },
 ];
 
-/// Whether an entry of the MBR whose type libblkid looks for further tables in ends past the image.
+/// Whether an entry of the MBR ends past the image and has a type in which libblkid looks for nested tables.
 fn has_nested_type_past_the_end(seen: &Comparison<'_>) -> bool {
     let sectors_of_block = seen.case.block_size as u64 / 512;
     [446, 462, 478, 494].into_iter().any(|offset| {
@@ -229,7 +229,7 @@ fn numbers(reading: &Reading, of: impl Fn(&Warning) -> Option<u32>) -> Vec<u32> 
 }
 
 impl Comparison<'_> {
-    /// Drops libblkid's partitions that a warning names and that are as the function says.
+    /// Drops the partitions of libblkid that a warning names and for which the function returns true.
     fn drop_theirs(&mut self, of: fn(&Warning) -> bool, is: impl Fn(u64, u64) -> bool) -> bool {
         let named = numbers(&self.reading, |warning| match warning {
             Warning::PastEnd { number } | Warning::EndsBeforeStart { number } if of(warning) => Some(*number),

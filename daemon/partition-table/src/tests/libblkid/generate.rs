@@ -1,4 +1,4 @@
-//! Images written by hand, by chance within their kind.
+//! Random images of many kinds.
 
 use super::random::Random;
 use crate::tests::images::{DosEntry, Gpt, fat_boot_sector, put_record, put_u32, put_u64};
@@ -51,8 +51,9 @@ const KINDS: [(&str, Writer); 32] = [
 /// Images of each kind, for each block size.
 const ROUNDS: usize = 3;
 const BLOCK_SIZES: [usize; 3] = [512, 2048, 4096];
-/// Numbers of the first partition, the types of which matter.
+/// Types of extended partitions.
 const EXTENDED: [u8; 3] = [0x05, 0x0f, 0x85];
+/// Types of partitions that may contain a BSD disk label.
 const BSD: [u8; 3] = [0xa5, 0xa6, 0xa9];
 
 /// All images.
@@ -88,7 +89,7 @@ fn plain_type(random: &mut Random) -> u8 {
     random.one_of(&[0x83, 0x82, 0x07, 0x0c, 0xef, 0xfd, 0x01, 0xda])
 }
 
-/// Up to four partitions, one behind the other.
+/// Up to four consecutive partitions.
 fn in_a_row(random: &mut Random, block_size: usize) -> Vec<DosEntry> {
     let most = blocks(block_size) / 4;
     (0..random.within(1, 4))
@@ -267,7 +268,7 @@ fn random_entries(random: &mut Random, block_size: usize) -> Vec<u8> {
     }
     for (index, shift) in [0, 8, 16, 24].into_iter().enumerate() {
         image[446 + 16 * index] = random.one_of(&[0, 0x80]);
-        // The protective type is another kind.
+        // The protective type has its own kind of image.
         image[446 + 16 * index + 4] &= 0x7f;
         put_u32(&mut image, 446 + 16 * index + 8, random.within(0, u32::MAX) >> shift);
     }
@@ -300,7 +301,7 @@ fn superfloppy(random: &mut Random, block_size: usize) -> Vec<u8> {
         for byte in &mut image[62..510] {
             *byte = random.byte();
         }
-        // Code with a flag that is one of a table would be another kind.
+        // An image whose code looks like valid flags is of another kind.
         image[446] |= 1;
     }
     image

@@ -1,7 +1,7 @@
-//! This crate against libblkid: what `blkid` and `partx` say of several hundred images.
+//! Compares this crate with libblkid: with the output of `blkid` and `partx` for several hundred images.
 //!
-//! `LOOPD_TEST_SEED` makes other images. `PROBE_IMAGES` may name a directory of further images, such as those of util-linux' own tests
-//! (`tests/ts/blkid/images-*`, unpacked).
+//! `LOOPD_TEST_SEED` selects other images. `PROBE_IMAGES` may name a directory of more images, such as those of the tests
+//! of util-linux (`tests/ts/blkid/images-*`, unpacked).
 
 mod differences;
 mod generate;
@@ -24,45 +24,45 @@ use super::images::Memory;
 use crate::{Reading, TableKind, read};
 
 const SEED: u64 = 0x6c6f_6f70_6421;
-/// Fewer images would be a fault of the test.
+/// The least number of images: with fewer the test is broken.
 const LEAST: usize = 200;
 
-/// First sector and sectors of 512 bytes; no sectors of an extended partition, whose size is another one for each
-/// reader.
+/// First sector and number of sectors, of 512 bytes. The number is 0 for an extended partition, on whose size readers
+/// differ.
 type Row = (u64, u64);
 
-/// What one side says.
+/// The result of one reader.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Said {
+struct Listing {
     /// Kind of the table; empty for none.
     table: String,
     rows: BTreeMap<u32, Row>,
-    /// The numbers that are of a table within a partition.
+    /// The numbers of partitions from a nested table.
     nested: BTreeSet<u32>,
 }
 
-/// What both sides say of an image.
+/// The results of both readers for an image.
 struct Comparison<'a> {
     case: &'a Case,
     /// Size of the image in sectors of 512 bytes.
     sectors: u64,
     reading: Reading,
-    ours: Said,
-    theirs: Said,
+    ours: Listing,
+    theirs: Listing,
 }
 
-fn said_by_us(reading: &Reading) -> Said {
-    let Some(table) = &reading.table else { return Said::default() };
+fn our_listing(reading: &Reading) -> Listing {
+    let Some(table) = &reading.table else { return Listing::default() };
     let is_extended = |kind: &str| table.kind == TableKind::Dos && ["0x5", "0xf", "0x85"].contains(&kind);
     let rows = table.partitions.iter().map(|found| {
         let size = if is_extended(&found.kind) { 0 } else { found.size / 512 };
         (found.number, (found.start / 512, size))
     });
-    Said { table: table.kind.to_string(), rows: rows.collect(), nested: BTreeSet::new() }
+    Listing { table: table.kind.to_string(), rows: rows.collect(), nested: BTreeSet::new() }
 }
 
-/// The output of a tool, which ends with an error if there is no table. It gets so much memory: some versions of
-/// libblkid follow a chain with a loop until there is no more.
+/// The output of a tool, which fails if there is no table. Its memory is limited: some versions of libblkid follow a
+/// chain with a loop until there is no memory left.
 fn output(directory: &TempDir, tool: &str, arguments: &[&str]) -> String {
     let output = Command::new(path_of("prlimit").unwrap())
         .args(["--as=1000000000", "timeout", "20", tool])
@@ -74,50 +74,53 @@ fn output(directory: &TempDir, tool: &str, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// What `partx` and, for sectors of 512 bytes, `blkid` say of the file `image`. `blkid` has no option for others.
-fn said_by_them(directory: &TempDir, block_size: usize, ours: &Said) -> Said {
-    let mut said = Said::default();
+/// The result of `partx` and, for sectors of 512 bytes, of `blkid` for the file `image`. `blkid` has no option for others.
+fn their_listing(directory: &TempDir, block_size: usize, ours: &Listing) -> Listing {
+    let mut listing = Listing::default();
     let size = block_size.to_string();
     let columns = "NR,START,SECTORS,TYPE,SCHEME";
     let mut schemes = BTreeSet::new();
     for line in output(directory, "partx", &["-g", "-r", "-S", &size, "-o", columns, "image"]).lines() {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let number = |index: usize| words[index].parse::<u64>().unwrap();
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        let number = |index: usize| columns[index].parse::<u64>().unwrap();
         let partition = u32::try_from(number(0)).unwrap();
-        let (kind, scheme) = (words[3], words[4]);
+        let (kind, scheme) = (columns[3], columns[4]);
         let is_extended = scheme == "dos" && ["0x5", "0xf", "0x85"].contains(&kind);
-        said.rows.insert(partition, (number(1), if is_extended { 0 } else { number(2) }));
+        listing.rows.insert(partition, (number(1), if is_extended { 0 } else { number(2) }));
         if ["dos", "gpt"].contains(&scheme) {
             schemes.insert(scheme.to_owned());
         } else {
-            said.nested.insert(partition);
+            listing.nested.insert(partition);
         }
     }
-    said.table = if block_size == 512 {
+    listing.table = if block_size == 512 {
         let exported = output(directory, "blkid", &["-p", "-o", "export", "image"]);
         exported.lines().find_map(|line| line.strip_prefix("PTTYPE=")).unwrap_or_default().to_owned()
-    } else if said.rows.is_empty() && ours.rows.is_empty() {
+    } else if listing.rows.is_empty() && ours.rows.is_empty() {
         ours.table.clone()
     } else {
         schemes.first().cloned().unwrap_or_default()
     };
-    said
+    listing
 }
 
-/// The names of the differences of an image; an error if there is one without a reason.
+/// The names of the differences for an image.
+///
+/// # Errors
+/// There is a difference without a known reason.
 fn differences(case: &Case) -> Result<Vec<&'static str>, String> {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("image"), &case.image).unwrap();
     let block_size = u32::try_from(case.block_size).unwrap();
     let reading = read(&mut Memory::from(case.image.clone()), block_size).unwrap();
-    let ours = said_by_us(&reading);
-    let theirs = said_by_them(&directory, case.block_size, &ours);
+    let ours = our_listing(&reading);
+    let theirs = their_listing(&directory, case.block_size, &ours);
     let sectors = case.image.len() as u64 / 512;
     let mut seen = Comparison { case, sectors, reading, ours, theirs };
     let before = seen.theirs.clone();
     let mut found = Vec::new();
     for difference in &DIFFERENCES {
-        if seen.ours != seen.theirs && (difference.take_out)(&mut seen) {
+        if seen.ours != seen.theirs && (difference.remove)(&mut seen) {
             found.push(difference.name);
         }
     }
@@ -130,7 +133,7 @@ fn differences(case: &Case) -> Result<Vec<&'static str>, String> {
     ))
 }
 
-/// The results of all images, by several threads.
+/// Compares all images in several threads.
 fn compared(cases: &[Case]) -> Vec<Result<Vec<&'static str>, String>> {
     let threads = thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| {
@@ -141,8 +144,8 @@ fn compared(cases: &[Case]) -> Vec<Result<Vec<&'static str>, String>> {
     })
 }
 
-/// The images of the directory that `PROBE_IMAGES` names.
-fn further_images() -> Vec<Case> {
+/// The images in the directory that `PROBE_IMAGES` names.
+fn more_images() -> Vec<Case> {
     let Some(directory) = std::env::var_os("PROBE_IMAGES") else { return Vec::new() };
     let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
     let case = |path: &Path| Case {
@@ -159,7 +162,7 @@ fn libblkid_agrees() {
     let seed = std::env::var("LOOPD_TEST_SEED").map_or(SEED, |seed| seed.parse().unwrap());
     let mut cases = generate::all(&mut Random::new(seed));
     cases.extend(tool_images::all());
-    cases.extend(further_images());
+    cases.extend(more_images());
     assert!(cases.len() >= LEAST);
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     let mut faults = Vec::new();

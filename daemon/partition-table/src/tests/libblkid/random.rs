@@ -1,4 +1,4 @@
-//! Numbers by chance, the same for the same seed.
+//! Reproducible random numbers.
 
 /// Sebastiano Vigna's `SplitMix64`.
 pub struct Random(u64);

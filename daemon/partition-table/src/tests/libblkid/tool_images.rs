@@ -1,4 +1,4 @@
-//! Images that tools make, of those that are installed.
+//! Images made by the tools that are installed.
 
 use std::fs::{self, File};
 use std::process::{Command, Stdio};
