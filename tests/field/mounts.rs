@@ -60,11 +60,7 @@ async fn half_of_a_mirror(fixture: &mut Fixture) -> Outcome {
     let image = file(fixture, "image", 16 * MIB, &[])?;
     other("mkfs.ext4", &["-q", "-F", image.name()]).await?;
     image.open()?.set_len(17 * MIB)?;
-    let place = 17 * MIB - 8 * 1024;
-    let mut superblock = [0; 256];
-    superblock[..8].copy_from_slice(b"\xfc\x4e\x2b\xa9\x01\0\0\0");
-    superblock[144..152].copy_from_slice(&(place / 512).to_le_bytes());
-    image.open()?.write_all_at(&superblock, place)?;
+    image.add_mirror_superblock()?;
     loopctl(fixture, &["mount", "-r", image.name()]).await?.fails_with("one half of a mirror")?;
     let mounted = loopctl(fixture, &["mount", "-r", "-t", "ext4", image.name()]).await?;
     has_ext4(mounted.output.trim_end())?;

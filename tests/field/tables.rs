@@ -1,10 +1,13 @@
 //! Partition tables.
 
-use anyhow::ensure;
+use std::os::unix::fs::FileExt as _;
+
+use anyhow::{Result, ensure};
 use loopd_tests::Outcome;
 use loopd_tests::fixture::Fixture;
 use loopd_tests::image::{Image, MIB, Mounted};
 use loopd_tests::process::needs;
+use loopd_tests::sysfs::Extent;
 use loopd_tests::table::{Gpt, Losetup, Mbr};
 
 use crate::row::{attached, file, loopctl, other, rows, warns};
@@ -32,42 +35,15 @@ rows! {
         "a FAT image that was partitioned afterwards" => partitioned_fat;
 }
 
-/// A GPT made for sectors of 4096 bytes: the header of the first copy at 4096.
-async fn large(fixture: &Fixture) -> anyhow::Result<loopd_tests::image::Image> {
-    let small = file(fixture, "small", 2 * MIB, &[])?;
-    Gpt::new(&[(1024, 2047)]).write(&small)?;
-    let bytes = std::fs::read(&small.path)?;
-    let contents: Vec<(u64, &[u8])> = (0..34)
-        .map(|sector| (sector * 4096, &bytes[usize::try_from(sector * 512).unwrap()..][..512]))
-        .collect();
-    file(fixture, "image", 16 * MIB, &contents)
+/// A disk of 16 MiB with a GPT in sectors of 4096 bytes.
+fn disk_with_large_sectors(fixture: &Fixture) -> Result<Image> {
+    let image = file(fixture, "image", 16 * MIB, &[])?;
+    Gpt::new(&[(1024, 2047)]).with_sector_size(4096).write(&image)?;
+    Ok(image)
 }
 
 async fn large_sectors(fixture: &mut Fixture) -> Outcome {
-    needs("sfdisk")?;
-    let image = file(fixture, "image", 64 * MIB, &[])?;
-    let node = other("losetup", &["-b", "4096", "-f", "--show", image.name()]).await?;
-    let node = node.trim_end();
-    let made = other("sfdisk", &["-q", "--no-reread", "--label", "gpt", node]).await;
-    let made = match made {
-        Ok(_) => {
-            other("sh", &["-c", &format!("echo 'size=16M' | sfdisk -q --no-reread --label gpt {node}")]).await
-        }
-        Err(_) => {
-            other(
-                "sh",
-                &[
-                    "-c",
-                    &format!(
-                        "printf 'label: gpt\\nsize=16M\\n' | sfdisk -q --no-reread --no-tell-kernel {node}"
-                    ),
-                ],
-            )
-            .await
-        }
-    };
-    other("losetup", &["-d", node]).await?;
-    made?;
+    let image = disk_with_large_sectors(fixture)?;
     attached(fixture, &[image.name()], async |device, printed| {
         printed.is_silent()?;
         ensure!(device.number::<u32>("queue/logical_block_size")? == 4096, "another block size");
@@ -78,7 +54,7 @@ async fn large_sectors(fixture: &mut Fixture) -> Outcome {
 }
 
 async fn large_sectors_on_small_blocks(fixture: &mut Fixture) -> Outcome {
-    let image = large(fixture).await?;
+    let image = disk_with_large_sectors(fixture)?;
     warns(fixture, &["-b", "512", image.name()], "sectors of 4096 bytes and the device has 512").await
 }
 
@@ -86,7 +62,7 @@ async fn dos_with_large_sectors(fixture: &mut Fixture) -> Outcome {
     let image = file(fixture, "image", 24 * MIB, &[])?;
     // In sectors of 4096 bytes it starts at 1 MiB, and has an ext4.
     Mbr::new(&[(0x83, 256, 4096)]).write(&image, 0)?;
-    image.add_ext4(loopd_tests::sysfs::Extent { start: MIB, size: 16 * MIB }, "data", UUID).await?;
+    image.add_ext4(Extent { start: MIB, size: 16 * MIB }, "data", UUID).await?;
     let printed = loopctl(fixture, &["attach", image.name()]).await?;
     let device = printed.device()?;
     let size = device.number::<u32>("queue/logical_block_size")?;
@@ -152,7 +128,7 @@ async fn nothing_left(fixture: &mut Fixture) -> Outcome {
 async fn damaged_gpt(fixture: &mut Fixture) -> Outcome {
     let image = file(fixture, "image", 8 * MIB, &[])?;
     Gpt::new(&[(2048, 4095)]).write(&image)?;
-    std::os::unix::fs::FileExt::write_all_at(&image.open()?, b"x", Gpt::ENTRIES + 60)?;
+    image.open()?.write_all_at(b"x", Gpt::ENTRIES + 60)?;
     warns(fixture, &[image.name()], "the partition table is damaged").await
 }
 
@@ -175,12 +151,12 @@ async fn superfloppy(fixture: &mut Fixture) -> Outcome {
     other("mkfs.vfat", &[image.name()]).await?;
     // An entry over the whole disk, in the boot code.
     let entry = [0x80, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0, 0, 0x80, 0, 0];
-    std::os::unix::fs::FileExt::write_all_at(&image.open()?, &entry, 446)?;
+    image.open()?.write_all_at(&entry, 446)?;
     is_one_volume(fixture, &image, "vfat").await
 }
 
 async fn large_sectors_behind_a_device(fixture: &mut Fixture) -> Outcome {
-    let image = large(fixture).await?;
+    let image = disk_with_large_sectors(fixture)?;
     let lower = Losetup::new(&["-f", "-b", "512"], &image).await?;
     let node = lower.device.node();
     let printed = loopctl(fixture, &["attach", &node]).await?;

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -68,6 +68,20 @@ impl Image {
         let path = self.path.to_string_lossy();
         run("mkfs.ext4", ["-q", "-F", "-L", label, "-U", uuid, "-E", &offset, &path, &kibibytes]).await?;
         Ok(())
+    }
+
+    /// Makes it look like one half of a mirror: writes a RAID superblock of version 1.0, 8 KiB before the end.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn add_mirror_superblock(&self) -> Result<()> {
+        let file = self.open()?;
+        let place = file.metadata()?.len() - 8 * 1024;
+        let mut superblock = [0; 256];
+        superblock[..8].copy_from_slice(b"\xfc\x4e\x2b\xa9\x01\0\0\0");
+        // Its own position, in sectors of 512 bytes.
+        superblock[144..152].copy_from_slice(&(place / 512).to_le_bytes());
+        Ok(file.write_all_at(&superblock, place)?)
     }
 
     /// Its path as text, for commands.
