@@ -363,7 +363,7 @@ async fn free_device_is_removed(fixture: &mut Fixture) -> Outcome {
     let error = refusal(fixture.manager.remove_device(&device.node()).await)?;
     expect_kind(&error, ErrorKind::Busy)?;
     assert!(error.message.contains("has it open"), "{error}");
-    // It waits for a device that is being detached.
+    // It waits for a short time for a program that has the device open.
     let closed = async {
         sleep(Duration::from_millis(200)).await;
         drop(opened);

@@ -55,6 +55,7 @@ async fn daemon_stays_while_attachments_exist(fixture: &mut Fixture) -> Outcome 
         let options = AttachOptions { lifetime, ..AttachOptions::default() };
         let attached = fixture.attach(&image.open()?, &options).await?;
         let opener = std::fs::File::open(attached.device.node())?;
+        // Longer than it stays without an attachment.
         sleep(10 * IDLE).await;
         assert!(fixture.daemon_is_there().await?);
         fixture.manager.detach(&attached.device.node(), DetachOptions { lazy: true }).await?;

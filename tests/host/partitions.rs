@@ -134,6 +134,15 @@ async fn assert_there(fixture: &Fixture, attached: &Attached, expected: &BTreeMa
     Ok(())
 }
 
+/// Waits until loopd has received all events that udev has sent so far: those of a later attach come behind them.
+async fn events_are_received(fixture: &Fixture) -> Outcome {
+    settle().await?;
+    let blank = tempfile::tempfile_in(&fixture.directory)?;
+    blank.set_len(MIB)?;
+    let attached = fixture.attach(&blank, &persistent()).await?;
+    fixture.detach(&attached).await
+}
+
 /// Fails if a partition of the device is left.
 fn assert_none(device: LoopDevice) {
     assert_eq!((device.partitions(), device.partition_nodes()), (sysfs::Extents::new(), BTreeSet::new()));
@@ -520,7 +529,8 @@ async fn assert_followed(fixture: &Fixture, attached: &Attached, numbers: &[u32]
         Ok(found.0 == expected && found.1 == extents)
     });
     follows.await.map_err(|error| anyhow::anyhow!("{error}: {found:#?} is not {expected:#?}"))?;
-    settle().await?;
+    events_are_received(fixture).await?;
+    // Longer than loopd waits before it scans again.
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_there(fixture, attached, &expected).await
 }
@@ -674,8 +684,8 @@ async fn without_partition_scan_there_are_none(fixture: &mut Fixture) -> Outcome
         if !read_only {
             drop(File::options().write(true).open(attached.device.node())?);
         }
-        settle().await?;
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        run("udevadm", ["trigger", "--settle", &attached.device.node()]).await?;
+        events_are_received(fixture).await?;
         assert_no_partitions().await?;
         fixture.detach(&attached).await?;
     }

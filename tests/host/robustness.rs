@@ -143,7 +143,7 @@ async fn second_sigterm_ends_at_once(fixture: &mut Fixture) -> Outcome {
     // It releases its name, and waits for the call in progress.
     eventually("the name is free", async || Ok(!fixture.daemon_is_there().await?)).await?;
     tokio::time::sleep(Duration::from_millis(300)).await;
-    assert!(daemon.exited()?.is_none());
+    assert!(daemon.exited()?.is_none(), "it has not waited");
     let asked_again = Instant::now();
     daemon.ask_to_end()?;
     let status = daemon.end().await?;

@@ -1,7 +1,5 @@
 //! A volume whose boot sector also reads as a partition table is one volume.
 
-use std::time::Duration;
-
 use loopd_dbus::AttachOptions;
 use loopd_tests::Outcome;
 use loopd_tests::fixture::{Attached, Fixture};
@@ -9,9 +7,8 @@ use loopd_tests::image::{Image, MIB};
 use loopd_tests::polkit::Setup;
 use loopd_tests::process::{eventually, needs, run};
 use loopd_tests::table::Losetup;
-use loopd_tests::udev::settle;
 
-use super::{assert_none, persistent, sfdisk};
+use super::{assert_none, events_are_received, persistent, sfdisk};
 
 loopd_tests::tests! {
     "partitions::superfloppy";
@@ -68,12 +65,7 @@ async fn a_node_of_the_same_volume_is_not_shown(fixture: &mut Fixture) -> Outcom
     })
     .await?;
     let attached = Attached { path: object.expect("it was seen"), device };
-    settle().await?;
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    eventually("udev has reported it", async || {
-        Ok(fixture.volume(&attached.path).await?.filesystem_label == "ONE")
-    })
-    .await?;
+    events_are_received(fixture).await?;
     assert_one_volume(fixture, &attached).await?;
     assert_eq!(device.partitions().len(), 1);
     Ok(())
