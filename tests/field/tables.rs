@@ -6,9 +6,10 @@ use anyhow::{Result, ensure};
 use loopd_tests::Outcome;
 use loopd_tests::fixture::Fixture;
 use loopd_tests::image::{Image, MIB, Mounted};
+use loopd_tests::losetup::Losetup;
 use loopd_tests::process::needs;
 use loopd_tests::sysfs::Extent;
-use loopd_tests::table::{Gpt, Losetup, Mbr};
+use loopd_tests::table::{Gpt, Mbr};
 
 use crate::row::{attached, file, loopctl, other, rows, warns};
 
@@ -157,7 +158,7 @@ async fn superfloppy(fixture: &mut Fixture) -> Outcome {
 
 async fn large_sectors_behind_a_device(fixture: &mut Fixture) -> Outcome {
     let image = disk_with_large_sectors(fixture)?;
-    let lower = Losetup::new(&["-f", "-b", "512"], &image).await?;
+    let lower = Losetup::new(&["-b", "512"], &image).await?;
     let node = lower.device.node();
     let printed = loopctl(fixture, &["attach", &node]).await?;
     let device = printed.device()?;

@@ -1,7 +1,9 @@
 //! Mounting, with a stand-in for the service manager and without.
 
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use loopd_dbus::names::{ACTION_MANAGE_OTHERS, ACTION_MOUNT};
@@ -9,10 +11,10 @@ use loopd_dbus::proxy::{Interaction, Volume};
 use loopd_dbus::{AttachOptions, DetachOptions, ErrorKind, Lifetime, MountOptions, UnmountOptions};
 use loopd_tests::fixture::{Attached, Fixture, refusal};
 use loopd_tests::image::{Image, MIB, Mounted};
+use loopd_tests::losetup;
 use loopd_tests::polkit::{Answer, Setup};
-use loopd_tests::process::{eventually, run};
+use loopd_tests::process::{eventually, output, run};
 use loopd_tests::service_manager::ServiceManager;
-use loopd_tests::sysfs::LoopDevice;
 use loopd_tests::table::Gpt;
 use loopd_tests::units::{Conduct, Units};
 use loopd_tests::{GAMES, Outcome, User, WWW_DATA};
@@ -437,15 +439,8 @@ async fn mounts_of_a_user_are_limited(fixture: &mut Fixture) -> Outcome {
 async fn foreign_devices_are_mounted(fixture: &mut Fixture) -> Outcome {
     let _units = Units::start(fixture.bus()).await?;
     let image = image(fixture, "data").await?;
-    let node = run("losetup", ["-f", "--show", image.name()]).await?;
-    let device = LoopDevice::from_node(node.trim())?;
-    let mut path = None;
-    eventually("it is seen", async || {
-        path = fixture.object_of(device).await?;
-        Ok(path.is_some())
-    })
-    .await?;
-    let foreign = Attached { path: path.unwrap(), device };
+    let device = losetup::attach(&[image.name()]).await?;
+    let foreign = fixture.foreign(device).await?;
     eventually("udev has seen it", async || {
         Ok(fixture.volume(&foreign.path).await?.filesystem_type == "ext4")
     })
@@ -479,7 +474,7 @@ async fn mount_is_authorized_by_polkit(fixture: &mut Fixture) -> Outcome {
     assert_eq!(details, [attached.device.node(), image.name().to_owned(), GAMES.uid.to_string()]);
     let asked = fixture.stand_in()?.checks().len();
     fixture.probe(GAMES, ["unmount", path]).await?.ok()?;
-    assert_eq!(fixture.stand_in()?.checks().len(), asked, "what was mounted for her is hers to unmount");
+    assert_eq!(fixture.stand_in()?.checks().len(), asked, "a user may unmount their own mounts");
 
     // Mounts of others: by another user, for another user, and by root.
     fixture.probe(WWW_DATA, ["mount", path]).await?.ok()?;
@@ -516,14 +511,9 @@ async fn mount_directories_are_private(fixture: &mut Fixture) -> Outcome {
     let found = directory.metadata()?;
     assert_eq!((found.mode() & 0o7777, found.uid()), (0o750, 0));
     for (user, expected) in [(GAMES, true), (WWW_DATA, false)] {
-        let mut command = std::process::Command::new("ls");
-        std::os::unix::process::CommandExt::uid(&mut command, user.uid);
-        std::os::unix::process::CommandExt::gid(&mut command, user.gid);
-        let listed = loopd_tests::process::output({
-            command.arg(directory.join("data"));
-            command
-        })
-        .await?;
+        let mut command = Command::new("ls");
+        command.arg(directory.join("data")).uid(user.uid).gid(user.gid);
+        let listed = output(command).await?;
         assert_eq!(listed.status.success(), expected, "{user:?}");
     }
     fixture.probe(GAMES, ["unmount", attached.path.as_str()]).await?.ok()?;

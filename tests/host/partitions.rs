@@ -15,10 +15,11 @@ use loopd_dbus::properties::to_bus_path;
 use loopd_dbus::{AttachOptions, DetachOptions, ErrorKind, Lifetime};
 use loopd_tests::fixture::{Attached, Fixture, expect_kind, refusal};
 use loopd_tests::image::{Image, MIB, Mounted};
+use loopd_tests::losetup::Losetup;
 use loopd_tests::polkit::Setup;
 use loopd_tests::process::{eventually, needs, run};
 use loopd_tests::sysfs::{self, Extent, LoopDevice};
-use loopd_tests::table::{self, Entry, Gpt, Losetup};
+use loopd_tests::table::{self, Entry, Gpt};
 use loopd_tests::udev::{Listener, Uevent, settle};
 use loopd_tests::{Outcome, rounds, skip};
 use zbus::wire::OwnedObjectPath;
@@ -134,15 +135,6 @@ async fn assert_there(fixture: &Fixture, attached: &Attached, expected: &BTreeMa
     Ok(())
 }
 
-/// Waits until loopd has received all events that udev has sent so far: those of a later attach come behind them.
-async fn events_are_received(fixture: &Fixture) -> Outcome {
-    settle().await?;
-    let blank = tempfile::tempfile_in(&fixture.directory)?;
-    blank.set_len(MIB)?;
-    let attached = fixture.attach(&blank, &persistent()).await?;
-    fixture.detach(&attached).await
-}
-
 /// Fails if a partition of the device is left.
 fn assert_none(device: LoopDevice) {
     assert_eq!((device.partitions(), device.partition_nodes()), (sysfs::Extents::new(), BTreeSet::new()));
@@ -250,7 +242,7 @@ async fn hybrid_iso_with_gpt(fixture: &mut Fixture) -> Outcome {
 /// An image that was partitioned while it had sectors of 4096 bytes.
 async fn large_sectors(fixture: &Fixture) -> anyhow::Result<Image> {
     let image = Image::sparse(&fixture.directory, "image", 64 * MIB)?;
-    let losetup = Losetup::new(&["-f", "-b", "4096"], &image).await?;
+    let losetup = Losetup::new(&["-b", "4096"], &image).await?;
     let script = "label: gpt\nsize=8M, name=first\nsize=16M, name=second\n";
     sfdisk(fixture, &losetup.device.node(), &["--no-reread", "--no-tell-kernel"], script).await?;
     settle().await?;
@@ -529,7 +521,7 @@ async fn assert_followed(fixture: &Fixture, attached: &Attached, numbers: &[u32]
         Ok(found.0 == expected && found.1 == extents)
     });
     follows.await.map_err(|error| anyhow::anyhow!("{error}: {found:#?} is not {expected:#?}"))?;
-    events_are_received(fixture).await?;
+    fixture.events_are_received().await?;
     // Longer than loopd waits before it scans again.
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_there(fixture, attached, &expected).await
@@ -685,7 +677,7 @@ async fn without_partition_scan_there_are_none(fixture: &mut Fixture) -> Outcome
             drop(File::options().write(true).open(attached.device.node())?);
         }
         run("udevadm", ["trigger", "--settle", &attached.device.node()]).await?;
-        events_are_received(fixture).await?;
+        fixture.events_are_received().await?;
         assert_no_partitions().await?;
         fixture.detach(&attached).await?;
     }
@@ -740,15 +732,9 @@ async fn partitions_end_with_the_client(fixture: &mut Fixture) -> Outcome {
 async fn foreign_partitions_are_published(fixture: &mut Fixture) -> Outcome {
     let image = two(fixture, "image")?;
     image.add_ext4(SECOND, "second", UUID).await?;
-    let losetup = Losetup::new(&["-f", "-P"], &image).await?;
+    let losetup = Losetup::new(&["-P"], &image).await?;
     let device = losetup.device;
-    let mut object = None;
-    eventually("the device is seen", async || {
-        object = fixture.object_of(device).await?;
-        Ok(object.is_some())
-    })
-    .await?;
-    let attached = Attached { path: object.unwrap(), device };
+    let attached = fixture.foreign(device).await?;
     let by_kernel = device.partitions();
     if by_kernel.is_empty() {
         settle().await?;

@@ -1,4 +1,4 @@
-//! Warnings: what is unusual about an image, told to programs in the property and to people on standard error.
+//! Warnings: what is unusual about an image, in the property for programs and on standard error for people.
 
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::FileExt as _;

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::image::Image;
 use crate::loop_ioctl;
 use crate::process::run;
-use crate::sysfs::{Extent, Extents, LoopDevice};
+use crate::sysfs::{Extent, Extents};
 
 /// Bytes of a sector.
 pub const SECTOR: u64 = 512;
@@ -118,31 +118,6 @@ pub fn by_kernel(image: &Image) -> Result<Extents> {
 pub fn extents(sectors: &[(u32, u64, u64)]) -> Extents {
     let extent = |start, size| Extent { start: start * SECTOR, size: size * SECTOR };
     sectors.iter().map(|&(number, start, size)| (number, extent(start, size))).collect()
-}
-
-/// A loop device that is attached by losetup; detached when dropped.
-#[derive(Debug)]
-pub struct Losetup {
-    /// The device.
-    pub device: LoopDevice,
-}
-
-impl Losetup {
-    /// Runs losetup with these arguments, followed by the image.
-    ///
-    /// # Errors
-    /// losetup's.
-    pub async fn new(arguments: &[&str], image: &Image) -> Result<Self> {
-        let arguments = [arguments, &["--show", image.name()]].concat();
-        let node = run("losetup", arguments).await?;
-        Ok(Self { device: LoopDevice::from_node(node.trim_end())? })
-    }
-}
-
-impl Drop for Losetup {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("losetup").arg("-d").arg(self.device.node()).status();
-    }
 }
 
 /// A GUID partition table, both copies, with any entries.

@@ -4,11 +4,11 @@ use loopd_dbus::AttachOptions;
 use loopd_tests::Outcome;
 use loopd_tests::fixture::{Attached, Fixture};
 use loopd_tests::image::{Image, MIB};
+use loopd_tests::losetup::Losetup;
 use loopd_tests::polkit::Setup;
 use loopd_tests::process::{eventually, needs, run};
-use loopd_tests::table::Losetup;
 
-use super::{assert_none, events_are_received, persistent, sfdisk};
+use super::{assert_none, persistent, sfdisk};
 
 loopd_tests::tests! {
     "partitions::superfloppy";
@@ -53,19 +53,13 @@ async fn a_volume_under_a_table_is_one_volume(fixture: &mut Fixture) -> Outcome 
 /// As a kernel with parsers makes it, on a device where loopd deletes none.
 async fn a_node_of_the_same_volume_is_not_shown(fixture: &mut Fixture) -> Outcome {
     let image = superfloppy(fixture).await?;
-    let losetup = Losetup::new(&["-f", "-P"], &image).await?;
+    let losetup = Losetup::new(&["-P"], &image).await?;
     let device = losetup.device;
     if device.partitions().is_empty() {
         run("addpart", [&device.node(), "1", "0", "32768"]).await?;
     }
-    let mut object = None;
-    eventually("the device is seen", async || {
-        object = fixture.object_of(device).await?;
-        Ok(object.is_some())
-    })
-    .await?;
-    let attached = Attached { path: object.expect("it was seen"), device };
-    events_are_received(fixture).await?;
+    let attached = fixture.foreign(device).await?;
+    fixture.events_are_received().await?;
     assert_one_volume(fixture, &attached).await?;
     assert_eq!(device.partitions().len(), 1);
     Ok(())
