@@ -65,7 +65,7 @@ help:
 	@echo "make safeguards   remove safeguards: the simulation must find each removal; ten minutes"
 	@echo "make mutants      change the code: a test must find each change; hours, resumable"
 	@echo "make bench        measure attaching, as root"
-	@echo "make field        cases that people have reported, row by row with what comes out, as root"
+	@echo "make field        cases that people have reported, row by row with the outcome, as root; ROWS=text selects"
 	@echo "make bench-vm     measure opening an image beside other programs, in a virtual machine; ROUNDS"
 	@echo "make bench-hostile  measure how much attacks of one user slow down another, as root"
 	@echo "make check        formatting, lints, documentation, other targets, shipped files"
@@ -160,7 +160,7 @@ soak: tools
 	$(CARGO) build --workspace --bins
 	tests/soak.sh $(TESTS)
 
-# ROWS: words of the rows' kinds or inputs.
+# ROWS: words from the kinds or inputs of the rows.
 field: tools
 	$(CARGO) build --workspace --bins
 	$(CARGO) test -q -p loopd-tests --test field $(AS_ROOT) -- $(ROWS)

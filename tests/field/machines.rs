@@ -1,4 +1,4 @@
-//! What other programs do, and machines that lack something.
+//! Devices of other programs, parallel callers, and machines without udev or without nodes.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use tokio::io::AsyncReadExt as _;
 use crate::row::{file, loopctl, note, other, rows};
 
 rows! {
-    "now, not a moment ago":
+    "current at the time of the call":
         "losetup attaches; list, losetup -a and losetup /dev/loopN at once, twenty times" => attached_just_now,
         "losetup detaches; list at once, twenty times" => detached_just_now,
         "losetup --set-capacity; list at once" => grown_just_now,
@@ -26,7 +26,7 @@ rows! {
         "a loop device on a partition of it" => loop_on_a_partition,
         "a process with the node open" => process_on_it,
         "a mount in another mount namespace" => mount_elsewhere;
-    "numbers with a past":
+    "numbers that another program has changed":
         "a free number that was set read-only" => read_only_number,
         "the same, asked for by its name" => read_only_number_by_name,
         "a number whose node is missing" => number_without_node;

@@ -339,7 +339,7 @@ fn with_a_file(call: RawMessage, member: &str) -> anyhow::Result<RawMessage> {
             body.number(0);
             call.body("h", body.bytes)
         }
-        other => anyhow::bail!("what does {other} take?"),
+        other => anyhow::bail!("no body is known for {other}"),
     })
 }
 

@@ -62,8 +62,10 @@ async fn mounts_are_seen(fixture: &Fixture, device: LoopDevice) -> Result<()> {
     eventually("it is seen", async || Ok(!fixture.volume(&attached.path).await?.mount_points.is_empty()))
         .await?;
     mounted.unmount().await?;
-    eventually("that too", async || Ok(fixture.volume(&attached.path).await?.mount_points.is_empty()))
-        .await?;
+    eventually("the unmount is seen", async || {
+        Ok(fixture.volume(&attached.path).await?.mount_points.is_empty())
+    })
+    .await?;
     fixture.detach(&attached).await
 }
 

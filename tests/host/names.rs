@@ -1,4 +1,4 @@
-//! Names that moved: a backing file that was deleted, replaced or renamed while it is attached.
+//! A backing file that was deleted, replaced or renamed while it is attached.
 
 use std::path::Path;
 use std::process::Output;
@@ -35,7 +35,7 @@ loopd_tests::tests! {
         unnamed_file_is_deleted,
         file_called_deleted_is_no_throwaway_view,
         deleted_image_is_unmounted_by_its_path,
-        rebuilt_image_is_mounted_anew,
+        rebuilt_image_is_mounted_from_a_new_device,
     ];
     Setup::StandIn(Answer::Yes) => [own_earlier_file_comes_first];
 }
@@ -410,7 +410,7 @@ async fn deleted_image_is_unmounted_by_its_path(fixture: &mut Fixture) -> Outcom
     fixture.assert_no_leak().await
 }
 
-async fn rebuilt_image_is_mounted_anew(fixture: &mut Fixture) -> Outcome {
+async fn rebuilt_image_is_mounted_from_a_new_device(fixture: &mut Fixture) -> Outcome {
     let _units = Units::start(fixture.bus()).await?;
     let image = Image::ext4(&fixture.directory, "x", "old", UUID).await?;
     let old = mount(fixture, &image).await?;

@@ -1,4 +1,4 @@
-//! Answers are of the moment of the call, whatever events of other programs' devices are still to come.
+//! Replies show the state at the time of the call, even if events of other programs' devices have not arrived yet.
 
 use anyhow::{Context as _, Result, ensure};
 use loopd_dbus::properties::from_bus_path;

@@ -1,4 +1,4 @@
-//! What outlives the daemon, and what the next daemon does with it.
+//! What survives the daemon, and what the next daemon does with it.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::symlink;
@@ -244,7 +244,9 @@ async fn damaged_state_files_affect_no_other_attachment(fixture: &mut Fixture) -
     std::fs::write(file(fixture, &all[3]), text.replace("version = 1", "version = 9"))?;
     fixture.restart_daemon(&[]).await?;
     assert!(fixture.properties(&all[0].path).await?.managed);
-    for (attached, why) in all[1..].iter().zip(["key with no value", "it cannot be opened", "it has version 9"]) {
+    for (attached, why) in
+        all[1..].iter().zip(["key with no value", "it cannot be opened", "it has version 9"])
+    {
         // The device is still shown, as a foreign one.
         assert!(!fixture.properties(&attached.path).await?.managed);
         let name = file(fixture, attached).display().to_string();

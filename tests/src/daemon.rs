@@ -157,7 +157,7 @@ impl Daemon {
     /// Sends SIGTERM, and waits for its end.
     ///
     /// # Errors
-    /// It does not end.
+    /// It does not end in time.
     pub async fn terminate(&mut self) -> Result<ExitStatus> {
         self.process.terminate().await
     }

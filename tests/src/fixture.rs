@@ -382,7 +382,7 @@ impl Fixture {
         Ok(Attached { path: path.context("no object")?, device })
     }
 
-    /// Waits until loopd has received all events that udev has sent so far: those of a later attach come behind them.
+    /// Waits until loopd has received all events that udev has sent so far: those of a later attach come after them.
     /// Returns that attachment, which has ended.
     ///
     /// # Errors
