@@ -66,7 +66,7 @@ help:
 	@echo "make mutants      change the code: a test must find each change; hours, resumable"
 	@echo "make bench        loopd beside losetup, UDisks2 and plain ioctls, as root: about six minutes; ROWS=\"attach growth\""
 	@echo "                  selects parts (attach growth memory idle start sizes direct-io); JSON=file, SVG=file: the results"
-	@echo "make field        cases that people have reported, row by row with what comes out, as root"
+	@echo "make field        cases that people have reported, row by row with the outcome, as root; ROWS=text selects"
 	@echo "make bench-vm     measure opening an image beside other programs, in a virtual machine; ROUNDS"
 	@echo "make bench-hostile  measure how much attacks of one user slow down another, as root"
 	@echo "make check        formatting, lints, documentation, other targets, shipped files"
@@ -161,7 +161,7 @@ soak: tools
 	$(CARGO) build --workspace --bins
 	tests/soak.sh $(TESTS)
 
-# ROWS: words of the rows' kinds or inputs.
+# ROWS: words from the kinds or inputs of the rows.
 field: tools
 	$(CARGO) build --workspace --bins
 	$(CARGO) test -q -p loopd-tests --test field $(AS_ROOT) -- $(ROWS)

@@ -92,7 +92,7 @@ look() {
         if is_debian; then
             echo "deps: run 'make deps' (with packages: 'make deps-packages'; virtual machines: 'make deps-vm')" >&2
         else
-            echo "deps: install what is needed with your distribution's package manager; what is wanted is SKIPPED without" >&2
+            echo "deps: install what is needed with your distribution's package manager; checks whose tools are missing are SKIPPED" >&2
         fi
     fi
     return "$failed"
@@ -101,7 +101,7 @@ look() {
 install() {
     if ! is_debian; then
         look && return
-        echo "deps: this is no Debian: nothing was installed" >&2
+        echo "deps: this is not a Debian: nothing was installed" >&2
         return 1
     fi
     local debian package status missing=()

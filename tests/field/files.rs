@@ -10,7 +10,7 @@ use crate::row::{attached, file, loopctl, other, rows, warns};
 
 rows! {
     "any byte offset":
-        "a squashfs behind 188,392 bytes, as in an AppImage" => squashfs_behind_a_program,
+        "a squashfs after 188,392 bytes, as in an AppImage" => squashfs_after_a_program,
         "an odd offset" => odd_offset,
         "an unaligned offset with direct I/O" => unaligned_direct_io,
         "an offset past the end" => offset_past_the_end,
@@ -28,16 +28,16 @@ rows! {
         "CD sectors of 2352 bytes" => cd_sectors,
         "a DMG with its trailer" => dmg,
         "an unknown program as an image" => program_is_raw;
-    "names that moved":
+    "files that were deleted, replaced or renamed":
         "the image is deleted while it is attached" => deleted,
-        "the image is built anew under its name" => replaced,
+        "the image is rebuilt under the same name" => replaced,
         "a file that is really called `x (deleted)`" => really_called_deleted,
         "the image is renamed" => renamed,
         "a directory has the name of the deleted image" => replaced_by_a_directory,
         "the image is attached twice and deleted" => deleted_twice_attached;
 }
 
-async fn squashfs_behind_a_program(fixture: &mut Fixture) -> Outcome {
+async fn squashfs_after_a_program(fixture: &mut Fixture) -> Outcome {
     let image = file(fixture, "app", 188_392 + MIB, &[(0, b"\x7fELF"), (188_392, b"hsqs")])?;
     attached(fixture, &["-r", "-o", "188392", image.name()], async |device, printed| {
         printed.is_silent()?;

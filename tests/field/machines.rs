@@ -1,12 +1,13 @@
-//! What other programs do, and machines that lack something.
+//! Devices of other programs, parallel callers, and machines without udev or without nodes.
 
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use loopd_tests::fixture::Fixture;
 use loopd_tests::image::{Image, MIB};
+use loopd_tests::losetup::Losetup;
 use loopd_tests::sysfs::LoopDevice;
-use loopd_tests::table::{Gpt, Losetup};
+use loopd_tests::table::Gpt;
 use loopd_tests::{GAMES, Outcome, host};
 
 use tokio::io::AsyncReadExt as _;
@@ -14,7 +15,7 @@ use tokio::io::AsyncReadExt as _;
 use crate::row::{file, loopctl, note, other, rows};
 
 rows! {
-    "now, not a moment ago":
+    "current at the time of the call":
         "losetup attaches; list, losetup -a and losetup /dev/loopN at once, twenty times" => attached_just_now,
         "losetup detaches; list at once, twenty times" => detached_just_now,
         "losetup --set-capacity; list at once" => grown_just_now,
@@ -25,7 +26,7 @@ rows! {
         "a loop device on a partition of it" => loop_on_a_partition,
         "a process with the node open" => process_on_it,
         "a mount in another mount namespace" => mount_elsewhere;
-    "numbers with a past":
+    "numbers that another program has changed":
         "a free number that was set read-only" => read_only_number,
         "the same, asked for by its name" => read_only_number_by_name,
         "a number whose node is missing" => number_without_node;
@@ -42,7 +43,7 @@ rows! {
 async fn attached_just_now(fixture: &mut Fixture) -> Outcome {
     let image = file(fixture, "image", MIB, &[])?;
     for round in 0..20 {
-        let foreign = Losetup::new(&["-f"], &image).await?;
+        let foreign = Losetup::new(&[], &image).await?;
         let node = foreign.device.node();
         let output = match round % 3 {
             0 => fixture.loopctl(["list", "--all"]).await?,
@@ -72,7 +73,7 @@ async fn detached_just_now(fixture: &mut Fixture) -> Outcome {
 
 async fn grown_just_now(fixture: &mut Fixture) -> Outcome {
     let image = file(fixture, "image", MIB, &[])?;
-    let foreign = Losetup::new(&["-f"], &image).await?;
+    let foreign = Losetup::new(&[], &image).await?;
     image.open()?.set_len(5 * MIB)?;
     other("losetup", &["-c", &foreign.device.node()]).await?;
     let listed = loopctl(fixture, &["list", "--all", "-o", "device,size"]).await?;
@@ -83,7 +84,7 @@ async fn grown_just_now(fixture: &mut Fixture) -> Outcome {
 async fn loop_on_it(fixture: &mut Fixture) -> Outcome {
     let image = file(fixture, "image", MIB, &[])?;
     let device = loopctl(fixture, &["attach", image.name()]).await?.device()?;
-    let upper = Losetup::new(&["-f"], &Image { path: device.node().into() }).await?;
+    let upper = Losetup::new(&[], &Image { path: device.node().into() }).await?;
     loopctl(fixture, &["detach", &device.node()]).await?.fails_with(&upper.device.node())?;
     drop(upper);
     loopctl(fixture, &["detach", &device.node()]).await?.is_silent()
@@ -171,7 +172,7 @@ async fn forty_at_once(fixture: &mut Fixture) -> Outcome {
 
 async fn other_blocks_just_now(fixture: &mut Fixture) -> Outcome {
     let image = file(fixture, "image", MIB, &[])?;
-    let foreign = Losetup::new(&["-f"], &image).await?;
+    let foreign = Losetup::new(&[], &image).await?;
     for size in ["4096", "1024"] {
         other("losetup", &["-b", size, &foreign.device.node()]).await?;
         let listed =
@@ -199,7 +200,7 @@ async fn loop_on_a_partition(fixture: &mut Fixture) -> Outcome {
     let image = file(fixture, "image", 8 * MIB, &[])?;
     Gpt::new(&[(2048, 4095)]).write(&image)?;
     let device = loopctl(fixture, &["attach", image.name()]).await?.device()?;
-    let upper = Losetup::new(&["-f"], &Image { path: device.partition_node(1).into() }).await?;
+    let upper = Losetup::new(&[], &Image { path: device.partition_node(1).into() }).await?;
     loopctl(fixture, &["detach", &device.node()]).await?.fails_with(&upper.device.node())?;
     drop(upper);
     loopctl(fixture, &["detach", &device.node()]).await?.is_silent()

@@ -1,5 +1,5 @@
-//! `make field`: cases that people have reported of tools for this job, tried on loopd row by row. Each row prints its kind,
-//! the input, and what came out; a row whose outcome is not the right one is WRONG, and the program fails.
+//! `make field`: cases that people have reported of similar tools, tried on loopd row by row. Each row prints its kind, its
+//! input and the outcome. A row with another outcome than the right one is WRONG, and the program fails.
 
 mod files;
 mod machines;

@@ -1,4 +1,4 @@
-//! Contents that are odd and sound, and contents that change behind the device.
+//! Unusual contents that are valid, and contents that change while the file is attached.
 
 use std::os::unix::fs::FileExt as _;
 
@@ -14,12 +14,12 @@ use loopd_tests::units::Units;
 use crate::row::{file, has_ext4, loopctl, other, rows};
 
 rows! {
-    "changed behind the device":
+    "changed in the file while it is attached":
         "mkfs on the file after it was attached, then mount" => made_behind,
         "another file system made over the first one" => made_over,
         "mkfs in a partition after the attach, then mount" => made_in_a_partition,
         "a table written to the file after the attach, then rescan" => table_made_behind;
-    "odd but sound":
+    "unusual but valid":
         "one half of a mirror with its metadata at the end" => half_of_a_mirror,
         "the signatures of several file systems" => ambivalent,
         "a copy of an xfs that is mounted" => copied_xfs,
@@ -59,6 +59,7 @@ async fn half_of_a_mirror(fixture: &mut Fixture) -> Outcome {
     let _units = Units::start(fixture.bus()).await?;
     let image = file(fixture, "image", 16 * MIB, &[])?;
     other("mkfs.ext4", &["-q", "-F", image.name()]).await?;
+    image.open()?.set_len(17 * MIB)?;
     image.add_mirror_superblock()?;
     loopctl(fixture, &["mount", "-r", image.name()]).await?.fails_with("one half of a mirror")?;
     let mounted = loopctl(fixture, &["mount", "-r", "-t", "ext4", image.name()]).await?;

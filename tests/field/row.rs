@@ -1,4 +1,4 @@
-//! A row of the table: an input, and what is right.
+//! A row of the table: an input, and a check of the outcome.
 
 use std::path::Path;
 use std::sync::Mutex;
@@ -31,12 +31,12 @@ pub enum Verdict {
     Skipped,
 }
 
-/// What the row that runs has printed.
-static CAME_OUT: Mutex<Vec<String>> = Mutex::new(Vec::new());
+/// The notes of the current row.
+static NOTES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// Notes a part of what came out.
+/// Adds a line to the result of the current row.
 pub fn note(text: impl Into<String>) {
-    CAME_OUT.lock().unwrap().push(text.into());
+    NOTES.lock().unwrap().push(text.into());
 }
 
 /// The verdict of an outcome.
@@ -64,7 +64,7 @@ impl Row {
             Verdict::Skipped => "SKIPPED",
         };
         println!("{word:8} {}: {}", self.kind, self.input);
-        for line in std::mem::take(&mut *CAME_OUT.lock().unwrap()) {
+        for line in std::mem::take(&mut *NOTES.lock().unwrap()) {
             println!("         {line}");
         }
         if let (Verdict::Wrong, Err(failed)) = (verdict, outcome) {
@@ -87,7 +87,7 @@ impl Printed {
         LoopDevice::from_node(self.output.trim_end())
     }
 
-    /// Fails unless the command failed, and said this.
+    /// Fails unless the command failed with this message.
     pub fn fails_with(&self, text: &str) -> Result<()> {
         ensure!(
             matches!(self.status, Some(1 | 2)) && self.output.is_empty(),
@@ -128,7 +128,7 @@ pub async fn loopctl(fixture: &Fixture, arguments: &[&str]) -> Result<Printed> {
     Ok(printed)
 }
 
-/// Attaches with loopctl, calls `judge`, and detaches.
+/// Attaches with loopctl, calls `judge`, and detaches even if that fails.
 pub async fn attached(
     fixture: &Fixture,
     arguments: &[&str],
@@ -143,12 +143,12 @@ pub async fn attached(
     Ok(())
 }
 
-/// A row that is right if the attach warns of this.
+/// Fails unless the attach warns of this.
 pub async fn warns(fixture: &Fixture, arguments: &[&str], text: &str) -> Result<()> {
     attached(fixture, arguments, async |_, printed| printed.warns_of(text)).await
 }
 
-/// A file with these bytes somewhere.
+/// A file of zeros with these bytes at these offsets.
 pub fn file(fixture: &Fixture, name: &str, size: u64, contents: &[(u64, &[u8])]) -> Result<Image> {
     use std::os::unix::fs::FileExt as _;
     let image = Image::sparse(&fixture.directory, name, size)?;

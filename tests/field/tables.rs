@@ -1,11 +1,15 @@
 //! Partition tables.
 
-use anyhow::ensure;
+use std::os::unix::fs::FileExt as _;
+
+use anyhow::{Result, ensure};
 use loopd_tests::Outcome;
 use loopd_tests::fixture::Fixture;
 use loopd_tests::image::{Image, MIB, Mounted};
+use loopd_tests::losetup::Losetup;
 use loopd_tests::process::needs;
-use loopd_tests::table::{Gpt, Losetup, Mbr, image_with_large_sectors};
+use loopd_tests::sysfs::Extent;
+use loopd_tests::table::{Gpt, Mbr};
 
 use crate::row::{attached, file, loopctl, other, rows, warns};
 
@@ -32,13 +36,15 @@ rows! {
         "a FAT image that was partitioned afterwards" => partitioned_fat;
 }
 
+/// A disk of 16 MiB with a GPT in sectors of 4096 bytes.
+fn disk_with_large_sectors(fixture: &Fixture) -> Result<Image> {
+    let image = file(fixture, "image", 16 * MIB, &[])?;
+    Gpt::new(&[(1024, 2047)]).with_sector_size(4096).write(&image)?;
+    Ok(image)
+}
+
 async fn large_sectors(fixture: &mut Fixture) -> Outcome {
-    needs("sfdisk")?;
-    let image = file(fixture, "image", 64 * MIB, &[])?;
-    let lower = Losetup::new(&["-f", "-b", "4096"], &image).await?;
-    let script = "echo size=16M | sfdisk -q --no-reread --no-tell-kernel --label gpt \"$1\"";
-    other("sh", &["-c", script, "sh", &lower.device.node()]).await?;
-    drop(lower);
+    let image = disk_with_large_sectors(fixture)?;
     attached(fixture, &[image.name()], async |device, printed| {
         printed.is_silent()?;
         ensure!(device.number::<u32>("queue/logical_block_size")? == 4096, "another block size");
@@ -49,7 +55,7 @@ async fn large_sectors(fixture: &mut Fixture) -> Outcome {
 }
 
 async fn large_sectors_on_small_blocks(fixture: &mut Fixture) -> Outcome {
-    let image = image_with_large_sectors(&fixture.directory, "image")?;
+    let image = disk_with_large_sectors(fixture)?;
     warns(fixture, &["-b", "512", image.name()], "sectors of 4096 bytes and the device has 512").await
 }
 
@@ -57,7 +63,7 @@ async fn dos_with_large_sectors(fixture: &mut Fixture) -> Outcome {
     let image = file(fixture, "image", 24 * MIB, &[])?;
     // In sectors of 4096 bytes it starts at 1 MiB, and has an ext4.
     Mbr::new(&[(0x83, 256, 4096)]).write(&image, 0)?;
-    image.add_ext4(loopd_tests::sysfs::Extent { start: MIB, size: 16 * MIB }, "data", UUID).await?;
+    image.add_ext4(Extent { start: MIB, size: 16 * MIB }, "data", UUID).await?;
     let printed = loopctl(fixture, &["attach", image.name()]).await?;
     let device = printed.device()?;
     let size = device.number::<u32>("queue/logical_block_size")?;
@@ -123,7 +129,7 @@ async fn nothing_left(fixture: &mut Fixture) -> Outcome {
 async fn damaged_gpt(fixture: &mut Fixture) -> Outcome {
     let image = file(fixture, "image", 8 * MIB, &[])?;
     Gpt::new(&[(2048, 4095)]).write(&image)?;
-    std::os::unix::fs::FileExt::write_all_at(&image.open()?, b"x", Gpt::ENTRIES + 60)?;
+    image.open()?.write_all_at(b"x", Gpt::ENTRIES + 60)?;
     warns(fixture, &[image.name()], "the partition table is damaged").await
 }
 
@@ -146,13 +152,13 @@ async fn superfloppy(fixture: &mut Fixture) -> Outcome {
     other("mkfs.vfat", &[image.name()]).await?;
     // An entry over the whole disk, in the boot code.
     let entry = [0x80, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0, 0, 0x80, 0, 0];
-    std::os::unix::fs::FileExt::write_all_at(&image.open()?, &entry, 446)?;
+    image.open()?.write_all_at(&entry, 446)?;
     is_one_volume(fixture, &image, "vfat").await
 }
 
 async fn large_sectors_behind_a_device(fixture: &mut Fixture) -> Outcome {
-    let image = image_with_large_sectors(&fixture.directory, "image")?;
-    let lower = Losetup::new(&["-f", "-b", "512"], &image).await?;
+    let image = disk_with_large_sectors(fixture)?;
+    let lower = Losetup::new(&["-b", "512"], &image).await?;
     let node = lower.device.node();
     let printed = loopctl(fixture, &["attach", &node]).await?;
     let device = printed.device()?;

@@ -191,7 +191,7 @@ async fn offset_and_size_limit_are_applied(fixture: &mut Fixture) -> Outcome {
     Ok(())
 }
 
-/// A file system behind a program or a header: AppImage, SIF, firmware.
+/// A file system after a program or a header: AppImage, SIF, firmware.
 async fn offset_is_any_number_of_bytes(fixture: &mut Fixture) -> Outcome {
     let image = Image::sparse(&fixture.directory, "image", MIB)?;
     let bytes: Vec<u8> = (0..MIB).map(|index| (index * index / 7).to_le_bytes()[0]).collect();

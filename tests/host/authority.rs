@@ -6,6 +6,7 @@ use loopd_dbus::names::{ACTION_ATTACH, ACTION_ATTACH_DEVICE, ACTION_MANAGE_OTHER
 use loopd_dbus::{AttachOptions, DetachOptions, ErrorKind, Lifetime};
 use loopd_tests::fixture::Fixture;
 use loopd_tests::image::{Image, MIB};
+use loopd_tests::losetup;
 use loopd_tests::polkit::{Answer, Check, Setup};
 use loopd_tests::probe::{Probe, Reply};
 use loopd_tests::process::run;
@@ -31,7 +32,7 @@ loopd_tests::tests! {
 
 /// Attaches as this user, and disconnects.
 async fn setup(fixture: &Fixture, user: User, image: &Image, flags: &[&str]) -> anyhow::Result<Reply> {
-    let path = image.path.to_str().unwrap();
+    let path = image.name();
     fixture.probe(user, flags.iter().copied().chain(["setup", "regular", path])).await
 }
 
@@ -45,7 +46,7 @@ async fn owned_by(
     user: User,
     image: &Image,
 ) -> anyhow::Result<loopd_tests::fixture::Attached> {
-    let path = image.path.to_str().unwrap();
+    let path = image.name();
     fixture.probe(user, ["setup", "regular", path, "lifetime=s:persistent"]).await?.attached()
 }
 
@@ -62,8 +63,7 @@ async fn without_polkit_users_are_denied(fixture: &mut Fixture) -> Outcome {
 
 async fn without_polkit_foreign_devices_are_protected(fixture: &mut Fixture) -> Outcome {
     let image = image(fixture)?;
-    let node = run("losetup", ["-f", "--show", image.path.to_str().unwrap()]).await?;
-    let device = LoopDevice::from_node(node.trim())?;
+    let device = losetup::attach(&[image.name()]).await?;
     let reply = fixture.probe(GAMES, ["detach", &device.node()]).await?;
     reply.refused(ErrorKind::AccessDenied)?;
     assert!(device.bound());
@@ -158,7 +158,7 @@ async fn file_is_checked_with_its_details(fixture: &mut Fixture) -> Outcome {
     let checks = fixture.stand_in()?.checks();
     let [check] = checks.as_slice() else { panic!("{checks:?}") };
     let (_, file, owner) = asked(check, ACTION_ATTACH);
-    assert_eq!(file, image.path.to_str().unwrap());
+    assert_eq!(file, image.name());
     assert!(owner == GAMES.name || owner == GAMES.uid.to_string(), "{owner:?}");
     assert!(!check.interactive);
     fixture.gone(&attached).await
@@ -204,7 +204,7 @@ async fn other_users_need_authorization(fixture: &mut Fixture) -> Outcome {
         assert!(!attached.device.bound());
         let checks = fixture.stand_in()?.checks();
         let (device, file, owner) = asked(checks.last().unwrap(), ACTION_MANAGE_OTHERS);
-        assert_eq!((device.as_str(), file.as_str()), (&*node, image.path.to_str().unwrap()));
+        assert_eq!((device.as_str(), file.as_str()), (&*node, image.name()));
         assert!(owner == GAMES.name || owner == GAMES.uid.to_string(), "{owner:?}");
     }
     Ok(())
@@ -236,7 +236,7 @@ async fn foreign_device_needs_manage_others(fixture: &mut Fixture) -> Outcome {
     fixture.probe(GAMES, ["detach", &attached.device.node()]).await?.ok()?;
     asked(fixture.stand_in()?.checks().last().unwrap(), ACTION_MANAGE_OTHERS);
 
-    let node = run("losetup", ["-f", "--show", image.path.to_str().unwrap()]).await?;
+    let node = run("losetup", ["-f", "--show", image.name()]).await?;
     fixture.probe(GAMES, ["detach", node.trim()]).await?.ok()?;
     asked(fixture.stand_in()?.checks().last().unwrap(), ACTION_MANAGE_OTHERS);
     assert_eq!(fixture.stand_in()?.checks().len(), 2);

@@ -248,7 +248,7 @@ names! {
 /// Data written to the device of such a file can be read back.
 async fn nameless(fixture: &Fixture, kind: &str) -> Outcome {
     let image = Image::sparse(&fixture.directory, "image", MIB)?;
-    let path = image.path.to_str().unwrap();
+    let path = image.name();
     let mut probe = fixture.probe_hold(ROOT, ["--hold", "setup", kind, path])?;
     let attached = probe.reply().await?.attached()?;
     assert_eq!(attached.device.number::<u64>("size")?, MIB / 512);

@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use loopd_dbus::proxy::{Attachment, Interaction};
 use loopd_dbus::{AttachOptions, DetachOptions, ErrorKind, Lifetime};
+use loopd_tests::daemon::WITHOUT_CAPABILITIES;
 use loopd_tests::fixture::{Attached, Fixture, expect_kind, refusal};
 use loopd_tests::image::{Image, MIB, Mounted};
+use loopd_tests::losetup;
 use loopd_tests::polkit::{Answer, Setup};
 use loopd_tests::process::{eventually, run};
 use loopd_tests::sysfs::{self, LoopDevice};
@@ -43,10 +45,6 @@ loopd_tests::tests! {
     Setup::StandIn(Answer::No) => [other_users_may_change_nothing];
     Setup::StandIn(Answer::Yes) => [owner_needs_no_authorization, replacing_the_file_needs_authorization];
 }
-
-/// uid 0 with no capability, as the shipped unit starts the daemon.
-const WITHOUT_CAPABILITIES: &[&str] =
-    &["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", "--"];
 
 fn persistent() -> AttachOptions {
     AttachOptions { lifetime: Lifetime::Persistent, ..AttachOptions::default() }
@@ -237,10 +235,8 @@ async fn invalid_lifetimes_are_refused(fixture: &mut Fixture) -> Outcome {
 
 async fn foreign_device_is_adopted(fixture: &mut Fixture) -> Outcome {
     let image = image(fixture)?;
-    let node = run("losetup", ["-f", "--show", image.path.to_str().unwrap()]).await?;
-    let device = LoopDevice::from_node(node.trim())?;
-    eventually("it is seen", async || Ok(fixture.object_of(device).await?.is_some())).await?;
-    let path = fixture.object_of(device).await?.unwrap();
+    let device = losetup::attach(&[image.name()]).await?;
+    let path = fixture.foreign(device).await?.path;
     let object = fixture.object(&path).await?;
     set_length(&image, 6 * MIB)?;
     object.set_capacity().await?;
@@ -272,7 +268,7 @@ async fn backing_file_is_replaced(fixture: &mut Fixture) -> Outcome {
         let after = fixture.properties(&attached.path).await?;
         assert!(after.disk_sequence > before.disk_sequence, "{after:?}");
         assert_eq!(after.disk_sequence, attached.device.number::<u64>("diskseq")?);
-        assert_eq!(after.backing_file, [second.path.to_str().unwrap().as_bytes(), b"\0"].concat());
+        assert_eq!(after.backing_file, [second.name().as_bytes(), b"\0"].concat());
         loopd_tests::udev::settle().await?;
         assert_eq!(fixture.properties(&attached.path).await?, after, "it is still the same attachment");
         fixture.detach(&attached).await?;
@@ -363,7 +359,7 @@ async fn free_device_is_removed(fixture: &mut Fixture) -> Outcome {
     let error = refusal(fixture.manager.remove_device(&device.node()).await)?;
     expect_kind(&error, ErrorKind::Busy)?;
     assert!(error.message.contains("has it open"), "{error}");
-    // It waits for a device that is being detached.
+    // It waits for a short time for a program that has the device open.
     let closed = async {
         sleep(Duration::from_millis(200)).await;
         drop(opened);
@@ -394,7 +390,7 @@ async fn other_users_may_change_nothing(fixture: &mut Fixture) -> Outcome {
     let image = image(fixture)?;
     let (attached, _) = attach(fixture, &image, &persistent()).await?;
     let before = fixture.properties(&attached.path).await?;
-    for arguments in changes(attached.path.as_str(), image.path.to_str().unwrap()) {
+    for arguments in changes(attached.path.as_str(), image.name()) {
         fixture.probe(GAMES, &arguments).await?.refused(ErrorKind::AccessDenied)?;
     }
     fixture.probe(GAMES, ["remove", &sysfs::last_free()?.node()]).await?.refused(ErrorKind::AccessDenied)?;
@@ -404,10 +400,10 @@ async fn other_users_may_change_nothing(fixture: &mut Fixture) -> Outcome {
 
 async fn owner_needs_no_authorization(fixture: &mut Fixture) -> Outcome {
     let image = image(fixture)?;
-    let arguments = ["setup", "regular", image.path.to_str().unwrap(), "lifetime=s:persistent"];
+    let arguments = ["setup", "regular", image.name(), "lifetime=s:persistent"];
     let attached = fixture.probe(NOBODY, arguments).await?.attached()?;
     let asked = fixture.stand_in()?.checks().len();
-    for arguments in &changes(attached.path.as_str(), image.path.to_str().unwrap())[..4] {
+    for arguments in &changes(attached.path.as_str(), image.name())[..4] {
         fixture.probe(NOBODY, arguments).await?.ok()?;
     }
     assert_eq!(fixture.stand_in()?.checks().len(), asked);
@@ -417,17 +413,14 @@ async fn owner_needs_no_authorization(fixture: &mut Fixture) -> Outcome {
 
 async fn replacing_the_file_needs_authorization(fixture: &mut Fixture) -> Outcome {
     let (first, second) = (image(fixture)?, Image::sparse(&fixture.directory, "second", 4 * MIB)?);
-    let arguments = ["setup", "rdonly", first.path.to_str().unwrap(), "lifetime=s:persistent"];
+    let arguments = ["setup", "rdonly", first.name(), "lifetime=s:persistent"];
     let attached = fixture.probe(NOBODY, arguments).await?.attached()?;
     let file = format!("h:{}", second.path.display());
     let arguments = ["change", attached.path.as_str(), "ReplaceBackingFile", &file];
     fixture.probe(NOBODY, arguments).await?.ok()?;
     let checks = fixture.stand_in()?.checks();
     let last = checks.last().unwrap();
-    assert_eq!(
-        (last.action.as_str(), last.details["file"].as_str()),
-        ("org.loopd1.attach", second.path.to_str().unwrap())
-    );
+    assert_eq!((last.action.as_str(), last.details["file"].as_str()), ("org.loopd1.attach", second.name()));
     fixture.stand_in()?.answer(Answer::No);
     fixture.probe(NOBODY, arguments).await?.refused(ErrorKind::AccessDenied)?;
     fixture.detach(&attached).await

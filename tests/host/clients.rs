@@ -35,7 +35,7 @@ async fn hold(
     image: &Image,
     options: &[&str],
 ) -> anyhow::Result<(loopd_tests::probe::Probe, Attached)> {
-    let path = image.path.to_str().unwrap();
+    let path = image.name();
     let arguments = ["--hold", "setup", "regular", path].into_iter().chain(options.iter().copied());
     let mut probe = fixture.probe_hold(ROOT, arguments)?;
     let attached = probe.reply().await?.attached()?;
@@ -92,7 +92,7 @@ async fn all_devices_of_a_client_end_with_it(fixture: &mut Fixture) -> Outcome {
 
 async fn clients_of_one_user_end_separately(fixture: &mut Fixture) -> Outcome {
     let image = Image::sparse(&fixture.directory, "image", MIB)?;
-    let path = image.path.to_str().unwrap();
+    let path = image.name();
     let mut first = fixture.probe_hold(GAMES, ["--hold", "setup", "regular", path])?;
     let mut second = fixture.probe_hold(GAMES, ["--hold", "setup", "regular", path])?;
     let one = first.reply().await?.attached()?;
@@ -166,7 +166,7 @@ async fn call_of_a_disconnected_client_leaves_nothing(fixture: &mut Fixture) -> 
 
 async fn client_killed_during_a_prompt_leaves_nothing(fixture: &mut Fixture) -> Outcome {
     let image = Image::sparse(&fixture.directory, "image", MIB)?;
-    let path = image.path.to_str().unwrap();
+    let path = image.name();
     let probe = fixture.probe_hold(GAMES, ["--hold", "--interactive", "setup", "regular", path])?;
     let polkit = fixture.stand_in()?;
     let prompts = || polkit.checks().into_iter().filter(|check| check.interactive);
@@ -184,7 +184,7 @@ async fn client_killed_during_a_prompt_leaves_nothing(fixture: &mut Fixture) -> 
 async fn client_killed_at_any_moment_leaves_nothing(fixture: &mut Fixture) -> Outcome {
     let (mut random, rounds) = rounds::of("clients::client_killed_at_any_moment_leaves_nothing", 200);
     let image = Image::sparse(&fixture.directory, "image", MIB)?;
-    let path = image.path.to_str().unwrap().to_owned();
+    let path = image.name().to_owned();
     for _ in 0..rounds {
         let wait = if random.bool() { "wait=b:true" } else { "wait=b:false" };
         let mut probe =

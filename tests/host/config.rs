@@ -25,7 +25,7 @@ async fn reload(fixture: &mut Fixture, expected: &str) -> Outcome {
 
 /// The number of attachments that a user can make.
 async fn attachments_of_a_user(fixture: &mut Fixture, image: &Image) -> anyhow::Result<usize> {
-    let path = image.path.to_str().unwrap();
+    let path = image.name();
     let mut probes = Vec::new();
     loop {
         let mut probe = fixture.probe_hold(GAMES, ["--hold", "setup", "regular", path])?;

@@ -10,6 +10,7 @@ use loopd_dbus::{AttachOptions, AttachmentProperties, DetachOptions, ErrorKind, 
 use loopd_tests::bus::repository;
 use loopd_tests::fixture::{Attached, Fixture, expect_kind, refusal};
 use loopd_tests::image::{Image, MIB, Mounted};
+use loopd_tests::losetup;
 use loopd_tests::polkit::Setup;
 use loopd_tests::process::{eventually, installed, output, run};
 use loopd_tests::sysfs::{self, LoopDevice};
@@ -144,8 +145,7 @@ async fn detach_waits_for_a_transient_opener(fixture: &mut Fixture) -> Outcome {
 async fn device_below_another_loop_device_is_busy(fixture: &mut Fixture) -> Outcome {
     let image = Image::sparse(&fixture.directory, "image", MIB)?;
     let lower = fixture.attach(&image.open()?, &with(Lifetime::Persistent)).await?;
-    let node = run("losetup", ["-f", "--show", &lower.device.node()]).await?;
-    let upper = LoopDevice::from_node(node.trim())?;
+    let upper = losetup::attach(&[&lower.device.node()]).await?;
     assert_busy(fixture, &lower, &[]).await?;
     run("losetup", ["-d", &upper.node()]).await?;
     // losetup does not wait: udev may still have it open.
@@ -206,8 +206,7 @@ async fn detach_after_a_lazy_detach(fixture: &mut Fixture) -> Outcome {
 
 async fn foreign_device_is_detached(fixture: &mut Fixture) -> Outcome {
     let image = Image::sparse(&fixture.directory, "image", MIB)?;
-    let node = run("losetup", ["-f", "--show", image.path.to_str().unwrap()]).await?;
-    let device = LoopDevice::from_node(node.trim())?;
+    let device = losetup::attach(&[image.name()]).await?;
     fixture.manager.detach(&device.node(), DetachOptions::default()).await?;
     assert!(!device.bound());
     Ok(())
@@ -215,8 +214,7 @@ async fn foreign_device_is_detached(fixture: &mut Fixture) -> Outcome {
 
 async fn busy_foreign_device_stays(fixture: &mut Fixture) -> Outcome {
     let image = ext4(fixture, "image").await?;
-    let node = run("losetup", ["-f", "--show", image.path.to_str().unwrap()]).await?;
-    let device = LoopDevice::from_node(node.trim())?;
+    let device = losetup::attach(&[image.name()]).await?;
     let mounted = Mounted::new(device, &fixture.directory, "mount point").await?;
     let error = fixture.detach_fails(device).await?;
     expect_kind(&error, ErrorKind::Busy)?;

@@ -10,6 +10,7 @@ use loopd_dbus::{AttachOptions, DetachOptions, ErrorKind, Lifetime, ListOptions,
 use loopd_tests::fixture::{Attached, Fixture, expect_kind, refusal};
 use loopd_tests::hanging::Hanging;
 use loopd_tests::image::{Image, MIB};
+use loopd_tests::losetup;
 use loopd_tests::polkit::{Answer, Setup};
 use loopd_tests::process::{eventually, run};
 use loopd_tests::service_manager::ServiceManager;
@@ -42,14 +43,14 @@ fn options() -> AttachOptions {
 }
 
 /// Checks that other clients are served.
-async fn others_go_on(fixture: &Fixture) -> Outcome {
+async fn others_are_served(fixture: &Fixture) -> Outcome {
     for overlap in [Overlap::Allow, Overlap::Refuse, Overlap::Reuse] {
-        other_goes_on(fixture, overlap).await?;
+        other_is_served(fixture, overlap).await?;
     }
     Ok(())
 }
 
-async fn other_goes_on(fixture: &Fixture, overlap: Overlap) -> Outcome {
+async fn other_is_served(fixture: &Fixture, overlap: Overlap) -> Outcome {
     let image = Image::sparse(&fixture.directory, format!("other {overlap:?}"), MIB)?;
     let options = AttachOptions { overlap, ..options() };
     let attached = timeout(SOON, fixture.attach(&image.open()?, &options)).await??;
@@ -68,10 +69,10 @@ async fn hanging_stat_delays_only_its_caller(fixture: &mut Fixture) -> Outcome {
     hanging.hang();
     let call = tokio::spawn(async move { client.setup_loop(file.as_fd(), &options()).await });
     hanging.asked().await?;
-    others_go_on(fixture).await?;
+    others_are_served(fixture).await?;
     assert!(!call.is_finished());
     connection.close().await?;
-    others_go_on(fixture).await?;
+    others_are_served(fixture).await?;
     hanging.go_on();
     assert!(call.await?.is_err());
     fixture.assert_no_leak().await
@@ -84,7 +85,7 @@ async fn hanging_read_delays_only_its_device(fixture: &mut Fixture) -> Outcome {
     let node = attached.device.node();
     let reader = spawn_blocking(move || File::open(node)?.read_exact_at(&mut [0; 512], 5 << 20));
     hanging.asked().await?;
-    others_go_on(fixture).await?;
+    others_are_served(fixture).await?;
     let error = timeout(SOON, fixture.detach_fails(attached.device)).await??;
     expect_kind(&error, ErrorKind::Busy)?;
     hanging.go_on();
@@ -92,8 +93,8 @@ async fn hanging_read_delays_only_its_device(fixture: &mut Fixture) -> Outcome {
     fixture.detach(&attached).await
 }
 
-/// Makes each close of the device hang, udev's first: there is dirty data to write back.
-fn write_in_vain(hanging: &Hanging, attached: &Attached) -> Outcome {
+/// Writes to the device of a file system that hangs: each close of the device waits for the data to be written back.
+fn leave_dirty_data(hanging: &Hanging, attached: &Attached) -> Outcome {
     let node = File::options().write(true).open(attached.device.node())?;
     hanging.hang();
     Ok(node.write_all_at(&[7; 4096], 0)?)
@@ -102,12 +103,12 @@ fn write_in_vain(hanging: &Hanging, attached: &Attached) -> Outcome {
 async fn hanging_write_back_delays_only_its_device(fixture: &mut Fixture) -> Outcome {
     let hanging = Hanging::mount(&fixture.directory, BYTES)?;
     let attached = fixture.attach(&hanging.open()?, &AttachOptions::default()).await?;
-    write_in_vain(&hanging, &attached)?;
+    leave_dirty_data(&hanging, &attached)?;
     let lazy = DetachOptions { lazy: true };
     timeout(SOON, fixture.manager.detach(&attached.device.node(), lazy)).await??;
     hanging.asked().await?;
     assert_eq!(fixture.properties(&attached.path).await?.state, "detaching");
-    others_go_on(fixture).await?;
+    others_are_served(fixture).await?;
     let again = timeout(SOON, fixture.manager.detach(&attached.device.node(), lazy)).await?;
     let error = refusal(again)?;
     expect_kind(&error, ErrorKind::Busy)?;
@@ -126,7 +127,7 @@ async fn client_with_a_hanging_device_disconnects(fixture: &mut Fixture) -> Outc
     let client = Manager::new(&connection, Interaction::Forbidden).await?;
     let attached =
         Attached::new(client.setup_loop(hanging.open()?.as_fd(), &AttachOptions::default()).await?)?;
-    write_in_vain(&hanging, &attached)?;
+    leave_dirty_data(&hanging, &attached)?;
     drop(client);
     connection.close().await?;
     eventually(
@@ -134,7 +135,7 @@ async fn client_with_a_hanging_device_disconnects(fixture: &mut Fixture) -> Outc
         async || Ok(fixture.properties(&attached.path).await?.state == "detaching"),
     )
     .await?;
-    others_go_on(fixture).await?;
+    others_are_served(fixture).await?;
     hanging.go_on();
     fixture.gone(&attached).await
 }
@@ -153,7 +154,7 @@ async fn restart_with_a_hanging_device(fixture: &mut Fixture) -> Outcome {
     for attached in all {
         before.push(fixture.properties(&attached.path).await?);
     }
-    let foreign = run("losetup", ["-f", "--show", image.path.to_str().unwrap()]).await?;
+    let foreign = run("losetup", ["-f", "--show", image.name()]).await?;
     udev::settle().await?;
     hanging.hang();
     fixture.kill_daemon().await?;
@@ -162,7 +163,7 @@ async fn restart_with_a_hanging_device(fixture: &mut Fixture) -> Outcome {
     let foreign = LoopDevice::from_node(foreign.trim())?;
     assert!(fixture.object_of(foreign).await?.is_some(), "others' devices are seen");
     run("losetup", ["-d", &foreign.node()]).await?;
-    other_goes_on(fixture, Overlap::Allow).await?;
+    other_is_served(fixture, Overlap::Allow).await?;
     // Unknown properties are not guessed.
     let refuse = AttachOptions { overlap: Overlap::Refuse, ..options() };
     let error = timeout(SOON, fixture.attach_fails(&image.open()?, &refuse)).await??;
@@ -204,12 +205,11 @@ async fn sigterm_with_a_hanging_device(fixture: &mut Fixture) -> Outcome {
 async fn failing_file_system_is_reported(fixture: &mut Fixture) -> Outcome {
     let hanging = Hanging::mount(&fixture.directory, BYTES)?;
     fixture.end_daemon().await?;
-    let foreign = run("losetup", ["-f", "--show", hanging.path().to_str().unwrap()]).await?;
-    let foreign = LoopDevice::from_node(foreign.trim())?;
+    let foreign = losetup::attach(&[hanging.path().to_str().unwrap()]).await?;
     udev::settle().await?;
     hanging.break_down(true);
     fixture.restart_daemon(&[]).await?;
-    other_goes_on(fixture, Overlap::Refuse).await?;
+    other_is_served(fixture, Overlap::Refuse).await?;
     let error = fixture.detach_fails(foreign).await?;
     expect_kind(&error, ErrorKind::Kernel)?;
     assert!(error.message.contains(&foreign.node()) && error.message.contains("EIO"), "{error}");

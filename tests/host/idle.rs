@@ -50,11 +50,12 @@ async fn daemon_stays_while_attachments_exist(fixture: &mut Fixture) -> Outcome 
     let image = Image::sparse(&fixture.directory, "image", MIB)?;
     fixture.configure(CONFIGURATION)?;
     fixture.activate_daemon().await?;
-    let foreign = run("losetup", ["-f", "--show", image.path.to_str().unwrap()]).await?;
+    let foreign = run("losetup", ["-f", "--show", image.name()]).await?;
     for lifetime in [Lifetime::Client, Lifetime::Persistent] {
         let options = AttachOptions { lifetime, ..AttachOptions::default() };
         let attached = fixture.attach(&image.open()?, &options).await?;
         let opener = std::fs::File::open(attached.device.node())?;
+        // Longer than it stays without an attachment.
         sleep(10 * IDLE).await;
         assert!(fixture.daemon_is_there().await?);
         fixture.manager.detach(&attached.device.node(), DetachOptions { lazy: true }).await?;

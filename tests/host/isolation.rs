@@ -44,7 +44,7 @@ async fn unknown_uid_is_refused(fixture: &mut Fixture) -> Outcome {
         .restart_daemon_under(&["unshare", "--mount", "sh", "-c", script, passwd.to_str().unwrap()])
         .await?;
     let image = Image::sparse(&fixture.directory, "image", MIB)?;
-    let path = image.path.to_str().unwrap();
+    let path = image.name();
     for _ in 0..2 {
         let reply = fixture.probe(GAMES, ["setup", "regular", path]).await?;
         let error = reply.refused(ErrorKind::AccessDenied)?;
@@ -67,7 +67,7 @@ async fn hanging_files_of_users_leave_threads_to_others(fixture: &mut Fixture) -
     fixture.restart_daemon(&[]).await?;
     let hanging = Hanging::mount(&fixture.directory, 16 << 20)?;
     let image = Image::sparse(&fixture.directory, "image", MIB)?;
-    let path = image.path.to_str().unwrap();
+    let path = image.name();
     let mut files = Vec::new();
     for _ in 0..8 {
         files.push(hanging.open()?);
@@ -105,7 +105,7 @@ async fn calls_over_the_limit_wait(fixture: &mut Fixture) -> Outcome {
     fixture.configure("[limits]\ncalls = 2\n")?;
     fixture.restart_daemon(&[]).await?;
     let image = Image::sparse(&fixture.directory, "image", MIB)?;
-    let path = image.path.to_str().unwrap();
+    let path = image.name();
     let mut calls = Vec::new();
     for _ in 0..8 {
         calls.push(fixture.probe_hold(GAMES, ["--prompted", "setup", "regular", path])?);
@@ -126,7 +126,7 @@ async fn calls_over_the_limit_wait(fixture: &mut Fixture) -> Outcome {
 /// These calls fail at once, so that the daemon has none in progress between two of them.
 async fn calls_that_wait_for_the_pace_are_answered_at_sigterm(fixture: &mut Fixture) -> Outcome {
     let image = Image::sparse(&fixture.directory, "image", MIB)?;
-    let mut burst = fixture.probe_hold(GAMES, ["--prompted", "burst", "60", image.path.to_str().unwrap()])?;
+    let mut burst = fixture.probe_hold(GAMES, ["--prompted", "burst", "60", image.name()])?;
     burst.ready().await?;
     burst.go().await?;
     // Twenty-five come at once.
@@ -145,7 +145,7 @@ async fn prompts_are_limited(fixture: &mut Fixture) -> Outcome {
     fixture.configure("[limits]\nprompts = 2\n")?;
     fixture.restart_daemon(&[]).await?;
     let image = Image::sparse(&fixture.directory, "image", MIB)?;
-    let arguments = ["--interactive", "setup", "regular", image.path.to_str().unwrap()];
+    let arguments = ["--interactive", "setup", "regular", image.name()];
     let mut open = Vec::new();
     for _ in 0..2 {
         open.push(fixture.probe_hold(GAMES, arguments)?);
@@ -168,7 +168,7 @@ async fn partitions_are_limited(fixture: &mut Fixture) -> Outcome {
     fixture.restart_daemon(&[]).await?;
     let image = Image::sparse(&fixture.directory, "image", 4 * MIB)?;
     Gpt::new(&[(2048, 2055), (2056, 2063)]).write(&image)?;
-    let arguments = ["--hold", "setup", "regular", image.path.to_str().unwrap()];
+    let arguments = ["--hold", "setup", "regular", image.name()];
     let mut first = fixture.probe_hold(GAMES, arguments)?;
     let attached = first.reply().await?.attached()?;
     let error = fixture.probe(GAMES, &arguments[1..]).await?.refused(ErrorKind::LimitExceeded)?;
@@ -199,7 +199,7 @@ async fn traffic(fixture: &Fixture, partitions: usize) -> anyhow::Result<BTreeMa
     let monitor = fixture.connect().await?;
     MonitoringProxy::new(&monitor).await?.become_monitor(&[], 0).await?;
     let mut messages = MessageStream::from(&monitor);
-    let arguments = ["setup", "regular", image.path.to_str().unwrap()];
+    let arguments = ["setup", "regular", image.name()];
     let attached = fixture.probe(WWW_DATA, arguments).await?.attached()?;
     let mut counts = BTreeMap::new();
     loop {

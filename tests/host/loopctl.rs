@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use loopd_dbus::AttachmentProperties;
 use loopd_tests::fixture::Fixture;
 use loopd_tests::image::{Image, MIB, Mounted};
+use loopd_tests::losetup;
 use loopd_tests::polkit::{Answer, Setup};
 use loopd_tests::process::{alive, eventually, output, pid};
 use loopd_tests::sysfs::{self, LoopDevice};
@@ -89,7 +90,7 @@ async fn properties(fixture: &Fixture, device: LoopDevice) -> Result<AttachmentP
 
 async fn image(fixture: &Fixture) -> Result<(Image, String)> {
     let image = Image::ext4(&fixture.directory, "image", "data", UUID).await?;
-    let path = image.path.to_str().unwrap().to_owned();
+    let path = image.name().to_owned();
     Ok((image, path))
 }
 
@@ -231,8 +232,7 @@ async fn list_prints_the_chosen_columns(fixture: &mut Fixture) -> Outcome {
 
 async fn list_all_includes_foreign_devices(fixture: &mut Fixture) -> Outcome {
     let (_image, path) = image(fixture).await?;
-    let node = loopd_tests::process::run("losetup", ["-f", "--show", &path]).await?;
-    let device = LoopDevice::from_node(node.trim())?;
+    let device = losetup::attach(&[&path]).await?;
     assert!(!loopctl(fixture, &["list"]).await?.contains(&path));
     eventually("the foreign one is listed", async || {
         Ok(loopctl(fixture, &["list", "--all"]).await?.contains(&path))
@@ -391,7 +391,7 @@ async fn device_stays_for_the_command_if_run_is_killed(fixture: &mut Fixture) ->
     client.kill().await?;
     // A later client: when its device is gone, the bus and the daemon have noticed the end of the first client.
     let other = Image::sparse(&fixture.directory, "other", MIB)?;
-    let reply = fixture.probe(loopd_tests::ROOT, ["setup", "regular", other.path.to_str().unwrap()]).await?;
+    let reply = fixture.probe(loopd_tests::ROOT, ["setup", "regular", other.name()]).await?;
     fixture.gone(&reply.attached()?).await?;
     assert!(alive(process) && device.bound());
 

@@ -8,7 +8,7 @@ use loopd_tests::fixture::Fixture;
 use loopd_tests::image::{Image, MIB};
 use loopd_tests::polkit::{Answer, Setup};
 use loopd_tests::process::{eventually, output};
-use loopd_tests::sysfs::{self, Extent};
+use loopd_tests::sysfs::{self, Extent, is_mount_point};
 use loopd_tests::table::Gpt;
 use loopd_tests::units::{Conduct, Units};
 use loopd_tests::{GAMES, Outcome, ROOT, User};
@@ -66,11 +66,6 @@ async fn unmount(fixture: &Fixture, arguments: &[&str]) -> Outcome {
     Ok(())
 }
 
-fn is_mounted(place: &Path) -> bool {
-    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    table.lines().any(|line| line.split(' ').nth(4) == place.to_str())
-}
-
 /// The number of devices that the tests have attached.
 fn attached(fixture: &Fixture) -> usize {
     sysfs::bound_by_tests(&fixture.directory).len()
@@ -89,9 +84,9 @@ async fn mount_and_unmount_leave_nothing(fixture: &mut Fixture) -> Outcome {
     let image = image(fixture).await?;
     let place = mount(fixture, &[image.name()]).await?;
     assert_eq!(place, fixture.directory.join("media/root/data"));
-    assert!(is_mounted(&place) && place.join("lost+found").exists());
+    assert!(is_mount_point(&place) && place.join("lost+found").exists());
     unmount(fixture, &[image.name()]).await?;
-    assert!(!is_mounted(&place));
+    assert!(!is_mount_point(&place));
     nothing_left(fixture).await
 }
 
@@ -148,10 +143,10 @@ async fn one_of_several_partitions_is_chosen(fixture: &mut Fixture) -> Outcome {
     let one = mount(fixture, &["-p", "1", image.name()]).await?;
     let node = sysfs::bound_by_tests(&fixture.directory)[0].node();
     let two = mount(fixture, &[&format!("{node}p2")]).await?;
-    assert!(is_mounted(&one) && is_mounted(&two));
+    assert!(is_mount_point(&one) && is_mount_point(&two));
     assert_eq!(attached(fixture), 1);
     unmount(fixture, &[one.to_str().unwrap()]).await?;
-    assert!(is_mounted(&two), "only one was meant");
+    assert!(is_mount_point(&two), "only one was meant");
     mount(fixture, &["-p", "1", image.name()]).await?;
     unmount(fixture, &[image.name()]).await?;
     nothing_left(fixture).await
@@ -208,7 +203,7 @@ async fn unmount_lists_the_users(fixture: &mut Fixture) -> Outcome {
         format!("loopctl: process {} (sleep) has its working directory at {}", sitter.id(), below.display());
     let output = output?;
     assert!(output.lines().any(|line| line == expected), "{output}");
-    assert!(is_mounted(&place));
+    assert!(is_mount_point(&place));
     unmount(fixture, &[image.name()]).await?;
     nothing_left(fixture).await
 }
@@ -219,7 +214,7 @@ async fn lazy_unmount_ends_with_the_last_user(fixture: &mut Fixture) -> Outcome 
     let place = mount(fixture, &[image.name()]).await?;
     let open = std::fs::File::create(place.join("file"))?;
     unmount(fixture, &["--lazy", image.name()]).await?;
-    assert!(!is_mounted(&place));
+    assert!(!is_mount_point(&place));
     drop(open);
     eventually("it is detached", async || Ok(attached(fixture) == 0)).await
 }
@@ -231,7 +226,7 @@ async fn mount_after_a_lazy_unmount_reuses_the_device(fixture: &mut Fixture) -> 
     let place = mount(fixture, &[image.name()]).await?;
     let open = std::fs::File::create(place.join("file"))?;
     unmount(fixture, &["--lazy", image.name()]).await?;
-    assert!(!is_mounted(&place));
+    assert!(!is_mount_point(&place));
 
     let again = mount(fixture, &[image.name()]).await?;
     assert_eq!(attached(fixture), 1, "a second device shows the same bytes");
@@ -362,7 +357,7 @@ async fn denial_is_reported(fixture: &mut Fixture) -> Outcome {
     let name = place.to_str().unwrap();
     let output = complaint(call_helper(fixture, GAMES, &[name]).await?, 1)?;
     assert!(output.contains("not authorized"), "{output}");
-    assert!(is_mounted(&place));
+    assert!(is_mount_point(&place));
     unmount(fixture, &[name]).await?;
     nothing_left(fixture).await
 }

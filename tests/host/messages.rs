@@ -210,7 +210,7 @@ fn option_of_bytes(length: usize) -> Bytes {
 }
 
 async fn unexpected_descriptors_are_refused(fixture: &mut Fixture) -> Outcome {
-    // Past the bus's own policy: to a daemon on a bus that allows everything, the unit tests speak.
+    // The policy of the bus refuses it. The unit tests of loopd have a bus without one.
     let error = as_user(NOBODY, fixture.bus_address(), |bus| {
         let file = std::fs::File::open("/dev/null")?;
         let mut call = call("FindFree").descriptors(1);
@@ -306,9 +306,9 @@ async fn closing_hangs_by(fixture: &mut Fixture, hanging: &Hanging, image: &Imag
         let hang = format!("{member} leaves files whose close hangs");
         eventually(&hang, async || Ok(hanging.closing() == THREADS_THAT_HANG)).await?;
         others_are_served(fixture, image).await?;
-        let old = ends_and_starts_again(fixture, image).await?;
+        let mut old = ends_and_starts_again(fixture, image).await?;
         hanging.go_on();
-        let status = { old }.end().await?;
+        let status = old.end().await?;
         assert!(status.success(), "{status}");
     }
     fixture.detach(&attached).await?;
@@ -339,7 +339,7 @@ fn with_a_file(call: RawMessage, member: &str) -> anyhow::Result<RawMessage> {
             body.number(0);
             call.body("h", body.bytes)
         }
-        other => anyhow::bail!("what does {other} take?"),
+        other => anyhow::bail!("no body is known for {other}"),
     })
 }
 
@@ -391,11 +391,11 @@ async fn call_without_free_descriptors_fails(fixture: &mut Fixture) -> Outcome {
     let limit = async |limit: u64| run("prlimit", ["--pid", &pid, &format!("--nofile={limit}:16384")]).await;
     // The next descriptor gets the lowest free number.
     let lowest = (0..).find(|number| !open.contains(number)).context("no free number")?;
-    for room in 0..3 {
-        limit(lowest + room).await?;
+    for spare in 0..3 {
+        limit(lowest + spare).await?;
         let error = timeout(SOON, fixture.attach_fails(&image.open()?, &AttachOptions::default())).await??;
-        println!("room for {room}: {error}");
-        if room == 0 {
+        println!("{spare} free descriptors: {error}");
+        if spare == 0 {
             expect_kind(&error, ErrorKind::LimitExceeded)?;
         }
         is_served(fixture).await?;
@@ -409,7 +409,7 @@ async fn call_without_free_descriptors_fails(fixture: &mut Fixture) -> Outcome {
 async fn introspection_returns_direct_children_only(fixture: &mut Fixture) -> Outcome {
     let image = Image::sparse(&fixture.directory, "image", MIB)?;
     let attached = fixture.attach(&image.open()?, &AttachOptions::default()).await?;
-    for (path, is_told) in [
+    for (path, is_there) in [
         ("/", false),
         ("/org", false),
         (ROOT_PATH, false),
@@ -418,7 +418,7 @@ async fn introspection_returns_direct_children_only(fixture: &mut Fixture) -> Ou
     ] {
         let proxy = zbus::Proxy::new(&fixture.connection, BUS_NAME, path, MANAGER).await?;
         let xml = proxy.introspect().await?;
-        assert_eq!(xml.contains("org.loopd1.Attachment"), is_told, "{path}: {xml}");
+        assert_eq!(xml.contains("org.loopd1.Attachment"), is_there, "{path}: {xml}");
     }
     fixture.detach(&attached).await
 }

@@ -1,7 +1,9 @@
 //! Mounting, with a stand-in for the service manager and without.
 
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use loopd_dbus::names::{ACTION_MANAGE_OTHERS, ACTION_MOUNT};
@@ -9,10 +11,10 @@ use loopd_dbus::proxy::{Interaction, Volume};
 use loopd_dbus::{AttachOptions, DetachOptions, ErrorKind, Lifetime, MountOptions, UnmountOptions};
 use loopd_tests::fixture::{Attached, Fixture, refusal};
 use loopd_tests::image::{Image, MIB, Mounted};
+use loopd_tests::losetup;
 use loopd_tests::polkit::{Answer, Setup};
-use loopd_tests::process::{eventually, run};
+use loopd_tests::process::{eventually, output, run};
 use loopd_tests::service_manager::ServiceManager;
-use loopd_tests::sysfs::LoopDevice;
 use loopd_tests::table::Gpt;
 use loopd_tests::units::{Conduct, Units};
 use loopd_tests::{GAMES, Outcome, User, WWW_DATA};
@@ -191,6 +193,7 @@ async fn hanging_service_manager_leaves_nothing(fixture: &mut Fixture) -> Outcom
     units.behave(Conduct::Slow(Duration::from_millis(700)));
     let error = refusal(volume.mount(&MountOptions::default()).await)?;
     assert_eq!(error.kind, ErrorKind::Timeout, "{error}");
+    // By then the slow mount has ended.
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(units.units().is_empty());
     fixture.detach(&attached).await?;
@@ -262,9 +265,9 @@ async fn mount_of_a_killed_daemon_is_undone(fixture: &mut Fixture) -> Outcome {
         fixture.kill_daemon().await?;
         drop(probe);
         assert!(media(fixture, "root").join("data").is_dir());
-        if let Conduct::Slow(time) = conduct {
-            tokio::time::sleep(2 * time).await;
-            assert!(is_mount_point(&media(fixture, "root").join("data")));
+        if let Conduct::Slow(_) = conduct {
+            let place = media(fixture, "root").join("data");
+            eventually("it is mounted", async || Ok(is_mount_point(&place))).await?;
         }
         fixture.restart_daemon(&[]).await?;
         assert!(units.units().is_empty(), "{:?}", units.units());
@@ -333,6 +336,7 @@ async fn unmounted_attachment_ends_after_the_grace_time(fixture: &mut Fixture) -
     let mut client = fixture.probe_hold(loopd_tests::ROOT, probe)?;
     let attached = client.reply().await?.attached()?;
     assert!(fixture.properties(&attached.path).await?.client.starts_with(':'));
+    // Longer than the grace time.
     tokio::time::sleep(Duration::from_millis(1500)).await;
     assert!(attached.device.bound(), "its client lives");
     client.kill().await?;
@@ -435,15 +439,8 @@ async fn mounts_of_a_user_are_limited(fixture: &mut Fixture) -> Outcome {
 async fn foreign_devices_are_mounted(fixture: &mut Fixture) -> Outcome {
     let _units = Units::start(fixture.bus()).await?;
     let image = image(fixture, "data").await?;
-    let node = run("losetup", ["-f", "--show", image.name()]).await?;
-    let device = LoopDevice::from_node(node.trim())?;
-    let mut path = None;
-    eventually("it is seen", async || {
-        path = fixture.object_of(device).await?;
-        Ok(path.is_some())
-    })
-    .await?;
-    let foreign = Attached { path: path.unwrap(), device };
+    let device = losetup::attach(&[image.name()]).await?;
+    let foreign = fixture.foreign(device).await?;
     eventually("udev has seen it", async || {
         Ok(fixture.volume(&foreign.path).await?.filesystem_type == "ext4")
     })
@@ -477,7 +474,7 @@ async fn mount_is_authorized_by_polkit(fixture: &mut Fixture) -> Outcome {
     assert_eq!(details, [attached.device.node(), image.name().to_owned(), GAMES.uid.to_string()]);
     let asked = fixture.stand_in()?.checks().len();
     fixture.probe(GAMES, ["unmount", path]).await?.ok()?;
-    assert_eq!(fixture.stand_in()?.checks().len(), asked, "what was mounted for her is hers to unmount");
+    assert_eq!(fixture.stand_in()?.checks().len(), asked, "a user may unmount their own mounts");
 
     // Mounts of others: by another user, for another user, and by root.
     fixture.probe(WWW_DATA, ["mount", path]).await?.ok()?;
@@ -514,14 +511,9 @@ async fn mount_directories_are_private(fixture: &mut Fixture) -> Outcome {
     let found = directory.metadata()?;
     assert_eq!((found.mode() & 0o7777, found.uid()), (0o750, 0));
     for (user, expected) in [(GAMES, true), (WWW_DATA, false)] {
-        let mut command = std::process::Command::new("ls");
-        std::os::unix::process::CommandExt::uid(&mut command, user.uid);
-        std::os::unix::process::CommandExt::gid(&mut command, user.gid);
-        let listed = loopd_tests::process::output({
-            command.arg(directory.join("data"));
-            command
-        })
-        .await?;
+        let mut command = Command::new("ls");
+        command.arg(directory.join("data")).uid(user.uid).gid(user.gid);
+        let listed = output(command).await?;
         assert_eq!(listed.status.success(), expected, "{user:?}");
     }
     fixture.probe(GAMES, ["unmount", attached.path.as_str()]).await?.ok()?;

@@ -1,7 +1,7 @@
 //! The device number identifies the mounts of a device, not the source, which a user can choose.
 
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Result, ensure};
@@ -10,10 +10,10 @@ use loopd_tests::fixture::{Attached, Fixture};
 use loopd_tests::hanging::Hanging;
 use loopd_tests::image::{Image, MIB, Mounted};
 use loopd_tests::polkit::{Answer, Setup};
-use loopd_tests::process::{eventually, run};
-use loopd_tests::sysfs::LoopDevice;
+use loopd_tests::process::{eventually, needs, needs_file_system, run};
+use loopd_tests::sysfs::{LoopDevice, is_mount_point};
 use loopd_tests::units::Units;
-use loopd_tests::{GAMES, Outcome, skip};
+use loopd_tests::{GAMES, Outcome};
 
 loopd_tests::tests! {
     "mount_identity";
@@ -62,8 +62,10 @@ async fn mounts_are_seen(fixture: &Fixture, device: LoopDevice) -> Result<()> {
     eventually("it is seen", async || Ok(!fixture.volume(&attached.path).await?.mount_points.is_empty()))
         .await?;
     mounted.unmount().await?;
-    eventually("that too", async || Ok(fixture.volume(&attached.path).await?.mount_points.is_empty()))
-        .await?;
+    eventually("the unmount is seen", async || {
+        Ok(fixture.volume(&attached.path).await?.mount_points.is_empty())
+    })
+    .await?;
     fixture.detach(&attached).await
 }
 
@@ -133,21 +135,15 @@ async fn mount_over_the_mount_point_is_not_unmounted(fixture: &mut Fixture) -> O
     let output = fixture.loopctl(["unmount", place.to_str().unwrap()]).await?;
     assert!(!output.status.success(), "{output:?}");
     drop(over);
-    assert!(is_mounted(&place));
+    assert!(is_mount_point(&place));
     assert!(fixture.loopctl(["unmount", image.name()]).await?.status.success());
     fixture.detach(&attached).await?;
     fixture.assert_no_leak().await
 }
 
-fn is_mounted(place: &Path) -> bool {
-    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    table.lines().any(|line| line.split(' ').nth(4) == place.to_str())
-}
-
 async fn multi_device_file_system_counts_for_each_device(fixture: &mut Fixture) -> Outcome {
-    if run("mkfs.btrfs", ["--version"]).await.is_err() {
-        return skip("btrfs-progs is not installed");
-    }
+    needs("mkfs.btrfs")?;
+    needs_file_system("btrfs")?;
     let mut devices = Vec::new();
     for name in ["one", "two"] {
         let image = Image::sparse(&fixture.directory, name, 128 * MIB)?;
@@ -196,7 +192,7 @@ async fn user_cannot_replace_the_mount_point(fixture: &mut Fixture) -> Outcome {
         let done = command.output().is_ok_and(|output| output.status.success());
         ensure!(!done, "a user may {arguments:?}");
     }
-    assert!(is_mounted(&place));
+    assert!(is_mount_point(&place));
     assert!(fixture.loopctl_as(GAMES, ["unmount", image.name()]).await?.status.success());
     fixture.assert_no_leak().await
 }
@@ -212,7 +208,7 @@ async fn symbolic_link_is_not_used_as_mount_point(fixture: &mut Fixture) -> Outc
     std::os::unix::fs::symlink(&victim, users.join("data"))?;
     let output = fixture.loopctl(["mount", image.name()]).await?;
     assert_eq!(printed(&output.stdout), users.join("data1"), "{output:?}");
-    assert!(!is_mounted(&victim));
+    assert!(!is_mount_point(&victim));
     assert!(fixture.loopctl(["unmount", image.name()]).await?.status.success());
     std::fs::remove_file(users.join("data"))?;
     std::fs::remove_dir(&users)?;

@@ -1,4 +1,4 @@
-//! Names that moved: a backing file that was deleted, replaced or renamed while it is attached.
+//! A backing file that was deleted, replaced or renamed while it is attached.
 
 use std::path::Path;
 use std::process::Output;
@@ -9,8 +9,8 @@ use loopd_dbus::{AttachOptions, Lifetime};
 use loopd_tests::fixture::Fixture;
 use loopd_tests::hanging::Hanging;
 use loopd_tests::image::{Image, MIB};
+use loopd_tests::losetup;
 use loopd_tests::polkit::{Answer, Setup};
-use loopd_tests::process::run;
 use loopd_tests::sysfs::{self, LoopDevice};
 use loopd_tests::units::Units;
 use loopd_tests::{GAMES, NOBODY, Outcome, ROOT, WWW_DATA};
@@ -35,7 +35,7 @@ loopd_tests::tests! {
         unnamed_file_is_deleted,
         file_called_deleted_is_no_throwaway_view,
         deleted_image_is_unmounted_by_its_path,
-        rebuilt_image_is_mounted_anew,
+        rebuilt_image_is_mounted_from_a_new_device,
     ];
     Setup::StandIn(Answer::Yes) => [own_earlier_file_comes_first];
 }
@@ -65,11 +65,7 @@ fn image(fixture: &Fixture, name: &str) -> Result<Image> {
 }
 
 async fn attach(fixture: &Fixture, image: &Image) -> Result<LoopDevice> {
-    LoopDevice::from_node(loopctl(fixture, &["attach", path(image)]).await?.trim_end())
-}
-
-fn path(image: &Image) -> &str {
-    image.path.to_str().unwrap()
+    LoopDevice::from_node(loopctl(fixture, &["attach", image.name()]).await?.trim_end())
 }
 
 /// Deletes the file.
@@ -125,12 +121,12 @@ async fn detach_hits(fixture: &Fixture, name: &str, device: LoopDevice) -> Outco
 
 async fn deleted_file_is_shown_and_found_by_its_path(fixture: &mut Fixture) -> Outcome {
     let image = image(fixture, "x")?;
-    let attached = json(fixture, &["attach", "--json", path(&image)]).await?;
+    let attached = json(fixture, &["attach", "--json", image.name()]).await?;
     assert_eq!(attached["backing_file_state"], "present");
     let device = LoopDevice::from_node(attached["device"].as_str().unwrap())?;
-    is_shown(fixture, device, path(&image), "present").await?;
+    is_shown(fixture, device, image.name(), "present").await?;
     delete(&image)?;
-    is_shown(fixture, device, path(&image), "deleted").await?;
+    is_shown(fixture, device, image.name(), "deleted").await?;
     let output = complaint(&fixture.loopctl(["detach", "y"]).await?)?;
     assert!(output.contains("y does not exist, and no deleted file of this path is attached"), "{output}");
     // Relative to the working directory.
@@ -141,20 +137,20 @@ async fn replaced_file_is_shown_and_found_by_its_path(fixture: &mut Fixture) -> 
     let image = image(fixture, "x")?;
     let device = attach(fixture, &image).await?;
     rebuild(fixture, &image)?;
-    is_shown(fixture, device, path(&image), "replaced").await?;
+    is_shown(fixture, device, image.name(), "replaced").await?;
     // Its size is that of the original.
-    loopctl(fixture, &["resize", path(&image)]).await?;
-    assert_eq!(json(fixture, &["info", "--json", path(&image)]).await?["size"], MIB);
-    detach_hits(fixture, path(&image), device).await?;
-    let output = complaint(&fixture.loopctl(["detach", path(&image)]).await?)?;
+    loopctl(fixture, &["resize", image.name()]).await?;
+    assert_eq!(json(fixture, &["info", "--json", image.name()]).await?["size"], MIB);
+    detach_hits(fixture, image.name(), device).await?;
+    let output = complaint(&fixture.loopctl(["detach", image.name()]).await?)?;
     assert!(output.contains("is not attached to a loop device"), "{output}");
 
     // Deleted first, and then made again.
     let device = attach(fixture, &image).await?;
     delete(&image)?;
     let again = Image::sparse(&fixture.directory, "x", MIB)?;
-    is_shown(fixture, device, path(&again), "replaced").await?;
-    detach_hits(fixture, path(&again), device).await
+    is_shown(fixture, device, again.name(), "replaced").await?;
+    detach_hits(fixture, again.name(), device).await
 }
 
 async fn file_that_has_the_path_now_comes_first(fixture: &mut Fixture) -> Outcome {
@@ -162,55 +158,55 @@ async fn file_that_has_the_path_now_comes_first(fixture: &mut Fixture) -> Outcom
     let old = attach(fixture, &image).await?;
     rebuild(fixture, &image)?;
     let new = attach(fixture, &image).await?;
-    is_shown(fixture, old, path(&image), "replaced").await?;
-    is_shown(fixture, new, path(&image), "present").await?;
-    assert_eq!(json(fixture, &["info", "--json", path(&image)]).await?["device"], new.node().as_str());
-    detach_hits(fixture, path(&image), new).await?;
-    detach_hits(fixture, path(&image), old).await
+    is_shown(fixture, old, image.name(), "replaced").await?;
+    is_shown(fixture, new, image.name(), "present").await?;
+    assert_eq!(json(fixture, &["info", "--json", image.name()]).await?["device"], new.node().as_str());
+    detach_hits(fixture, image.name(), new).await?;
+    detach_hits(fixture, image.name(), old).await
 }
 
 async fn file_that_is_really_called_deleted_is_another_one(fixture: &mut Fixture) -> Outcome {
     let (short, long) = (image(fixture, "x")?, image(fixture, "x (deleted)")?);
     let device = attach(fixture, &long).await?;
-    is_shown(fixture, device, path(&long), "present").await?;
+    is_shown(fixture, device, long.name(), "present").await?;
     // The short name is that of a file that is not attached, and then of none.
     for exists in [true, false] {
         if !exists {
             delete(&short)?;
         }
-        let output = complaint(&fixture.loopctl(["detach", path(&short)]).await?)?;
+        let output = complaint(&fixture.loopctl(["detach", short.name()]).await?)?;
         assert!(output.contains("attached") && device.bound(), "{output}");
-        is_shown(fixture, device, path(&long), "present").await?;
+        is_shown(fixture, device, long.name(), "present").await?;
     }
     // Both are attached.
     let short = image(fixture, "x")?;
     let other = attach(fixture, &short).await?;
     delete(&short)?;
-    is_shown(fixture, device, path(&long), "present").await?;
-    is_shown(fixture, other, path(&short), "deleted").await?;
+    is_shown(fixture, device, long.name(), "present").await?;
+    is_shown(fixture, other, short.name(), "deleted").await?;
     for (name, node) in [(&short, other.node()), (&long, device.node())] {
-        assert_eq!(json(fixture, &["info", "--json", path(name)]).await?["device"], node.as_str());
+        assert_eq!(json(fixture, &["info", "--json", name.name()]).await?["device"], node.as_str());
     }
-    detach_hits(fixture, path(&short), other).await?;
+    detach_hits(fixture, short.name(), other).await?;
 
     // The long name was that of another file, which is not attached.
     let other = attach(fixture, &image(fixture, "x")?).await?;
     delete(&short)?;
-    detach_hits(fixture, path(&long), device).await?;
-    let output = complaint(&fixture.loopctl(["detach", path(&long)]).await?)?;
+    detach_hits(fixture, long.name(), device).await?;
+    let output = complaint(&fixture.loopctl(["detach", long.name()]).await?)?;
     assert!(output.contains("is not attached") && other.bound(), "{output}");
     delete(&long)?;
-    let output = complaint(&fixture.loopctl(["detach", path(&long)]).await?)?;
+    let output = complaint(&fixture.loopctl(["detach", long.name()]).await?)?;
     assert!(output.contains("does not exist") && other.bound(), "{output}");
 
     // The long name is deleted, too.
     let long = image(fixture, "x (deleted)")?;
     let device = attach(fixture, &long).await?;
     delete(&long)?;
-    is_shown(fixture, device, path(&long), "deleted").await?;
-    is_shown(fixture, other, path(&short), "deleted").await?;
-    detach_hits(fixture, path(&long), device).await?;
-    detach_hits(fixture, path(&short), other).await
+    is_shown(fixture, device, long.name(), "deleted").await?;
+    is_shown(fixture, other, short.name(), "deleted").await?;
+    detach_hits(fixture, long.name(), device).await?;
+    detach_hits(fixture, short.name(), other).await
 }
 
 async fn every_command_accepts_the_path_of_a_deleted_file(fixture: &mut Fixture) -> Outcome {
@@ -218,12 +214,12 @@ async fn every_command_accepts_the_path_of_a_deleted_file(fixture: &mut Fixture)
     let device = attach(fixture, &image).await?;
     delete(&image)?;
     for arguments in [&["resize"][..], &["set", "-b", "1024"], &["rescan"], &["info"]] {
-        loopctl(fixture, &[arguments, &[path(&image)]].concat())
+        loopctl(fixture, &[arguments, &[image.name()]].concat())
             .await
             .with_context(|| format!("{arguments:?}"))?;
     }
     assert_eq!(device.number::<u32>("queue/logical_block_size")?, 1024);
-    loopctl(fixture, &["detach", path(&image)]).await?;
+    loopctl(fixture, &["detach", image.name()]).await?;
     fixture.assert_no_leak().await
 }
 
@@ -234,27 +230,25 @@ async fn several_earlier_files_are_listed(fixture: &mut Fixture) -> Outcome {
     let second = attach(fixture, &image).await?;
     delete(&image)?;
     for verb in ["detach", "info", "resize", "rescan", "mount", "unmount"] {
-        let output = complaint(&fixture.loopctl([verb, path(&image)]).await?)?;
-        assert!(output.contains(path(&image)) && output.contains("name the device node"), "{verb}: {output}");
+        let output = complaint(&fixture.loopctl([verb, image.name()]).await?)?;
+        assert!(output.contains(image.name()) && output.contains("name the device node"), "{verb}: {output}");
         assert!(output.contains(&first.node()) && output.contains(&second.node()), "{verb}: {output}");
     }
     assert!(first.bound() && second.bound());
     loopctl(fixture, &["detach", &first.node()]).await?;
-    detach_hits(fixture, path(&image), second).await
+    detach_hits(fixture, image.name(), second).await
 }
 
 async fn foreign_devices_are_shown_and_found(fixture: &mut Fixture) -> Outcome {
     let image = image(fixture, "x")?;
-    let node = run("losetup", ["-f", "--show", path(&image)]).await?;
-    let device = LoopDevice::from_node(node.trim())?;
-    loopd_tests::process::eventually("it is listed", async || Ok(fixture.object_of(device).await?.is_some()))
-        .await?;
-    is_shown(fixture, device, path(&image), "present").await?;
+    let device = losetup::attach(&[image.name()]).await?;
+    fixture.foreign(device).await?;
+    is_shown(fixture, device, image.name(), "present").await?;
     delete(&image)?;
-    is_shown(fixture, device, path(&image), "deleted").await?;
+    is_shown(fixture, device, image.name(), "deleted").await?;
     rebuild(fixture, &image)?;
-    is_shown(fixture, device, path(&image), "replaced").await?;
-    detach_hits(fixture, path(&image), device).await
+    is_shown(fixture, device, image.name(), "replaced").await?;
+    detach_hits(fixture, image.name(), device).await
 }
 
 async fn renamed_file_is_shown_under_its_new_name(fixture: &mut Fixture) -> Outcome {
@@ -264,7 +258,7 @@ async fn renamed_file_is_shown_under_its_new_name(fixture: &mut Fixture) -> Outc
     let device = attach(fixture, &image).await?;
     std::fs::rename(&image.path, &to)?;
     is_shown(fixture, device, new, "present").await?;
-    complaint(&fixture.loopctl(["detach", path(&image)]).await?)?;
+    complaint(&fixture.loopctl(["detach", image.name()]).await?)?;
     detach_hits(fixture, new, device).await?;
     std::fs::rename(&to, &image.path)?;
     // Not if the new name looks like that of the deleted file.
@@ -272,7 +266,7 @@ async fn renamed_file_is_shown_under_its_new_name(fixture: &mut Fixture) -> Outc
     let long = fixture.directory.join("x (deleted)");
     std::fs::rename(&image.path, &long)?;
     is_shown(fixture, device, long.to_str().unwrap(), "present").await?;
-    complaint(&fixture.loopctl(["detach", path(&image)]).await?)?;
+    complaint(&fixture.loopctl(["detach", image.name()]).await?)?;
     detach_hits(fixture, long.to_str().unwrap(), device).await
 }
 
@@ -281,12 +275,12 @@ async fn path_replaced_by_a_link_or_a_directory(fixture: &mut Fixture) -> Outcom
     let device = attach(fixture, &image).await?;
     delete(&image)?;
     std::os::unix::fs::symlink("nowhere", &image.path)?;
-    is_shown(fixture, device, path(&image), "replaced").await?;
-    assert_eq!(json(fixture, &["info", "--json", path(&image)]).await?["device"], device.node().as_str());
+    is_shown(fixture, device, image.name(), "replaced").await?;
+    assert_eq!(json(fixture, &["info", "--json", image.name()]).await?["device"], device.node().as_str());
     delete(&image)?;
     std::fs::create_dir(&image.path)?;
-    is_shown(fixture, device, path(&image), "replaced").await?;
-    detach_hits(fixture, path(&image), device).await
+    is_shown(fixture, device, image.name(), "replaced").await?;
+    detach_hits(fixture, image.name(), device).await
 }
 
 /// A daemon that reads the kernel's path again sees its suffix.
@@ -295,13 +289,13 @@ async fn restart_changes_nothing(fixture: &mut Fixture) -> Outcome {
     let (first, second) = (attach(fixture, &short).await?, attach(fixture, &long).await?);
     delete(&short)?;
     fixture.restart_daemon(&[]).await?;
-    is_shown(fixture, first, path(&short), "deleted").await?;
-    is_shown(fixture, second, path(&long), "present").await?;
+    is_shown(fixture, first, short.name(), "deleted").await?;
+    is_shown(fixture, second, long.name(), "present").await?;
     let output =
         complaint(&fixture.loopctl(["detach", fixture.directory.join("y").to_str().unwrap()]).await?)?;
     assert!(output.contains("does not exist") && second.bound(), "{output}");
-    detach_hits(fixture, path(&short), first).await?;
-    detach_hits(fixture, path(&long), second).await
+    detach_hits(fixture, short.name(), first).await?;
+    detach_hits(fixture, long.name(), second).await
 }
 
 async fn state_is_null_where_the_user_may_not_look(fixture: &mut Fixture) -> Outcome {
@@ -323,8 +317,8 @@ async fn state_is_null_where_the_user_may_not_look(fixture: &mut Fixture) -> Out
     delete(&image)?;
     assert_eq!(state().await?, Value::Null);
     // Root may look.
-    is_shown(fixture, device, path(&image), "deleted").await?;
-    detach_hits(fixture, path(&image), device).await
+    is_shown(fixture, device, image.name(), "deleted").await?;
+    detach_hits(fixture, image.name(), device).await
 }
 
 async fn hanging_file_does_not_delay_the_list(fixture: &mut Fixture) -> Outcome {
@@ -352,12 +346,12 @@ async fn hanging_file_does_not_delay_the_list(fixture: &mut Fixture) -> Outcome 
     assert_eq!(state(&others[1].node()), "present");
     // The look at a named file does not touch the others.
     let start = Instant::now();
-    detach_hits(fixture, path(&gone), others[0]).await?;
+    detach_hits(fixture, gone.name(), others[0]).await?;
     assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
     hanging.go_on();
     is_shown(fixture, stuck.device, hanging.path().to_str().unwrap(), "present").await?;
     fixture.detach(&stuck).await?;
-    loopctl(fixture, &["detach", path(&there)]).await?;
+    loopctl(fixture, &["detach", there.name()]).await?;
     Ok(())
 }
 
@@ -375,13 +369,13 @@ async fn file_deleted_on_its_server_is_deleted(fixture: &mut Fixture) -> Outcome
 
 async fn unnamed_file_is_deleted(fixture: &mut Fixture) -> Outcome {
     let image = image(fixture, "x")?;
-    let node = loopctl(fixture, &["attach", "--throwaway", path(&image)]).await?;
+    let node = loopctl(fixture, &["attach", "--throwaway", image.name()]).await?;
     let device = LoopDevice::from_node(node.trim_end())?;
     let (file, state) = shown(fixture, device).await?;
     assert_eq!(state, "deleted");
     assert_eq!(Path::new(&file).parent(), Some(fixture.directory.as_path()));
     // The original is not attached.
-    let output = complaint(&fixture.loopctl(["detach", path(&image)]).await?)?;
+    let output = complaint(&fixture.loopctl(["detach", image.name()]).await?)?;
     assert!(output.contains("is not attached"), "{output}");
     loopctl(fixture, &["detach", &device.node()]).await?;
     Ok(())
@@ -389,8 +383,8 @@ async fn unnamed_file_is_deleted(fixture: &mut Fixture) -> Outcome {
 
 async fn file_called_deleted_is_no_throwaway_view(fixture: &mut Fixture) -> Outcome {
     let (image, other) = (image(fixture, "x")?, image(fixture, "y (deleted)")?);
-    let node = loopctl(fixture, &["attach", "--reference", "x", path(&other)]).await?;
-    let output = complaint(&fixture.loopctl(["unmount", path(&image)]).await?)?;
+    let node = loopctl(fixture, &["attach", "--reference", "x", other.name()]).await?;
+    let output = complaint(&fixture.loopctl(["unmount", image.name()]).await?)?;
     assert!(output.contains("x is not attached to a loop device"), "{output}");
     loopctl(fixture, &["detach", node.trim_end()]).await?;
     Ok(())
@@ -398,7 +392,7 @@ async fn file_called_deleted_is_no_throwaway_view(fixture: &mut Fixture) -> Outc
 
 /// The mount point of the image, which loopctl attaches for that.
 async fn mount(fixture: &Fixture, image: &Image) -> Result<String> {
-    Ok(loopctl(fixture, &["mount", path(image)]).await?.trim_end().to_owned())
+    Ok(loopctl(fixture, &["mount", image.name()]).await?.trim_end().to_owned())
 }
 
 async fn deleted_image_is_unmounted_by_its_path(fixture: &mut Fixture) -> Outcome {
@@ -408,15 +402,15 @@ async fn deleted_image_is_unmounted_by_its_path(fixture: &mut Fixture) -> Outcom
     delete(&image)?;
     // The mounted device is used.
     assert_eq!(mount(fixture, &image).await?, place);
-    let shown = json(fixture, &["mount", "--json", path(&image)]).await?;
+    let shown = json(fixture, &["mount", "--json", image.name()]).await?;
     assert_eq!(shown["backing_file_state"], "deleted");
-    assert_eq!(shown["backing_file"], path(&image));
-    loopctl(fixture, &["unmount", path(&image)]).await?;
+    assert_eq!(shown["backing_file"], image.name());
+    loopctl(fixture, &["unmount", image.name()]).await?;
     assert!(!Path::new(&place).exists());
     fixture.assert_no_leak().await
 }
 
-async fn rebuilt_image_is_mounted_anew(fixture: &mut Fixture) -> Outcome {
+async fn rebuilt_image_is_mounted_from_a_new_device(fixture: &mut Fixture) -> Outcome {
     let _units = Units::start(fixture.bus()).await?;
     let image = Image::ext4(&fixture.directory, "x", "old", UUID).await?;
     let old = mount(fixture, &image).await?;
@@ -424,9 +418,9 @@ async fn rebuilt_image_is_mounted_anew(fixture: &mut Fixture) -> Outcome {
     let image = Image::ext4(&fixture.directory, "x", "new", &UUID.replace('1', "2")).await?;
     let new = mount(fixture, &image).await?;
     assert!(new.ends_with("/new") && old.ends_with("/old"), "{new} {old}");
-    loopctl(fixture, &["unmount", path(&image)]).await?;
+    loopctl(fixture, &["unmount", image.name()]).await?;
     assert!(!Path::new(&new).exists() && Path::new(&old).exists());
-    loopctl(fixture, &["unmount", path(&image)]).await?;
+    loopctl(fixture, &["unmount", image.name()]).await?;
     assert!(!Path::new(&old).exists());
     fixture.assert_no_leak().await
 }
@@ -437,7 +431,7 @@ async fn own_earlier_file_comes_first(fixture: &mut Fixture) -> Outcome {
     for user in [GAMES, ROOT] {
         let image = image(fixture, "x")?;
         image.chown(user)?;
-        let node = printed(&fixture.loopctl_as(user, ["attach", path(&image)]).await?)?;
+        let node = printed(&fixture.loopctl_as(user, ["attach", image.name()]).await?)?;
         devices.push(LoopDevice::from_node(node.trim_end())?);
         delete(&image)?;
     }

@@ -1,4 +1,4 @@
-//! Numbers that another program has left in a state of its own.
+//! Device numbers that another program has made unusable: set read-only, or without a node.
 
 use anyhow::Result;
 use loopd_dbus::{AttachOptions, ErrorKind, Lifetime};

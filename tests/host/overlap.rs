@@ -3,15 +3,13 @@
 use std::collections::HashSet;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
 
 use loopd_dbus::proxy::{Interaction, Manager};
 use loopd_dbus::{AttachOptions, DetachOptions, ErrorKind, Lifetime, Overlap, State};
 use loopd_tests::fixture::{Attached, Fixture, expect_kind, refusal};
 use loopd_tests::image::{Image, MIB, Mounted};
+use loopd_tests::losetup;
 use loopd_tests::polkit::{Answer, Setup};
-use loopd_tests::process::run;
-use loopd_tests::sysfs::LoopDevice;
 use loopd_tests::{GAMES, Outcome, ROOT, WWW_DATA};
 
 loopd_tests::tests! {
@@ -65,7 +63,7 @@ async fn refuse_fails_if_a_byte_is_shared(fixture: &mut Fixture) -> Outcome {
     for (offset, limit) in [(MIB, MIB), (0, 0), (0, MIB + 512), (2 * MIB - 512, 0), (MIB + 512, 512)] {
         let error = fixture.attach_fails(&image.open()?, &part(Overlap::Refuse, offset, limit)).await?;
         expect_kind(&error, ErrorKind::Overlap)?;
-        for word in [image.path.to_str().unwrap(), &there.device.node(), "1048576"] {
+        for word in [image.name(), &there.device.node(), "1048576"] {
             assert!(error.message.contains(word), "no {word} in {error}");
         }
     }
@@ -105,16 +103,12 @@ async fn reuse_does_not_return_a_read_only_device_to_a_writer(fixture: &mut Fixt
     fixture.detach(&second).await
 }
 
-async fn losetup(image: &Path) -> anyhow::Result<LoopDevice> {
-    LoopDevice::from_node(run("losetup", ["-f", "--show", image.to_str().unwrap()]).await?.trim())
-}
-
 async fn foreign_device_is_reused(fixture: &mut Fixture) -> Outcome {
     let image = image(fixture)?;
     std::fs::set_permissions(&image.path, std::fs::Permissions::from_mode(0o644))?;
     for _ in 0..10 {
         // At once: no event has been processed yet.
-        let device = losetup(&image.path).await?;
+        let device = losetup::attach(&[image.name()]).await?;
         let error = fixture.attach_fails(&image.open()?, &with(Overlap::Refuse)).await?;
         expect_kind(&error, ErrorKind::Overlap)?;
         assert_eq!(attach(fixture, &image, &with(Overlap::Reuse)).await?.device, device);
@@ -217,7 +211,7 @@ async fn reuse_with_another_number_fails(fixture: &mut Fixture) -> Outcome {
 async fn lazy_detach_of_another_user_is_not_reverted(fixture: &mut Fixture) -> Outcome {
     let image =
         Image::ext4(&fixture.directory, "image", "overlap", "11111111-2222-3333-4444-0000000000a2").await?;
-    let path = image.path.to_str().unwrap();
+    let path = image.name();
     let arguments = ["setup", "regular", path, "lifetime=s:persistent", "overlap=s:reuse"];
     let first = fixture.probe(GAMES, arguments).await?.attached()?;
     let mounted = Mounted::new(first.device, &fixture.directory, "mounted").await?;
@@ -269,7 +263,7 @@ async fn device_of_another_user_is_not_reused(fixture: &mut Fixture) -> Outcome 
 /// A daemon may have attached it for that user, who can detach it again.
 async fn foreign_device_with_a_file_of_a_user_is_not_reused(fixture: &mut Fixture) -> Outcome {
     let image = image(fixture)?;
-    let device = losetup(&image.path).await?;
+    let device = losetup::attach(&[image.name()]).await?;
     for (owner, mode, is_given) in
         [(GAMES, 0o644, false), (ROOT, 0o666, false), (ROOT, 0o664, false), (ROOT, 0o644, true)]
     {

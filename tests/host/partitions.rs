@@ -15,11 +15,12 @@ use loopd_dbus::properties::to_bus_path;
 use loopd_dbus::{AttachOptions, DetachOptions, ErrorKind, Lifetime};
 use loopd_tests::fixture::{Attached, Fixture, expect_kind, refusal};
 use loopd_tests::image::{Image, MIB, Mounted};
+use loopd_tests::losetup::Losetup;
 use loopd_tests::polkit::Setup;
 use loopd_tests::process::{eventually, needs, run};
 use loopd_tests::sysfs::{self, Extent, LoopDevice};
-use loopd_tests::table::{self, Entry, Gpt, Losetup};
-use loopd_tests::udev::{Listener, settle};
+use loopd_tests::table::{self, Entry, Gpt};
+use loopd_tests::udev::{Listener, Uevent, settle};
 use loopd_tests::{Outcome, rounds, skip};
 use zbus::wire::OwnedObjectPath;
 
@@ -241,7 +242,7 @@ async fn hybrid_iso_with_gpt(fixture: &mut Fixture) -> Outcome {
 /// An image that was partitioned while it had sectors of 4096 bytes.
 async fn large_sectors(fixture: &Fixture) -> anyhow::Result<Image> {
     let image = Image::sparse(&fixture.directory, "image", 64 * MIB)?;
-    let losetup = Losetup::new(&["-f", "-b", "4096"], &image).await?;
+    let losetup = Losetup::new(&["-b", "4096"], &image).await?;
     let script = "label: gpt\nsize=8M, name=first\nsize=16M, name=second\n";
     sfdisk(fixture, &losetup.device.node(), &["--no-reread", "--no-tell-kernel"], script).await?;
     settle().await?;
@@ -439,54 +440,66 @@ async fn lazy_detach_with_a_mounted_partition(fixture: &mut Fixture) -> Outcome 
     Ok(())
 }
 
+/// The events of both partitions of a device: each has one of the kernel and one of udev.
+struct PartitionEvents {
+    listener: Listener,
+    device: LoopDevice,
+    /// How many events belong to earlier rounds.
+    earlier: usize,
+}
+
+impl PartitionEvents {
+    fn of_this_round(&self) -> anyhow::Result<Vec<Uevent>> {
+        Ok(self.listener.about_partitions(self.device)?.split_off(self.earlier))
+    }
+
+    /// The numbers of events with this action: of the kernel and of udev, for each partition.
+    fn count(&self, events: &[Uevent], action: &str) -> [[usize; 2]; 2] {
+        [1, 2].map(|number| {
+            let name = format!("loop{}p{number}", self.device.0);
+            ["KERNEL", "UDEV"].map(|source| {
+                let is_same = |event: &&Uevent| {
+                    event.device == name && event.source == source && event.action == action
+                };
+                events.iter().filter(is_same).count()
+            })
+        })
+    }
+
+    /// Waits for all four events with this action. The listener reads those of the kernel and those of udev
+    /// from two sockets: either can come first.
+    async fn wait_for(&self, action: &str) -> anyhow::Result<Vec<Uevent>> {
+        let mut events = Vec::new();
+        eventually(&format!("the kernel and udev report {action} of both partitions"), async || {
+            events = self.of_this_round()?;
+            Ok(self.count(&events, action).as_flattened().iter().all(|count| *count > 0))
+        })
+        .await?;
+        Ok(events)
+    }
+}
+
 async fn each_partition_is_added_once(fixture: &mut Fixture) -> Outcome {
     let image = two(fixture, "image")?;
     let device = sysfs::last_free()?;
     let listener = Listener::start(&fixture.directory).await?;
-    let mut known = 0;
+    let mut recorded = PartitionEvents { listener, device, earlier: 0 };
     for round in 0..20 {
         let options = AttachOptions { number: Some(device.0), read_only: round % 2 == 1, ..persistent() };
         let attached = fixture.attach(&image.open()?, &options).await?;
-        // All events of udev after the reply belong to this attach.
+        recorded.wait_for("add").await?;
         settle().await?;
+        // If udev has noticed a close of a writable descriptor, the partitions disappear and return by then.
         tokio::time::sleep(Duration::from_millis(50)).await;
         settle().await?;
-        let count = |events: &[loopd_tests::udev::Uevent], source: &str, action: &str, number: u32| {
-            let name = format!("loop{}p{number}", device.0);
-            let same = |event: &&loopd_tests::udev::Uevent| {
-                (event.source.as_str(), event.action.as_str()) == (source, action) && event.device == name
-            };
-            events.iter().filter(same).count()
-        };
-        // udevadm reads the kernel's and udev's events from two sockets: either can come first.
-        let both_heard = |events: &[loopd_tests::udev::Uevent], action: &str| {
-            let heard =
-                |number| ["KERNEL", "UDEV"].iter().all(|source| count(events, source, action, number) > 0);
-            [1, 2].into_iter().all(heard)
-        };
-        eventually("the adds are heard", async || {
-            let events = &listener.about_partitions(device)?[known..];
-            Ok(both_heard(events, "add"))
-        })
-        .await?;
-        let heard = listener.about_partitions(device)?;
-        let events = &heard[known..];
-        for number in [1, 2] {
-            for source in ["KERNEL", "UDEV"] {
-                let found = ["add", "remove"].map(|action| count(events, source, action, number));
-                assert_eq!(found, [1, 0], "round {round}, {source}, p{number}: {events:#?}");
-            }
-        }
+        let events = recorded.of_this_round()?;
+        assert_eq!(recorded.count(&events, "add"), [[1; 2]; 2], "round {round}: {events:#?}");
+        assert_eq!(recorded.count(&events, "remove"), [[0; 2]; 2], "round {round}: {events:#?}");
         fixture.detach(&attached).await?;
         settle().await?;
-        eventually("the removes are heard", async || {
-            let events = &listener.about_partitions(device)?[known..];
-            Ok(both_heard(events, "remove"))
-        })
-        .await?;
-        known = listener.about_partitions(device)?.len();
+        recorded.earlier += recorded.wait_for("remove").await?.len();
     }
-    listener.stop().await
+    recorded.listener.stop().await
 }
 
 /// Three partitions, of which the first is that of [`TWO`], and the second is not.
@@ -508,7 +521,8 @@ async fn assert_followed(fixture: &Fixture, attached: &Attached, numbers: &[u32]
         Ok(found.0 == expected && found.1 == extents)
     });
     follows.await.map_err(|error| anyhow::anyhow!("{error}: {found:#?} is not {expected:#?}"))?;
-    settle().await?;
+    fixture.events_are_received().await?;
+    // Longer than loopd waits before it scans again.
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_there(fixture, attached, &expected).await
 }
@@ -662,8 +676,8 @@ async fn without_partition_scan_there_are_none(fixture: &mut Fixture) -> Outcome
         if !read_only {
             drop(File::options().write(true).open(attached.device.node())?);
         }
-        settle().await?;
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        run("udevadm", ["trigger", "--settle", &attached.device.node()]).await?;
+        fixture.events_are_received().await?;
         assert_no_partitions().await?;
         fixture.detach(&attached).await?;
     }
@@ -718,15 +732,9 @@ async fn partitions_end_with_the_client(fixture: &mut Fixture) -> Outcome {
 async fn foreign_partitions_are_published(fixture: &mut Fixture) -> Outcome {
     let image = two(fixture, "image")?;
     image.add_ext4(SECOND, "second", UUID).await?;
-    let losetup = Losetup::new(&["-f", "-P"], &image).await?;
+    let losetup = Losetup::new(&["-P"], &image).await?;
     let device = losetup.device;
-    let mut object = None;
-    eventually("the device is seen", async || {
-        object = fixture.object_of(device).await?;
-        Ok(object.is_some())
-    })
-    .await?;
-    let attached = Attached { path: object.unwrap(), device };
+    let attached = fixture.foreign(device).await?;
     let by_kernel = device.partitions();
     if by_kernel.is_empty() {
         settle().await?;

@@ -1,4 +1,4 @@
-//! Answers are of the moment of the call, whatever events of other programs' devices are still to come.
+//! Replies show the state at the time of the call, even if events of other programs' devices have not arrived yet.
 
 use anyhow::{Context as _, Result, ensure};
 use loopd_dbus::properties::from_bus_path;
@@ -6,10 +6,10 @@ use loopd_dbus::{AttachOptions, AttachmentProperties, Lifetime, ListOptions};
 use loopd_tests::Outcome;
 use loopd_tests::fixture::Fixture;
 use loopd_tests::image::{Image, MIB};
+use loopd_tests::losetup::Losetup;
 use loopd_tests::polkit::Setup;
 use loopd_tests::process::run;
 use loopd_tests::sysfs::LoopDevice;
-use loopd_tests::table::Losetup;
 
 loopd_tests::tests! {
     "present";
@@ -45,7 +45,7 @@ async fn printed(fixture: &Fixture, arguments: &[&str]) -> Result<String> {
 async fn attaches_of_other_programs_are_listed_at_once(fixture: &mut Fixture) -> Outcome {
     let image = Image::sparse(&fixture.directory, "image", MIB)?;
     for round in 0..ROUNDS {
-        let foreign = Losetup::new(&["-f"], &image).await?;
+        let foreign = Losetup::new(&[], &image).await?;
         let found = listed(fixture, foreign.device).await?.with_context(|| format!("round {round}"))?;
         assert_eq!(from_bus_path(&found.backing_file), image.name().as_bytes());
         assert!(!found.managed);
@@ -56,7 +56,7 @@ async fn attaches_of_other_programs_are_listed_at_once(fixture: &mut Fixture) ->
 async fn attaches_of_other_programs_are_found_at_once(fixture: &mut Fixture) -> Outcome {
     let image = Image::sparse(&fixture.directory, "image", MIB)?;
     for (index, node) in [true, false].into_iter().cycle().take(ROUNDS).enumerate() {
-        let foreign = Losetup::new(&["-f"], &image).await?;
+        let foreign = Losetup::new(&[], &image).await?;
         let node_name = foreign.device.node();
         let target = if node { &node_name } else { image.name() };
         let shown = match index % 5 {
@@ -69,7 +69,7 @@ async fn attaches_of_other_programs_are_found_at_once(fixture: &mut Fixture) -> 
         assert!(shown.contains(&node_name) && shown.contains(image.name()), "{index}: {shown}");
     }
     // And detached by its file at once.
-    let foreign = Losetup::new(&["-f"], &image).await?;
+    let foreign = Losetup::new(&[], &image).await?;
     assert_eq!(printed(fixture, &["detach", image.name()]).await?, "");
     assert!(!foreign.device.bound());
     std::mem::forget(foreign);
@@ -93,7 +93,7 @@ async fn detaches_of_other_programs_are_known_at_once(fixture: &mut Fixture) -> 
 
 async fn changes_of_other_programs_are_listed_at_once(fixture: &mut Fixture) -> Outcome {
     let image = Image::sparse(&fixture.directory, "image", MIB)?;
-    let foreign = Losetup::new(&["-f"], &image).await?;
+    let foreign = Losetup::new(&[], &image).await?;
     let own = fixture
         .attach(&image.open()?, &AttachOptions { lifetime: Lifetime::Persistent, ..AttachOptions::default() })
         .await?;

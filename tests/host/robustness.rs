@@ -117,7 +117,7 @@ async fn unfit(fixture: &Fixture, wrapper: &[&str]) -> anyhow::Result<String> {
 }
 
 async fn old_kernel_is_reported(fixture: &mut Fixture) -> Outcome {
-    // It says 2.6 then.
+    // uname(2) then reports 2.6.
     let output = unfit(fixture, &["setarch", "--uname-2.6"]).await?;
     assert!(output.contains("Linux 2.6") && output.contains("needs Linux 5.15 or newer"), "{output}");
     Ok(())
@@ -134,7 +134,7 @@ async fn missing_loop_driver_is_reported(fixture: &mut Fixture) -> Outcome {
 
 async fn second_sigterm_ends_at_once(fixture: &mut Fixture) -> Outcome {
     let image = Image::sparse(&fixture.directory, "image", MIB)?;
-    let path = image.path.to_str().unwrap();
+    let path = image.name();
     let mut probe = fixture.probe_hold(GAMES, ["--interactive", "setup", "regular", path])?;
     let polkit = fixture.stand_in()?;
     eventually("polkit is asked", async || Ok(polkit.checks().len() == 1)).await?;
@@ -143,7 +143,7 @@ async fn second_sigterm_ends_at_once(fixture: &mut Fixture) -> Outcome {
     // It releases its name, and waits for the call in progress.
     eventually("the name is free", async || Ok(!fixture.daemon_is_there().await?)).await?;
     tokio::time::sleep(Duration::from_millis(300)).await;
-    assert!(daemon.exited()?.is_none());
+    assert!(daemon.exited()?.is_none(), "it has not waited");
     let asked_again = Instant::now();
     daemon.ask_to_end()?;
     let status = daemon.end().await?;
@@ -156,7 +156,7 @@ async fn second_sigterm_ends_at_once(fixture: &mut Fixture) -> Outcome {
 /// The daemon's descriptors and its replies do not change.
 async fn thousand_calls_leak_nothing(fixture: &mut Fixture) -> Outcome {
     let image = Image::sparse(&fixture.directory, "image", MIB)?;
-    let path = image.path.to_str().unwrap().to_owned();
+    let path = image.name().to_owned();
     let file = image.open()?;
     for _ in 0..1000 {
         let options = AttachOptions { offset: 1 << 40, ..AttachOptions::default() };

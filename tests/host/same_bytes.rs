@@ -6,12 +6,13 @@ use std::os::unix::fs::MetadataExt as _;
 use std::process::{Child, Command, Stdio};
 
 use loopd_dbus::proxy::{Attachment, Interaction, Volume};
-use loopd_dbus::{AttachOptions, Error, ErrorKind, Lifetime, MountOptions, UnmountOptions};
+use loopd_dbus::{AttachOptions, ErrorKind, Lifetime, MountOptions, UnmountOptions};
 use loopd_tests::Outcome;
 use loopd_tests::fixture::{Attached, Fixture, refusal};
 use loopd_tests::image::{Image, MIB, Mounted};
+use loopd_tests::losetup;
 use loopd_tests::polkit::Setup;
-use loopd_tests::process::{eventually, run};
+use loopd_tests::process::run;
 use loopd_tests::sysfs::{Extent, LoopDevice};
 use loopd_tests::units::Units;
 
@@ -38,36 +39,26 @@ fn persistent() -> AttachOptions {
     AttachOptions { lifetime: Lifetime::Persistent, ..AttachOptions::default() }
 }
 
-/// Attaches without loopd.
-async fn losetup(arguments: &[&str]) -> anyhow::Result<LoopDevice> {
-    LoopDevice::from_node(run("losetup", [&["-f", "--show"], arguments].concat()).await?.trim())
-}
-
-async fn let_go(device: LoopDevice) -> anyhow::Result<()> {
-    run("losetup", ["-d", &device.node()]).await?;
-    eventually("it is free", async || Ok(!device.bound())).await
-}
-
 async fn volume(fixture: &Fixture, attached: &Attached) -> anyhow::Result<Volume> {
     let path = attached.path.as_str().to_owned().try_into()?;
     Ok(Volume::new(&fixture.connection, path, Interaction::Forbidden).await?)
 }
 
-async fn refused(fixture: &Fixture, attached: &Attached, other: LoopDevice) -> anyhow::Result<Error> {
+/// Checks that the other device prevents a mount, also a read-only one; returns the message of the latter.
+async fn refused(fixture: &Fixture, attached: &Attached, other: LoopDevice) -> anyhow::Result<String> {
+    let mut message = String::new();
     for read_only in [false, true] {
         let wanted = MountOptions { read_only, filesystem: "ext4".to_owned(), ..MountOptions::default() };
         let error = refusal(volume(fixture, attached).await?.mount(&wanted).await)?;
         assert_eq!(error.kind, ErrorKind::Busy, "{error}");
         assert!(error.message.contains(&format!("{} (", other.node())), "{error}");
-        if read_only {
-            return Ok(error);
-        }
+        message = error.message;
     }
-    unreachable!()
+    Ok(message)
 }
 
 /// Checks that it can be mounted now; unmounts and detaches it.
-async fn there_and_back(fixture: &Fixture, attached: &Attached) -> anyhow::Result<()> {
+async fn mount_and_detach(fixture: &Fixture, attached: &Attached) -> anyhow::Result<()> {
     let volume = volume(fixture, attached).await?;
     let wanted = MountOptions { filesystem: "ext4".to_owned(), ..MountOptions::default() };
     volume.mount(&wanted).await?;
@@ -78,14 +69,14 @@ async fn there_and_back(fixture: &Fixture, attached: &Attached) -> anyhow::Resul
 async fn mount_by_another_program_is_found(fixture: &mut Fixture) -> Outcome {
     let _units = Units::start(fixture.bus()).await?;
     let image = image(fixture).await?;
-    let other = losetup(&[image.name()]).await?;
+    let other = losetup::attach(&[image.name()]).await?;
     let mounted = Mounted::new(other, &fixture.directory, "other").await?;
     let attached = fixture.attach(&image.open()?, &persistent()).await?;
-    let error = refused(fixture, &attached, other).await?;
-    assert!(error.message.contains(mounted.directory.to_str().unwrap()), "{error}");
+    let message = refused(fixture, &attached, other).await?;
+    assert!(message.contains(mounted.directory.to_str().unwrap()), "{message}");
     mounted.unmount().await?;
-    there_and_back(fixture, &attached).await?;
-    let_go(other).await?;
+    mount_and_detach(fixture, &attached).await?;
+    losetup::detach(other).await?;
     run("e2fsck", ["-fn", image.name()]).await?;
     fixture.assert_no_leak().await
 }
@@ -116,24 +107,24 @@ fn end(mut child: Child) -> anyhow::Result<()> {
 async fn mount_in_another_namespace_is_found(fixture: &mut Fixture) -> Outcome {
     let _units = Units::start(fixture.bus()).await?;
     let image = image(fixture).await?;
-    let other = losetup(&[image.name()]).await?;
+    let other = losetup::attach(&[image.name()]).await?;
     let attached = fixture.attach(&image.open()?, &persistent()).await?;
 
     let elsewhere = mount_elsewhere(other, fixture)?;
-    let error = refused(fixture, &attached, other).await?;
-    assert!(error.message.contains("another mount namespace"), "{error}");
+    let message = refused(fixture, &attached, other).await?;
+    assert!(message.contains("another mount namespace"), "{message}");
     end(elsewhere)?;
 
     let mounted = Mounted::new(other, &fixture.directory, "other").await?;
     let in_use = std::fs::File::create(mounted.directory.join("file"))?;
     run("umount", ["--lazy", mounted.directory.to_str().unwrap()]).await?;
     std::mem::forget(mounted);
-    let error = refused(fixture, &attached, other).await?;
-    assert!(error.message.contains("unmounted lazily"), "{error}");
+    let message = refused(fixture, &attached, other).await?;
+    assert!(message.contains("unmounted lazily"), "{message}");
     drop(in_use);
 
-    there_and_back(fixture, &attached).await?;
-    let_go(other).await?;
+    mount_and_detach(fixture, &attached).await?;
+    losetup::detach(other).await?;
     run("e2fsck", ["-fn", image.name()]).await?;
     fixture.assert_no_leak().await
 }
@@ -144,16 +135,16 @@ async fn mount_at_another_offset_is_found(fixture: &mut Fixture) -> Outcome {
     for start in [0, 8 * MIB] {
         image.add_ext4(Extent { start, size: 8 * MIB }, "data", UUID).await?;
     }
-    let other = losetup(&["-o", "8M", image.name()]).await?;
+    let other = losetup::attach(&["-o", "8M", image.name()]).await?;
     let mounted = Mounted::new(other, &fixture.directory, "other").await?;
     let whole = fixture.attach(&image.open()?, &persistent()).await?;
     refused(fixture, &whole, other).await?;
     let half = AttachOptions { size_limit: 8 * MIB, ..persistent() };
     let first = fixture.attach(&image.open()?, &half).await?;
-    there_and_back(fixture, &first).await?;
+    mount_and_detach(fixture, &first).await?;
     mounted.unmount().await?;
-    there_and_back(fixture, &whole).await?;
-    let_go(other).await?;
+    mount_and_detach(fixture, &whole).await?;
+    losetup::detach(other).await?;
     fixture.assert_no_leak().await
 }
 
@@ -162,15 +153,15 @@ async fn mount_through_another_loop_device_is_found(fixture: &mut Fixture) -> Ou
     let image = image(fixture).await?;
     let attached = fixture.attach(&image.open()?, &persistent()).await?;
     // On our device, and on another one with the same file.
-    let beside = losetup(&[image.name()]).await?;
+    let beside = losetup::attach(&[image.name()]).await?;
     for below in [attached.device, beside] {
-        let above = losetup(&[&below.node()]).await?;
+        let above = losetup::attach(&[&below.node()]).await?;
         let mounted = Mounted::new(above, &fixture.directory, "above").await?;
         refused(fixture, &attached, above).await?;
         mounted.unmount().await?;
-        let_go(above).await?;
+        losetup::detach(above).await?;
     }
-    let_go(beside).await?;
+    losetup::detach(beside).await?;
     // The reverse: the device below ours is mounted.
     let above = fixture
         .attach(&std::fs::File::options().read(true).write(true).open(attached.device.node())?, &persistent())
@@ -178,24 +169,24 @@ async fn mount_through_another_loop_device_is_found(fixture: &mut Fixture) -> Ou
     let mounted = Mounted::new(attached.device, &fixture.directory, "below").await?;
     refused(fixture, &above, attached.device).await?;
     mounted.unmount().await?;
-    there_and_back(fixture, &above).await?;
-    there_and_back(fixture, &attached).await?;
+    mount_and_detach(fixture, &above).await?;
+    mount_and_detach(fixture, &attached).await?;
     fixture.assert_no_leak().await
 }
 
 async fn read_only_devices_may_both_be_mounted(fixture: &mut Fixture) -> Outcome {
     let _units = Units::start(fixture.bus()).await?;
     let image = image(fixture).await?;
-    let other = losetup(&["-r", image.name()]).await?;
+    let other = losetup::attach(&["-r", image.name()]).await?;
     let mounted = Mounted::new(other, &fixture.directory, "other").await?;
     let writable = fixture.attach(&image.open()?, &persistent()).await?;
     refused(fixture, &writable, other).await?;
     fixture.detach(&writable).await?;
     let read_only = AttachOptions { read_only: true, ..persistent() };
     let attached = fixture.attach(&image.open()?, &read_only).await?;
-    there_and_back(fixture, &attached).await?;
+    mount_and_detach(fixture, &attached).await?;
     mounted.unmount().await?;
-    let_go(other).await?;
+    losetup::detach(other).await?;
     fixture.assert_no_leak().await
 }
 
@@ -206,7 +197,7 @@ async fn mount_of_the_replacement_file_is_found(fixture: &mut Fixture) -> Outcom
     let attached = fixture.attach(&first.open()?, &read_only).await?;
     let object =
         Attachment::new(&fixture.connection, attached.path.clone().into(), Interaction::Forbidden).await?;
-    let other = losetup(&[image.name()]).await?;
+    let other = losetup::attach(&[image.name()]).await?;
     let mounted = Mounted::new(other, &fixture.directory, "other").await?;
     let error = refusal(object.replace_backing_file(image.open()?.as_fd()).await)?;
     assert_eq!(error.kind, ErrorKind::Busy, "{error}");
@@ -215,7 +206,7 @@ async fn mount_of_the_replacement_file_is_found(fixture: &mut Fixture) -> Outcom
     mounted.unmount().await?;
     object.replace_backing_file(image.open()?.as_fd()).await?;
     fixture.detach(&attached).await?;
-    let_go(other).await?;
+    losetup::detach(other).await?;
     fixture.assert_no_leak().await
 }
 

@@ -7,10 +7,10 @@ use loopd_dbus::{AttachOptions, AttachmentProperties, DetachOptions, Lifetime};
 use loopd_tests::Outcome;
 use loopd_tests::fixture::{Attached, Fixture};
 use loopd_tests::image::{Image, MIB, Mounted};
+use loopd_tests::losetup;
 use loopd_tests::polkit::Setup;
-use loopd_tests::process::{eventually, run};
+use loopd_tests::process::run;
 use loopd_tests::signals::What;
-use loopd_tests::sysfs::LoopDevice;
 use zbus::wire::OwnedObjectPath;
 
 loopd_tests::tests! {
@@ -84,9 +84,8 @@ async fn managed_objects_match_the_list(fixture: &mut Fixture) -> Outcome {
 async fn changes_by_losetup_are_published(fixture: &mut Fixture) -> Outcome {
     let signals = fixture.signals().await?;
     let image = Image::sparse(&fixture.directory, "image", MIB)?;
-    let path = image.path.to_str().unwrap();
-    let node = run("losetup", ["-f", "--show", path]).await?;
-    let device = LoopDevice::from_node(node.trim())?;
+    let path = image.name();
+    let device = losetup::attach(&[path]).await?;
 
     let sequence: u64 = device.number("diskseq")?;
     let object = loopd_dbus::names::attachment_path(sequence).into();
@@ -150,8 +149,8 @@ async fn only_changes_are_published(fixture: &mut Fixture) -> Outcome {
     let signals = fixture.signals().await?;
     // After an open and a close for writing udev probes the device again, with the same result.
     drop(std::fs::File::options().write(true).open(attached.device.node())?);
-    loopd_tests::udev::settle().await?;
-    eventually("the daemon has gone on", async || Ok(fixture.list(true).await.is_ok())).await?;
+    let last = fixture.events_are_received().await?;
+    signals.removed(&last.path, ATTACHMENT).await?;
     let changed = signals.find(|event| match &event.what {
         What::Changed { interface, values } if event.path == attached.path => {
             Some(format!("{interface}: {:?}", values.keys()))

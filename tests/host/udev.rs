@@ -8,8 +8,7 @@ use loopd_dbus::{AttachOptions, ErrorKind, Lifetime};
 use loopd_tests::bus::repository;
 use loopd_tests::fixture::{Attached, Fixture, expect_kind};
 use loopd_tests::image::{Image, MIB};
-use loopd_tests::polkit::Answer;
-use loopd_tests::polkit::Setup;
+use loopd_tests::polkit::{Answer, Setup};
 use loopd_tests::process::run;
 use loopd_tests::sysfs::{Extent, LoopDevice};
 use loopd_tests::table::Gpt;
@@ -213,7 +212,7 @@ async fn types_of_user_images_are_hidden(fixture: &mut Fixture) -> Outcome {
     let image = Image::sparse(&fixture.directory, "image", MIB)?;
     image.chown(GAMES)?;
     image.open()?.write_all_at(b"verity\0\0\x01\0\0\0\x01\0\0\0", 0)?;
-    let path = image.path.display().to_string();
+    let path = image.name().to_owned();
     let kind = "DM_verity_hash";
     for wait in ["wait=b:true", "wait=b:false"] {
         let attached = fixture
@@ -243,7 +242,7 @@ async fn types_of_user_images_are_hidden(fixture: &mut Fixture) -> Outcome {
 async fn attach_without_a_mark_fails(fixture: &mut Fixture) -> Outcome {
     let image = Image::sparse(&fixture.directory, "image", MIB)?;
     image.chown(GAMES)?;
-    let path = image.path.display().to_string();
+    let path = image.name().to_owned();
     std::fs::remove_dir_all(fixture.directory.join("run/untrusted"))?;
     for lifetime in ["lifetime=s:client", "lifetime=s:persistent"] {
         let error =

@@ -27,6 +27,7 @@ async fn watchdog_is_notified_while_the_bus_answers(fixture: &mut Fixture) -> Ou
     fixture.bus().freeze(true)?;
     let mut before = manager.heard(FED);
     loop {
+        // Four times the interval of the notifications.
         tokio::time::sleep(std::time::Duration::from_millis(120)).await;
         let now = manager.heard(FED);
         if now == before {

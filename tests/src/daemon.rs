@@ -21,6 +21,10 @@ pub fn configuration(directory: &Path) -> Result<PathBuf> {
     Ok(file)
 }
 
+/// A wrapper for uid 0 without a capability and no way to get one, as the shipped unit starts the daemon.
+pub const WITHOUT_CAPABILITIES: &[&str] =
+    &["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", "--"];
+
 /// A running loopd; killed when dropped.
 #[derive(Debug)]
 pub struct Daemon {
@@ -113,7 +117,7 @@ impl Daemon {
     pub fn descriptors(&self) -> Result<Vec<String>> {
         let directory = format!("/proc/{}/fd", self.pid());
         let mut targets: Vec<_> = std::fs::read_dir(&directory)
-            .with_context(|| "loopd has ended".to_owned())?
+            .context("loopd has ended")?
             .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
             .map(|target| target.to_string_lossy().into_owned())
             .collect();
@@ -153,7 +157,7 @@ impl Daemon {
     /// Sends SIGTERM, and waits for its end.
     ///
     /// # Errors
-    /// It does not end.
+    /// It does not end in time.
     pub async fn terminate(&mut self) -> Result<ExitStatus> {
         self.process.terminate().await
     }

@@ -12,14 +12,15 @@ use anyhow::{Context as _, Result, bail};
 use loopd_dbus::names::{ATTACHMENT, BUS_NAME, PARTITION, ROOT_PATH, VOLUME};
 use loopd_dbus::proxy::{Attachment, Interaction, Listed, Manager};
 use loopd_dbus::{
-    AttachOptions, AttachmentProperties, DetachOptions, Error, ErrorKind, ListOptions, PartitionProperties,
-    VolumeProperties,
+    AttachOptions, AttachmentProperties, DetachOptions, Error, ErrorKind, Lifetime, ListOptions,
+    PartitionProperties, VolumeProperties,
 };
 use zbus::wire::OwnedObjectPath;
 use zbus::{Connection, OwnedVariant};
 
 use crate::bus::{Bus, SERVICES};
 use crate::daemon::Daemon;
+use crate::image::MIB;
 use crate::polkit::{Polkit, Setup, StandIn};
 use crate::probe::{Probe, Reply};
 use crate::process::eventually;
@@ -365,6 +366,35 @@ impl Fixture {
             }
         }
         Ok(None)
+    }
+
+    /// Waits until loopd has a device that another program has attached.
+    ///
+    /// # Errors
+    /// It does not get it.
+    pub async fn foreign(&self, device: LoopDevice) -> Result<Attached> {
+        let mut path = None;
+        eventually(&format!("loopd lists {}", device.node()), async || {
+            path = self.object_of(device).await?;
+            Ok(path.is_some())
+        })
+        .await?;
+        Ok(Attached { path: path.context("no object")?, device })
+    }
+
+    /// Waits until loopd has received all events that udev has sent so far: those of a later attach come after them.
+    /// Returns that attachment, which has ended.
+    ///
+    /// # Errors
+    /// udev or the daemon does not answer.
+    pub async fn events_are_received(&self) -> Result<Attached> {
+        crate::udev::settle().await?;
+        let blank = tempfile::tempfile_in(&self.directory)?;
+        blank.set_len(MIB)?;
+        let options = AttachOptions { lifetime: Lifetime::Persistent, ..AttachOptions::default() };
+        let attached = self.attach(&blank, &options).await?;
+        self.detach(&attached).await?;
+        Ok(attached)
     }
 
     /// Starts to record the daemon's signals.

@@ -123,7 +123,7 @@ fn own_name(address: &str) -> Result<RawBus> {
     call.serial = bus.next_serial();
     bus.send(&call.bytes(), &[])?;
     let (answer, body) = bus.answer(call.serial)?;
-    ensure!(answer.error.is_empty() && body.first() == Some(&1), "{BUS_NAME} is not to be had: {answer:?}");
+    ensure!(answer.error.is_empty() && body.first() == Some(&1), "{BUS_NAME} is taken: {answer:?}");
     Ok(bus)
 }
 
@@ -450,14 +450,14 @@ impl<'r> Maker<'r> {
 
     fn huge_variant(&mut self) {
         self.is_huge = false;
-        let room = (HUGE).saturating_sub(self.bytes.bytes.len());
+        let length = HUGE.saturating_sub(self.bytes.bytes.len());
         if self.random.bool() {
             self.bytes.signature("ay");
-            self.bytes.number(u32::try_from(room).unwrap_or_default());
-            self.bytes.bytes.resize(self.bytes.bytes.len() + room, b'x');
+            self.bytes.number(u32::try_from(length).unwrap_or_default());
+            self.bytes.bytes.resize(self.bytes.bytes.len() + length, b'x');
         } else {
             self.bytes.signature("s");
-            self.bytes.text(&vec![b'\x1b'; room]);
+            self.bytes.text(&vec![b'\x1b'; length]);
         }
     }
 

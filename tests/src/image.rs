@@ -70,20 +70,18 @@ impl Image {
         Ok(())
     }
 
-    /// Enlarges it by a mebibyte, with the superblock of half a mirror (md metadata version 1.0) at the end.
+    /// Makes it look like one half of a mirror: writes a RAID superblock of version 1.0, 8 KiB before the end.
     ///
     /// # Errors
     /// It cannot be written.
     pub fn add_mirror_superblock(&self) -> Result<()> {
         let file = self.open()?;
-        let size = file.metadata()?.len() + MIB;
-        file.set_len(size)?;
-        let position = size - 8 * 1024;
+        let place = file.metadata()?.len() - 8 * 1024;
         let mut superblock = [0; 256];
         superblock[..8].copy_from_slice(b"\xfc\x4e\x2b\xa9\x01\0\0\0");
-        // The superblock's own position, in sectors of 512 bytes.
-        superblock[144..152].copy_from_slice(&(position / 512).to_le_bytes());
-        Ok(file.write_all_at(&superblock, position)?)
+        // Its own position, in sectors of 512 bytes.
+        superblock[144..152].copy_from_slice(&(place / 512).to_le_bytes());
+        Ok(file.write_all_at(&superblock, place)?)
     }
 
     /// Its path as text, for commands.

@@ -15,6 +15,7 @@ pub mod hostile;
 pub mod hostile_service;
 pub mod image;
 pub mod loop_ioctl;
+pub mod losetup;
 #[cfg(test)]
 mod modules;
 pub mod polkit;

@@ -338,9 +338,10 @@ fn use_tree(tokens: &[Token], prefix: &[String], trees: &mut Vec<(Vec<String>, S
             }
             _ => {
                 let name = path.last().cloned().unwrap_or_default();
-                return if path.len() > prefix.len() || !path.is_empty() {
-                    trees.push((path, name))
-                };
+                if !path.is_empty() {
+                    trees.push((path, name));
+                }
+                return;
             }
         }
     }

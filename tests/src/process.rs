@@ -18,7 +18,7 @@ const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 /// Waits until the condition holds.
 ///
 /// # Errors
-/// It does not within [`PATIENCE`], or the condition itself failed.
+/// It does not hold within [`PATIENCE`], or its check failed.
 pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
     let start = Instant::now();
     while !condition().await? {
@@ -97,10 +97,10 @@ impl Process {
         status.context("no status")
     }
 
-    /// Sends SIGTERM, and waits.
+    /// Sends SIGTERM, and waits for its end.
     ///
     /// # Errors
-    /// It does not.
+    /// It does not end in time.
     pub async fn terminate(&mut self) -> Result<ExitStatus> {
         self.signal(Signal::SIGTERM)?;
         self.end().await

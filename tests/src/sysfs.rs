@@ -146,6 +146,12 @@ pub fn last_free() -> Result<LoopDevice> {
     all().into_iter().rev().find(|device| !device.bound()).context("no loop device is free")
 }
 
+/// Whether something is mounted on this directory.
+#[must_use]
+pub fn is_mount_point(directory: &Path) -> bool {
+    mounts_below(directory).iter().any(|mount| mount == directory)
+}
+
 /// The mount points below this directory.
 #[must_use]
 pub fn mounts_below(directory: &Path) -> Vec<PathBuf> {

@@ -9,10 +9,10 @@ use anyhow::{Context as _, Result};
 use linux_raw_sys::loop_device::{LO_FLAGS_AUTOCLEAR, LO_FLAGS_PARTSCAN};
 use serde_json::Value;
 
-use crate::image::{Image, MIB};
+use crate::image::Image;
 use crate::loop_ioctl;
 use crate::process::run;
-use crate::sysfs::{Extent, Extents, LoopDevice};
+use crate::sysfs::{Extent, Extents};
 
 /// Bytes of a sector.
 pub const SECTOR: u64 = 512;
@@ -143,54 +143,36 @@ pub fn extents(sectors: &[(u32, u64, u64)]) -> Extents {
     sectors.iter().map(|&(number, start, size)| (number, extent(start, size))).collect()
 }
 
-/// A loop device that is attached by losetup; detached when dropped.
-#[derive(Debug)]
-pub struct Losetup {
-    /// The device.
-    pub device: LoopDevice,
-}
-
-impl Losetup {
-    /// Runs losetup with these arguments, followed by the image.
-    ///
-    /// # Errors
-    /// losetup's.
-    pub async fn new(arguments: &[&str], image: &Image) -> Result<Self> {
-        let arguments = [arguments, &["--show", image.name()]].concat();
-        let node = run("losetup", arguments).await?;
-        Ok(Self { device: LoopDevice::from_node(node.trim_end())? })
-    }
-}
-
-impl Drop for Losetup {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("losetup").arg("-d").arg(self.device.node()).status();
-    }
-}
-
 /// A GUID partition table, both copies, with any entries.
 #[derive(Clone, Debug)]
 pub struct Gpt<'a> {
     /// First and last sector of each partition.
     entries: &'a [(u64, u64)],
+    sector_size: u64,
 }
 
-/// Entries, and bytes of each.
+/// The number of entries, and the bytes of each.
 const ENTRIES: usize = 128;
 const ENTRY_SIZE: usize = 128;
-/// Sectors of one copy of the entries.
-const ENTRY_SECTORS: u64 = 32;
+/// The entries.
+type Array = [u8; ENTRIES * ENTRY_SIZE];
 
 impl<'a> Gpt<'a> {
-    /// With these partitions, from number 1 on: their first and last sectors.
+    /// With these partitions, from number 1 on: their first and last sectors, of 512 bytes each.
     #[must_use]
     pub const fn new(entries: &'a [(u64, u64)]) -> Self {
-        Self { entries }
+        Self { entries, sector_size: SECTOR }
     }
 
-    /// The position of the primary header.
+    /// The same numbers, in sectors of this many bytes.
+    #[must_use]
+    pub const fn with_sector_size(self, sector_size: u64) -> Self {
+        Self { sector_size, ..self }
+    }
+
+    /// The position of the primary header, with sectors of 512 bytes.
     pub const HEADER: u64 = SECTOR;
-    /// The position of the primary entries.
+    /// The position of the primary entries, with sectors of 512 bytes.
     pub const ENTRIES: u64 = 2 * SECTOR;
 
     /// Writes it into the image, for the size of the image.
@@ -198,9 +180,22 @@ impl<'a> Gpt<'a> {
     /// # Errors
     /// The image cannot be written.
     pub fn write(&self, image: &Image) -> Result<()> {
-        let last = std::fs::metadata(&image.path)?.len() / SECTOR - 1;
-        let file = image.open()?;
+        let last = std::fs::metadata(&image.path)?.len() / self.sector_size - 1;
         Mbr::new(&[(0xee, 1, u32::try_from(last)?)]).write(image, 0)?;
+        let file = image.open()?;
+        let array = self.array()?;
+        let array_sectors = u64::try_from(array.len())? / self.sector_size;
+        // Both copies need as many sectors: the header, the entries, and the boot record before the primary.
+        let usable = (2 + array_sectors, last - (2 + array_sectors));
+        for (place, other, array_place) in [(1, last, 2), (last, 1, last - array_sectors)] {
+            let header = header((place, other), usable, array_place, crc32(&array));
+            file.write_all_at(&header, place * self.sector_size)?;
+            file.write_all_at(&array, array_place * self.sector_size)?;
+        }
+        Ok(())
+    }
+
+    fn array(&self) -> Result<Array> {
         let mut entries = [0; ENTRIES * ENTRY_SIZE];
         for (index, (first, end)) in self.entries.iter().enumerate() {
             let entry = &mut entries[index * ENTRY_SIZE..][..ENTRY_SIZE];
@@ -210,41 +205,25 @@ impl<'a> Gpt<'a> {
             entry[32..40].copy_from_slice(&first.to_le_bytes());
             entry[40..48].copy_from_slice(&end.to_le_bytes());
         }
-        let checksum = crc32(&entries);
-        for (place, other, array) in [(1, last, 2), (last, 1, last - ENTRY_SECTORS)] {
-            file.write_all_at(&header(place, other, array, last, checksum), place * SECTOR)?;
-            file.write_all_at(&entries, array * SECTOR)?;
-        }
-        Ok(())
+        Ok(entries)
     }
 }
 
-/// An image of 16 MiB whose GPT is made for sectors of 4096 bytes. It has one partition and no backup table.
-///
-/// # Errors
-/// It cannot be written.
-pub fn image_with_large_sectors(directory: &Path, name: &str) -> Result<Image> {
-    // The table as for sectors of 512 bytes; each of its sectors then moves to the start of a large one.
-    let temporary = tempfile::tempdir_in(directory)?;
-    let small = Image::sparse(temporary.path(), "small", 2 * MIB)?;
-    Gpt::new(&[(1024, 2047)]).write(&small)?;
-    let bytes = std::fs::read(&small.path)?;
-    let image = Image::sparse(directory, name, 16 * MIB)?;
-    let file = image.open()?;
-    for (sector, contents) in (0..2 + ENTRY_SECTORS).zip(bytes.chunks(512)) {
-        file.write_all_at(contents, sector * 4096)?;
-    }
-    Ok(image)
-}
-
-fn header(place: u64, other: u64, array: u64, last: u64, checksum: u32) -> [u8; 512] {
+/// A header at the first place, for an array with this checksum. All places are sectors.
+fn header(
+    (place, other_copy): (u64, u64),
+    (first_usable, last_usable): (u64, u64),
+    array: u64,
+    array_checksum: u32,
+) -> [u8; 512] {
     let mut header = [0; 512];
     header[..16].copy_from_slice(b"EFI PART\0\0\x01\0\x5c\0\0\0");
-    for (offset, value) in [(24, place), (32, other), (40, 34), (48, last - 34), (72, array)] {
+    let places = [(24, place), (32, other_copy), (40, first_usable), (48, last_usable), (72, array)];
+    for (offset, value) in places {
         header[offset..offset + 8].copy_from_slice(&value.to_le_bytes());
     }
     header[56..72].fill(0xdd);
-    for (offset, value) in [(80, 128_u32), (84, 128), (88, checksum)] {
+    for (offset, value) in [(80, 128_u32), (84, 128), (88, array_checksum)] {
         header[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
     }
     let checksum = crc32(&header[..92]);

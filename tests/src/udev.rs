@@ -24,7 +24,7 @@ pub enum Udev {
         /// The running daemon.
         process: Option<Process>,
         /// Whether `/run/udev` is removed with it.
-        made_folder: bool,
+        made_directory: bool,
     },
 }
 
@@ -38,8 +38,8 @@ impl Udev {
         if Path::new(CONTROL).exists() && ping() {
             return Ok(Self::Theirs);
         }
-        let made_folder = !Path::new(DIRECTORY).exists();
-        let mut udev = Self::Ours { process: None, made_folder };
+        let made_directory = !Path::new(DIRECTORY).exists();
+        let mut udev = Self::Ours { process: None, made_directory };
         udev.start()?;
         Ok(udev)
     }
@@ -151,7 +151,7 @@ impl Udev {
 impl Drop for Udev {
     fn drop(&mut self) {
         let _ = self.stop();
-        if let Self::Ours { made_folder: true, .. } = self {
+        if let Self::Ours { made_directory: true, .. } = self {
             let _ = std::fs::remove_dir_all(DIRECTORY);
         }
     }

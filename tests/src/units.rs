@@ -2,7 +2,7 @@
 //! test requests.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -160,7 +160,7 @@ impl Manager {
                 return Err(UnitError::JobTypeNotApplicable("not today".to_owned()));
             }
             // A unit ends with its mount, no matter who unmounts it.
-            if state.mounts.get(&name).is_some_and(|place| is_mounted(place)) {
+            if state.mounts.get(&name).is_some_and(|place| sysfs::is_mount_point(place)) {
                 return Err(UnitError::UnitExists(format!("Unit {name} was already loaded.")));
             }
             state.started.push(started.clone());
@@ -272,8 +272,4 @@ async fn unmount(state: &Mutex<State>, unit: &str) -> bool {
         lock(state).mounts.remove(unit);
     }
     done
-}
-
-fn is_mounted(place: &Path) -> bool {
-    sysfs::mounts_below(place).iter().any(|mount| mount == place)
 }

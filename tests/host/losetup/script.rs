@@ -150,7 +150,7 @@ impl Stage {
                 File::options().write(true).open(self.directory.join(file))?.set_len(bytes.parse()?)?;
             }
             ["remove", file] => std::fs::remove_file(self.directory.join(file))?,
-            other => bail!("no such thing can happen: {other:?}"),
+            other => bail!("no such action: {other:?}"),
         }
         run("udevadm", ["settle"]).await.map(drop)
     }
@@ -289,7 +289,7 @@ pub async fn version(side: &Side) -> Result<(u32, u32)> {
     let text = String::from_utf8(output(command).await?.stdout)?;
     let numbers = text.rsplit(' ').next().unwrap_or_default().split('.').map(|part| part.trim().parse());
     let numbers: Vec<u32> = numbers.map_while(Result::ok).collect();
-    ensure!(numbers.len() >= 2, "which version is {text:?}?");
+    ensure!(numbers.len() >= 2, "no version in {text:?}");
     Ok((numbers[0], numbers[1]))
 }
 

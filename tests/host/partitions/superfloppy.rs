@@ -4,10 +4,9 @@ use loopd_dbus::AttachOptions;
 use loopd_tests::Outcome;
 use loopd_tests::fixture::{Attached, Fixture};
 use loopd_tests::image::{Image, MIB};
+use loopd_tests::losetup::Losetup;
 use loopd_tests::polkit::Setup;
 use loopd_tests::process::{eventually, needs, run};
-use loopd_tests::table::Losetup;
-use loopd_tests::udev::settle;
 
 use super::{assert_none, persistent, sfdisk};
 
@@ -54,29 +53,16 @@ async fn a_volume_under_a_table_is_one_volume(fixture: &mut Fixture) -> Outcome 
 /// As a kernel with parsers makes it, on a device where loopd deletes none.
 async fn a_node_of_the_same_volume_is_not_shown(fixture: &mut Fixture) -> Outcome {
     let image = superfloppy(fixture).await?;
-    let losetup = Losetup::new(&["-f", "-P"], &image).await?;
+    let losetup = Losetup::new(&["-P"], &image).await?;
     let device = losetup.device;
     if device.partitions().is_empty() {
         run("addpart", [&device.node(), "1", "0", "32768"]).await?;
     }
-    let mut object = None;
-    eventually("the device is seen", async || {
-        object = fixture.object_of(device).await?;
-        Ok(object.is_some())
-    })
-    .await?;
-    let attached = Attached { path: object.expect("it was seen"), device };
-    settle().await?;
-    // loopd reads udev's events in order: after this attach it has also read those of the partition.
-    let other = Image::sparse(&fixture.directory, "other", MIB)?;
-    let other = fixture.attach(&other.open()?, &persistent()).await?;
-    eventually("udev has reported it", async || {
-        Ok(fixture.volume(&attached.path).await?.filesystem_label == "ONE")
-    })
-    .await?;
+    let attached = fixture.foreign(device).await?;
+    fixture.events_are_received().await?;
     assert_one_volume(fixture, &attached).await?;
     assert_eq!(device.partitions().len(), 1);
-    fixture.detach(&other).await
+    Ok(())
 }
 
 async fn a_formatted_image_that_is_partitioned_has_partitions(fixture: &mut Fixture) -> Outcome {

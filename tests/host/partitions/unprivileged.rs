@@ -4,6 +4,7 @@ use std::fs::File;
 
 use loopd_dbus::{AttachOptions, DetachOptions, ErrorKind, Lifetime};
 use loopd_tests::Outcome;
+use loopd_tests::daemon::WITHOUT_CAPABILITIES;
 use loopd_tests::fixture::{Fixture, expect_kind, refusal};
 use loopd_tests::image::{Image, Mounted};
 use loopd_tests::polkit::Setup;
@@ -16,12 +17,10 @@ loopd_tests::tests! {
     Setup::None => [image_with_partitions_is_attached, rescan_needs_no_capability, busy_partition_is_found, lazy_detach_needs_no_capability];
 }
 
-/// uid 0 with no capability, and no way to get one.
-const WRAPPER: &[&str] = &["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", "--"];
 const LIFETIMES: [Lifetime; 2] = [Lifetime::Client, Lifetime::Persistent];
 
 async fn drop_privileges(fixture: &mut Fixture) -> Outcome {
-    fixture.restart_daemon_under(WRAPPER).await?;
+    fixture.restart_daemon_under(WITHOUT_CAPABILITIES).await?;
     let status = std::fs::read_to_string(format!("/proc/{}/status", fixture.daemon()?.pid()))?;
     for set in ["CapEff", "CapPrm", "CapBnd", "CapInh", "CapAmb"] {
         let empty = format!("{set}:\t0000000000000000");

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use loopd_tests::image::{Image, Mounted};
+use loopd_tests::losetup::Losetup;
 use loopd_tests::process::{needs, needs_file_system, run};
-use loopd_tests::table::Losetup;
 use loopd_tests::{Skipped, skip};
 
 use crate::results::Results;
@@ -76,7 +76,7 @@ async fn make(name: &'static str, parent: &Path) -> Result<Place> {
     needs(&tool)?;
     let image = Image::sparse(parent, name, SIZE)?;
     run(&tool, ["-q", image.name()]).await?;
-    let device = Losetup::new(&["-f"], &image).await?;
+    let device = Losetup::new(&[], &image).await?;
     match Mounted::new(device.device, parent, &format!("{name}.mounted")).await {
         Ok(mount) => {
             let directory = mount.directory.clone();

@@ -36,6 +36,7 @@ test_everything_survives_a_daemon_that_hangs() {
     local pid
     loopctl list
     pid=$(daemon_pid)
+    # Longer than the watchdog waits.
     sleep 5
     equal "pid" "$(daemon_pid)" "$pid"
 }
@@ -63,6 +64,7 @@ test_the_daemon_runs_only_when_needed() {
     image /home/alice/disk.img 1M alice
     local device
     device=$(loopctl attach /home/alice/disk.img)
+    # Longer than it stays without an attachment.
     sleep 3
     systemctl -q is-active loopd.service
     loopctl detach "$device"

@@ -361,6 +361,7 @@ END
     eventually mountpoint -q "$place"
     disk=$(device_of /home/alice/disk.img)
     end_login KILL
+    # loopd and logind have had time to act on it.
     sleep 2
     mountpoint -q "$place"
     [[ $(call_volume remote alice unmount "$disk") == ok* ]]
@@ -394,6 +395,7 @@ test_an_attachment_that_is_never_mounted_ends() {
     # A manual mount by root counts.
     disk=$(attach_for_mount disk.img)
     mount "$disk" /mnt
+    # Longer than the grace time.
     sleep 7
     attached "$disk"
     umount /mnt
