@@ -64,7 +64,7 @@ impl Untrusted {
             }
             fs::remove_file(untrusted.directory.join(name))?;
         }
-        untrusted.sweep();
+        untrusted.sweep(loop_device::disk_sequences);
         Ok(untrusted)
     }
 
@@ -77,7 +77,7 @@ impl Untrusted {
         make(&mark)?;
         if self.made.fetch_add(1, Ordering::Relaxed) >= MANY {
             self.made.store(0, Ordering::Relaxed);
-            self.sweep();
+            self.sweep(loop_device::disk_sequences);
         }
         Ok(Expected { untrusted: self, mark, is_kept: false })
     }
@@ -113,22 +113,20 @@ impl Untrusted {
             .collect()
     }
 
-    /// Removes the marks of ended attachments. Removes none if a device cannot be read.
-    fn sweep(&self) {
-        if let Ok(current) = loop_device::disk_sequences() {
-            self.remove_except(&current);
+    /// Removes the marks of ended attachments. `current` reads the disk sequences of all devices. It is called
+    /// only if there is a mark, after the marks are listed: it opens a file for each device. If it fails, all marks
+    /// stay. A device that is attached in the meantime has a larger disk sequence than all of these.
+    fn sweep(&self, current: impl FnOnce() -> Result<HashSet<DiskSequence>>) {
+        let names = self.names().unwrap_or_default();
+        let marked: Vec<DiskSequence> = names.iter().filter_map(|name| sequence(name)).collect();
+        if marked.is_empty() {
+            return;
         }
-    }
-
-    /// Removes the marks of devices that are not among these. A device that is attached in the meantime has a
-    /// larger disk sequence than all of these.
-    fn remove_except(&self, current: &HashSet<DiskSequence>) {
+        let Ok(current) = current() else { return };
         let newest = current.iter().max().copied().unwrap_or_default();
-        for name in self.names().unwrap_or_default() {
-            let sequence =
-                name.strip_prefix(SEQUENCE).and_then(|sequence| sequence.parse().ok()).map(DiskSequence);
-            if sequence.is_some_and(|sequence| sequence < newest && !current.contains(&sequence)) {
-                let _gone_already = fs::remove_file(self.directory.join(name));
+        for sequence in marked {
+            if sequence < newest && !current.contains(&sequence) {
+                let _gone_already = fs::remove_file(self.of(sequence));
             }
         }
     }
@@ -159,6 +157,11 @@ impl Drop for Expected<'_> {
             warn!("{} cannot be removed: {error}", self.mark.display());
         }
     }
+}
+
+/// The disk sequence in the name of a mark.
+fn sequence(name: &str) -> Option<DiskSequence> {
+    name.strip_prefix(SEQUENCE)?.parse().ok().map(DiskSequence)
 }
 
 fn make(mark: &Path) -> Result<()> {
@@ -213,10 +216,20 @@ mod tests {
         for sequence in [1, 2, 3, 9] {
             untrusted.mark(DiskSequence(sequence)).unwrap();
         }
-        without_descriptors(|| untrusted.sweep());
+        without_descriptors(|| untrusted.sweep(loop_device::disk_sequences));
         assert_eq!(names(&untrusted).len(), 4, "which devices exist is unknown");
-        untrusted.remove_except(&HashSet::from([DiskSequence(2), DiskSequence(3)]));
+        untrusted.sweep(|| Ok(HashSet::from([DiskSequence(2), DiskSequence(3)])));
         assert_eq!(names(&untrusted), ["seq-2", "seq-3", "seq-9"]);
+    }
+
+    #[test]
+    fn devices_are_not_read_without_a_mark_to_compare() {
+        let directory = tempfile::tempdir().unwrap();
+        let untrusted = Untrusted::open(directory.path()).unwrap();
+        untrusted.expect(7).unwrap().keep();
+        fs::write(directory.path().join("untrusted/seq-x"), "").unwrap();
+        untrusted.sweep(|| panic!("the devices were read"));
+        assert_eq!(names(&untrusted), ["loop7", "seq-x"]);
     }
 
     #[test]
