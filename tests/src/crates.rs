@@ -48,8 +48,12 @@ mod tests {
     const SUPPORT: &str = "loopd-test-support";
 
     /// The only files that may allow unsafe code.
-    const UNSAFE: &[&str] =
-        &["daemon/kernel/src/ioctl.rs", "daemon/kernel/src/readiness.rs", "tests/src/loop_ioctl.rs"];
+    const UNSAFE: &[&str] = &[
+        "daemon/kernel/src/ioctl.rs",
+        "daemon/kernel/src/memory.rs",
+        "daemon/kernel/src/readiness.rs",
+        "tests/src/loop_ioctl.rs",
+    ];
 
     fn cargo(arguments: &[&str]) -> String {
         let output = Command::new(env!("CARGO")).args(arguments).current_dir(repository()).output().unwrap();
