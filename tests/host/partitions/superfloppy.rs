@@ -7,6 +7,7 @@ use loopd_tests::image::{Image, MIB};
 use loopd_tests::losetup::Losetup;
 use loopd_tests::polkit::Setup;
 use loopd_tests::process::{eventually, needs, run};
+use loopd_tests::udev::settle;
 
 use super::{assert_none, persistent, sfdisk};
 
@@ -56,6 +57,8 @@ async fn a_node_of_the_same_volume_is_not_shown(fixture: &mut Fixture) -> Outcom
     let losetup = Losetup::new(&["-P"], &image).await?;
     let device = losetup.device;
     if device.partitions().is_empty() {
+        // udev answers the close by losetup with BLKRRPART, which deletes the partition of a kernel without parsers.
+        settle().await?;
         run("addpart", [&device.node(), "1", "0", "32768"]).await?;
     }
     let attached = fixture.foreign(device).await?;
