@@ -1,7 +1,6 @@
 //! `org.loopd1.Attachment`.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use loopd_common::{Lifetime, UnknownWord};
 use loopd_dbus::options::ReceivedOptions;
@@ -13,6 +12,7 @@ use super::authority::Request;
 use super::call_error::CallError;
 use super::context::{Call, Context, Operation, invalid_option};
 use super::detach::{Detach, Target};
+use super::shared_properties::SharedProperties;
 use crate::platform::File;
 use loopd_engine::kernel::{Change, DiskSequence, FileFacts};
 use loopd_engine::{Caller as _, Snapshot, is_block_size};
@@ -21,12 +21,16 @@ use loopd_engine::{Caller as _, Snapshot, is_block_size};
 pub struct Attachment {
     context: Context,
     id: DiskSequence,
-    properties: Arc<RwLock<AttachmentProperties>>,
+    properties: SharedProperties<AttachmentProperties>,
 }
 
 impl Attachment {
     /// The interface of this attachment. The publisher updates the properties.
-    pub fn new(context: Context, id: DiskSequence, properties: Arc<RwLock<AttachmentProperties>>) -> Self {
+    pub fn new(
+        context: Context,
+        id: DiskSequence,
+        properties: SharedProperties<AttachmentProperties>,
+    ) -> Self {
         Self { context, id, properties }
     }
 
@@ -37,10 +41,6 @@ impl Attachment {
         setting: Setting,
     ) -> Result<(), ErrorReply> {
         self.context.call(header, ChangeSetting { method, id: self.id, setting }).await
-    }
-
-    fn properties(&self) -> RwLockReadGuard<'_, AttachmentProperties> {
-        self.properties.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -95,111 +95,111 @@ impl Attachment {
 
     #[zbus(property(emits_changed_signal = "const"))]
     fn device(&self) -> String {
-        self.properties().device.clone()
+        self.properties.read().device.clone()
     }
 
     #[zbus(property(emits_changed_signal = "const"))]
     fn number(&self) -> u32 {
-        self.properties().number
+        self.properties.read().number
     }
 
     #[zbus(property)]
     fn disk_sequence(&self) -> u64 {
-        self.properties().disk_sequence
+        self.properties.read().disk_sequence
     }
 
     #[zbus(property)]
     fn backing_file(&self) -> Vec<u8> {
-        self.properties().backing_file.clone()
+        self.properties.read().backing_file.clone()
     }
 
     #[zbus(property)]
     fn backing_device(&self) -> u64 {
-        self.properties().backing_device
+        self.properties.read().backing_device
     }
 
     #[zbus(property)]
     fn backing_inode(&self) -> u64 {
-        self.properties().backing_inode
+        self.properties.read().backing_inode
     }
 
     #[zbus(property)]
     fn offset(&self) -> u64 {
-        self.properties().offset
+        self.properties.read().offset
     }
 
     #[zbus(property)]
     fn size_limit(&self) -> u64 {
-        self.properties().size_limit
+        self.properties.read().size_limit
     }
 
     #[zbus(property)]
     fn reference(&self) -> String {
-        self.properties().reference.clone()
+        self.properties.read().reference.clone()
     }
 
     #[zbus(property)]
     fn read_only(&self) -> bool {
-        self.properties().read_only
+        self.properties.read().read_only
     }
 
     #[zbus(property)]
     fn direct_io(&self) -> bool {
-        self.properties().direct_io
+        self.properties.read().direct_io
     }
 
     #[zbus(property)]
     fn block_size(&self) -> u32 {
-        self.properties().block_size
+        self.properties.read().block_size
     }
 
     #[zbus(property)]
     fn partition_scan(&self) -> bool {
-        self.properties().partition_scan
+        self.properties.read().partition_scan
     }
 
     #[zbus(property)]
     fn autoclear(&self) -> bool {
-        self.properties().autoclear
+        self.properties.read().autoclear
     }
 
     #[zbus(property)]
     fn lifetime(&self) -> String {
-        self.properties().lifetime.clone()
+        self.properties.read().lifetime.clone()
     }
 
     #[zbus(property)]
     fn managed(&self) -> bool {
-        self.properties().managed
+        self.properties.read().managed
     }
 
     #[zbus(property)]
     fn owner(&self) -> u32 {
-        self.properties().owner
+        self.properties.read().owner
     }
 
     #[zbus(property)]
     fn client(&self) -> String {
-        self.properties().client.clone()
+        self.properties.read().client.clone()
     }
 
     #[zbus(property(emits_changed_signal = "const"))]
     fn since(&self) -> u64 {
-        self.properties().since
+        self.properties.read().since
     }
 
     #[zbus(property)]
     fn state(&self) -> String {
-        self.properties().state.clone()
+        self.properties.read().state.clone()
     }
 
     #[zbus(property)]
     fn warnings(&self) -> Vec<(String, HashMap<String, Variant<'static>>)> {
-        self.properties().warnings.to_value()
+        self.properties.read().warnings.to_value()
     }
 }
 
-/// What a method changes of an attachment.
+/// The setting of an attachment that a method changes.
 enum Setting {
     Device(Change),
     Partitions,

@@ -20,6 +20,7 @@ mod partition;
 mod publisher;
 mod quotas;
 mod root;
+mod shared_properties;
 mod volume;
 
 pub use authority::Authority;

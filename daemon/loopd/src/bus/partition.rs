@@ -1,24 +1,20 @@
 //! `org.loopd1.Partition`.
 
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
-
 use loopd_dbus::PartitionProperties;
 use zbus::interface;
 use zbus::wire::OwnedObjectPath;
 
+use super::shared_properties::SharedProperties;
+
 /// The interface, on a partition object.
 pub struct Partition {
-    properties: Arc<RwLock<PartitionProperties>>,
+    properties: SharedProperties<PartitionProperties>,
 }
 
 impl Partition {
     /// The interface of a partition. The publisher updates the properties.
-    pub fn new(properties: Arc<RwLock<PartitionProperties>>) -> Self {
+    pub fn new(properties: SharedProperties<PartitionProperties>) -> Self {
         Self { properties }
-    }
-
-    fn properties(&self) -> RwLockReadGuard<'_, PartitionProperties> {
-        self.properties.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -26,41 +22,41 @@ impl Partition {
 impl Partition {
     #[zbus(property(emits_changed_signal = "const"))]
     fn number(&self) -> u32 {
-        self.properties().number
+        self.properties.read().number
     }
 
     #[zbus(property)]
     fn offset(&self) -> u64 {
-        self.properties().offset
+        self.properties.read().offset
     }
 
     #[zbus(property)]
     fn size(&self) -> u64 {
-        self.properties().size
+        self.properties.read().size
     }
 
     #[zbus(property)]
     fn table(&self) -> String {
-        self.properties().table.clone()
+        self.properties.read().table.clone()
     }
 
     #[zbus(property, name = "Type")]
     fn kind(&self) -> String {
-        self.properties().kind.clone()
+        self.properties.read().kind.clone()
     }
 
     #[zbus(property)]
     fn uuid(&self) -> String {
-        self.properties().uuid.clone()
+        self.properties.read().uuid.clone()
     }
 
     #[zbus(property)]
     fn label(&self) -> String {
-        self.properties().label.clone()
+        self.properties.read().label.clone()
     }
 
     #[zbus(property(emits_changed_signal = "const"))]
     fn attachment(&self) -> OwnedObjectPath {
-        self.properties().attachment.clone()
+        self.properties.read().attachment.clone()
     }
 }

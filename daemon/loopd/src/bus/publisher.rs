@@ -4,7 +4,6 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use loopd_dbus::names::{ATTACHMENT, PARTITION, ROOT_PATH, VOLUME, attachment_path, partition_path};
 use loopd_dbus::{AttachmentProperties, PartitionProperties, VolumeProperties};
@@ -19,6 +18,7 @@ use super::attachment::Attachment;
 use super::context::Context;
 use super::objects::{Interfaces, ReadProperties};
 use super::partition::Partition;
+use super::shared_properties::SharedProperties;
 use super::volume::Volume;
 use super::{convert, introspection, object_manager};
 use loopd_engine::kernel::DiskSequence;
@@ -33,15 +33,15 @@ pub struct Publisher {
 
 /// The properties of the objects of one attachment.
 struct Published {
-    attachment: Arc<RwLock<AttachmentProperties>>,
-    volume: Arc<RwLock<VolumeProperties>>,
+    attachment: SharedProperties<AttachmentProperties>,
+    volume: SharedProperties<VolumeProperties>,
     partitions: HashMap<u32, PublishedPartition>,
 }
 
 /// The properties of the object of one partition.
 struct PublishedPartition {
-    partition: Arc<RwLock<PartitionProperties>>,
-    volume: Arc<RwLock<VolumeProperties>>,
+    partition: SharedProperties<PartitionProperties>,
+    volume: SharedProperties<VolumeProperties>,
 }
 
 impl Publisher {
@@ -100,20 +100,20 @@ impl Publisher {
     }
 
     async fn add_attachment(&self, snapshot: &Snapshot) -> zbus::Result<Published> {
-        let attachment = Arc::new(RwLock::new(convert::attachment(snapshot)));
-        let volume = Arc::new(RwLock::new(convert::volume(snapshot)));
+        let attachment = SharedProperties::new(convert::attachment(snapshot));
+        let volume = SharedProperties::new(convert::volume(snapshot));
         let path = attachment_path(snapshot.id.0);
         let server = self.connection.object_server();
         server.at(&path, self.volume(snapshot.id, None, &volume)).await?;
-        let object = Attachment::new(self.context.clone(), snapshot.id, Arc::clone(&attachment));
+        let object = Attachment::new(self.context.clone(), snapshot.id, attachment.clone());
         server.at(&path, object).await?;
         introspection::serve(server, &path, &self.context).await?;
         introspection::serve_above(server, &self.context).await?;
-        let properties = (Arc::clone(&attachment), Arc::clone(&volume));
+        let properties = (attachment.clone(), volume.clone());
         let read_properties = move || {
             Interfaces::from([
-                (ATTACHMENT, read(&properties.0).to_dict()),
-                (VOLUME, read(&properties.1).to_dict()),
+                (ATTACHMENT, properties.0.read().to_dict()),
+                (VOLUME, properties.1.read().to_dict()),
             ])
         };
         self.add_object(&path, Box::new(read_properties)).await?;
@@ -123,8 +123,8 @@ impl Publisher {
     async fn change_attachment(&self, snapshot: &Snapshot, object: &Published) -> zbus::Result<()> {
         let path = attachment_path(snapshot.id.0);
         let (attachment, volume) = (convert::attachment(snapshot), convert::volume(snapshot));
-        let of_attachment = attachment.changes_since(&replace(&object.attachment, attachment.clone()));
-        let of_volume = volume.changes_since(&replace(&object.volume, volume.clone()));
+        let of_attachment = attachment.changes_since(&object.attachment.replace(attachment.clone()));
+        let of_volume = volume.changes_since(&object.volume.replace(volume.clone()));
         self.emit(&path, ATTACHMENT, of_attachment).await?;
         self.emit(&path, VOLUME, of_volume).await
     }
@@ -144,9 +144,9 @@ impl Publisher {
             match object.partitions.entry(partition) {
                 Entry::Occupied(known) => {
                     let path = partition_path(attachment.0, partition);
-                    let changes = new.changes_since(&replace(&known.get().partition, new.clone()));
+                    let changes = new.changes_since(&known.get().partition.replace(new.clone()));
                     self.emit(&path, PARTITION, changes).await?;
-                    let changes = volume.changes_since(&replace(&known.get().volume, volume.clone()));
+                    let changes = volume.changes_since(&known.get().volume.replace(volume.clone()));
                     self.emit(&path, VOLUME, changes).await?;
                 }
                 Entry::Vacant(free) => drop(free.insert(self.add_partition(attachment, new, volume).await?)),
@@ -161,9 +161,9 @@ impl Publisher {
         &self,
         attachment: DiskSequence,
         partition: Option<u32>,
-        properties: &Arc<RwLock<VolumeProperties>>,
+        properties: &SharedProperties<VolumeProperties>,
     ) -> Volume {
-        Volume::new(self.context.clone(), VolumeId { attachment, partition }, Arc::clone(properties))
+        Volume::new(self.context.clone(), VolumeId { attachment, partition }, properties.clone())
     }
 
     async fn add_partition(
@@ -174,16 +174,16 @@ impl Publisher {
     ) -> zbus::Result<PublishedPartition> {
         let number = partition.number;
         let path = &partition_path(attachment.0, number);
-        let (partition, volume) = (Arc::new(RwLock::new(partition)), Arc::new(RwLock::new(volume)));
+        let (partition, volume) = (SharedProperties::new(partition), SharedProperties::new(volume));
         let server = self.connection.object_server();
         server.at(path, self.volume(attachment, Some(number), &volume)).await?;
-        server.at(path, Partition::new(Arc::clone(&partition))).await?;
+        server.at(path, Partition::new(partition.clone())).await?;
         introspection::serve(server, path, &self.context).await?;
-        let properties = (Arc::clone(&partition), Arc::clone(&volume));
+        let properties = (partition.clone(), volume.clone());
         let read_properties = move || {
             Interfaces::from([
-                (PARTITION, read(&properties.0).to_dict()),
-                (VOLUME, read(&properties.1).to_dict()),
+                (PARTITION, properties.0.read().to_dict()),
+                (VOLUME, properties.1.read().to_dict()),
             ])
         };
         self.add_object(path, Box::new(read_properties)).await?;
@@ -233,12 +233,4 @@ impl Publisher {
         server.remove::<Volume, _>(&path).await?;
         object_manager::remove(self.context.objects(), &self.root()?, &path, &[PARTITION, VOLUME]).await
     }
-}
-
-fn read<T>(shared: &RwLock<T>) -> RwLockReadGuard<'_, T> {
-    shared.read().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn replace<T>(shared: &RwLock<T>, new: T) -> T {
-    std::mem::replace(&mut *shared.write().unwrap_or_else(PoisonError::into_inner), new)
 }

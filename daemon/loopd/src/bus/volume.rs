@@ -1,7 +1,5 @@
 //! `org.loopd1.Volume`.
 
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
-
 use loopd_dbus::options::ReceivedOptions;
 use loopd_dbus::{Error, ErrorKind, ErrorReply, MountOptions, UnmountOptions, VolumeProperties};
 use zbus::interface;
@@ -11,23 +9,20 @@ use super::authority::Request;
 use super::call_error::CallError;
 use super::context::{Call, Context, Operation, invalid_option};
 use super::convert;
+use super::shared_properties::SharedProperties;
 use loopd_engine::{Caller as _, MountRequest, Snapshot, VolumeId};
 
 /// The interface, on an attachment object or a partition object.
 pub struct Volume {
     context: Context,
     id: VolumeId,
-    properties: Arc<RwLock<VolumeProperties>>,
+    properties: SharedProperties<VolumeProperties>,
 }
 
 impl Volume {
     /// The interface of this volume. The publisher updates the properties.
-    pub fn new(context: Context, id: VolumeId, properties: Arc<RwLock<VolumeProperties>>) -> Self {
+    pub fn new(context: Context, id: VolumeId, properties: SharedProperties<VolumeProperties>) -> Self {
         Self { context, id, properties }
-    }
-
-    fn properties(&self) -> RwLockReadGuard<'_, VolumeProperties> {
-        self.properties.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -54,42 +49,42 @@ impl Volume {
 
     #[zbus(property(emits_changed_signal = "const"))]
     fn device(&self) -> String {
-        self.properties().device.clone()
+        self.properties.read().device.clone()
     }
 
     #[zbus(property)]
     fn size(&self) -> u64 {
-        self.properties().size
+        self.properties.read().size
     }
 
     #[zbus(property)]
     fn usage(&self) -> String {
-        self.properties().usage.clone()
+        self.properties.read().usage.clone()
     }
 
     #[zbus(property)]
     fn filesystem_type(&self) -> String {
-        self.properties().filesystem_type.clone()
+        self.properties.read().filesystem_type.clone()
     }
 
     #[zbus(property)]
     fn filesystem_version(&self) -> String {
-        self.properties().filesystem_version.clone()
+        self.properties.read().filesystem_version.clone()
     }
 
     #[zbus(property)]
     fn filesystem_label(&self) -> String {
-        self.properties().filesystem_label.clone()
+        self.properties.read().filesystem_label.clone()
     }
 
     #[zbus(property)]
     fn filesystem_uuid(&self) -> String {
-        self.properties().filesystem_uuid.clone()
+        self.properties.read().filesystem_uuid.clone()
     }
 
     #[zbus(property)]
     fn mount_points(&self) -> Vec<Vec<u8>> {
-        self.properties().mount_points.clone()
+        self.properties.read().mount_points.clone()
     }
 }
 
