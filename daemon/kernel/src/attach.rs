@@ -12,7 +12,7 @@ use crate::numbers::Claim;
 use crate::partitions;
 use crate::shared::Shared;
 
-/// Attaches the file, reads its partition table, finds what is unusual and stores a copy of the hold.
+/// Attaches the file, reads its partition table, collects the findings and stores a copy of the hold.
 ///
 /// # Errors
 /// Nothing is attached then.

@@ -120,12 +120,11 @@ mod tests {
 
     #[test]
     fn direct_and_buffered_reads_agree() {
-        let path = std::env::temp_dir().join(format!("loopd-bytes-{}", std::process::id()));
+        let image = tempfile::NamedTempFile::new().unwrap();
         let content: Vec<u8> = (0..5000_u32).flat_map(u32::to_le_bytes).collect();
-        std::fs::write(&path, &content).unwrap();
-        let direct = File::options().read(true).custom_flags(OFlag::O_DIRECT.bits()).open(&path);
-        let buffered = File::open(&path).unwrap();
-        std::fs::remove_file(&path).unwrap();
+        std::fs::write(image.path(), &content).unwrap();
+        let direct = File::options().read(true).custom_flags(OFlag::O_DIRECT.bits()).open(image.path());
+        let buffered = File::open(image.path()).unwrap();
         let Ok(direct) = direct else {
             return loopd_test_support::skipped("bytes", "no direct I/O in the temporary directory");
         };

@@ -77,7 +77,7 @@ pub fn is_claimed(number: u32) -> bool {
 }
 
 /// The users of a disk in words, with those of the devices that are stacked on it. If they cannot be determined,
-/// the only one says so.
+/// the result is a text with the reason.
 pub fn of_disk(disk: DeviceNumber) -> Vec<String> {
     known_of_disk(disk)
         .unwrap_or_else(|error| vec![format!("possibly in use: its users are unknown: {error}")])

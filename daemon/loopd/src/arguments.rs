@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::config;
 use crate::platform::IS_SIMULATED;
 
-/// What the command line requests.
+/// The request on the command line.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Arguments {
     /// Run the daemon with this configuration.
@@ -72,7 +72,7 @@ pub fn read(mut arguments: impl Iterator<Item = OsString>) -> Arguments {
     }
 }
 
-/// A build that simulates does nothing else, so that it is never taken for the daemon.
+/// A build with the feature `simulate` only simulates, so that it is never mistaken for the daemon.
 fn run(configuration: config::Source) -> Arguments {
     if IS_SIMULATED {
         return Arguments::Invalid("this build only simulates; loopd --simulate".to_owned());

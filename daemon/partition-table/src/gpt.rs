@@ -149,7 +149,7 @@ fn check_backup(
     Ok(())
 }
 
-/// The copy in this block, or what is wrong with it.
+/// The copy in this block, or its fault.
 fn sound_at(disk: &mut Disk<'_, impl Image>, block: u64) -> io::Result<Result<Gpt, Fault>> {
     match load(disk, block) {
         Ok(gpt) => Ok(Ok(gpt)),

@@ -14,7 +14,7 @@ const END: usize = 512;
 /// The size of a volume descriptor.
 const DESCRIPTOR: usize = 2048;
 
-/// What the bytes show. Bytes that cannot be read show nothing.
+/// The findings in the bytes; none in bytes that cannot be read.
 pub fn find(image: &mut impl Image, reading: &Reading, nodes: Nodes<'_>) -> Findings {
     let size = image.size();
     let start = part(image, 0, START);

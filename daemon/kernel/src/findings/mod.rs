@@ -1,4 +1,4 @@
-//! What is found in an image beside its partitions: a few reads at known offsets, none of which fails an attach.
+//! The findings in an image beside its partitions. They take a few reads at known offsets, and fail no attach.
 
 mod contents;
 mod file_end;

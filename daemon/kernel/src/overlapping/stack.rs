@@ -15,7 +15,7 @@ use crate::sysfs::{Block, DeviceNumber, loop_device};
 /// How many devices may be stacked on each other. More than any use of them needs.
 const DEEPEST: usize = 16;
 
-/// What is at the bottom of a stack of devices.
+/// The bottom of a stack of devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Base {
     File(FileIdentity),

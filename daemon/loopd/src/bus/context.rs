@@ -31,7 +31,7 @@ pub struct Context {
 
 /// A method call whose arguments have been decoded and validated.
 pub trait Operation: Send + Sized {
-    /// What the operation acts on.
+    /// The object of the operation.
     type Object: Send + Sync;
     /// The result, from which the method makes its reply.
     type Output: Send;
@@ -47,7 +47,7 @@ pub trait Operation: Send + Sized {
     /// The object does not exist, or cannot be used.
     fn look_up(&self, call: &Call<'_>) -> impl Future<Output = Result<Self::Object, CallError>> + Send;
 
-    /// What has to be authorized, in this order.
+    /// The requests to authorize, in this order.
     fn requests<'a>(&self, object: &'a Self::Object) -> Vec<Request<'a>>;
 
     /// Runs the authorized operation.

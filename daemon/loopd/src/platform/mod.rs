@@ -1,5 +1,5 @@
 //! The platform of the daemon: Linux and the system bus, or in a build with the feature `simulate` a simulated machine
-//! and the session bus. Both modules have the same items, and nothing else in this crate depends on the feature.
+//! and the session bus. Both modules have the same items, and no other module depends on the feature.
 
 use std::sync::Arc;
 

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use loopd_engine::Error;
 use serde::{Deserialize, Serialize};
-use tracing::debug;
 
 use super::state_file::{self, SUFFIX, VERSION};
 use loopd_engine::kernel::{DiskSequence, FileEnd, FileIdentity, ImageFormat};
@@ -111,18 +110,8 @@ impl AttachmentFiles {
 
     /// Reads all state files. Invalid ones are moved aside, temporary ones removed.
     pub fn read(&self) -> Vec<SavedAttachment> {
-        let mut all = Vec::new();
-        for path in self.paths() {
-            match Kind::of(&path) {
-                Kind::Unfinished => drop(std::fs::remove_file(&path)),
-                Kind::Announcement => {}
-                Kind::Damaged => debug!("ignoring {}", path.display()),
-                Kind::Attachment => match self.load(&path) {
-                    Ok(attachment) => all.push(attachment),
-                    Err(reason) => state_file::move_aside(&path, &reason),
-                },
-            }
-        }
+        let paths = self.paths().into_iter().filter(|path| mark_of(path).is_none());
+        let mut all = state_file::load_all(paths, |path| self.load(path));
         all.sort_unstable_by_key(|attachment| attachment.id);
         all
     }
@@ -188,28 +177,7 @@ impl AttachmentFiles {
     }
 }
 
-/// The files in the directory.
-enum Kind {
-    Attachment,
-    Announcement,
-    Unfinished,
-    Damaged,
-}
-
-impl Kind {
-    fn of(path: &Path) -> Self {
-        if state_file::is_unfinished(path) {
-            Self::Unfinished
-        } else if state_file::is_damaged(path) {
-            Self::Damaged
-        } else if mark_of(path).is_some() {
-            Self::Announcement
-        } else {
-            Self::Attachment
-        }
-    }
-}
-
+/// The mark of an announcement; `None` for another file.
 fn mark_of(path: &Path) -> Option<u64> {
     path.file_name()?.to_str()?.strip_suffix(ANNOUNCED)?.parse().ok()
 }

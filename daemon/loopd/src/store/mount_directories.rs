@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use loopd_engine::Error;
 use serde::{Deserialize, Serialize};
-use tracing::debug;
 
 use super::state_file::{self, SUFFIX, VERSION};
 use crate::systemd::unit_name;
@@ -58,20 +57,7 @@ impl MountDirectoryFiles {
 
     /// Reads all state files. Invalid ones are moved aside, temporary ones removed.
     pub fn read(&self) -> Vec<MountDirectory> {
-        let mut all = Vec::new();
-        for path in state_file::paths_in(&self.directory) {
-            if state_file::is_unfinished(&path) {
-                drop(std::fs::remove_file(&path));
-            } else if state_file::is_damaged(&path) {
-                debug!("ignoring {}", path.display());
-            } else {
-                match self.load(&path) {
-                    Ok(directory) => all.push(directory),
-                    Err(reason) => state_file::move_aside(&path, &reason),
-                }
-            }
-        }
-        all
+        state_file::load_all(state_file::paths_in(&self.directory), |path| self.load(path))
     }
 
     fn load(&self, path: &Path) -> Result<MountDirectory, String> {

@@ -11,7 +11,7 @@ use loopd_engine::Error;
 use nix::fcntl::OFlag;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tracing::warn;
+use tracing::{debug, warn};
 
 /// The version of the format. It changes only if an older daemon would misread the files: keys can be added
 /// without it.
@@ -60,13 +60,34 @@ pub fn paths_in(directory: &Path) -> Vec<PathBuf> {
 }
 
 /// Whether this is a temporary file of a daemon that died before it could rename it.
-pub fn is_unfinished(path: &Path) -> bool {
+fn is_unfinished(path: &Path) -> bool {
     path.file_name().unwrap_or_default().as_encoded_bytes().starts_with(b".")
 }
 
 /// Whether this is an invalid file that was moved aside.
-pub fn is_damaged(path: &Path) -> bool {
+fn is_damaged(path: &Path) -> bool {
     path.file_name().unwrap_or_default().as_encoded_bytes().ends_with(DAMAGED.as_bytes())
+}
+
+/// Loads the state files at these paths. Invalid ones are moved aside, temporary ones removed.
+pub fn load_all<T>(
+    paths: impl IntoIterator<Item = PathBuf>,
+    load: impl Fn(&Path) -> Result<T, String>,
+) -> Vec<T> {
+    let mut all = Vec::new();
+    for path in paths {
+        if is_unfinished(&path) {
+            drop(std::fs::remove_file(&path));
+        } else if is_damaged(&path) {
+            debug!("ignoring {}", path.display());
+        } else {
+            match load(&path) {
+                Ok(contents) => all.push(contents),
+                Err(reason) => move_aside(&path, &reason),
+            }
+        }
+    }
+    all
 }
 
 /// Writes a state file, or replaces it as a whole.
@@ -140,7 +161,7 @@ pub fn remove(path: &Path) {
 }
 
 /// Renames an invalid file, so that an administrator can inspect it.
-pub fn move_aside(path: &Path, reason: &str) {
+fn move_aside(path: &Path, reason: &str) {
     let mut damaged = path.to_owned().into_os_string();
     damaged.push(DAMAGED);
     warn!("renaming {} to {}: {reason}", path.display(), damaged.display());

@@ -386,7 +386,7 @@ fn an_enlarged_image_keeps_its_primary() {
     let found = reading(gpt.image.clone(), 512);
     assert_eq!((extents(&found), found.warnings), (vec![(1, 40, 99)], vec![Warning::BackupMisplaced]));
 
-    // And the backup is found where the damaged primary says it is.
+    // The backup is found at the place that the damaged primary names.
     gpt.block(1)[100] = 1;
     put_u64(gpt.block(1), 40, 77);
     let found = reading(gpt.image, 512);
