@@ -45,7 +45,7 @@ CARGO_DENY := 0.20.2
 # The package's own revision.
 REVISION ?= 1
 
-.PHONY: all help bench-vm field safeguards mutants deps deps-packages deps-vm deps-targets set-up tools tools-packages tools-vm check check-targets deny docs test simulated simulate test-vm soak bench bench-hostile demo deb rpm check-packages install uninstall
+.PHONY: all help bench-vm field safeguards mutants deps deps-packages deps-vm deps-targets set-up set-up-bench tools tools-packages tools-vm check check-targets deny docs test simulated simulate test-vm soak bench bench-hostile demo deb rpm check-packages install uninstall
 
 all:
 	$(FLAGS) $(CARGO) build --release -p loopd -p loopctl
@@ -95,6 +95,10 @@ set-up:
 
 tools:
 	@tests/deps.sh look
+
+# The benchmark installs what it compares with, on a Debian.
+set-up-bench:
+	@tests/deps.sh set-up bench
 
 tools-packages:
 	@tests/deps.sh look packages
@@ -179,7 +183,7 @@ check-packages: tools-packages all
 # figures and a plot of them are written. LOOPD_TEST_ROUNDS: the number of attaches.
 bench: JSON ?= $(TARGET)/bench/peers.json
 bench: SVG ?= $(TARGET)/bench/peers.svg
-bench: tools all
+bench: set-up-bench all
 	$(FLAGS) $(CARGO) build --release -p loopd-tests --bins
 	mkdir -p $(dir $(JSON)) $(dir $(SVG))
 	$(FLAGS) $(CARGO) bench -p loopd-tests --bench peers $(AS_ROOT) -- \

@@ -4,7 +4,7 @@
 #   install   installs what is missing (the default); Debian only
 #   look      only reports missing tools and their packages; fails if a required one is missing
 #   set-up    installs on a Debian, reports elsewhere
-# GROUP: base (the default), packages (our .deb and .rpm), vm (the virtual machines)
+# GROUP: base (the default), bench (what the benchmark compares with), packages (our .deb and .rpm), vm (the virtual machines)
 set -euo pipefail
 
 # group | needed: nothing works without it, wanted: a check or a test is SKIPPED | tool | package in Debian | Fedora | Arch
@@ -36,6 +36,7 @@ base     | wanted | python:dbus           | python3-dbus           | python3-dbu
 base     | wanted | xmllint               | libxml2-utils          | libxml2             | libxml2
 base     | wanted | shellcheck            | shellcheck             | ShellCheck          | shellcheck
 base     | wanted | desktop-file-validate | desktop-file-utils     | desktop-file-utils  | desktop-file-utils
+bench    | wanted | udisksctl             | udisks2                | udisks2             | udisks2
 packages | needed | dh                    | debhelper              | debhelper           | -
 packages | needed | lintian               | lintian                | lintian             | -
 packages | needed | rpmbuild              | rpm                    | rpm-build           | rpm-tools
@@ -133,7 +134,7 @@ groups=(base)
 for group in "$@"; do
     case $group in
         base) ;;
-        packages | vm) groups+=("$group") ;;
+        bench | packages | vm) groups+=("$group") ;;
         *)
             sed -n 's/^# usage: /usage: /p' "$0" >&2
             exit 2
