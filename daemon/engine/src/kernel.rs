@@ -199,7 +199,10 @@ pub trait Kernel: Udev + StoredHolds {
     fn scans_itself(&self) -> bool;
 
     /// The numbers of all loop devices that a file is attached to.
-    fn bound_numbers(&self) -> Vec<u32>;
+    ///
+    /// # Errors
+    /// `Kernel` if sysfs cannot be read.
+    fn bound_numbers(&self) -> Result<Vec<u32>, Error>;
 
     /// The numbers that sysfs shows otherwise than `known`, the devices that were known, does. Waits for no backing file.
     fn differences(&self, known: Vec<Device>) -> BoxFuture<'_, Vec<(u32, Difference)>>;

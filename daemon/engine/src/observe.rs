@@ -220,7 +220,7 @@ impl<K: Kernel> Engine<K> {
     }
 
     fn all_numbers(&self) -> Vec<u32> {
-        let mut numbers = self.kernel.bound_numbers();
+        let mut numbers = self.kernel.bound_numbers().unwrap_or_default();
         numbers.extend(self.state().by_number.keys());
         numbers.sort_unstable();
         numbers.dedup();

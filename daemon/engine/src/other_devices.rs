@@ -19,7 +19,7 @@ impl<K: Kernel> Engine<K> {
         bytes: Range<u64>,
         operation: String,
     ) -> Result<K::Claims, Error> {
-        let others = self.other_devices(device.number).await;
+        let others = self.other_devices(device.number).await?;
         let claiming = self.kernel.claim_overlapping(device, bytes, others, operation.clone());
         tokio::time::timeout(HUNG_AFTER, claiming).await.unwrap_or_else(|_| {
             let reason = "whether another device with the same bytes is in use cannot be determined in time; try again \
@@ -29,9 +29,15 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// All other loop devices that a file is attached to; `None` if the state of one cannot be read in time.
-    pub(super) async fn other_devices(self: &Arc<Self>, number: u32) -> Vec<(u32, Option<Device>)> {
+    ///
+    /// # Errors
+    /// `Kernel` if they cannot be listed.
+    pub(super) async fn other_devices(
+        self: &Arc<Self>,
+        number: u32,
+    ) -> Result<Vec<(u32, Option<Device>)>, Error> {
         let mut reads = JoinSet::new();
-        let mut others = self.kernel.bound_numbers();
+        let mut others = self.kernel.bound_numbers()?;
         others.retain(|other| *other != number);
         for other in others {
             let engine = Arc::clone(self);
@@ -45,7 +51,7 @@ impl<K: Kernel> Engine<K> {
                 (other, engine.device_on(other))
             });
         }
-        reads.join_all().await
+        Ok(reads.join_all().await)
     }
 
     /// The device on this number, if its record is current.

@@ -148,7 +148,7 @@ impl<K: Kernel> Engine<K> {
             id.is_some_and(|id| self.is_current(id, self.kernel.peek(*number).bound))
         };
         let unknown: Vec<u32> =
-            self.kernel.bound_numbers().into_iter().filter(|number| !known(number)).collect();
+            self.kernel.bound_numbers()?.into_iter().filter(|number| !known(number)).collect();
         for number in unknown {
             // This file could be examined, so a backing file that cannot is another one.
             if let Err(hangs) = self.refresh_in_time(number).await

@@ -121,7 +121,12 @@ impl<K: Kernel> Engine<K> {
         if announced.is_empty() {
             return;
         }
-        for number in self.kernel.bound_numbers() {
+        let numbers = match self.kernel.bound_numbers() {
+            Ok(numbers) => numbers,
+            // The next daemon finds them.
+            Err(error) => return warn!("devices of unfinished attaches may be left: {error}"),
+        };
+        for number in numbers {
             let Ok(Some(device)) = self.kernel.status(number).await else { continue };
             let is_known = self.state().by_number.contains_key(&number);
             if is_known || device.mark == 0 || !announced.contains(&device.mark) {

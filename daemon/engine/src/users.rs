@@ -29,8 +29,10 @@ impl<K: Kernel> Engine<K> {
         let number = attachment.device.number;
         let partitions = self.kernel.partition_nodes(number).into_iter().map(|node| node.device_number);
         let below: Vec<(u32, u32)> = partitions.chain([attachment.device.device_number]).collect();
-        let others = self.other_devices(number).await.into_iter().filter_map(|(_, other)| other);
+        let others = self.other_devices(number).await.unwrap_or_default();
         let mut stacked: Vec<_> = others
+            .into_iter()
+            .filter_map(|(_, other)| other)
             .filter(|other| other.backing_block_device.is_some_and(|file| below.contains(&file)))
             .collect();
         stacked.sort_unstable_by_key(|device| device.number);

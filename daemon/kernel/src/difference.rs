@@ -6,10 +6,11 @@ use loopd_engine::kernel::{Device, Difference};
 
 use crate::sysfs::loop_device;
 
-/// The numbers that differ from `known`: attached, ended, or changed since.
+/// The numbers that differ from `known`: attached, ended, or changed since. None if sysfs cannot be read.
 pub fn differences(known: &[Device]) -> Vec<(u32, Difference)> {
     let known: BTreeMap<u32, &Device> = known.iter().map(|device| (device.number, device)).collect();
-    let bound: BTreeSet<u32> = loop_device::bound_numbers().into_iter().collect();
+    let Ok(bound) = loop_device::bound_numbers() else { return Vec::new() };
+    let bound: BTreeSet<u32> = bound.into_iter().collect();
     let ended = known.keys().filter(|number| !bound.contains(number));
     let ended = ended.map(|number| (*number, Difference::Other));
     let differs = |number: &u32| match known.get(number) {

@@ -268,8 +268,9 @@ impl Kernel for Linux {
         partitions::kernel_is_known_to_scan(&self.shared)
     }
 
-    fn bound_numbers(&self) -> Vec<u32> {
+    fn bound_numbers(&self) -> Result<Vec<u32>, Error> {
         loop_device::bound_numbers()
+            .map_err(|source| Error::Io { operation: "list the loop devices".to_owned(), source })
     }
 
     fn differences(&self, known: Vec<Device>) -> BoxFuture<'_, Vec<(u32, Difference)>> {

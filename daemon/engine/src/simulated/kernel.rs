@@ -84,7 +84,8 @@ impl StoredHolds for Simulated {
     fn release_unadopted<'a>(&'a self, except: &'a HashSet<DiskSequence>) -> BoxFuture<'a, ()> {
         Box::pin(async move {
             let _interfered = self.step().await;
-            for number in self.bound_numbers() {
+            let numbers: Vec<u32> = self.lock().bound.keys().copied().collect();
+            for number in numbers {
                 let is_unclaimed = |bound: &Bound| bound.holds == 0 && !except.contains(&bound.sequence);
                 self.alter(number, is_unclaimed, |bound| bound.stored_copies = 0);
             }
@@ -412,8 +413,8 @@ impl Kernel for Simulated {
         })
     }
 
-    fn bound_numbers(&self) -> Vec<u32> {
-        self.lock().bound.keys().copied().collect()
+    fn bound_numbers(&self) -> Result<Vec<u32>, Error> {
+        Ok(self.lock().bound.keys().copied().collect())
     }
 
     fn differences(&self, known: Vec<Device>) -> BoxFuture<'_, Vec<(u32, Difference)>> {

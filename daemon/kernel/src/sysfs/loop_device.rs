@@ -32,9 +32,12 @@ pub fn disk_sequences() -> io::Result<HashSet<DiskSequence>> {
     sequences.filter_map(|sequence| Some(sequence.transpose()?.map(DiskSequence))).collect()
 }
 
-/// The numbers of all loop devices that are bound; none if sysfs cannot be read.
-pub fn bound_numbers() -> Vec<u32> {
-    numbers().unwrap_or_default().into_iter().filter(|number| is_bound(*number)).collect()
+/// The numbers of all loop devices that are bound.
+///
+/// # Errors
+/// sysfs cannot be read.
+pub fn bound_numbers() -> io::Result<Vec<u32>> {
+    Ok(numbers()?.into_iter().filter(|number| is_bound(*number)).collect())
 }
 
 fn numbers() -> io::Result<Vec<u32>> {
