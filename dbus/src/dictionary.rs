@@ -1,5 +1,6 @@
 //! Structs that are sent as a dictionary of variants (`a{sv}`). Their fields are written directly: a map of
-//! [`Variant`](enum@zbus::Variant)s takes an allocation for each value, and an element for each byte of a path.
+//! [`Variant`](enum@zbus::Variant)s takes an allocation for each value, and an element for each byte of a path;
+//! zbus's `SerializeDict` writes each byte by itself, and cannot join two structs.
 
 use std::collections::HashMap;
 

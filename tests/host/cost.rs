@@ -61,7 +61,7 @@ enum Operation {
     AttachAtOnceAndDetach,
     /// `SetupLoop` by a client that disconnects.
     Vanish,
-    /// `List` of a client that has one attachment of its own.
+    /// `List`. Its reply grows with the attachments.
     List,
 }
 

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use loopd_common::CallerFile;
 use loopd_engine::{Engine, Error, Mounter, Store};
-pub use loopd_kernel::return_free_pages;
 use loopd_kernel::{Linux, Untrusted, mounts, udev};
 use tracing::warn;
 use zbus::{Address, Connection};
@@ -18,6 +17,7 @@ use crate::systemd::FdStore;
 
 pub use crate::store::runtime_directory;
 pub use loopd_kernel::mounts::read as mount_table;
+pub use loopd_kernel::return_free_pages;
 
 /// The kernel.
 pub type Platform = Linux;

@@ -82,7 +82,7 @@ percentile() {
     sort -n | awk -v percent="$1" '{number[NR] = $1} END {place = int((NR * percent + 99) / 100); print number[place]}'
 }
 
-# report WAY FILE: medians and 95th percentiles in milliseconds.
+# report_way WAY FILE: notes the medians and 95th percentiles in milliseconds.
 report_way() {
     awk -v way="$1" '$1 == way {print $2}' "$2" >opened
     awk -v way="$1" '$1 == way {print $3}' "$2" >closed
