@@ -49,8 +49,8 @@ impl<K: Kernel> Engine<K> {
 
     /// The backing file was renamed or deleted.
     fn take_path(self: &Arc<Self>, number: u32, path: Vec<u8>) {
-        let bound = self.kernel.peek(number).bound;
-        if let Some(id) = self.reconcile(number, bound) {
+        let Ok(peek) = self.kernel.peek(number) else { return };
+        if let Some(id) = self.reconcile(number, peek.bound) {
             self.update_outline(id, |record| record.device.backing_file = path);
         }
     }

@@ -208,5 +208,8 @@ pub trait Kernel: Udev + StoredHolds {
     fn differences(&self, known: Vec<Device>) -> BoxFuture<'_, Vec<(u32, Difference)>>;
 
     /// What the number is bound to. Reads two files of sysfs and never blocks.
-    fn peek(&self, number: u32) -> Binding;
+    ///
+    /// # Errors
+    /// `Kernel` if sysfs cannot be read.
+    fn peek(&self, number: u32) -> Result<Binding, Error>;
 }

@@ -27,7 +27,9 @@ impl<K: Kernel> Engine<K> {
         if self.is_doubtful(&event) {
             return self.request_scan(event.number, ScanKind::Database);
         }
-        let peek = self.kernel.peek(event.number);
+        let Ok(peek) = self.kernel.peek(event.number) else {
+            return self.request_scan(event.number, ScanKind::Everything);
+        };
         self.remember(&event, peek.bound.is_some());
         match self.reconcile(event.number, peek.bound) {
             Some(id) => {
@@ -94,7 +96,7 @@ impl<K: Kernel> Engine<K> {
         let alone = self.status_locks.lock(number).await;
         let changes = self.changes_of(number);
         let status = self.kernel.status(number).await?;
-        let peek = self.kernel.peek(number);
+        let peek = self.kernel.peek(number)?;
         let known = self.reconcile(number, peek.bound);
         let Some(device) = status else { return Ok(()) };
         if Some(device.disk_sequence) != peek.bound {
@@ -148,7 +150,7 @@ impl<K: Kernel> Engine<K> {
     /// state cannot be read.
     pub async fn locate(self: &Arc<Self>, number: u32) -> Result<Snapshot, Error> {
         let known = self.state().by_number.get(&number).copied();
-        if !known.is_some_and(|id| self.is_current(id, self.kernel.peek(number).bound)) {
+        if !known.is_some_and(|id| self.is_current(id, number).unwrap_or(false)) {
             self.refresh_in_time(number).await?;
         }
         let id = self.state().by_number.get(&number).copied();
@@ -238,7 +240,7 @@ impl<K: Kernel> Engine<K> {
     /// Reads results from udev's database, since a task may wait for an event that was lost.
     pub(super) async fn recover_processed(self: &Arc<Self>, number: u32) {
         let Some((id, unprocessed)) = self.unprocessed(number) else { return };
-        if !self.is_current(id, self.kernel.peek(number).bound) {
+        if !self.is_current(id, number).unwrap_or(false) {
             return;
         }
         let found = self.kernel.stored_of(number, unprocessed).await;

@@ -118,8 +118,15 @@ impl<K: Kernel> Engine<K> {
         self.wait_for_record(id, deadline, ended).await.is_some() || self.reap_if_gone(id)
     }
 
-    /// Whether the device of an attachment still is the one that the kernel has bound.
-    pub(super) fn is_current(&self, id: DiskSequence, bound: Option<DiskSequence>) -> bool {
+    /// Whether the kernel still has the attachment on its number.
+    ///
+    /// # Errors
+    /// `Kernel` if sysfs cannot be read.
+    pub(super) fn is_current(&self, id: DiskSequence, number: u32) -> Result<bool, Error> {
+        Ok(self.is_bound_as(id, self.kernel.peek(number)?.bound))
+    }
+
+    fn is_bound_as(&self, id: DiskSequence, bound: Option<DiskSequence>) -> bool {
         self.state().records.get(&id).is_some_and(|record| {
             record.lifecycle.is_replacing() || Some(record.device.disk_sequence) == bound
         })
@@ -132,7 +139,7 @@ impl<K: Kernel> Engine<K> {
         bound: Option<DiskSequence>,
     ) -> Option<DiskSequence> {
         let known = self.state().by_number.get(&number).copied()?;
-        if self.is_current(known, bound) {
+        if self.is_bound_as(known, bound) {
             return Some(known);
         }
         self.ended_elsewhere(known);
@@ -155,12 +162,13 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    /// Ends the record of an attachment if the kernel has detached it; returns whether there is none now.
+    /// Ends the record of an attachment if the kernel has detached it; returns whether there is none now. An attachment
+    /// whose device cannot be read stays.
     pub(super) fn reap_if_gone(self: &Arc<Self>, id: DiskSequence) -> bool {
         let Some(number) = self.state().records.get(&id).map(|record| record.device.number) else {
             return true;
         };
-        if self.is_current(id, self.kernel.peek(number).bound) {
+        if self.is_current(id, number).unwrap_or(true) {
             return false;
         }
         self.remove_record(id);

@@ -56,7 +56,7 @@ impl<K: Kernel> Engine<K> {
 
     /// The device on this number, if its record is current.
     fn device_on(&self, number: u32) -> Option<Device> {
-        let bound = self.kernel.peek(number).bound;
+        let bound = self.kernel.peek(number).ok()?.bound;
         let state = self.state();
         let id = state.by_number.get(&number)?;
         let device = state.records.get(id).map(|record| record.device.clone());

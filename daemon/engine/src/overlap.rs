@@ -145,7 +145,7 @@ impl<K: Kernel> Engine<K> {
     async fn discover(self: &Arc<Self>, file: &FileFacts) -> Result<(), Error> {
         let known = |number: &u32| {
             let id = self.state().by_number.get(number).copied();
-            id.is_some_and(|id| self.is_current(id, self.kernel.peek(*number).bound))
+            id.is_some_and(|id| self.is_current(id, *number).unwrap_or(false))
         };
         let unknown: Vec<u32> =
             self.kernel.bound_numbers()?.into_iter().filter(|number| !known(number)).collect();

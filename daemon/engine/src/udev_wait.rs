@@ -102,7 +102,7 @@ impl<K: Kernel> Engine<K> {
         else {
             return false;
         };
-        if unprocessed_of != id || !self.is_current(id, self.kernel.peek(number).bound) {
+        if unprocessed_of != id || !self.is_current(id, number).unwrap_or(false) {
             return false;
         }
         let found = self.kernel.stored_since(number, unprocessed, since).await;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use loopd_common::CallerFile;
 use loopd_engine::kernel::{
     Attached, Binding, BtrfsDevices, Change, Device, Difference, DiskSequence, FileFacts, Kernel,
-    PartitionNode, Partitioning, ProbeResult, Replaced, ScanReason, StoredHolds, Udev, Users,
+    PartitionNode, Partitioning, ProbeResult, Replaced, ScanReason, StoredHolds, Udev, Users, node,
 };
 use loopd_engine::mount_table::MountTable;
 use loopd_engine::{AttachRequest, BoxFuture, Error};
@@ -278,9 +278,12 @@ impl Kernel for Linux {
         Box::pin(async move { found.await.unwrap_or_default() })
     }
 
-    fn peek(&self, number: u32) -> Binding {
+    fn peek(&self, number: u32) -> Result<Binding, Error> {
         let claimed = self.shared.numbers.is_claimed(number);
-        let bound = loop_device::disk_sequence(number).filter(|_| loop_device::is_bound(number));
-        Binding { bound, claimed }
+        let bound = loop_device::bound(number).map_err(|source| Error::Io {
+            operation: format!("read the state of {}", node(number)),
+            source,
+        })?;
+        Ok(Binding { bound, claimed })
     }
 }

@@ -11,7 +11,7 @@ use tracing::warn;
 use crate::error::failed;
 use crate::shared::Shared;
 use crate::sysfs::loop_device;
-use crate::untrusted::unmarked;
+use crate::untrusted::{Expected, unmarked};
 use crate::{backing_file, device, findings, ioctl};
 
 fn writable(name: &str, number: u32) -> Error {
@@ -45,16 +45,25 @@ pub fn replace(
 ) -> Result<Option<Replaced>, Error> {
     let expected = shared.untrusted.expect_if(untrusted, number)?;
     let replaced = change_file(number, disk_sequence, file);
-    let has_ended = matches!(replaced, Ok(None));
-    let sequence =
-        loop_device::disk_sequence(number).filter(|sequence| *sequence != disk_sequence && !has_ended);
-    if let (Some(mut expected), Some(sequence)) = (expected, sequence)
-        && let Err(error) = expected.replace_by(sequence)
+    if let Some(expected) = expected
+        && !matches!(replaced, Ok(None))
     {
+        mark_new(expected, number, disk_sequence);
+    }
+    replaced
+}
+
+/// Marks the new disk sequence of a device that had `old`, if it has one.
+fn mark_new(mut expected: Expected<'_>, number: u32, old: DiskSequence) {
+    let marked = match loop_device::disk_sequence(number) {
+        Ok(Some(new)) if new != old => expected.replace_by(new),
+        Ok(_) => return,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = marked {
         warn!(device = node(number), "{}", unmarked(error));
         expected.keep();
     }
-    replaced
 }
 
 fn change_file(number: u32, disk_sequence: DiskSequence, file: &OwnedFd) -> Result<Option<Replaced>, Error> {

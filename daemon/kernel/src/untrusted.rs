@@ -57,9 +57,7 @@ impl Untrusted {
             let Some(number) = name.strip_prefix("loop").and_then(|number| number.parse().ok()) else {
                 continue;
             };
-            if loop_device::is_bound(number)
-                && let Some(sequence) = loop_device::disk_sequence(number)
-            {
+            if let Some(sequence) = loop_device::bound(number)? {
                 untrusted.mark(sequence)?;
             }
             fs::remove_file(untrusted.directory.join(name))?;

@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::future::BoxFuture;
 use crate::kernel::{
     Attached, Binding, Change, Device, Difference, DiskSequence, FileFacts, Kernel, PartitionNode,
-    Partitioning, ProbeResult, Replaced, ScanReason, StoredHolds, Udev, Users,
+    Partitioning, ProbeResult, Replaced, ScanReason, StoredHolds, Udev, Users, node,
 };
 use crate::mount_table::MountTable;
 use crate::request::AttachRequest;
@@ -433,10 +433,14 @@ impl Kernel for Simulated {
         })
     }
 
-    fn peek(&self, number: u32) -> Binding {
+    fn peek(&self, number: u32) -> Result<Binding, Error> {
         let mut machine = self.lock();
         machine.looks += 1;
+        if machine.is_unreadable {
+            let source = std::io::Error::other("too many open files");
+            return Err(Error::Io { operation: format!("read the state of {}", node(number)), source });
+        }
         let bound = machine.bound.get(&number).map(|bound| bound.sequence);
-        Binding { bound, claimed: machine.claimed.contains(&number) }
+        Ok(Binding { bound, claimed: machine.claimed.contains(&number) })
     }
 }

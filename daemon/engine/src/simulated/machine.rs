@@ -59,6 +59,8 @@ pub(super) struct Machine {
     pub(super) partitions_read: usize,
     /// How often a device was read.
     pub(super) looks: usize,
+    /// Whether sysfs cannot be read, since no descriptor is free.
+    pub(super) is_unreadable: bool,
     /// How often the state of a device was read.
     pub(super) status_reads: usize,
     /// How often all devices were compared with what is known.
@@ -386,6 +388,11 @@ impl Simulated {
     /// All devices begin with these bytes from now on; by default they have zeros only.
     pub fn set_contents(&self, contents: Vec<u8>) {
         self.lock().contents = contents;
+    }
+
+    /// Whether sysfs cannot be read from now on, since no descriptor is free.
+    pub fn set_unreadable(&self, is_unreadable: bool) {
+        self.lock().is_unreadable = is_unreadable;
     }
 
     /// Images have this many partitions from now on.

@@ -113,3 +113,21 @@ async fn the_error_of_a_claimed_device_names_who_can_have_claimed_it() {
         assert!(error.to_string().contains(&format!("it is claimed by swap{on}, by a file")), "{error}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_attachment_whose_device_cannot_be_read_is_not_ended() {
+    let harness = Harness::with_udev();
+    harness.machine.set_partitions(1);
+    let attached = harness.attach(&Client::new(":1.1", 7), Lifetime::Persistent).await.unwrap();
+    let number = attached.device.number;
+    harness.machine.set_unreadable(true);
+    // Sends an event.
+    harness.machine.drop_partitions(number);
+    harness.settle().await;
+    assert_eq!(harness.engine.locate(number).await.unwrap_err().kind(), ErrorKind::Kernel);
+    assert!(harness.engine.find(attached.id).is_some(), "it is attached");
+    harness.machine.set_unreadable(false);
+    assert_eq!(harness.engine.locate(number).await.unwrap().id, attached.id);
+    harness.engine.detach(attached.id, false).await.unwrap();
+    harness.assert_empty().await;
+}

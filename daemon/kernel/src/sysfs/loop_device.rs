@@ -18,9 +18,20 @@ pub fn is_bound(number: u32) -> bool {
     Block::of_loop(number).has("loop")
 }
 
-/// The disk sequence, bound or not.
-pub fn disk_sequence(number: u32) -> Option<DiskSequence> {
-    Block::of_loop(number).value("diskseq").map(DiskSequence)
+/// The disk sequence, bound or not; `None` if the device does not exist.
+///
+/// # Errors
+/// sysfs cannot be read.
+pub fn disk_sequence(number: u32) -> io::Result<Option<DiskSequence>> {
+    Ok(Block::of_loop(number).read_value("diskseq")?.map(DiskSequence))
+}
+
+/// The disk sequence of a device that is bound; `None` if nothing is attached.
+///
+/// # Errors
+/// sysfs cannot be read.
+pub fn bound(number: u32) -> io::Result<Option<DiskSequence>> {
+    if is_bound(number) { disk_sequence(number) } else { Ok(None) }
 }
 
 /// The disk sequences of all loop devices, bound or not.
@@ -87,7 +98,7 @@ impl Attributes {
         let block = Block::of_loop(number);
         let flag = |name: &str| block.value::<u8>(name).map(|value| value == 1);
         Some(Self {
-            disk_sequence: disk_sequence(number)?,
+            disk_sequence: disk_sequence(number).ok()??,
             size: block.size()?,
             offset: block.value("loop/offset")?,
             size_limit: block.value("loop/sizelimit")?,
@@ -138,4 +149,19 @@ pub fn partition(number: u32, partition: u32) -> Option<PartitionNode> {
 fn partition_node(block: &Block, number: u32) -> Option<PartitionNode> {
     let (device_number, start) = (block.number().ok()??, block.start().ok()??);
     Some(PartitionNode { number, device_number, start, size: block.size()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_descriptors::without_descriptors;
+
+    #[test]
+    fn a_device_that_cannot_be_read_is_not_taken_for_free() {
+        let number = numbers().unwrap()[0];
+        assert!(disk_sequence(number).unwrap().is_some());
+        let unreadable = without_descriptors(|| disk_sequence(number));
+        assert_eq!(unreadable.unwrap_err().raw_os_error(), Some(nix::libc::EMFILE));
+        assert!(disk_sequence(u32::MAX).unwrap().is_none(), "it does not exist");
+    }
 }
