@@ -85,6 +85,7 @@ impl Reason {
             | ErrorKind::NotSupported
             | ErrorKind::LimitExceeded
             | ErrorKind::Timeout
+            | ErrorKind::WrongSecret
             | ErrorKind::Kernel => Self::message(&error.message),
         }
     }

@@ -39,6 +39,7 @@ use crate::scan_queue::ScanQueue;
 use crate::settings::Settings;
 use crate::snapshot::Snapshot;
 use crate::state_writer::StateWriter;
+use crate::unlocker::Unlocker;
 
 /// The attachments of this machine.
 pub struct Engine<K: Kernel> {
@@ -49,7 +50,9 @@ pub struct Engine<K: Kernel> {
     pub(super) attachment_quota: Quota,
     pub(super) partition_quota: Quota,
     pub(super) mount_quota: Quota,
+    pub(super) cleartext_quota: Quota,
     pub(super) mounter: Box<dyn Mounter>,
+    pub(super) unlocker: Box<dyn Unlocker<K::File>>,
     pub(super) mount_directories: MountDirectories,
     /// Closed when calls are aborted. Unlike `watch`, it wakes those that wait in an order that a seed repeats.
     pub(super) ending: Semaphore,
@@ -97,6 +100,7 @@ impl<K: Kernel> Engine<K> {
         settings: Settings,
         store: Box<dyn Store>,
         mounter: Box<dyn Mounter>,
+        unlocker: Box<dyn Unlocker<K::File>>,
     ) -> (Arc<Self>, EventStream) {
         let (events, receiver) = mpsc::unbounded_channel();
         let state_writer = Arc::new(StateWriter::new(store));
@@ -114,7 +118,9 @@ impl<K: Kernel> Engine<K> {
                 settings.partitions,
             ),
             mount_quota: Quota::new("file systems mounted", "unmount one", settings.mounts),
+            cleartext_quota: Quota::new("unlocked volumes", "lock one", settings.cleartexts),
             mounter,
+            unlocker,
             mount_directories: MountDirectories::default(),
             ending: Semaphore::new(0),
             settings: Mutex::new(settings),
@@ -154,6 +160,7 @@ impl<K: Kernel> Engine<K> {
         self.attachment_quota.set_limits(settings.attachments);
         self.partition_quota.set_limits(settings.partitions);
         self.mount_quota.set_limits(settings.mounts);
+        self.cleartext_quota.set_limits(settings.cleartexts);
         *self.settings.lock().unwrap_or_else(PoisonError::into_inner) = settings;
     }
 

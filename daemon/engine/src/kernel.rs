@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
+pub use crate::cleartext::Mapping;
 pub use crate::device::{
     Binding, BtrfsDevices, Change, Claim, Device, DiskSequence, FileFacts, FileIdentity, FileKind, Users,
     node, partition_node,
@@ -173,6 +174,15 @@ pub trait Kernel: Udev + StoredHolds {
         others: Vec<(u32, Option<Device>)>,
         operation: String,
     ) -> BoxFuture<'a, Result<Self::Claims, Error>>;
+
+    /// The mappings directly on the device (`None`) and on its partitions. Reads sysfs and never blocks.
+    ///
+    /// # Errors
+    /// `Kernel` if sysfs cannot be read.
+    fn mappings(&self, number: u32) -> Result<Vec<(Option<u32>, Mapping)>, Error>;
+
+    /// Opens a hold of a mapping; `None` if it is gone. Released as any hold.
+    fn hold_mapping<'a>(&'a self, mapping: &'a Mapping) -> BoxFuture<'a, Result<Option<Self::Hold>, Error>>;
 
     /// The mount table; `None` if it cannot be read. Never blocks.
     fn mounts(&self) -> Option<MountTable>;

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 // The model.
+mod cleartext;
 mod client;
 mod device;
 mod error;
@@ -24,6 +25,7 @@ mod saved;
 mod settings;
 mod snapshot;
 mod udev;
+mod unlocker;
 mod warning;
 
 // What the engine keeps.
@@ -58,6 +60,7 @@ mod replace;
 mod restore;
 mod scan;
 mod udev_wait;
+mod unlock;
 mod users;
 
 // What may be mounted, and how.
@@ -74,6 +77,7 @@ pub mod simulated;
 #[cfg(test)]
 mod tests;
 
+pub use cleartext::{CleartextSnapshot, Mapping, MappingEvent};
 pub use client::{Caller, ClientId};
 pub use engine::Engine;
 pub use error::{Errno, Error};
@@ -91,5 +95,6 @@ pub use request::{AttachRequest, MountRequest};
 pub use saved::{MountDirectory, Phase, SavedAttachment, Store};
 pub use settings::Settings;
 pub use snapshot::{Changes, PartitionSnapshot, Snapshot};
+pub use unlocker::{Closing, UnlockCommand, UnlockRequest, Unlocked, Unlocker};
 pub use volume::VolumeId;
 pub use warning::Warning;

@@ -149,6 +149,7 @@ impl<K: Kernel> Record<K> {
             state: self.lifecycle.state(),
             file_system: self.file_system.clone(),
             mount_points: mounts.of(self.device.device_number).to_vec(),
+            cleartext: None,
             partitions: Vec::new(),
             warnings: findings::warnings(&self.device, &self.findings, self.file_end, self.silence),
             file_end: self.file_end,
@@ -169,6 +170,7 @@ impl<K: Kernel> Record<K> {
             partition: record.partition.clone(),
             file_system: record.file_system.clone(),
             mount_points: mounts.of(node.device_number).to_vec(),
+            cleartext: None,
         }
     }
 

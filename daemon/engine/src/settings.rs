@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use loopd_common::EncryptionType;
+
 use crate::mount_plan::Policy;
 use crate::quota::Limits;
 
@@ -26,6 +28,12 @@ pub struct Settings {
     pub partitions: Limits,
     /// File systems mounted through loopd.
     pub mounts: Limits,
+    /// Volumes unlocked through loopd.
+    pub cleartexts: Limits,
+    /// How volumes that may be unlocked are encrypted.
+    pub unlock_types: Vec<EncryptionType>,
+    /// How long the secret and the derivation of its key may take.
+    pub wait_for_unlock: Duration,
     /// Calls in progress at the same time.
     pub calls: Limits,
     /// Prompts open at the same time.
@@ -45,6 +53,10 @@ impl Default for Settings {
             attachments: Limits { each: 128, all: 1600 },
             partitions: Limits { each: 1024, all: 8192 },
             mounts: Limits { each: 64, all: 800 },
+            cleartexts: Limits { each: 32, all: 400 },
+            unlock_types: EncryptionType::ALL.to_vec(),
+            // The secret may take 30 s, and the derivation of the key is slow on purpose.
+            wait_for_unlock: Duration::from_secs(90),
             calls: Limits { each: 32, all: 256 },
             prompts: Limits { each: 4, all: 32 },
         }

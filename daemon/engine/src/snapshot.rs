@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use loopd_common::State;
 
+use crate::cleartext::CleartextSnapshot;
 use crate::findings::FileEnd;
 use crate::kernel::{Device, DiskSequence, FileSystem, Partition};
 use crate::ownership::{Ownership, is_root};
@@ -19,6 +20,8 @@ pub struct PartitionSnapshot {
     pub file_system: FileSystem,
     /// Where it is mounted.
     pub mount_points: Vec<PathBuf>,
+    /// Its cleartext, if it is unlocked.
+    pub cleartext: Option<CleartextSnapshot>,
 }
 
 /// What clients can see of an attachment.
@@ -36,6 +39,8 @@ pub struct Snapshot {
     pub file_system: FileSystem,
     /// Where the whole device is mounted.
     pub mount_points: Vec<PathBuf>,
+    /// The cleartext of the whole device, if it is unlocked.
+    pub cleartext: Option<CleartextSnapshot>,
     /// Its partitions, by number.
     pub partitions: Vec<PartitionSnapshot>,
     /// What is unusual about it, at most [`MOST_WARNINGS`](loopd_common::limits::MOST_WARNINGS).
@@ -99,12 +104,14 @@ impl Snapshot {
             state,
             file_system,
             mount_points,
+            cleartext,
             partitions: _,
             warnings,
             file_end,
         } = self;
         (*id, device, ownership, *state) == (other.id, &other.device, &other.ownership, other.state)
-            && (file_system, mount_points) == (&other.file_system, &other.mount_points)
+            && (file_system, mount_points, cleartext)
+                == (&other.file_system, &other.mount_points, &other.cleartext)
             && (warnings, file_end) == (&other.warnings, &other.file_end)
     }
 }

@@ -53,6 +53,9 @@ pub trait Udev: Send + Sync + 'static {
     /// The entry of a device or partition in udev's database; `None` if udev has not processed it.
     fn stored(&self, number: u32, partition: Option<u32>) -> Option<ProbeResult>;
 
+    /// The file system on the mapping `/dev/dm-N`, by udev's database; `None` if udev has not processed it.
+    fn stored_mapping(&self, number: u32) -> Option<FileSystem>;
+
     /// The entries of several partitions, or of the device (`None`). Those that udev has not processed are left
     /// out.
     fn stored_of(

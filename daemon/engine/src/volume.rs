@@ -9,13 +9,15 @@ use crate::error::Error;
 use crate::kernel::{DiskSequence, FileSystem};
 use crate::snapshot::Snapshot;
 
-/// An attachment's whole device, or a partition of it.
+/// An attachment's whole device, or a partition of it, or the cleartext of one of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VolumeId {
     /// The attachment.
     pub attachment: DiskSequence,
     /// N of `/dev/loop0pN`.
     pub partition: Option<u32>,
+    /// Whether it is the cleartext of that volume.
+    pub is_cleartext: bool,
 }
 
 /// The state of a volume.

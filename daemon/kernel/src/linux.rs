@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use loopd_common::CallerFile;
 use loopd_engine::kernel::{
-    Attached, Binding, BtrfsDevices, Change, Device, Difference, DiskSequence, FileFacts, Kernel,
-    PartitionNode, Partitioning, ProbeResult, Replaced, ScanReason, StoredHolds, Udev, Users, node,
+    Attached, Binding, BtrfsDevices, Change, Device, Difference, DiskSequence, FileFacts, FileSystem, Kernel,
+    Mapping, PartitionNode, Partitioning, ProbeResult, Replaced, ScanReason, StoredHolds, Udev, Users, node,
 };
 use loopd_engine::mount_table::MountTable;
 use loopd_engine::{AttachRequest, BoxFuture, Error};
@@ -65,6 +65,11 @@ impl Linux {
 }
 
 impl Udev for Linux {
+    fn stored_mapping(&self, number: u32) -> Option<FileSystem> {
+        let _ = number;
+        todo!("mappings")
+    }
+
     fn udev_runs(&self) -> bool {
         udev::runs()
     }
@@ -276,6 +281,16 @@ impl Kernel for Linux {
     fn differences(&self, known: Vec<Device>) -> BoxFuture<'_, Vec<(u32, Difference)>> {
         let found = self.blocking(move |_| Ok(difference::differences(&known)));
         Box::pin(async move { found.await.unwrap_or_default() })
+    }
+
+    fn mappings(&self, number: u32) -> Result<Vec<(Option<u32>, Mapping)>, Error> {
+        let _ = number;
+        todo!("mappings")
+    }
+
+    fn hold_mapping<'a>(&'a self, mapping: &'a Mapping) -> BoxFuture<'a, Result<Option<Hold>, Error>> {
+        let _ = mapping;
+        todo!("mappings")
     }
 
     fn peek(&self, number: u32) -> Result<Binding, Error> {

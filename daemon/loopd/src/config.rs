@@ -295,6 +295,9 @@ impl Config {
         };
         let file_systems = mount.filesystems.as_ref().map_or(default.mounting.file_systems, names);
         Settings {
+            cleartexts: Settings::default().cleartexts,
+            unlock_types: Settings::default().unlock_types,
+            wait_for_unlock: Settings::default().wait_for_unlock,
             mounting: Policy { file_systems, programs: mount.exec.unwrap_or(default.mounting.programs) },
             wait_for_mount: time(times.wait_for_mount, default.wait_for_mount),
             mount_grace: time(times.mount_grace, default.mount_grace),
@@ -366,6 +369,9 @@ mod tests {
             partitions: Limits { each: 20, all: 200 },
             calls: Limits { each: 2, all: 9 },
             prompts: Limits { each: 0, ..default.prompts },
+            cleartexts: Settings::default().cleartexts,
+            unlock_types: Settings::default().unlock_types,
+            wait_for_unlock: Settings::default().wait_for_unlock,
             mounting: Policy { file_systems: vec!["ext4".to_owned()], programs: false },
             mount_grace: Duration::from_secs(5),
             idle_exit: Duration::ZERO,

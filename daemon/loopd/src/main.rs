@@ -20,6 +20,7 @@ mod shutdown;
 mod startup;
 mod store;
 mod systemd;
+mod unlock;
 mod watchdog;
 
 use std::process::ExitCode;

@@ -51,7 +51,8 @@ pub async fn start(
     let store = platform::store(&kernel, runtime_directory, bus_id)
         .map_err(|error| format!("cannot make the directories of the state files: {error}"))?;
     let mounter = platform::mounter(&kernel, &connection).await.map_err(bus_failed)?;
-    let (engine, events) = Engine::new(kernel, settings.clone(), store, mounter);
+    let unlocker = platform::unlocker(&kernel, &connection).await.map_err(bus_failed)?;
+    let (engine, events) = Engine::new(kernel, settings.clone(), store, mounter, unlocker);
     watch_clients(&connection, &engine, &clients).await.map_err(bus_failed)?;
 
     let quotas = Quotas::new(settings);

@@ -44,6 +44,8 @@ error_kinds! {
     NoFreeDevice = "org.loopd1.Error.NoFreeDevice",
     /// Another component did not answer in time.
     Timeout = "org.loopd1.Error.Timeout",
+    /// The secret does not unlock the volume.
+    WrongSecret = "org.loopd1.Error.WrongSecret",
     /// A system call failed with an errno that no other kind covers.
     Kernel = "org.loopd1.Error.Kernel",
 }

@@ -20,4 +20,4 @@ mod values;
 pub use caller_file::{CallerFile, Closer};
 pub use error::{Error, ErrorKind};
 pub use pace::Pace;
-pub use values::{Lifetime, Overlap, State, UnknownValue};
+pub use values::{EncryptionType, Lifetime, Overlap, State, UnknownValue};

@@ -20,6 +20,9 @@ macro_rules! named_values {
         pub enum $type { $($(#[$variant_doc])* $variant,)* }
 
         impl $type {
+            /// All values.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
             /// Its text on the bus and on the command line.
             #[must_use]
             pub const fn as_str(self) -> &'static str {
@@ -80,6 +83,21 @@ named_values! {
         Attached = "attached",
         /// The last close detaches it.
         Detaching = "detaching",
+    }
+}
+
+named_values! {
+    /// How a volume is encrypted.
+    EncryptionType, "type", "\"luks\", \"bitlocker\", \"veracrypt\" or \"truecrypt\"", {
+        /// LUKS, version 1 or 2.
+        #[default]
+        Luks = "luks",
+        /// BitLocker.
+        BitLocker = "bitlocker",
+        /// VeraCrypt.
+        VeraCrypt = "veracrypt",
+        /// TrueCrypt.
+        TrueCrypt = "truecrypt",
     }
 }
 

@@ -10,13 +10,18 @@ use super::machine::{Bound, Claim, Claims, Happened, Hold, Simulated, nodes, par
 use crate::error::Error;
 use crate::future::BoxFuture;
 use crate::kernel::{
-    Attached, Binding, Change, Device, Difference, DiskSequence, FileFacts, Kernel, PartitionNode,
-    Partitioning, ProbeResult, Replaced, ScanReason, StoredHolds, Udev, Users, node,
+    Attached, Binding, Change, Device, Difference, DiskSequence, FileFacts, FileSystem, Kernel, Mapping,
+    PartitionNode, Partitioning, ProbeResult, Replaced, ScanReason, StoredHolds, Udev, Users, node,
 };
 use crate::mount_table::MountTable;
 use crate::request::AttachRequest;
 
 impl Udev for Simulated {
+    fn stored_mapping(&self, number: u32) -> Option<FileSystem> {
+        let _ = number;
+        todo!("simulated mappings")
+    }
+
     fn udev_runs(&self) -> bool {
         self.lock().udev_runs
     }
@@ -431,6 +436,16 @@ impl Kernel for Simulated {
             self.answer().await;
             found
         })
+    }
+
+    fn mappings(&self, number: u32) -> Result<Vec<(Option<u32>, Mapping)>, Error> {
+        let _ = number;
+        todo!("simulated mappings")
+    }
+
+    fn hold_mapping<'a>(&'a self, mapping: &'a Mapping) -> BoxFuture<'a, Result<Option<Hold>, Error>> {
+        let _ = mapping;
+        todo!("simulated mappings")
     }
 
     fn peek(&self, number: u32) -> Result<Binding, Error> {

@@ -6,6 +6,7 @@ mod files;
 mod kernel;
 mod machine;
 mod mounts;
+mod unlocker;
 
 pub use file::SimulatedFile;
 pub use files::Files;

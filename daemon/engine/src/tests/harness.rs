@@ -145,7 +145,8 @@ impl Harness {
         // Shorter than by default: the simulated udev looks around all the time.
         let settings = Settings { mount_grace: Duration::from_secs(3), ..Settings::default() };
         let mounter = Box::new(mounts.clone());
-        let (engine, events) = Engine::new(machine.clone(), settings, Box::new(files), mounter);
+        let (engine, events) =
+            Engine::new(machine.clone(), settings, Box::new(files), mounter, Box::new(machine.clone()));
         let (shown, mut tasks) = (Shown::default(), tokio::task::JoinSet::new());
         let count = Arc::<AtomicUsize>::default();
         tasks.spawn(follow(machine.clone(), events, Arc::clone(&shown), Arc::clone(&count)));

@@ -21,11 +21,11 @@ pub fn wanted() -> MountRequest {
 }
 
 pub fn whole(attachment: &Snapshot) -> VolumeId {
-    VolumeId { attachment: attachment.id, partition: None }
+    VolumeId { attachment: attachment.id, partition: None, is_cleartext: false }
 }
 
 fn part(attachment: &Snapshot, number: u32) -> VolumeId {
-    VolumeId { attachment: attachment.id, partition: Some(number) }
+    VolumeId { attachment: attachment.id, partition: Some(number), is_cleartext: false }
 }
 
 async fn attached(harness: &Harness, client: &Client, lifetime: Lifetime) -> Snapshot {

@@ -161,7 +161,11 @@ impl Publisher {
         partition: Option<u32>,
         properties: &Shared<VolumeProperties>,
     ) -> Volume {
-        Volume::new(self.context.clone(), VolumeId { attachment, partition }, properties.clone())
+        Volume::new(
+            self.context.clone(),
+            VolumeId { attachment, partition, is_cleartext: false },
+            properties.clone(),
+        )
     }
 
     async fn add_partition(

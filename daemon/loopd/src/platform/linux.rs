@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use loopd_common::CallerFile;
-use loopd_engine::{Engine, Error, Mounter, Store};
+use loopd_engine::{Engine, Error, Mounter, Store, Unlocker};
 use loopd_kernel::{Linux, Untrusted, mounts, udev};
 use tracing::warn;
 use zbus::{Address, Connection};
@@ -14,6 +14,7 @@ use crate::exit::Failure;
 use crate::mount::HostMounts;
 use crate::store::StateFiles;
 use crate::systemd::FdStore;
+use crate::unlock::UnlockUnits;
 
 pub use crate::store::runtime_directory;
 pub use loopd_kernel::mounts::read as mount_table;
@@ -57,6 +58,14 @@ pub fn store(_: &Linux, runtime_directory: &Path, bus: String) -> IoResult<Box<d
 /// The connection failed.
 pub async fn mounter(_: &Linux, connection: &Connection) -> zbus::Result<Box<dyn Mounter>> {
     Ok(Box::new(HostMounts::new(connection).await?))
+}
+
+/// The unlocker.
+///
+/// # Errors
+/// The connection failed.
+pub async fn unlocker(_: &Linux, connection: &Connection) -> zbus::Result<Box<dyn Unlocker<CallerFile>>> {
+    Ok(Box::new(UnlockUnits::new(connection).await?))
 }
 
 /// The file of a caller.

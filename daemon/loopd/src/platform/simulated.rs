@@ -11,7 +11,7 @@ use loopd_common::CallerFile;
 use loopd_engine::kernel::{FileSystem, Findings};
 use loopd_engine::mount_table::MountTable;
 use loopd_engine::simulated::{Files, Simulated, SimulatedFile, SimulatedMounts};
-use loopd_engine::{Engine, Error, Mounter, Store};
+use loopd_engine::{Engine, Error, Mounter, Store, Unlocker};
 use loopd_kernel::examine_file;
 use zbus::{Address, Connection};
 
@@ -81,6 +81,15 @@ pub fn store(machine: &Simulated, _: &Path, _: String) -> IoResult<Box<dyn Store
 #[expect(clippy::unused_async, reason = "Linux waits here")]
 pub async fn mounter(machine: &Simulated, _: &Connection) -> zbus::Result<Box<dyn Mounter>> {
     Ok(Box::new(SimulatedMounts::on(machine)))
+}
+
+/// The unlocker.
+///
+/// # Errors
+/// None.
+#[expect(clippy::unused_async, reason = "Linux waits here")]
+pub async fn unlocker(machine: &Simulated, _: &Connection) -> zbus::Result<Box<dyn Unlocker<SimulatedFile>>> {
+    Ok(Box::new(machine.clone()))
 }
 
 /// The mount table.

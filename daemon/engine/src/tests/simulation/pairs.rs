@@ -292,7 +292,7 @@ impl Scene {
             Setup::Attached(lifetime) => attach(lifetime).await,
             Setup::Mounted(lifetime) => {
                 let target = attach(lifetime).await;
-                let volume = crate::VolumeId { attachment: target.id, partition: None };
+                let volume = crate::VolumeId { attachment: target.id, partition: None, is_cleartext: false };
                 let wanted = crate::tests::mount::wanted();
                 harness.engine.mount(volume, &wanted, owner).await.unwrap();
                 target

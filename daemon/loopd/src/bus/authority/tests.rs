@@ -192,6 +192,7 @@ fn attachment(owner: Option<u32>) -> Snapshot {
         state: AttachmentState::Attached,
         file_system: FileSystem::default(),
         mount_points: Vec::new(),
+        cleartext: None,
         partitions: Vec::new(),
         warnings: Vec::new(),
         file_end: FileEnd::default(),

@@ -1,0 +1,61 @@
+//! The cleartext of an unlocked volume: a device of the device mapper.
+
+use std::path::PathBuf;
+
+use loopd_common::EncryptionType;
+
+use crate::device::DiskSequence;
+use crate::udev::FileSystem;
+
+/// A mapping, as sysfs shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// N of `/dev/dm-N`.
+    pub number: u32,
+    /// Major and minor number of the node.
+    pub device_number: (u32, u32),
+    /// Identity of the mapping: the numbers of all disks are one sequence.
+    pub disk_sequence: DiskSequence,
+    /// The device mapper's name of it (`dm/name`).
+    pub name: String,
+    /// How its volume is encrypted (`dm/uuid`).
+    pub kind: EncryptionType,
+    /// Size in bytes.
+    pub size: u64,
+    /// Whether writing is impossible.
+    pub read_only: bool,
+}
+
+impl Mapping {
+    /// The device node.
+    #[must_use]
+    pub fn node(&self) -> String {
+        format!("/dev/dm-{}", self.number)
+    }
+}
+
+/// What clients can see of a cleartext.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CleartextSnapshot {
+    /// The mapping.
+    pub mapping: Mapping,
+    /// When it was unlocked: microseconds of `CLOCK_REALTIME`.
+    pub since: u64,
+    /// What udev found on it.
+    pub file_system: FileSystem,
+    /// Where it is mounted.
+    pub mount_points: Vec<PathBuf>,
+}
+
+/// An event of a mapping, from udev or, without udev, from the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MappingEvent {
+    /// N of `/dev/dm-N`.
+    pub number: u32,
+    /// Whether the mapping is gone.
+    pub removed: bool,
+    /// The disk sequence that the event names.
+    pub disk_sequence: Option<DiskSequence>,
+    /// What udev found on it; `None` for an event of the kernel.
+    pub file_system: Option<FileSystem>,
+}
