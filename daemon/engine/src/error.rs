@@ -111,6 +111,13 @@ pub enum Error {
         reason: String,
     },
 
+    /// The secret does not unlock the volume.
+    #[error("the secret does not unlock {volume}")]
+    WrongSecret {
+        /// The node and the backing file.
+        volume: String,
+    },
+
     /// The file is attached already, and the request does not allow that.
     #[error("{file} is attached to {device} already, from offset {offset}{} on: {reason}", length(*size_limit))]
     Overlap {
@@ -288,6 +295,7 @@ impl Error {
             | Self::NotMounted { .. }
             | Self::NoDevice { .. } => ErrorKind::NotFound,
             Self::InUse { .. } | Self::Busy { .. } => ErrorKind::Busy,
+            Self::WrongSecret { .. } => ErrorKind::WrongSecret,
             Self::Overlap { .. } => ErrorKind::Overlap,
             Self::InvalidBackingFile { .. } => ErrorKind::InvalidBackingFile,
             Self::NotSupported { .. } => ErrorKind::NotSupported,
