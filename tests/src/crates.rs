@@ -34,11 +34,7 @@ mod tests {
             below: &["loopd-common", "loopd-engine", "loopd-partition-table"],
             free_of: &["zbus"],
         },
-        Layer {
-            name: "loopd-unlock",
-            below: &["loopd-common"],
-            free_of: &["nix", "tokio", "udev", "zbus"],
-        },
+        Layer { name: "loopd-unlock", below: &["loopd-common"], free_of: &["nix", "tokio", "udev", "zbus"] },
         Layer { name: "loopd-dbus", below: &["loopd-common"], free_of: &["nix", "udev"] },
         Layer { name: "loopctl", below: &["loopd-common", "loopd-dbus"], free_of: &["udev"] },
         Layer {
