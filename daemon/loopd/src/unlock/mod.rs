@@ -74,8 +74,7 @@ impl Unlocker<CallerFile> for UnlockUnits {
             let message =
                 Request::Open(Box::new(open_request(&device, &name, kind, read_only, &request, timeout)));
             let volume = Volume { node: &device, read_only };
-            let unit = format!("loopd-unlock-{}.service", suffix(&name));
-            let program = Program::start(&self.units, &unit, Some(volume), &operation).await?;
+            let program = Program::start(&self.units, &unlock_unit(&name), Some(volume), &operation).await?;
             let files = [Some(&request.secret), request.header.as_ref()].into_iter().flatten();
             let files: Vec<_> = files.chain(&request.key_files).map(|file| file.as_fd()).collect();
             match program.call(&message.encode(), &files, timeout + SLACK, &operation).await? {
@@ -111,6 +110,8 @@ impl Unlocker<CallerFile> for UnlockUnits {
 }
 
 async fn close(units: &Units, name: &str, timeout: Duration) -> Result<(), Error> {
+    // A program that is still making the mapping ends first. One that does not end in time cannot go on either.
+    let _result = units.stop(&unlock_unit(name), timeout).await;
     short(units, &Request::Close(name.to_owned()), name, format!("close {name}"), timeout).await
 }
 
@@ -136,6 +137,11 @@ async fn short(
         Some(reply) => Err(failed(&reply, operation, name)),
         None => Err(ended(operation)),
     }
+}
+
+/// The unit that makes a mapping.
+fn unlock_unit(name: &str) -> String {
+    format!("loopd-unlock-{}.service", suffix(name))
 }
 
 /// The part of a mapping's name that is in the names of its units.
