@@ -15,7 +15,7 @@ mod program;
 mod sandbox;
 
 use crate::systemd::Units;
-use program::{Program, Volume};
+use program::Program;
 
 /// How much longer than it may take the program is waited for.
 const SLACK: Duration = Duration::from_secs(15);
@@ -73,8 +73,8 @@ impl Unlocker<CallerFile> for UnlockUnits {
             let read_only = request.read_only || is_read_only(device_number);
             let message =
                 Request::Open(Box::new(open_request(&device, &name, kind, read_only, &request, timeout)));
-            let volume = Volume { node: &device, read_only };
-            let program = Program::start(&self.units, &unlock_unit(&name), Some(volume), &operation).await?;
+            let program =
+                Program::start(&self.units, &unlock_unit(&name), Some(device.as_str()), &operation).await?;
             let files = [Some(&request.secret), request.header.as_ref()].into_iter().flatten();
             let files: Vec<_> = files.chain(&request.key_files).map(|file| file.as_fd()).collect();
             match program.call(&message.encode(), &files, timeout + SLACK, &operation).await? {
@@ -110,8 +110,6 @@ impl Unlocker<CallerFile> for UnlockUnits {
 }
 
 async fn close(units: &Units, name: &str, timeout: Duration) -> Result<(), Error> {
-    // A program that is still making the mapping ends first. One that does not end in time cannot go on either.
-    let _result = units.stop(&unlock_unit(name), timeout).await;
     short(units, &Request::Close(name.to_owned()), name, format!("close {name}"), timeout).await
 }
 
@@ -130,6 +128,8 @@ async fn short(
     operation: String,
     timeout: Duration,
 ) -> Result<(), Error> {
+    // A program that is still making the mapping ends first. One that does not end in time cannot go on either.
+    let _result = units.stop(&unlock_unit(name), timeout).await;
     let unit = format!("loopd-lock-{}.service", suffix(name));
     let program = Program::start(units, &unit, None, &operation).await?;
     match program.call(&request.encode(), &[], timeout, &operation).await? {
