@@ -151,6 +151,9 @@ impl Events {
                 mount_changes = machine.mount_changes();
                 engine.mounts_changed(machine.mount_table());
             }
+            while let Some(event) = machine.take_mapping_event() {
+                engine.observe_mapping(&event);
+            }
             match machine.take_uevent() {
                 Some(event) => {
                     tokio::time::sleep(PROCESSING).await;
