@@ -112,6 +112,7 @@ impl Events {
 fn handle(engine: &Arc<Engine<Linux>>, notice: udev::Notice) {
     match notice {
         udev::Notice::Uevent(uevent) => engine.observe(*uevent),
+        udev::Notice::Mapping(event) => engine.observe_mapping(&event),
         udev::Notice::Lost => {
             warn!("udev events were lost; looking at all devices again");
             engine.events_lost();
