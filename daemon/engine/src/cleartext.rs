@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use loopd_common::EncryptionType;
+use loopd_common::text::printable;
 
 use crate::device::DiskSequence;
 use crate::udev::FileSystem;
@@ -31,6 +32,24 @@ impl Mapping {
     #[must_use]
     pub fn node(&self) -> String {
         format!("/dev/dm-{}", self.number)
+    }
+
+    /// The node and the name, for messages.
+    pub(super) fn shown(&self) -> String {
+        format!("{} ({})", self.node(), printable(self.name.as_bytes()))
+    }
+
+    /// Whether it is this one, whatever has changed of it.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        (self.number, self.disk_sequence) == (other.number, other.disk_sequence)
+    }
+}
+
+/// The name of the mapping that loopd makes for a volume. The disk sequence of the attach is never used again.
+pub(super) fn mapping_name(attachment: DiskSequence, partition: Option<u32>) -> String {
+    match partition {
+        None => format!("loopd-{attachment}"),
+        Some(number) => format!("loopd-{attachment}p{number}"),
     }
 }
 

@@ -299,6 +299,21 @@ impl Kernel for Linux {
         })
     }
 
+    fn mapping_users<'a>(&'a self, mapping: &'a Mapping) -> BoxFuture<'a, Result<Users, Error>> {
+        let _ = mapping;
+        todo!("mappings")
+    }
+
+    fn read_mapping<'a>(
+        &'a self,
+        mapping: &'a Mapping,
+        offset: u64,
+        length: usize,
+    ) -> BoxFuture<'a, Result<Vec<u8>, Error>> {
+        let _ = (mapping, offset, length);
+        todo!("mappings")
+    }
+
     fn peek(&self, number: u32) -> Result<Binding, Error> {
         let claimed = self.shared.numbers.is_claimed(number);
         let bound = loop_device::bound(number).map_err(|source| Error::Io {

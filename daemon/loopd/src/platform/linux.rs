@@ -77,6 +77,12 @@ pub fn file(file: CallerFile) -> Result<CallerFile, Error> {
     Ok(file)
 }
 
+/// A file of a caller that is not to be attached.
+#[must_use]
+pub fn unseen_file(file: CallerFile) -> CallerFile {
+    file
+}
+
 /// The sources of events.
 pub struct Events {
     udev: udev::Monitor,
