@@ -192,3 +192,23 @@ test_a_read_only_device_has_a_read_only_cleartext() {
     active alice loopctl detach "$disk"
     expect_all_locked
 }
+
+test_a_key_that_needs_too_much_memory_is_refused() {
+    loopctl list
+    cd /home/alice
+    local disk unit=/run/systemd/system/loopd-unlock-.service.d
+    luks_image disk.img --pbkdf argon2id --pbkdf-memory 131072 --pbkdf-parallel 1 --pbkdf-force-iterations 4
+    disk=$(active alice loopctl attach disk.img)
+    # With the default limit it is unlocked.
+    unlock "$disk"
+    lock_volume "$disk"
+    mkdir -p $unit
+    printf '[Service]\nMemoryMax=48M\n' >$unit/memory.conf
+    systemctl daemon-reload
+    refusal "$(active alice "$probe" unlock "$(object_path "$disk")" rdonly secret)" $not_supported 'needs more memory' \
+        'drop-in for loopd-unlock-.service'
+    rm -r $unit
+    systemctl daemon-reload
+    active alice loopctl detach "$disk"
+    expect_all_locked
+}
