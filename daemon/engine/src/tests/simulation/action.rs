@@ -241,9 +241,12 @@ async fn call(harness: &Harness, action: Action, client: &Client, target: Target
                 .map_err(|error| error.kind());
         }
         Action::Mount | Action::MountPartition | Action::MountCleartext => {
-            let partition = (action == Action::MountPartition).then_some(1);
-            let is_cleartext = action == Action::MountCleartext;
-            let volume = VolumeId { partition, is_cleartext, ..whole(&known(engine, target)?) };
+            let attachment = known(engine, target)?;
+            let volume = match action {
+                Action::MountPartition => VolumeId { partition: Some(1), ..whole(&attachment) },
+                Action::MountCleartext => VolumeId { is_cleartext: true, ..unlocked(&attachment) },
+                _ => whole(&attachment),
+            };
             let mounted = engine.mount(volume, &wanted(), client).await;
             return mounted.map(Reply::Mounted).map_err(|error| error.kind());
         }
@@ -253,15 +256,15 @@ async fn call(harness: &Harness, action: Action, client: &Client, target: Target
             engine.unlock(volume, secret(), client).await.map(drop)
         }
         Action::Lock | Action::LockLazily => {
-            let attachment = known(engine, target)?;
-            // Whichever volume is unlocked.
-            let partition = attachment.saved_cleartexts.first().and_then(|cleartext| cleartext.partition);
-            let volume = VolumeId { partition, ..whole(&attachment) };
+            let volume = unlocked(&known(engine, target)?);
             engine.lock(volume, action == Action::LockLazily).await
         }
         Action::Unmount | Action::UnmountLazily | Action::UnmountCleartext => {
-            let is_cleartext = action == Action::UnmountCleartext;
-            let volume = VolumeId { is_cleartext, ..whole(&known(engine, target)?) };
+            let attachment = known(engine, target)?;
+            let volume = match action {
+                Action::UnmountCleartext => VolumeId { is_cleartext: true, ..unlocked(&attachment) },
+                _ => whole(&attachment),
+            };
             let own_only = engine.is_mounted_for(volume, client.uid);
             engine.unmount(volume, action == Action::UnmountLazily, client.uid, own_only).await
         }
@@ -286,6 +289,12 @@ async fn call(harness: &Harness, action: Action, client: &Client, target: Target
         _ => unreachable!("{action:?} is no call"),
     };
     done.map(|()| Reply::Done).map_err(|error| error.kind())
+}
+
+/// The first volume that is unlocked, or the whole device.
+fn unlocked(attachment: &Snapshot) -> VolumeId {
+    let partition = attachment.saved_cleartexts.first().and_then(|cleartext| cleartext.partition);
+    VolumeId { partition, ..whole(attachment) }
 }
 
 fn request(action: Action, target: Target) -> AttachRequest {

@@ -57,7 +57,7 @@ const WEIGHTS: [(u32, Action); 50] = [
     (2, Action::MountPartition),
     (6, Action::Unmount),
     (2, Action::UnmountLazily),
-    (6, Action::Unlock),
+    (10, Action::Unlock),
     (2, Action::UnlockPartition),
     (4, Action::Lock),
     (2, Action::LockLazily),
