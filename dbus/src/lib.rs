@@ -12,11 +12,17 @@ pub mod options;
 pub mod properties;
 pub mod proxy;
 pub mod transport;
+mod unlock_options;
 mod warnings;
 
-pub use loopd_common::{Error, ErrorKind, Lifetime, Overlap, State, UnknownValue};
+pub use loopd_common::{EncryptionType, Error, ErrorKind, Lifetime, Overlap, State, UnknownValue};
 
 pub use error::ErrorReply;
-pub use options::{AttachOptions, DetachOptions, InvalidOption, ListOptions, MountOptions, UnmountOptions};
-pub use properties::{AttachmentProperties, PartitionProperties, VolumeProperties};
+pub use options::{
+    AttachOptions, DetachOptions, InvalidOption, ListOptions, LockOptions, MountOptions, UnmountOptions,
+};
+pub use properties::{
+    AttachmentProperties, CleartextProperties, EncryptedProperties, PartitionProperties, VolumeProperties,
+};
+pub use unlock_options::UnlockOptions;
 pub use warnings::{Warning, Warnings};

@@ -17,10 +17,22 @@ pub const ATTACHMENT: &str = "org.loopd1.Attachment";
 pub const PARTITION: &str = "org.loopd1.Partition";
 /// The interface of everything that may contain a file system.
 pub const VOLUME: &str = "org.loopd1.Volume";
+/// The interface of a volume that is, or may be, encrypted.
+pub const ENCRYPTED: &str = "org.loopd1.Encrypted";
+/// The interface of an unlocked volume's cleartext.
+pub const CLEARTEXT: &str = "org.loopd1.Cleartext";
 
-/// The methods that take file descriptors, and how many. The bus policy and the daemon refuse more.
-pub const TAKES_DESCRIPTORS: &[(&str, &str, u32)] =
-    &[(MANAGER, "SetupLoop", 1), (MANAGER, "List", 1), (ATTACHMENT, "ReplaceBackingFile", 1)];
+/// The most key files of `Unlock`. dbus-daemon passes at most 16 descriptors in a message.
+pub const MOST_KEY_FILES: u32 = 4;
+
+/// The methods that take file descriptors, and how many. The bus policy and the daemon refuse more. `Unlock` takes the
+/// secret, a header and key files.
+pub const TAKES_DESCRIPTORS: &[(&str, &str, u32)] = &[
+    (MANAGER, "SetupLoop", 1),
+    (MANAGER, "List", 1),
+    (ATTACHMENT, "ReplaceBackingFile", 1),
+    (ENCRYPTED, "Unlock", 2 + MOST_KEY_FILES),
+];
 
 /// polkit action: attach a regular file.
 pub const ACTION_ATTACH: &str = "org.loopd1.attach";
@@ -28,6 +40,8 @@ pub const ACTION_ATTACH: &str = "org.loopd1.attach";
 pub const ACTION_ATTACH_DEVICE: &str = "org.loopd1.attach-device";
 /// polkit action: mount a volume of one's own attachment.
 pub const ACTION_MOUNT: &str = "org.loopd1.mount";
+/// polkit action: unlock a volume of one's own attachment.
+pub const ACTION_UNLOCK: &str = "org.loopd1.unlock";
 /// polkit action: change attachments of other users.
 pub const ACTION_MANAGE_OTHERS: &str = "org.loopd1.manage-others";
 
@@ -43,6 +57,18 @@ pub fn partition_path(disk_sequence: u64, partition: u32) -> ObjectPath<'static>
     ObjectPath::from_string_unchecked(format!("{ATTACHMENT_PREFIX}{disk_sequence}/p{partition}"))
 }
 
+/// The object path of a volume: the whole device of an attachment (`None`), or a partition.
+#[must_use]
+pub fn volume_path(disk_sequence: u64, partition: Option<u32>) -> ObjectPath<'static> {
+    partition.map_or_else(|| attachment_path(disk_sequence), |number| partition_path(disk_sequence, number))
+}
+
+/// The object path of the cleartext of a volume.
+#[must_use]
+pub fn cleartext_path(disk_sequence: u64, partition: Option<u32>) -> ObjectPath<'static> {
+    ObjectPath::from_string_unchecked(format!("{}/cleartext", volume_path(disk_sequence, partition)))
+}
+
 /// The disk sequence in an attachment's object path; `None` for any other path.
 #[must_use]
 pub fn disk_sequence_of(path: &str) -> Option<u64> {
@@ -55,8 +81,17 @@ pub fn disk_sequence_of(path: &str) -> Option<u64> {
 /// Whether this is the node of a loop device.
 #[must_use]
 pub fn is_loop_node(node: &str) -> bool {
-    let digits = node.strip_prefix("/dev/loop");
-    digits.is_some_and(|digits| digits.parse::<u32>().is_ok_and(|number| number.to_string() == digits))
+    node.strip_prefix("/dev/loop").is_some_and(is_number)
+}
+
+/// Whether this is the node of a mapping of the device mapper.
+#[must_use]
+pub fn is_mapping_node(node: &str) -> bool {
+    node.strip_prefix("/dev/dm-").is_some_and(is_number)
+}
+
+fn is_number(digits: &str) -> bool {
+    digits.parse::<u32>().is_ok_and(|number| number.to_string() == digits)
 }
 
 #[cfg(test)]
@@ -76,10 +111,31 @@ mod tests {
     }
 
     #[test]
+    fn only_nodes_of_mappings_are_recognized() {
+        for node in ["/dev/dm-0", "/dev/dm-1048575"] {
+            assert!(is_mapping_node(node), "{node}");
+        }
+        for other in ["", "/dev/dm-", "/dev/dm-+1", "/dev/dm-01", "/dev/dm-0p1", "/dev/mapper/x", "dm-0"] {
+            assert!(!is_mapping_node(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_cleartext_is_below_its_volume() {
+        assert_eq!(cleartext_path(7, None).as_str(), "/org/loopd1/attachment/7/cleartext");
+        assert_eq!(cleartext_path(7, Some(2)).as_str(), "/org/loopd1/attachment/7/p2/cleartext");
+    }
+
+    #[test]
     fn paths_are_parsed_back() {
         assert_eq!(attachment_path(7).as_str(), "/org/loopd1/attachment/7");
         assert_eq!(disk_sequence_of("/org/loopd1/attachment/7"), Some(7));
-        for other in ["/org/loopd1", "/org/loopd1/attachment/07", "/org/loopd1/attachment/7/p1"] {
+        for other in [
+            "/org/loopd1",
+            "/org/loopd1/attachment/07",
+            "/org/loopd1/attachment/7/p1",
+            "/org/loopd1/attachment/7/cleartext",
+        ] {
             assert_eq!(disk_sequence_of(other), None, "{other}");
         }
     }
@@ -94,7 +150,7 @@ mod tests {
             text[start..start + text[start..].find('"').unwrap()].to_owned()
         };
         let mut methods = Vec::new();
-        for interface in [MANAGER, ATTACHMENT, PARTITION, VOLUME] {
+        for interface in [MANAGER, ATTACHMENT, PARTITION, VOLUME, ENCRYPTED, CLEARTEXT] {
             for method in of(&format!("{interface}.xml")).split("<method ").skip(1) {
                 let member = quoted(method, "name=\"");
                 let known = TAKES_DESCRIPTORS.iter().find(|known| (known.0, known.1) == (interface, &member));

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use loopd_common::text::shortened;
 use loopd_common::{Lifetime, Overlap, UnknownValue};
+use zbus::wire::Signature;
 use zbus::{OwnedVariant, Variant};
 
 /// An option dictionary as received.
@@ -45,6 +46,24 @@ pub enum InvalidOption {
         name: String,
         /// What failed.
         reason: String,
+    },
+    /// There are more descriptors than the method takes.
+    #[error("option {name:?} takes at most {most} descriptors, not {found}")]
+    Many {
+        /// The key.
+        name: String,
+        /// The limit.
+        most: u32,
+        /// How many were sent.
+        found: usize,
+    },
+    /// The option does not apply to the type of encryption.
+    #[error("option {name:?} is only for the type {kinds}; see option \"type\"")]
+    OtherType {
+        /// The key.
+        name: &'static str,
+        /// The types that it applies to.
+        kinds: &'static str,
     },
     /// The value is none of those that the option accepts.
     #[error(transparent)]
@@ -290,7 +309,30 @@ impl UnmountOptions {
     }
 }
 
-/// Decodes the option `lazy`, the only one of `Detach` and `Unmount`.
+/// The options of `Lock`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LockOptions {
+    /// If the cleartext is in use, close it at its last close.
+    pub lazy: bool,
+}
+
+impl LockOptions {
+    /// Decodes a received dictionary.
+    ///
+    /// # Errors
+    /// An unknown key, or a value of the wrong type.
+    pub fn decode(received: ReceivedOptions) -> Result<Self, InvalidOption> {
+        Ok(Self { lazy: lazy(received, "Lock")? })
+    }
+
+    /// Encodes the options that differ from the defaults.
+    #[must_use]
+    pub fn encode(self) -> SentOptions<'static> {
+        send_lazy(self.lazy)
+    }
+}
+
+/// Decodes the option `lazy`, the only one of `Detach`, `Unmount` and `Lock`.
 fn lazy(received: ReceivedOptions, method: &'static str) -> Result<bool, InvalidOption> {
     let mut lazy = false;
     for (name, value) in received {
@@ -306,7 +348,7 @@ fn send_lazy(lazy: bool) -> SentOptions<'static> {
     if lazy { SentOptions::from([("lazy", true.into())]) } else { SentOptions::new() }
 }
 
-fn take<'a, T: TryFrom<&'a OwnedVariant>>(
+pub(crate) fn take<'a, T: TryFrom<&'a OwnedVariant>>(
     name: &str,
     expected: &'static str,
     value: &'a OwnedVariant,
@@ -319,17 +361,41 @@ fn take<'a, T: TryFrom<&'a OwnedVariant>>(
 }
 
 /// Takes the descriptor out of the value. A failure is an error: the option must not be ignored.
-fn take_file(name: String, value: OwnedVariant) -> Result<OwnedFd, InvalidOption> {
+pub(crate) fn take_file(name: String, value: OwnedVariant) -> Result<OwnedFd, InvalidOption> {
     let found = value.value_signature().to_string();
     match Variant::from(value) {
-        Variant::Fd(file) => file
-            .try_into()
-            .map_err(|error: zbus::Error| InvalidOption::Descriptor { name, reason: error.to_string() }),
+        Variant::Fd(file) => own(&name, file),
         _ => Err(InvalidOption::Type { name, expected: "h", found }),
     }
 }
 
-fn unknown(name: String, method: &'static str, known: &'static str) -> InvalidOption {
+/// Takes the descriptors out of the value, an array.
+pub(crate) fn take_files(
+    name: String,
+    value: OwnedVariant,
+    most: u32,
+) -> Result<Vec<OwnedFd>, InvalidOption> {
+    let found = value.value_signature().to_string();
+    let wrong = |name| InvalidOption::Type { name, expected: "ah", found };
+    let array = match Variant::from(value) {
+        Variant::Array(array) if *array.element_signature() == Signature::Fd => array,
+        _ => return Err(wrong(name)),
+    };
+    if array.len() > most as usize {
+        return Err(InvalidOption::Many { name, most, found: array.len() });
+    }
+    let files = Vec::<zbus::Fd<'static>>::try_from(array).map_err(|_| wrong(name.clone()))?;
+    files.into_iter().map(|file| own(&name, file)).collect()
+}
+
+fn own(name: &str, file: zbus::Fd<'_>) -> Result<OwnedFd, InvalidOption> {
+    file.try_into().map_err(|error: zbus::Error| InvalidOption::Descriptor {
+        name: name.to_owned(),
+        reason: error.to_string(),
+    })
+}
+
+pub(crate) fn unknown(name: String, method: &'static str, known: &'static str) -> InvalidOption {
     InvalidOption::Unknown { name: shortened(&name), method, known }
 }
 
@@ -366,6 +432,8 @@ mod tests {
         assert_eq!(DetachOptions::decode(received(lazy.encode())), Ok(lazy));
         let lazy = UnmountOptions { lazy: true };
         assert_eq!(UnmountOptions::decode(received(lazy.encode())), Ok(lazy));
+        let lazy = LockOptions { lazy: true };
+        assert_eq!(LockOptions::decode(received(lazy.encode())), Ok(lazy));
         let options =
             MountOptions { read_only: true, filesystem: "vfat".to_owned(), options: "flush".to_owned() };
         assert_eq!(MountOptions::decode(received(options.encode())), Ok(options));

@@ -170,6 +170,28 @@ properties! {
     }
 }
 
+properties! {
+    /// `org.loopd1.Encrypted`.
+    EncryptedProperties {
+        /// The object of the cleartext; `/` while the volume is locked.
+        cleartext: OwnedObjectPath = "Cleartext",
+    }
+}
+
+properties! {
+    /// `org.loopd1.Cleartext`.
+    CleartextProperties {
+        /// The device node.
+        device: String = "Device",
+        /// The object of the encrypted volume.
+        crypto: OwnedObjectPath = "Crypto",
+        /// How the volume is encrypted: a value of the option `type` of `Unlock`.
+        kind: String = "Type",
+        /// When it was unlocked: microseconds of `CLOCK_REALTIME`.
+        since: u64 = "Since",
+    }
+}
+
 /// The owner of a foreign device: none.
 pub const NO_OWNER: u32 = u32::MAX;
 
@@ -245,6 +267,11 @@ mod tests {
         assert_eq!(sent(&attachment), owned(attachment.to_dict()));
         assert_eq!(sent(&partition), owned(partition.to_dict()));
         assert_eq!(sent(&volume()), owned(volume().to_dict()));
+        let encrypted = EncryptedProperties::default();
+        assert_eq!(sent(&encrypted), owned(encrypted.to_dict()));
+        assert_eq!(encrypted.cleartext.as_str(), "/");
+        let cleartext = CleartextProperties { since: 7, ..CleartextProperties::default() };
+        assert_eq!(sent(&cleartext), owned(cleartext.to_dict()));
 
         let joined = Joined(volume(), partition.clone());
         let expected = owned(partition.to_dict().into_iter().chain(volume().to_dict()).collect());

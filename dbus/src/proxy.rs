@@ -13,9 +13,12 @@ use zbus::{Connection, Fd, OwnedVariant, Proxy};
 use loopd_common::Lifetime;
 use loopd_common::text::{is_deceptive, printable};
 
-use crate::names::{ATTACHMENT, BUS_NAME, MANAGER, ROOT_PATH, VOLUME, is_loop_node};
-use crate::options::{AttachOptions, DetachOptions, ListOptions, MountOptions, UnmountOptions};
+use crate::names::{
+    ATTACHMENT, BUS_NAME, ENCRYPTED, MANAGER, ROOT_PATH, VOLUME, is_loop_node, is_mapping_node,
+};
+use crate::options::{AttachOptions, DetachOptions, ListOptions, LockOptions, MountOptions, UnmountOptions};
 use crate::properties::AttachmentProperties;
+use crate::unlock_options::UnlockOptions;
 
 /// An attachment's path and its properties: those of `Attachment` and of `Volume`.
 pub type Listed = (OwnedObjectPath, HashMap<String, OwnedVariant>);
@@ -55,6 +58,15 @@ fn loop_node(answer: String) -> zbus::Result<String> {
         return Ok(answer);
     }
     Err(zbus::Error::Failure(format!("the reply is not a loop device: {}", printable(answer.as_bytes()))))
+}
+
+/// As [`loop_node`], for a cleartext.
+fn mapping_node(answer: String) -> zbus::Result<String> {
+    if is_mapping_node(&answer) {
+        return Ok(answer);
+    }
+    let shown = printable(answer.as_bytes());
+    Err(zbus::Error::Failure(format!("the reply is not a device of the device mapper: {shown}")))
 }
 
 /// The reply is printed: it must have no deceptive characters. loopd's directories never have any.
@@ -277,5 +289,50 @@ impl Volume {
     /// Those of the contract, or the bus failed.
     pub async fn unmount(&self, options: UnmountOptions) -> zbus::Result<()> {
         call(&self.proxy, "Unmount", self.interaction, &(options.encode(),)).await
+    }
+}
+
+/// `org.loopd1.Encrypted`.
+#[derive(Clone, Debug)]
+pub struct Encrypted {
+    proxy: Proxy<'static>,
+    interaction: Interaction,
+}
+
+impl Encrypted {
+    /// The encrypted volume with this path: an attachment's or a partition's. No call is made yet.
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub async fn new(
+        connection: &Connection,
+        path: ObjectPath<'static>,
+        interaction: Interaction,
+    ) -> zbus::Result<Self> {
+        Ok(Self { proxy: object(connection, path, ENCRYPTED).await?, interaction })
+    }
+
+    /// Unlocks it with the secret that can be read from this descriptor; returns the object and the device node of the
+    /// cleartext.
+    ///
+    /// # Errors
+    /// Those of the contract, or the bus failed.
+    pub async fn unlock(
+        &self,
+        secret: BorrowedFd<'_>,
+        options: &UnlockOptions,
+    ) -> zbus::Result<(OwnedObjectPath, String)> {
+        let body = (Fd::from(secret), options.encode());
+        let (object, device): (OwnedObjectPath, String) =
+            call(&self.proxy, "Unlock", self.interaction, &body).await?;
+        Ok((object, mapping_node(device)?))
+    }
+
+    /// Locks it.
+    ///
+    /// # Errors
+    /// Those of the contract, or the bus failed.
+    pub async fn lock(&self, options: LockOptions) -> zbus::Result<()> {
+        call(&self.proxy, "Lock", self.interaction, &(options.encode(),)).await
     }
 }

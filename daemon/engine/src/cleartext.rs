@@ -84,6 +84,6 @@ pub struct MappingEvent {
     pub removed: bool,
     /// The disk sequence that the event names.
     pub disk_sequence: Option<DiskSequence>,
-    /// What udev found on it; `None` for an event of the kernel.
+    /// What udev found on it; `None` for an event of the kernel, and if udev has not probed it.
     pub file_system: Option<FileSystem>,
 }

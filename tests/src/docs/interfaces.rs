@@ -1,7 +1,7 @@
 //! org.loopd1(5), generated from the introspection XML and its comments.
 
 use anyhow::{Context as _, Result};
-use loopd_dbus::names::{ATTACHMENT, MANAGER, PARTITION, VOLUME};
+use loopd_dbus::names::{ATTACHMENT, CLEARTEXT, ENCRYPTED, MANAGER, PARTITION, VOLUME};
 use roff::{bold, italic, roman};
 use roxmltree::{Document, Node, ParsingOptions};
 
@@ -19,7 +19,7 @@ pub fn page() -> Result<Page> {
          org.freedesktop.DBus.ObjectManager, whose signals announce added and removed objects. Changes are announced \
          with PropertiesChanged of org.freedesktop.DBus.Properties.",
     );
-    for name in [MANAGER, ATTACHMENT, PARTITION, VOLUME] {
+    for name in [MANAGER, ATTACHMENT, PARTITION, VOLUME, ENCRYPTED, CLEARTEXT] {
         let path = format!("dbus/{name}.xml");
         let text = std::fs::read_to_string(repository().join(&path)).with_context(|| path.clone())?;
         describe(&mut manual, &text, name).with_context(|| path)?;

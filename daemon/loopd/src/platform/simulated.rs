@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use loopd_common::CallerFile;
-use loopd_engine::kernel::{FileSystem, Findings};
+use loopd_engine::kernel::{FileFacts, FileIdentity, FileKind, FileSystem, Findings};
 use loopd_engine::mount_table::MountTable;
 use loopd_engine::simulated::{Files, Simulated, SimulatedFile, SimulatedMounts};
 use loopd_engine::{Engine, Error, Mounter, Store, Unlocker};
@@ -113,6 +113,20 @@ pub fn file(file: CallerFile) -> Result<SimulatedFile, Error> {
         size: examined.size.unwrap_or(0),
         findings: Findings::default(),
     })
+}
+
+/// A file of a caller that is not to be attached. The simulation does not read it.
+#[must_use]
+pub fn unseen_file(_: CallerFile) -> SimulatedFile {
+    let facts = FileFacts {
+        kind: FileKind::Regular,
+        path: Vec::new(),
+        identity: FileIdentity { device: 0, inode: 0 },
+        writable: false,
+        appends: false,
+        only_root_writes: false,
+    };
+    SimulatedFile { facts, size: 0, findings: Findings::default() }
 }
 
 /// The sources of events.
