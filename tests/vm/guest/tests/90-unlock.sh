@@ -193,6 +193,23 @@ test_a_read_only_device_has_a_read_only_cleartext() {
     expect_all_locked
 }
 
+test_a_partition_is_unlocked() {
+    loopctl list
+    cd /home/alice
+    local disk cleartext
+    luks_image volume.img
+    image disk.img 52M alice
+    printf 'start=2048, size=98304\n' | sfdisk --quiet --label gpt disk.img
+    dd if=volume.img of=disk.img bs=1M seek=1 conv=notrunc status=none
+    disk=$(active alice loopctl attach disk.img)
+    cleartext=$(unlock "${disk}p1")
+    is_mapped "$(mapping_of "$disk")p1"
+    equal "the volume" "$(ls "/sys/block/${cleartext#/dev/}/slaves")" "${disk#/dev/}p1"
+    lock_volume "${disk}p1"
+    active alice loopctl detach "$disk"
+    expect_all_locked
+}
+
 test_a_key_that_needs_too_much_memory_is_refused() {
     loopctl list
     cd /home/alice
