@@ -75,11 +75,13 @@ pub fn is_mounted(harness: &Harness, target: Target, directory: &std::path::Path
     let is_there = harness.machine.mount_table().has(directory);
     holds(is_there, || format!("{} is mounted, and nothing is on {directory:?}", target.id))?;
     // A foreign device gets another object when the daemon starts again.
-    let points = |found: crate::Snapshot| {
-        let of_cleartexts = found.cleartexts().flat_map(|(_, cleartext)| cleartext.mount_points.clone());
-        of_cleartexts.collect::<Vec<_>>().into_iter().chain(found.mount_points)
-    };
-    let listed: Vec<_> = harness.engine.list().into_iter().flat_map(points).collect();
+    let listed = harness.engine.list();
+    let of_devices = listed.into_iter().flat_map(|found| found.mount_points);
+    // Not as they are listed: while a backing file is replaced, no partition is.
+    let state = harness.engine.state();
+    let cleartexts = state.records.values().flat_map(|record| record.cleartexts.values());
+    let of_cleartexts = cleartexts.flat_map(|cleartext| cleartext.show(&state.mounts).mount_points);
+    let listed: Vec<_> = of_cleartexts.chain(of_devices).collect();
     holds(listed.iter().any(|listed| listed == directory), || {
         format!("{directory:?} is not listed: {listed:?}")
     })

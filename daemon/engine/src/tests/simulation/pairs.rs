@@ -76,7 +76,7 @@ const SETUPS: [Setup; 14] = [
 ];
 
 /// One in so many of the circumstances of each pair is played by default.
-const SHARE: usize = 29;
+const SHARE: usize = 17;
 
 type Step = (Who, Action);
 
@@ -421,6 +421,10 @@ fn has_halves(scene: &Scene, outcome: &Outcome) -> bool {
     let dies_during_end = outcome.died
         && is_unlocked
         && any(&|index, action| action == DetachLazily && outcome.answers[index].is_none());
+    // Then another program may mount the device.
+    let mounts_during_end = is_unlocked
+        && any(&|_, action| matches!(action, DetachLazily | Vanish))
+        && any(&|_, action| action == ForeignMount);
     // The kernel has one flag for both: a detach that fails as busy takes back that of another program.
     let takes_back_both = any(&|index, action| action == Detach && has_failed(index, ErrorKind::Busy))
         && any(&|_, action| action == ForeignDetach);
@@ -433,6 +437,7 @@ fn has_halves(scene: &Scene, outcome: &Outcome) -> bool {
         || dies_during_lifetime
         || detaches_twice
         || dies_during_end
+        || mounts_during_end
         || takes_back_both
         || dies_during_mount
 }
