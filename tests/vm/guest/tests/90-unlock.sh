@@ -70,8 +70,11 @@ test_a_cleartext_survives_the_daemon_as_its_device_does() {
     loopctl list
     is_mapped "$name"
     contains "$(loopctl info "$disk")" "${disk#/dev/}"
-    # A stop ends what is not persistent.
+    # A stop ends what is not persistent. The next daemon removes its state file.
     systemctl stop loopd.service
+    eventually no_mappings
+    eventually no_devices
+    loopctl list
     expect_all_locked
     # What is persistent stays, and its owner locks it with the next daemon.
     disk=$(active alice loopctl attach disk.img)
