@@ -187,9 +187,9 @@ fn failed(reply: &Reply, operation: String, volume: &str) -> Error {
         Outcome::TimedOut => Error::Timeout { operation, reason: detail.clone() },
         Outcome::OutOfMemory => {
             let reason = format!(
-                "the derivation of its key needs more memory than the {} MiB that it may use, or than is free{said}; \
-                 convert the key with \"cryptsetup luksConvertKey\"",
-                sandbox::MOST_MEMORY >> 20
+                "the derivation of its key needs more memory than it may use{said}; convert the key with \"cryptsetup \
+                 luksConvertKey\", or have the administrator raise MemoryMax= (a drop-in for {})",
+                unlock_unit("")
             );
             Error::NotSupported { operation, reason }
         }
@@ -221,7 +221,7 @@ mod tests {
             (Outcome::InvalidInput, ErrorKind::InvalidArgs, "cannot unlock /dev/loop0 (/x.img): detail"),
             (Outcome::OtherType, ErrorKind::InvalidArgs, "asked for: detail"),
             (Outcome::TimedOut, ErrorKind::Timeout, "detail"),
-            (Outcome::OutOfMemory, ErrorKind::NotSupported, "1536 MiB"),
+            (Outcome::OutOfMemory, ErrorKind::NotSupported, "a drop-in for loopd-unlock-.service"),
             (Outcome::UnusableHeader, ErrorKind::NotSupported, "header cannot be used: detail"),
             (Outcome::Taken, ErrorKind::Busy, "another program uses it: detail"),
             (Outcome::InUse, ErrorKind::Busy, "it is in use: detail"),

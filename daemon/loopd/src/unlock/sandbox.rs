@@ -9,7 +9,8 @@ use zbus::wire::Fd;
 use crate::systemd::UnitProperties;
 
 /// How much memory the derivation of a key may use, in bytes. cryptsetup asks for at most 1 GiB when it makes a key.
-pub const MOST_MEMORY: u64 = 1536 << 20;
+/// A drop-in for `loopd-unlock-.service` can change this.
+const MOST_MEMORY: u64 = 1536 << 20;
 /// The device mapper's ioctls need it.
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 const INFINITY: u64 = u64::MAX;

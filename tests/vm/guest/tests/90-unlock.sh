@@ -192,3 +192,40 @@ test_a_read_only_device_has_a_read_only_cleartext() {
     active alice loopctl detach "$disk"
     expect_all_locked
 }
+
+test_a_partition_is_unlocked() {
+    loopctl list
+    cd /home/alice
+    local disk cleartext
+    luks_image volume.img
+    image disk.img 52M alice
+    printf 'start=2048, size=98304\n' | sfdisk --quiet --label gpt disk.img
+    dd if=volume.img of=disk.img bs=1M seek=1 conv=notrunc status=none
+    disk=$(active alice loopctl attach disk.img)
+    cleartext=$(unlock "${disk}p1")
+    is_mapped "$(mapping_of "$disk")p1"
+    equal "the volume" "$(ls "/sys/block/${cleartext#/dev/}/slaves")" "${disk#/dev/}p1"
+    lock_volume "${disk}p1"
+    active alice loopctl detach "$disk"
+    expect_all_locked
+}
+
+test_a_key_that_needs_too_much_memory_is_refused() {
+    loopctl list
+    cd /home/alice
+    local disk unit=/run/systemd/system/loopd-unlock-.service.d
+    luks_image disk.img --pbkdf argon2id --pbkdf-memory 131072 --pbkdf-parallel 1 --pbkdf-force-iterations 4
+    disk=$(active alice loopctl attach disk.img)
+    # With the default limit it is unlocked.
+    unlock "$disk"
+    lock_volume "$disk"
+    mkdir -p $unit
+    printf '[Service]\nMemoryMax=48M\n' >$unit/memory.conf
+    systemctl daemon-reload
+    refusal "$(active alice "$probe" unlock "$(object_path "$disk")" rdonly secret)" $not_supported 'needs more memory' \
+        'drop-in for loopd-unlock-.service'
+    rm -r $unit
+    systemctl daemon-reload
+    active alice loopctl detach "$disk"
+    expect_all_locked
+}
