@@ -190,10 +190,16 @@ pub trait Kernel: Udev + StoredHolds {
     ) -> BoxFuture<'_, Result<Partitioning, Error>>;
 
     /// The partitions' nodes. Reads sysfs and never blocks.
-    fn partition_nodes(&self, number: u32) -> Vec<PartitionNode>;
+    ///
+    /// # Errors
+    /// `Kernel` if sysfs cannot be read.
+    fn partition_nodes(&self, number: u32) -> Result<Vec<PartitionNode>, Error>;
 
     /// The node of one partition; `None` if it does not exist. Reads sysfs and never blocks.
-    fn partition_node(&self, number: u32, partition: u32) -> Option<PartitionNode>;
+    ///
+    /// # Errors
+    /// `Kernel` if sysfs cannot be read.
+    fn partition_node(&self, number: u32, partition: u32) -> Result<Option<PartitionNode>, Error>;
 
     /// Whether the kernel is known to read partition tables.
     fn scans_itself(&self) -> bool;

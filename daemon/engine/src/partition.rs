@@ -166,7 +166,8 @@ impl<K: Kernel> Engine<K> {
     fn may_have_changed(&self, record: &Record<K>, event: &Uevent) -> bool {
         if let Some(partition) = event.partition {
             let known = record.partitions.get(&partition).map(|known| &known.partition.node);
-            return self.kernel.partition_node(event.number, partition).as_ref() != known;
+            let there = self.kernel.partition_node(event.number, partition);
+            return there.map_or(true, |there| there.as_ref() != known);
         }
         // If the kernel does not read tables, loopd has to read one to know whether it has changed.
         let has_table = event.processed.as_ref().is_some_and(|found| found.has_table);

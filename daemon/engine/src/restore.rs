@@ -12,7 +12,7 @@ use crate::engine::{Engine, Pending};
 use crate::error::Error;
 use crate::event::Event;
 use crate::findings::{FileEnd, Findings};
-use crate::kernel::{Change, Device, DiskSequence, Kernel, Partition, ScanReason, node};
+use crate::kernel::{Change, Device, DiskSequence, Kernel, Partition, PartitionNode, ScanReason, node};
 use crate::lifecycle::Lifecycle;
 use crate::limiter::Limiter;
 use crate::operation::audit;
@@ -146,11 +146,9 @@ impl<K: Kernel> Engine<K> {
         // Other tasks that read its state wait, and find it adopted.
         let _alone = self.status_locks.lock(number).await;
         let permit = self.attachment_quota.adopt(saved.ownership.uid);
-        match self.kernel.status(number).await {
-            Ok(Some(device)) if saved.is_of(&device) => {
-                self.adopt_device(saved, device, permit).await;
-            }
-            Ok(_) => {
+        match self.find_saved(saved).await {
+            Ok(Some((device, nodes))) => self.adopt_device(saved, device, nodes, permit).await,
+            Ok(None) => {
                 info!(number, disk_sequence = id.0, "it ended while loopd did not run");
                 self.state_writer.end(id);
                 if saved.node_made {
@@ -162,6 +160,16 @@ impl<K: Kernel> Engine<K> {
                 self.pending().insert(number, Pending { saved: saved.clone(), permit });
             }
         }
+    }
+
+    /// The device of a saved attachment with its partitions; `None` if it has ended.
+    async fn find_saved(
+        &self,
+        saved: &SavedAttachment,
+    ) -> Result<Option<(Device, Vec<PartitionNode>)>, Error> {
+        let device = self.kernel.status(saved.number).await?.filter(|device| saved.is_of(device));
+        let Some(device) = device else { return Ok(None) };
+        Ok(Some((device, self.kernel.partition_nodes(saved.number)?)))
     }
 
     fn pending(&self) -> MutexGuard<'_, HashMap<u32, Pending>> {
@@ -198,8 +206,9 @@ impl<K: Kernel> Engine<K> {
             self.forget_pending(device.number);
             return false;
         }
+        let Ok(nodes) = self.kernel.partition_nodes(device.number) else { return true };
         let Some(Pending { saved, permit }) = self.pending().remove(&device.number) else { return false };
-        self.adopt_device(&saved, device.clone(), permit).await;
+        self.adopt_device(&saved, device.clone(), nodes, permit).await;
         let (lifetime, has_client) = (saved.ownership.lifetime, saved.ownership.client.is_some());
         if saved.phase == Phase::Attached && !has_client {
             match lifetime {
@@ -213,7 +222,13 @@ impl<K: Kernel> Engine<K> {
         true
     }
 
-    async fn adopt_device(self: &Arc<Self>, saved: &SavedAttachment, device: Device, permit: Permit) {
+    async fn adopt_device(
+        self: &Arc<Self>,
+        saved: &SavedAttachment,
+        device: Device,
+        nodes: Vec<PartitionNode>,
+        permit: Permit,
+    ) {
         let id = saved.id;
         // An older daemon, which made no marks for udev, may have attached it.
         if !is_root(saved.ownership.uid)
@@ -241,12 +256,12 @@ impl<K: Kernel> Engine<K> {
         if let Err(error) = self.state_writer.end_replacement(id, device.disk_sequence, file_end) {
             warn!(device = device.node(), disk_sequence = id.0, "{error}");
         }
-        if is_detaching || !is_held {
-            self.insert_saved(saved, device, None, is_detaching, permit);
+        let (device, hold) = if is_detaching || !is_held {
+            (device, None)
         } else {
-            let (device, hold) = self.hold_again(device, ends_by_itself).await;
-            self.insert_saved(saved, device, hold, is_detaching, permit);
-        }
+            self.hold_again(device, ends_by_itself).await
+        };
+        self.insert_saved(saved, (device, nodes), hold, is_detaching, permit);
         if let Some(snapshot) = self.find(id) {
             audit("adopted", &snapshot);
             self.emit(Event::Added(Box::new(snapshot)));
@@ -293,7 +308,7 @@ impl<K: Kernel> Engine<K> {
     fn insert_saved(
         &self,
         saved: &SavedAttachment,
-        device: Device,
+        (device, nodes): (Device, Vec<PartitionNode>),
         hold: Option<K::Hold>,
         is_detaching: bool,
         permit: Permit,
@@ -309,7 +324,7 @@ impl<K: Kernel> Engine<K> {
         };
         let number = device.number;
         let file_system = self.kernel.stored(number, None).unwrap_or_default().file_system;
-        let partitions = self.kernel.partition_nodes(number).into_iter().map(|node| {
+        let partitions = nodes.into_iter().map(|node| {
             let found = self.kernel.stored(number, Some(node.number));
             (node.number, PartitionRecord::new(&Partition { node, ..Partition::default() }, found))
         });

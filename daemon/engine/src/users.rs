@@ -27,7 +27,8 @@ impl<K: Kernel> Engine<K> {
     /// Loop devices whose backing file is the node of this device or of a partition of it, under any name.
     async fn stacked_on(self: &Arc<Self>, attachment: &Snapshot) -> Vec<String> {
         let number = attachment.device.number;
-        let partitions = self.kernel.partition_nodes(number).into_iter().map(|node| node.device_number);
+        let nodes = self.kernel.partition_nodes(number).unwrap_or_default();
+        let partitions = nodes.into_iter().map(|node| node.device_number);
         let below: Vec<(u32, u32)> = partitions.chain([attachment.device.device_number]).collect();
         let others = self.other_devices(number).await.unwrap_or_default();
         let mut stacked: Vec<_> = others

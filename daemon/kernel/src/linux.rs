@@ -8,13 +8,14 @@ use std::sync::Arc;
 use loopd_common::CallerFile;
 use loopd_engine::kernel::{
     Attached, Binding, BtrfsDevices, Change, Device, Difference, DiskSequence, FileFacts, Kernel,
-    PartitionNode, Partitioning, ProbeResult, Replaced, ScanReason, StoredHolds, Udev, Users, node,
+    PartitionNode, Partitioning, ProbeResult, Replaced, ScanReason, StoredHolds, Udev, Users,
 };
 use loopd_engine::mount_table::MountTable;
 use loopd_engine::{AttachRequest, BoxFuture, Error};
 use nix::fcntl::OFlag;
 
 use crate::descriptor_store::DescriptorStore;
+use crate::error::state_unreadable;
 use crate::hold::Hold;
 use crate::numbers::{Claim, Control, Numbers};
 use crate::shared::Shared;
@@ -256,12 +257,12 @@ impl Kernel for Linux {
         self.blocking(move |shared| partitions::settle(shared, number, disk_sequence, reason))
     }
 
-    fn partition_nodes(&self, number: u32) -> Vec<PartitionNode> {
-        loop_device::partitions(number)
+    fn partition_nodes(&self, number: u32) -> Result<Vec<PartitionNode>, Error> {
+        loop_device::partitions(number).map_err(|source| state_unreadable(number, source))
     }
 
-    fn partition_node(&self, number: u32, partition: u32) -> Option<PartitionNode> {
-        loop_device::partition(number, partition)
+    fn partition_node(&self, number: u32, partition: u32) -> Result<Option<PartitionNode>, Error> {
+        loop_device::partition(number, partition).map_err(|source| state_unreadable(number, source))
     }
 
     fn scans_itself(&self) -> bool {
@@ -280,10 +281,7 @@ impl Kernel for Linux {
 
     fn peek(&self, number: u32) -> Result<Binding, Error> {
         let claimed = self.shared.numbers.is_claimed(number);
-        let bound = loop_device::bound(number).map_err(|source| Error::Io {
-            operation: format!("read the state of {}", node(number)),
-            source,
-        })?;
+        let bound = loop_device::bound(number).map_err(|source| state_unreadable(number, source))?;
         Ok(Binding { bound, claimed })
     }
 }

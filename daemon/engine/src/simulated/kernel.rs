@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::future::BoxFuture;
 use crate::kernel::{
     Attached, Binding, Change, Device, Difference, DiskSequence, FileFacts, Kernel, PartitionNode,
-    Partitioning, ProbeResult, Replaced, ScanReason, StoredHolds, Udev, Users, node,
+    Partitioning, ProbeResult, Replaced, ScanReason, StoredHolds, Udev, Users,
 };
 use crate::mount_table::MountTable;
 use crate::request::AttachRequest;
@@ -299,18 +299,20 @@ impl Kernel for Simulated {
         })
     }
 
-    fn partition_nodes(&self, number: u32) -> Vec<PartitionNode> {
+    fn partition_nodes(&self, number: u32) -> Result<Vec<PartitionNode>, Error> {
         let mut machine = self.lock();
+        machine.read_sysfs(number)?;
         let nodes = machine.bound.get(&number).map(nodes).unwrap_or_default();
         machine.partitions_read += nodes.len();
-        nodes
+        Ok(nodes)
     }
 
-    fn partition_node(&self, number: u32, partition: u32) -> Option<PartitionNode> {
+    fn partition_node(&self, number: u32, partition: u32) -> Result<Option<PartitionNode>, Error> {
         let mut machine = self.lock();
+        machine.read_sysfs(number)?;
         machine.partitions_read += 1;
-        let bound = machine.bound.get(&number).filter(|bound| (1..=bound.partitions).contains(&partition))?;
-        Some(partition_node(bound, partition))
+        let bound = machine.bound.get(&number).filter(|bound| (1..=bound.partitions).contains(&partition));
+        Ok(bound.map(|bound| partition_node(bound, partition)))
     }
 
     fn scans_itself(&self) -> bool {
@@ -436,10 +438,7 @@ impl Kernel for Simulated {
     fn peek(&self, number: u32) -> Result<Binding, Error> {
         let mut machine = self.lock();
         machine.looks += 1;
-        if machine.is_unreadable {
-            let source = std::io::Error::other("too many open files");
-            return Err(Error::Io { operation: format!("read the state of {}", node(number)), source });
-        }
+        machine.read_sysfs(number)?;
         let bound = machine.bound.get(&number).map(|bound| bound.sequence);
         Ok(Binding { bound, claimed: machine.claimed.contains(&number) })
     }

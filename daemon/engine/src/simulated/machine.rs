@@ -784,6 +784,15 @@ impl Simulated {
 }
 
 impl Machine {
+    /// Fails if sysfs cannot be read.
+    pub(super) fn read_sysfs(&self, number: u32) -> Result<(), Error> {
+        if !self.is_unreadable {
+            return Ok(());
+        }
+        let source = std::io::Error::other("too many open files");
+        Err(Error::Io { operation: format!("read the state of {}", crate::device::node(number)), source })
+    }
+
     fn emit(&self, happened: &Happened) -> Uevent {
         let found = self.found(happened.sequence);
         // udev cannot probe a partition that was made again since.

@@ -358,3 +358,33 @@ async fn end_everything(harness: &Harness, clients: &[Client]) {
     }
     harness.assert_empty().await;
 }
+
+#[test]
+fn a_device_whose_partitions_cannot_be_read_is_adopted_later_and_stays_mounted() {
+    let machine = Simulated::new();
+    machine.keep_holds();
+    machine.set_partitions(2);
+    let files = Files::on(&machine);
+    let client = Client::new(":1.1", 7);
+    let attached = run_daemon(&machine, &files, async |harness| {
+        harness.start_udev(0);
+        let attached = harness.attach(&client, Lifetime::Mount).await.unwrap();
+        machine.mount_on(attached.device.number, Some(2), "/mnt".into());
+        harness.settle().await;
+        attached
+    });
+    let (id, number) = attached.map(|attached| (attached.id, attached.device.number)).unwrap();
+    machine.die();
+    run_daemon(&machine, &files, async |harness| {
+        machine.set_unreadable(true);
+        harness.engine.restore(connected([])).await;
+        assert!(harness.engine.find(id).is_none(), "it is not adopted yet");
+        machine.set_unreadable(false);
+        harness.start_udev(0);
+        let adopted = harness.engine.locate(number).await.unwrap();
+        assert_eq!((adopted.id, adopted.state), (id, State::Attached), "a partition is mounted");
+        machine.unmount_from("/mnt".as_ref());
+        harness.assert_empty().await;
+    })
+    .expect("the second one lives");
+}

@@ -39,7 +39,7 @@ pub fn kernel_scans(shared: &Shared, has_made_nodes: bool) -> bool {
 fn test(shared: &Shared) -> Option<bool> {
     let request = AttachRequest { read_only: true, wait: false, ..AttachRequest::default() };
     let bound = bind(shared, &sample_image().ok()?, &request).ok()?;
-    Some(!loop_device::partitions(bound.device.number).is_empty())
+    Some(!loop_device::partitions(bound.device.number).ok()?.is_empty())
 }
 
 /// An image with one DOS partition of 8 sectors.
