@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
+use std::sync::Arc;
 
 pub use crate::device::{
     Binding, BtrfsDevices, Change, Claim, Device, DiskSequence, FileFacts, FileIdentity, FileKind, Users,
@@ -13,6 +14,7 @@ use crate::future::BoxFuture;
 pub use crate::image_format::ImageFormat;
 use crate::mount_table::MountTable;
 pub use crate::partitioning::{Partition, PartitionNode, Partitioning, ScanReason, TableEntry};
+pub use crate::release_queue::{QueuedHold, ReleaseQueue};
 use crate::request::AttachRequest;
 pub use crate::udev::{FileSystem, ProbeResult, Udev};
 pub use crate::warning::{Describer, NotMade};
@@ -32,6 +34,19 @@ pub struct Attached<K: Kernel + ?Sized> {
     pub claim: K::Claim,
     /// Whether the device node was made for this attach.
     pub node_made: bool,
+}
+
+/// The result of [`Kernel::detach_unused`].
+pub enum DetachAttempt<H> {
+    /// The device has users, or they cannot be determined. Nothing has changed; this is the hold.
+    Kept(Option<H>, Result<Users, Error>),
+    /// The hold is closed, or the device cleared.
+    Released {
+        /// Whether the device is detached and taken down. Else it is detached at its last close.
+        detached: bool,
+    },
+    /// The device could not be cleared.
+    Failed(Error),
 }
 
 /// How a number differs from what was known of it.
@@ -90,6 +105,18 @@ pub trait Kernel: Udev + StoredHolds {
 
     /// Closes a hold: an autoclear device is detached at its last close.
     fn release(&self, hold: Self::Hold) -> BoxFuture<'_, ()>;
+
+    /// Closes the holds of a queue one after the other, until the queue is empty. Several calls may share a queue.
+    fn release_queued(&self, queue: Arc<ReleaseQueue<Self::Hold>>) -> BoxFuture<'_, ()>;
+
+    /// Looks up the users of the device, as [`Kernel::users`] does, and if there are none closes the hold or, without
+    /// one, clears the device. Then waits for its rundown if that has detached it.
+    fn detach_unused(
+        &self,
+        number: u32,
+        disk_sequence: DiskSequence,
+        hold: Option<Self::Hold>,
+    ) -> BoxFuture<'_, DetachAttempt<Self::Hold>>;
 
     /// Opens a hold of a device; `None` if this attach has ended or is ending. It replaces a hold that the last
     /// daemon has left.

@@ -128,8 +128,8 @@ impl<K: Kernel> Engine<K> {
             }
         }
         drop(state);
-        for id in ended {
-            self.spawn_end_of_lifetime(id, Some(client.clone()));
+        if !ended.is_empty() {
+            self.spawn_end_of_client(ended, client.clone());
         }
         waiting.into_iter().for_each(|id| self.begin_grace(id));
     }

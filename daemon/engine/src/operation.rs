@@ -253,7 +253,12 @@ impl<K: Kernel> Engine<K> {
             alone
         });
         let _alone = tokio::time::timeout(self.settings().wait_for_users, going).await;
-        self.update_outline(attachment.id, |record| {
+        self.await_last_close(attachment.id);
+    }
+
+    /// Shows that the device is detached at its last close.
+    pub(super) fn await_last_close(&self, id: DiskSequence) {
+        self.update_outline(id, |record| {
             record.lifecycle = Lifecycle::Detaching;
             record.device.autoclear = true;
         });

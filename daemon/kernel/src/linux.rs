@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use loopd_common::CallerFile;
 use loopd_engine::kernel::{
-    Attached, Binding, BtrfsDevices, Change, Device, Difference, DiskSequence, FileFacts, Kernel,
-    PartitionNode, Partitioning, ProbeResult, Replaced, ScanReason, StoredHolds, Udev, Users,
+    Attached, Binding, BtrfsDevices, Change, DetachAttempt, Device, Difference, DiskSequence, FileFacts,
+    Kernel, PartitionNode, Partitioning, ProbeResult, ReleaseQueue, Replaced, ScanReason, StoredHolds, Udev,
+    Users,
 };
 use loopd_engine::mount_table::MountTable;
 use loopd_engine::{AttachRequest, BoxFuture, Error};
-use nix::fcntl::OFlag;
 
 use crate::descriptor_store::DescriptorStore;
 use crate::error::state_unreadable;
@@ -140,12 +140,22 @@ impl Kernel for Linux {
     }
 
     fn release(&self, hold: Hold) -> BoxFuture<'_, ()> {
-        Box::pin(async move {
-            // First, so that the service manager does not make the last close.
-            self.shared.fd_store.withdraw(hold.disk_sequence()).await;
-            // The last close detaches the device, which writes to the backing file.
-            self.blocking_always(move |_| drop(hold)).await;
-        })
+        self.blocking_always(move |shared| detach::release(shared, hold))
+    }
+
+    fn release_queued(&self, queue: Arc<ReleaseQueue<Hold>>) -> BoxFuture<'_, ()> {
+        self.blocking_always(move |shared| detach::release_queued(shared, &queue))
+    }
+
+    fn detach_unused(
+        &self,
+        number: u32,
+        disk_sequence: DiskSequence,
+        hold: Option<Hold>,
+    ) -> BoxFuture<'_, DetachAttempt<Hold>> {
+        let done =
+            self.blocking(move |shared| Ok(detach::detach_unused(shared, number, disk_sequence, hold)));
+        Box::pin(async move { done.await.unwrap_or_else(DetachAttempt::Failed) })
     }
 
     fn hold(&self, number: u32, disk_sequence: DiskSequence) -> BoxFuture<'_, Result<Option<Hold>, Error>> {
@@ -157,15 +167,11 @@ impl Kernel for Linux {
     }
 
     fn clear(&self, number: u32, disk_sequence: DiskSequence) -> BoxFuture<'_, Result<(), Error>> {
-        Box::pin(async move {
-            // A copy that an earlier daemon has left would keep the device attached.
-            self.shared.fd_store.withdraw(disk_sequence).await;
-            self.blocking(move |_| detach::clear(number, disk_sequence)).await
-        })
+        self.blocking(move |shared| detach::clear_stored(shared, number, disk_sequence))
     }
 
     fn await_rundown(&self, number: u32) -> BoxFuture<'_, ()> {
-        self.blocking_always(move |_| drop(device::open(number, OFlag::O_RDONLY)))
+        self.blocking_always(move |_| detach::await_rundown(number))
     }
 
     fn change(

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Range;
+use std::sync::Arc;
 
 use loopd_common::Lifetime;
 
@@ -10,8 +11,9 @@ use super::machine::{Bound, Claim, Claims, Happened, Hold, Simulated, nodes, par
 use crate::error::Error;
 use crate::future::BoxFuture;
 use crate::kernel::{
-    Attached, Binding, Change, Device, Difference, DiskSequence, FileFacts, Kernel, PartitionNode,
-    Partitioning, ProbeResult, Replaced, ScanReason, StoredHolds, Udev, Users,
+    Attached, Binding, Change, DetachAttempt, Device, Difference, DiskSequence, FileFacts, Kernel,
+    PartitionNode, Partitioning, ProbeResult, QueuedHold, ReleaseQueue, Replaced, ScanReason, StoredHolds,
+    Udev, Users,
 };
 use crate::mount_table::MountTable;
 use crate::request::AttachRequest;
@@ -163,6 +165,42 @@ impl Kernel for Simulated {
             self.alter(hold.number, |bound| bound.attach == hold.attach, |bound| bound.stored_copies = 0);
             drop(hold);
             self.answer().await;
+        })
+    }
+
+    fn release_queued(&self, queue: Arc<ReleaseQueue<Hold>>) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            while let Some(QueuedHold { id, number, disk_sequence, hold }) = queue.next() {
+                if self.lock().hung.contains(&number) {
+                    std::future::pending::<()>().await;
+                }
+                self.release(hold).await;
+                let detached = self.lock().is_detached(number, disk_sequence);
+                queue.report(id, detached);
+            }
+        })
+    }
+
+    fn detach_unused(
+        &self,
+        number: u32,
+        sequence: DiskSequence,
+        hold: Option<Hold>,
+    ) -> BoxFuture<'_, DetachAttempt<Hold>> {
+        Box::pin(async move {
+            match self.users(number).await {
+                Ok(users) if users.is_empty() => {}
+                users => return DetachAttempt::Kept(hold, users),
+            }
+            match hold {
+                Some(hold) => self.release(hold).await,
+                None => {
+                    if let Err(error) = self.clear(number, sequence).await {
+                        return DetachAttempt::Failed(error);
+                    }
+                }
+            }
+            DetachAttempt::Released { detached: self.lock().is_detached(number, sequence) }
         })
     }
 

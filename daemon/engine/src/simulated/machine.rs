@@ -793,6 +793,11 @@ impl Machine {
         Err(Error::Io { operation: format!("read the state of {}", crate::device::node(number)), source })
     }
 
+    /// Whether this attach has ended, as far as the daemon can read that.
+    pub(super) fn is_detached(&self, number: u32, sequence: DiskSequence) -> bool {
+        !self.is_unreadable && self.bound.get(&number).is_none_or(|bound| bound.sequence != sequence)
+    }
+
     fn emit(&self, happened: &Happened) -> Uevent {
         let found = self.found(happened.sequence);
         // udev cannot probe a partition that was made again since.

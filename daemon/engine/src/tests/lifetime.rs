@@ -1,6 +1,7 @@
 //! What ends with a client, and what does not.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use loopd_common::{Lifetime, State};
 
@@ -78,5 +79,41 @@ async fn a_foreign_device_can_be_adopted() {
     harness.settle().await;
     harness.agree();
     client.vanish(&harness.engine);
+    harness.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn files_that_hang_do_not_keep_the_other_attachments_of_their_client() {
+    let harness = Harness::with_udev();
+    let client = Client::new(":1.1", 7);
+    let mut attached = Vec::new();
+    for _ in 0..20 {
+        attached.push(harness.attach(&client, Lifetime::Client).await.unwrap());
+    }
+    let hung = [&attached[0], &attached[7], &attached[19]];
+    hung.iter().for_each(|one| harness.machine.hang(one.device.number));
+    client.vanish(&harness.engine);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    harness.engine.flush_events().await;
+    let left: Vec<_> = harness.engine.list().iter().map(|one| one.id).collect();
+    assert_eq!(left, hung.map(|one| one.id), "the others have ended before any time limit");
+    harness.settle().await;
+    for one in hung {
+        assert_eq!(harness.engine.find(one.id).unwrap().state, State::Detaching);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operation_in_progress_does_not_keep_the_other_attachments_of_the_client() {
+    let harness = Harness::with_udev();
+    let client = Client::new(":1.1", 7);
+    let locked = harness.attach(&client, Lifetime::Client).await.unwrap();
+    harness.attach(&client, Lifetime::Client).await.unwrap();
+    let alone = harness.engine.lock_device(locked.id).await.unwrap();
+    client.vanish(&harness.engine);
+    harness.settle().await;
+    let left: Vec<_> = harness.engine.list().iter().map(|one| one.id).collect();
+    assert_eq!(left, [locked.id]);
+    drop(alone);
     harness.assert_empty().await;
 }
