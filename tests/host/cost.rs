@@ -71,10 +71,10 @@ impl Operation {
     /// A quarter above what was counted when the limit was set. More needs a reason.
     fn limit(self) -> Cost {
         let (system_calls, messages) = match self {
-            Self::AttachAndDetach => (230.0, 8.0),
-            Self::AttachAtOnceAndDetach => (220.0, 8.0),
+            Self::AttachAndDetach => (200.0, 8.0),
+            Self::AttachAtOnceAndDetach => (190.0, 8.0),
             // With the connection of the client.
-            Self::Vanish => (180.0, 14.0),
+            Self::Vanish => (165.0, 14.0),
             Self::List => (9.0, 3.0),
         };
         Cost { system_calls, messages }

@@ -6,7 +6,8 @@ use std::time::Duration;
 use loopd_common::{Lifetime, State};
 
 use super::harness::{Client, Harness};
-use crate::simulated::Interference;
+use crate::AttachRequest;
+use crate::simulated::{Interference, Simulated};
 
 #[tokio::test(start_paused = true)]
 async fn only_attachments_bound_to_the_client_end_with_it() {
@@ -115,5 +116,34 @@ async fn an_operation_in_progress_does_not_keep_the_other_attachments_of_the_cli
     let left: Vec<_> = harness.engine.list().iter().map(|one| one.id).collect();
     assert_eq!(left, [locked.id]);
     drop(alone);
+    harness.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_client_looks_at_each_device_for_its_event_only() {
+    let harness = Harness::with_udev();
+    let client = Client::new(":1.1", 7);
+    for _ in 0..20 {
+        harness.attach(&client, Lifetime::Client).await.unwrap();
+    }
+    harness.settle().await;
+    let before = harness.machine.looks();
+    client.vanish(&harness.engine);
+    harness.assert_empty().await;
+    assert_eq!(harness.machine.looks() - before, 20);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_that_cannot_be_read_stays_listed_after_the_end_of_its_client() {
+    let harness = Harness::new(Simulated::new());
+    let client = Client::new(":1.1", 7);
+    let request = AttachRequest { wait: false, ..AttachRequest::default() };
+    let attached = harness.attach_with(&client, request).await.unwrap();
+    harness.machine.set_unreadable(true);
+    client.vanish(&harness.engine);
+    harness.settle().await;
+    assert_eq!(harness.engine.find(attached.id).unwrap().state, State::Detaching);
+    harness.machine.set_unreadable(false);
+    harness.start_udev(0);
     harness.assert_empty().await;
 }
