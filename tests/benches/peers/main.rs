@@ -16,6 +16,7 @@
 //! attaches; the other numbers follow it.
 
 mod attach;
+mod authorization;
 mod chart;
 mod commands;
 mod direct_io;
