@@ -40,21 +40,6 @@ impl Files {
         }
     }
 
-    /// The saved attachments.
-    pub fn saved(&self) -> Vec<SavedAttachment> {
-        self.read()
-    }
-
-    /// The announced marks.
-    pub fn marks(&self) -> Vec<u64> {
-        self.announced()
-    }
-
-    /// The saved mount directories.
-    pub fn directories(&self) -> Vec<MountDirectory> {
-        self.read_mount_directories()
-    }
-
     /// Makes the saving of attachments fail from now on.
     pub fn set_full(&self) {
         self.full.store(true, Ordering::Relaxed);

@@ -279,7 +279,7 @@ fn an_unfinished_attach_is_undone_and_not_published() {
         // Without udev the attach waits.
         let attach = harness.attach(&machine.client, Lifetime::Client);
         assert!(tokio::time::timeout(Duration::from_secs(1), attach).await.is_err());
-        assert_eq!(machine.files.saved()[0].phase, Phase::Attaching);
+        assert_eq!(machine.files.read()[0].phase, Phase::Attaching);
     });
     machine.daemon(async |harness| {
         harness.engine.restore(connected([machine.client.clone()])).await;

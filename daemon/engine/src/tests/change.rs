@@ -6,6 +6,7 @@ use std::time::Duration;
 use loopd_common::Lifetime;
 
 use super::harness::{Client, Harness};
+use crate::Store as _;
 use crate::kernel::Change;
 use crate::simulated::{Files, Simulated};
 
@@ -93,11 +94,11 @@ async fn no_other_file_is_expected_after_a_replacement() {
         let attached = harness.attach(&client, Lifetime::Persistent).await.unwrap();
         let reached = harness.fail_at(failing);
         let replaced = harness.engine.replace_backing_file(attached.id, 2.into(), 0).await;
-        let saved = files.saved();
+        let saved = files.read();
         assert_eq!(saved.iter().map(|saved| saved.next_file).collect::<Vec<_>>(), [None], "{failing}");
         harness.settle().await;
         let shown = harness.engine.find(attached.id).unwrap().device.disk_sequence;
-        assert_eq!(files.saved()[0].disk_sequence, shown, "{failing}");
+        assert_eq!(files.read()[0].disk_sequence, shown, "{failing}");
         if !reached.load(Ordering::Relaxed) {
             return replaced.unwrap();
         }

@@ -9,13 +9,12 @@ use std::time::Duration;
 
 use loopd_common::State;
 
-use crate::Phase;
 use crate::kernel::{DiskSequence, Udev as _};
-use crate::simulated::Files;
-use crate::simulated::Simulated;
+use crate::simulated::{Files, Simulated};
 use crate::tests::clock;
 use crate::tests::harness::{Client, Harness, SimulatedEngine};
 use crate::tests::restart::connected;
+use crate::{Phase, Store as _};
 
 /// How long udev takes for an event, in microseconds.
 const PROCESSING: u64 = 1000;
@@ -88,7 +87,7 @@ impl Harness {
         let ours: BTreeMap<DiskSequence, _> =
             list.iter().filter_map(|found| Some((found.id, (found, found.ownership.as_ref()?)))).collect();
         let written: BTreeMap<DiskSequence, _> =
-            files.saved().into_iter().map(|saved| (saved.id, saved)).collect();
+            files.read().into_iter().map(|saved| (saved.id, saved)).collect();
         assert_eq!(
             written.keys().collect::<Vec<_>>(),
             ours.keys().collect::<Vec<_>>(),
@@ -103,7 +102,7 @@ impl Harness {
                 "the state file of {id}"
             );
         }
-        assert_eq!(files.marks(), Vec::<u64>::new(), "announcements are left");
+        assert_eq!(files.announced(), Vec::<u64>::new(), "announcements are left");
         self.check_directories(files);
         self.check_devices(stores_holds);
         self.check_quotas();
@@ -111,7 +110,8 @@ impl Harness {
 
     fn check_directories(&self, files: &Files) {
         let directories = self.mounts.directories();
-        let known: Vec<_> = files.directories().into_iter().map(|directory| directory.path).collect();
+        let known: Vec<_> =
+            files.read_mount_directories().into_iter().map(|directory| directory.path).collect();
         assert_eq!(directories, known, "directories and their state files");
         let table = self.machine.mount_table();
         for directory in directories {
