@@ -1,4 +1,4 @@
-//! What other programs have done since the last event: a list of all devices is of this moment.
+//! Changes by other programs whose events have not arrived yet: a list of all devices shows the current state.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,11 +10,11 @@ use crate::engine::Engine;
 use crate::kernel::{Device, Difference, Kernel};
 use crate::limiter::Limiter;
 
-/// How long a list waits for devices whose backing files hang: they stay as they were known.
+/// How long a list waits for devices whose backing files hang. Their records stay as they are.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 
 impl<K: Kernel> Engine<K> {
-    /// Takes over what other programs have attached, detached, changed and mounted, before udev's events come. Costs a
+    /// Takes over what other programs have attached, detached, changed and mounted, before udev's events arrive. Costs a
     /// few reads of sysfs for each device, in a thread, and more only for those that differ. Calls at the same time
     /// share one look, so that a flood of them costs the time of one processor at most.
     pub async fn catch_up(self: &Arc<Self>) {

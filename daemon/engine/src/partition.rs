@@ -61,8 +61,8 @@ impl<K: Kernel> Engine<K> {
     /// Error for partitions that neither the kernel nor loopd can make.
     fn partitions_unmade(&self, id: DiskSequence) -> Error {
         let Some(attachment) = self.find(id) else { return gone(id) };
-        let reason = "this kernel reads no partition tables, and loopd may not add partitions itself: put \
-                      partitions.conf from among loopd's documents into /etc/systemd/system/loopd.service.d";
+        let reason = "this kernel reads no partition tables, and loopd may not add partitions itself: install \
+                      partitions.conf, one of loopd's documents, in /etc/systemd/system/loopd.service.d";
         Error::NotSupported {
             operation: format!("read the partition table of {} again", attachment.device.node()),
             reason: reason.to_owned(),

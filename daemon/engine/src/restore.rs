@@ -126,8 +126,17 @@ impl<K: Kernel> Engine<K> {
             // The next daemon finds them.
             Err(error) => return warn!("devices of unfinished attaches may be left: {error}"),
         };
+        let mut is_complete = true;
         for number in numbers {
-            let Ok(Some(device)) = self.kernel.status(number).await else { continue };
+            let device = match self.kernel.status(number).await {
+                Ok(Some(device)) => device,
+                Ok(None) => continue,
+                Err(error) => {
+                    warn!(number, "the device may be left by an unfinished attach: {error}");
+                    is_complete = false;
+                    continue;
+                }
+            };
             let is_known = self.state().by_number.contains_key(&number);
             if is_known || device.mark == 0 || !announced.contains(&device.mark) {
                 continue;
@@ -137,7 +146,10 @@ impl<K: Kernel> Engine<K> {
                 warn!(device = device.node(), "{error}");
             }
         }
-        announced.into_iter().for_each(|mark| self.state_writer.store.retract(mark));
+        // Otherwise the next daemon examines the devices again.
+        if is_complete {
+            announced.into_iter().for_each(|mark| self.state_writer.store.retract(mark));
+        }
     }
 
     async fn adopt_saved(self: &Arc<Self>, saved: &SavedAttachment) {

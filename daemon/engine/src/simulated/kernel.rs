@@ -7,8 +7,8 @@ use std::sync::Arc;
 use loopd_common::Lifetime;
 
 use super::file::SimulatedFile;
-use super::machine::{Bound, Claim, Claims, Happened, Hold, Simulated, nodes, partition_node};
-use crate::error::Error;
+use super::machine::{Bound, Claim, Claims, Hold, PendingEvent, Simulated, nodes, partition_node};
+use crate::error::{Errno, Error};
 use crate::future::BoxFuture;
 use crate::kernel::{
     Attached, Binding, Change, DetachAttempt, Device, Difference, DiskSequence, FileFacts, Kernel,
@@ -24,7 +24,7 @@ impl Udev for Simulated {
     }
 
     fn udev_is_idle(&self) -> bool {
-        self.lock().uevents.untold.is_empty()
+        self.lock().uevents.pending.is_empty()
     }
 
     fn stored(&self, number: u32, partition: Option<u32>) -> Option<ProbeResult> {
@@ -54,15 +54,15 @@ impl Udev for Simulated {
     ) -> BoxFuture<'_, Vec<(Option<u32>, ProbeResult)>> {
         Box::pin(async move {
             let _interfered = self.step().await;
-            let is_untold = |partition: &Option<u32>| {
+            let is_pending = |partition: &Option<u32>| {
                 let machine = self.lock();
                 machine
                     .uevents
-                    .untold
+                    .pending
                     .iter()
-                    .any(|happened| (happened.number, happened.partition) == (number, *partition))
+                    .any(|event| (event.number, event.partition) == (number, *partition))
             };
-            let partitions = partitions.into_iter().filter(|partition| !is_untold(partition));
+            let partitions = partitions.into_iter().filter(|partition| !is_pending(partition));
             let stored = |partition| Some((partition, self.stored(number, partition)?));
             partitions.filter_map(stored).collect()
         })
@@ -278,7 +278,7 @@ impl Kernel for Simulated {
                     if untrusted {
                         machine.untrusted.insert(next);
                     }
-                    machine.uevents.push(Happened { number, sequence: next, ..Happened::default() });
+                    machine.uevents.push(PendingEvent { number, sequence: next, ..PendingEvent::default() });
                     (next, file_end(bound))
                 })
             };
@@ -315,6 +315,10 @@ impl Kernel for Simulated {
             self.step().await?;
             if self.lock().hung.contains(&number) {
                 std::future::pending::<()>().await;
+            }
+            if self.lock().broken.contains(&number) {
+                let source = Errno { name: "ENOTCONN".to_owned(), description: "not connected" };
+                return Err(Error::BackingFileUnreadable { number, source });
             }
             self.lock().status_reads += 1;
             let device = self.lock().device(number);

@@ -55,17 +55,17 @@ impl SimulatedMounts {
         }
     }
 
-    async fn start(&self, order: MountCommand) -> Result<(), Error> {
+    async fn start(&self, command: MountCommand) -> Result<(), Error> {
         self.machine.step().await?;
         let hangs = self.host().hangs;
         if hangs {
-            tokio::time::sleep(order.timeout).await;
+            tokio::time::sleep(command.timeout).await;
             return Err(Error::Timeout { operation: "mount".to_owned(), reason: "it hangs".to_owned() });
         }
-        assert!(self.host().directories.contains(&order.directory), "{:?} was not made", order.directory);
-        let device = parse(&order.device);
+        assert!(self.host().directories.contains(&command.directory), "{:?} was not made", command.directory);
+        let device = parse(&command.device);
         if !device
-            .is_some_and(|(number, partition)| self.machine.mount_on(number, partition, order.directory))
+            .is_some_and(|(number, partition)| self.machine.mount_on(number, partition, command.directory))
         {
             return Err(Error::Failed {
                 operation: "mount".to_owned(),
@@ -106,8 +106,8 @@ impl Mounter for SimulatedMounts {
         })
     }
 
-    fn mount(&self, order: MountCommand) -> BoxFuture<'_, Result<(), Error>> {
-        Box::pin(self.start(order))
+    fn mount(&self, command: MountCommand) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(self.start(command))
     }
 
     fn unmount(&self, path: PathBuf, lazy: bool, _: Duration) -> BoxFuture<'_, Result<(), Error>> {
