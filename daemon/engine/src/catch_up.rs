@@ -7,6 +7,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::engine::Engine;
+use crate::error::Error;
 use crate::kernel::{Device, Difference, Kernel};
 use crate::limiter::Limiter;
 
@@ -17,19 +18,22 @@ impl<K: Kernel> Engine<K> {
     /// Takes over what other programs have attached, detached, changed and mounted, before udev's events arrive. Costs a
     /// few reads of sysfs for each device, in a thread, and more only for those that differ. Calls at the same time
     /// share one look, so that a flood of them costs the time of one processor at most.
-    pub async fn catch_up(self: &Arc<Self>) {
+    ///
+    /// # Errors
+    /// `Kernel` if sysfs cannot be read.
+    pub async fn catch_up(self: &Arc<Self>) -> Result<(), Error> {
         let called = Instant::now();
         let mut last_begun = self.last_look.lock().await;
         if last_begun.is_some_and(|begun| begun > called) {
-            return;
+            return Ok(());
         }
         *last_begun = Some(Instant::now());
-        self.look().await;
+        self.look().await
     }
 
-    async fn look(self: &Arc<Self>) {
+    async fn look(self: &Arc<Self>) -> Result<(), Error> {
         let known: Vec<Device> = self.state().records.values().map(|record| record.device.clone()).collect();
-        let differences = self.kernel.differences(known).await;
+        let differences = self.kernel.differences(known).await?;
         let (mut tasks, limiter) = (JoinSet::new(), Limiter::new());
         for (number, difference) in differences {
             match difference {
@@ -44,7 +48,7 @@ impl<K: Kernel> Engine<K> {
             }
         }
         let _some_hang = tokio::time::timeout(PATIENCE, tasks.join_all()).await;
-        self.refresh_mounts();
+        self.read_mounts()
     }
 
     /// The backing file was renamed or deleted.

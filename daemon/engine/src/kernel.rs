@@ -201,8 +201,11 @@ pub trait Kernel: Udev + StoredHolds {
         operation: String,
     ) -> BoxFuture<'a, Result<Self::Claims, Error>>;
 
-    /// The mount table; `None` if it cannot be read. Never blocks.
-    fn mounts(&self) -> Option<MountTable>;
+    /// The mount table. Never blocks.
+    ///
+    /// # Errors
+    /// `Kernel` if it cannot be read.
+    fn mounts(&self) -> Result<MountTable, Error>;
 
     /// Removes a device node that was made for an attach, unless it is in use.
     fn remove(&self, number: u32) -> BoxFuture<'_, ()>;
@@ -238,7 +241,8 @@ pub trait Kernel: Udev + StoredHolds {
     fn bound_numbers(&self) -> Result<Vec<u32>, Error>;
 
     /// The numbers that sysfs shows otherwise than `known`, the devices that were known, does. Waits for no backing file.
-    fn differences(&self, known: Vec<Device>) -> BoxFuture<'_, Vec<(u32, Difference)>>;
+    /// Fails with `Kernel` if sysfs cannot be read.
+    fn differences(&self, known: Vec<Device>) -> BoxFuture<'_, Result<Vec<(u32, Difference)>, Error>>;
 
     /// What the number is bound to. Reads two files of sysfs and never blocks.
     ///

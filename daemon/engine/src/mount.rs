@@ -41,7 +41,7 @@ impl<K: Kernel> Engine<K> {
             self.await_udev(volume.attachment, since, deadline, Record::is_processed).await?;
         }
         let _alone = self.lock_device(volume.attachment).await?;
-        self.refresh_mounts();
+        self.read_mounts()?;
         let attachment = self.find(volume.attachment).ok_or_else(|| gone(volume.attachment))?;
         let _alone_with_file = self.mount_locks.lock(attachment.device.file()).await;
         let mut found = VolumeState::of(&attachment, volume.partition)?;
@@ -154,7 +154,7 @@ impl<K: Kernel> Engine<K> {
     ) -> Result<(), Error> {
         {
             let _alone = self.lock_device(volume.attachment).await?;
-            self.refresh_mounts();
+            self.read_mounts()?;
             let attachment = self.find(volume.attachment).ok_or_else(|| gone(volume.attachment))?;
             let found = VolumeState::of(&attachment, volume.partition)?;
             if own_only && !found.mount_points.iter().all(|path| self.was_mounted_for(path, uid)) {

@@ -79,7 +79,18 @@ impl<K: Kernel> Engine<K> {
     /// Undoes a mount, and removes its directory.
     pub(super) async fn undo_mount(&self, path: &Path) {
         self.mounter.undo(path.to_owned(), UNDO.min(self.settings().wait_for_mount)).await;
+        if self.kernel.mounts().map_or(true, |table| table.has(path)) {
+            return self.keep_mounted_directory(path);
+        }
         self.remove_mount_directory(path).await;
+    }
+
+    /// Keeps the directory of a mount that could not be undone: its user may unmount it, and then the directory goes.
+    fn keep_mounted_directory(&self, path: &Path) {
+        warn!("a mount could not be undone: {}", path.display());
+        if let Err(error) = self.announce_mount_directory(path) {
+            warn!("{error}");
+        }
     }
 
     async fn remove_mount_directory(&self, path: &Path) {

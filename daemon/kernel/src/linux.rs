@@ -65,6 +65,10 @@ impl Linux {
     }
 }
 
+fn unlisted(source: std::io::Error) -> Error {
+    Error::Io { operation: "list the loop devices".to_owned(), source }
+}
+
 impl Udev for Linux {
     fn udev_runs(&self) -> bool {
         udev::runs()
@@ -246,8 +250,8 @@ impl Kernel for Linux {
         self.blocking(move |_| overlapping::claim(&device, &bytes, &others, &operation))
     }
 
-    fn mounts(&self) -> Option<MountTable> {
-        mounts::read().ok()
+    fn mounts(&self) -> Result<MountTable, Error> {
+        mounts::read().map_err(|source| Error::Io { operation: "read the mount table".to_owned(), source })
     }
 
     fn remove(&self, number: u32) -> BoxFuture<'_, ()> {
@@ -276,13 +280,11 @@ impl Kernel for Linux {
     }
 
     fn bound_numbers(&self) -> Result<Vec<u32>, Error> {
-        loop_device::bound_numbers()
-            .map_err(|source| Error::Io { operation: "list the loop devices".to_owned(), source })
+        loop_device::bound_numbers().map_err(unlisted)
     }
 
-    fn differences(&self, known: Vec<Device>) -> BoxFuture<'_, Vec<(u32, Difference)>> {
-        let found = self.blocking(move |_| Ok(difference::differences(&known)));
-        Box::pin(async move { found.await.unwrap_or_default() })
+    fn differences(&self, known: Vec<Device>) -> BoxFuture<'_, Result<Vec<(u32, Difference)>, Error>> {
+        Box::pin(self.blocking(move |_| difference::differences(&known).map_err(unlisted)))
     }
 
     fn peek(&self, number: u32) -> Result<Binding, Error> {

@@ -435,13 +435,14 @@ impl Kernel for Simulated {
         })
     }
 
-    fn mounts(&self) -> Option<MountTable> {
+    fn mounts(&self) -> Result<MountTable, Error> {
+        self.lock().read_sysfs(0)?;
         let table = self.mount_table();
         let watcher = self.lock().table_watcher.clone();
         if let Some(watcher) = watcher {
             watcher();
         }
-        Some(table)
+        Ok(table)
     }
 
     fn await_rundown(&self, _: u32) -> BoxFuture<'_, ()> {
@@ -461,11 +462,12 @@ impl Kernel for Simulated {
         Ok(self.lock().bound.keys().copied().collect())
     }
 
-    fn differences(&self, known: Vec<Device>) -> BoxFuture<'_, Vec<(u32, Difference)>> {
+    fn differences(&self, known: Vec<Device>) -> BoxFuture<'_, Result<Vec<(u32, Difference)>, Error>> {
         Box::pin(async move {
             let found = {
                 let mut machine = self.lock();
                 machine.full_looks += 1;
+                machine.read_sysfs(0)?;
                 let known: BTreeMap<u32, Device> =
                     known.into_iter().map(|device| (device.number, device)).collect();
                 let numbers: BTreeSet<u32> = machine.bound.keys().chain(known.keys()).copied().collect();
@@ -473,7 +475,7 @@ impl Kernel for Simulated {
                 numbers.into_iter().filter(differs).map(|number| (number, Difference::Other)).collect()
             };
             self.answer().await;
-            found
+            Ok(found)
         })
     }
 

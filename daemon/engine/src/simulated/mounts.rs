@@ -24,6 +24,8 @@ struct Host {
     used: BTreeSet<PathBuf>,
     /// Whether mounts never end.
     hangs: bool,
+    /// Whether nothing is unmounted.
+    ignores_undo: bool,
 }
 
 impl SimulatedMounts {
@@ -44,6 +46,11 @@ impl SimulatedMounts {
     /// From now on mounts do not end.
     pub fn set_hangs(&self, hangs: bool) {
         self.host().hangs = hangs;
+    }
+
+    /// From now on mounts are not undone.
+    pub fn ignore_undo(&self) {
+        self.host().ignores_undo = true;
     }
 
     /// Sets whether a process uses a mount point.
@@ -124,7 +131,8 @@ impl Mounter for SimulatedMounts {
     fn undo(&self, path: PathBuf, _: Duration) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             let _nothing_stops_it = self.machine.step().await;
-            while self.machine.unmount_from(&path) {}
+            let ignores_it = self.host().ignores_undo;
+            while !ignores_it && self.machine.unmount_from(&path) {}
         })
     }
 

@@ -10,6 +10,7 @@ use loopd_common::{ErrorKind, Lifetime, State};
 
 use super::harness::{Client, Harness};
 use super::restart::{connected, run_daemon};
+use crate::mount_table::MountTable;
 use crate::simulated::{Files, Interference, Simulated};
 use crate::{AttachRequest, Caller as _, MountRequest, Mounter as _, Snapshot, VolumeId};
 
@@ -348,6 +349,43 @@ async fn a_mount_that_hangs_is_a_timeout_and_undone() {
     harness.machine.interfere(|_| Interference::None);
     assert!(!client.is_disconnected());
     client.disconnect(&harness.engine);
+    harness.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mount_that_cannot_be_undone_stays_its_users() {
+    let harness = Harness::with_udev();
+    let client = Client::new(":1.1", 7);
+    let attachment = attached(&harness, &client, Lifetime::Persistent).await;
+    harness.mounts.ignore_undo();
+    // The last step of the mount fails, when it is mounted already.
+    for failing in 1.. {
+        let reached = harness.fail_at(failing);
+        let mounted = harness.engine.mount(whole(&attachment), &wanted(), &client).await;
+        assert!(reached.load(Ordering::Relaxed), "no step leaves it mounted: {mounted:?}");
+        if harness.machine.mount_table() != MountTable::default() {
+            break;
+        }
+    }
+    harness.machine.interfere(|_| Interference::None);
+    harness.settle().await;
+    assert_eq!(harness.mounts.directories().len(), 1, "something is mounted on it");
+    harness.engine.unmount(whole(&attachment), false, 7, true).await.unwrap();
+    assert_eq!(harness.mounts.directories(), Vec::<PathBuf>::new());
+    harness.engine.detach(attachment.id, false).await.unwrap();
+    harness.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_mounted_while_the_mount_table_cannot_be_read() {
+    let harness = Harness::with_udev();
+    let client = Client::new(":1.1", 7);
+    let attachment = attached(&harness, &client, Lifetime::Persistent).await;
+    harness.machine.set_unreadable(true);
+    let error = harness.engine.mount(whole(&attachment), &wanted(), &client).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Kernel);
+    harness.machine.set_unreadable(false);
+    harness.engine.detach(attachment.id, false).await.unwrap();
     harness.assert_empty().await;
 }
 

@@ -94,20 +94,35 @@ pub struct Attributes {
 
 impl Attributes {
     /// Reads them; `None` if nothing is attached any more.
-    pub fn read(number: u32) -> Option<Self> {
+    ///
+    /// # Errors
+    /// sysfs cannot be read.
+    pub fn read(number: u32) -> io::Result<Option<Self>> {
         let block = Block::of_loop(number);
-        let flag = |name: &str| block.value::<u8>(name).map(|value| value == 1);
-        Some(Self {
-            disk_sequence: disk_sequence(number).ok()??,
-            size: block.size().ok()??,
-            offset: block.value("loop/offset")?,
-            size_limit: block.value("loop/sizelimit")?,
-            block_size: block.value("queue/logical_block_size")?,
-            read_only: block.is_read_only(),
-            direct_io: flag("loop/dio")?,
-            partition_scan: flag("loop/partscan")?,
-            autoclear: flag("loop/autoclear")?,
-        })
+        let numbers = ["loop/offset", "loop/sizelimit", "ro", "loop/dio", "loop/partscan", "loop/autoclear"];
+        let mut values = [0; 6];
+        for (name, value) in numbers.iter().zip(&mut values) {
+            let Some(read) = block.read_value(name)? else { return Ok(None) };
+            *value = read;
+        }
+        let [offset, size_limit, read_only, direct_io, partition_scan, autoclear] = values;
+        let sequence = disk_sequence(number)?;
+        let (Some(disk_sequence), Some(size), Some(block_size)) =
+            (sequence, block.size()?, block.read_value("queue/logical_block_size")?)
+        else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            disk_sequence,
+            size,
+            offset,
+            size_limit,
+            block_size,
+            read_only: read_only == 1,
+            direct_io: direct_io == 1,
+            partition_scan: partition_scan == 1,
+            autoclear: autoclear == 1,
+        }))
     }
 
     /// What sysfs would show of this device.

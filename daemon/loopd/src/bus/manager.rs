@@ -158,7 +158,7 @@ impl Operation for List {
 
     async fn run(self, call: &Call<'_>, file: Option<FileFacts>) -> Result<Self::Output, CallError> {
         if self.all {
-            call.engine.catch_up().await;
+            call.engine.catch_up().await?;
         }
         let list = || {
             let attachments = call.engine.outlines();

@@ -227,10 +227,7 @@ async fn call(harness: &Harness, action: Action, client: &Client, target: Target
         Action::Replace => {
             engine.replace_backing_file(known(engine, target)?.id, ANOTHER.into(), client.uid).await
         }
-        Action::ListAll => {
-            engine.catch_up().await;
-            Ok(())
-        }
+        Action::ListAll => engine.catch_up().await,
         Action::Rescan => engine.rescan(known(engine, target)?.id).await,
         Action::SetCapacity => engine.change(known(engine, target)?.id, Change::Capacity).await,
         Action::DirectIo => engine.change(known(engine, target)?.id, Change::DirectIo(true)).await,
