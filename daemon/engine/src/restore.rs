@@ -218,7 +218,9 @@ impl<K: Kernel> Engine<K> {
             self.forget_pending(device.number);
             return false;
         }
-        let Ok(nodes) = self.kernel.partition_nodes(device.number) else { return true };
+        // Not adopted yet if it cannot be seen whether it is mounted.
+        let nodes = self.read_mounts().and_then(|()| self.kernel.partition_nodes(device.number));
+        let Ok(nodes) = nodes else { return true };
         let Some(Pending { saved, permit }) = self.pending().remove(&device.number) else { return false };
         self.adopt_device(&saved, device.clone(), nodes, permit).await;
         let (lifetime, has_client) = (saved.ownership.lifetime, saved.ownership.client.is_some());
