@@ -4,10 +4,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use loopd_dbus::encoder::{Encoded, STRUCT};
 use loopd_dbus::names::ROOT_PATH;
-use zbus::wire::{ObjectPath, OwnedObjectPath};
+use zbus::wire::{Endian, ObjectPath, OwnedObjectPath};
 
-use super::interfaces::Interfaces;
+use super::interfaces::{Interfaces, SentInterfaces};
+
+/// The properties of all objects.
+pub type ManagedObjects = Encoded<HashMap<OwnedObjectPath, SentInterfaces>>;
 
 /// The objects on the bus below the root object. Clones share them.
 #[derive(Clone, Default)]
@@ -63,10 +67,16 @@ impl Objects {
         removed
     }
 
-    /// The properties of all objects, as they are when they are sent.
+    /// Encodes the properties of all objects.
     #[must_use]
-    pub fn all(&self) -> HashMap<OwnedObjectPath, Interfaces> {
-        self.registry().objects.clone()
+    pub fn encode(&self, endian: Endian) -> ManagedObjects {
+        ManagedObjects::new(endian, |encoder| {
+            for (path, interfaces) in &self.registry().objects {
+                encoder.align(STRUCT);
+                encoder.str(path.as_str());
+                encoder.array(STRUCT, |encoder| interfaces.encode(encoder));
+            }
+        })
     }
 
     /// Appends a `node` element for each child of an object, up to a limit.
