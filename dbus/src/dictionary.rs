@@ -36,23 +36,22 @@ impl Encoder {
 
     /// An entry of a dictionary.
     pub(crate) fn entry<V: Value>(&mut self, name: &str, value: &V) {
-        self.align(STRUCT);
-        self.str(name);
-        self.signature(V::SIGNATURE);
+        self.name(name, V::HEAD);
         value.write(self);
     }
 }
 
 /// A value in a dictionary.
 pub(crate) trait Value {
-    /// Its signature.
-    const SIGNATURE: &'static str;
+    /// What is between the name and the value: a zero, and the signature of a variant, which is the length, the text and a
+    /// zero.
+    const HEAD: &'static [u8];
 
     fn write(&self, encoder: &mut Encoder);
 }
 
 impl Value for bool {
-    const SIGNATURE: &'static str = "b";
+    const HEAD: &'static [u8] = b"\0\x01b\0";
 
     fn write(&self, encoder: &mut Encoder) {
         encoder.u32((*self).into());
@@ -60,7 +59,7 @@ impl Value for bool {
 }
 
 impl Value for u32 {
-    const SIGNATURE: &'static str = "u";
+    const HEAD: &'static [u8] = b"\0\x01u\0";
 
     fn write(&self, encoder: &mut Encoder) {
         encoder.u32(*self);
@@ -68,7 +67,7 @@ impl Value for u32 {
 }
 
 impl Value for u64 {
-    const SIGNATURE: &'static str = "t";
+    const HEAD: &'static [u8] = b"\0\x01t\0";
 
     fn write(&self, encoder: &mut Encoder) {
         encoder.u64(*self);
@@ -76,7 +75,7 @@ impl Value for u64 {
 }
 
 impl Value for String {
-    const SIGNATURE: &'static str = "s";
+    const HEAD: &'static [u8] = b"\0\x01s\0";
 
     fn write(&self, encoder: &mut Encoder) {
         encoder.str(self);
@@ -84,7 +83,7 @@ impl Value for String {
 }
 
 impl Value for OwnedObjectPath {
-    const SIGNATURE: &'static str = "o";
+    const HEAD: &'static [u8] = b"\0\x01o\0";
 
     fn write(&self, encoder: &mut Encoder) {
         encoder.str(self.as_str());
@@ -92,7 +91,7 @@ impl Value for OwnedObjectPath {
 }
 
 impl Value for Vec<u8> {
-    const SIGNATURE: &'static str = "ay";
+    const HEAD: &'static [u8] = b"\0\x02ay\0";
 
     fn write(&self, encoder: &mut Encoder) {
         encoder.byte_array(self);
@@ -100,7 +99,7 @@ impl Value for Vec<u8> {
 }
 
 impl Value for Vec<Vec<u8>> {
-    const SIGNATURE: &'static str = "aay";
+    const HEAD: &'static [u8] = b"\0\x03aay\0";
 
     fn write(&self, encoder: &mut Encoder) {
         encoder.array(WORD, |elements| self.iter().for_each(|bytes| elements.byte_array(bytes)));
@@ -108,7 +107,7 @@ impl Value for Vec<Vec<u8>> {
 }
 
 impl Value for Warnings {
-    const SIGNATURE: &'static str = "a(sa{sv})";
+    const HEAD: &'static [u8] = b"\0\x09a(sa{sv})\0";
 
     fn write(&self, encoder: &mut Encoder) {
         encoder.array(STRUCT, |elements| {

@@ -29,9 +29,12 @@ impl Encoder {
         self.bytes.extend_from_slice(&bytes);
     }
 
-    /// Adds zeros up to a multiple of this number of bytes, as before each struct.
+    /// Adds zeros up to a multiple of this number of bytes, at most eight, as before each struct.
     pub fn align(&mut self, alignment: usize) {
-        self.bytes.resize(self.bytes.len().next_multiple_of(alignment), 0);
+        let missing = self.bytes.len().next_multiple_of(alignment) - self.bytes.len();
+        if missing > 0 {
+            self.bytes.extend_from_slice(&[0; STRUCT][..missing]);
+        }
     }
 
     pub(crate) fn u32(&mut self, value: u32) {
@@ -54,11 +57,11 @@ impl Encoder {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// The signature of the value in a variant.
-    pub(crate) fn signature(&mut self, signature: &'static str) {
-        self.bytes.push(u8::try_from(signature.len()).unwrap_or(u8::MAX));
-        self.bytes.extend_from_slice(signature.as_bytes());
-        self.bytes.push(0);
+    /// The name of an entry in a dictionary, and `head`: the end of the name, and the signature of its value.
+    pub(crate) fn name(&mut self, name: &str, head: &'static [u8]) {
+        self.align(STRUCT);
+        self.byte_array(name.as_bytes());
+        self.bytes.extend_from_slice(head);
     }
 
     /// An array of elements with this alignment.

@@ -122,7 +122,7 @@ impl Harness {
 
     fn check_devices(&self, stores_holds: bool) {
         let state = self.engine.state();
-        for (id, record) in &state.records {
+        for (id, record) in state.records.iter() {
             let number = record.device.number;
             assert_eq!(state.by_number.get(&number), Some(id), "what /dev/loop{number} stands for");
             assert!(record.is_published() && !record.lifecycle.is_replacing(), "{id} is under way");
