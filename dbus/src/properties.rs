@@ -187,6 +187,7 @@ mod tests {
     use crate::warnings::Warning;
 
     type Received = HashMap<String, OwnedVariant>;
+    type Entries = Vec<(String, OwnedVariant)>;
 
     fn owned(dict: HashMap<&'static str, Variant<'static>>) -> Received {
         dict.into_iter().map(|(name, value)| (name.to_owned(), value.try_into_owned().unwrap())).collect()
@@ -202,8 +203,7 @@ mod tests {
             let bytes = to_bytes(Context::new(endian, 0), &encoded).unwrap();
             let (mut all, _): (Vec<(Received,)>, _) = bytes.deserialize().unwrap();
             // The entries of a dictionary look like structs: is a name sent twice?
-            let (entries, _): (Vec<(Vec<(String, OwnedVariant)>,)>, _) =
-                bytes.deserialize_for_signature("a(a(sv))").unwrap();
+            let (entries, _): (Vec<(Entries,)>, _) = bytes.deserialize_for_signature("a(a(sv))").unwrap();
             let (received,) = all.pop().unwrap();
             assert_eq!((all.len(), entries[0].0.len()), (0, received.len()));
             received
