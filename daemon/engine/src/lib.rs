@@ -40,6 +40,7 @@ mod operation;
 mod pacing;
 mod quota;
 mod record;
+mod records;
 mod scan_queue;
 mod state_writer;
 

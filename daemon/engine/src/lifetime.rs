@@ -117,7 +117,7 @@ impl<K: Kernel> Engine<K> {
         if !state.clients.remove(client) {
             return;
         }
-        for (id, record) in &mut state.records {
+        for (id, record) in state.records.iter_mut() {
             if record.ends_with(Some(client)) {
                 ended.push(*id);
             } else if record.awaits_mount_with(client) {

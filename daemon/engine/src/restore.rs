@@ -72,7 +72,7 @@ impl<K: Kernel> Engine<K> {
             state.records.get(&saved.id).is_some_and(|record| record.hold.is_some())
         };
         let written = self.state_writer.written();
-        let waiting = written.values().filter(needs_hold).filter(|saved| !has_hold(saved));
+        let waiting = written.values().map(Box::as_ref).filter(needs_hold).filter(|saved| !has_hold(saved));
         waiting.map(|saved| saved.disk_sequence).collect()
     }
 

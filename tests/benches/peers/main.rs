@@ -26,6 +26,7 @@ mod idle;
 mod ioctls;
 mod memory;
 mod names;
+mod passing;
 mod process_table;
 mod results;
 mod scale;

@@ -21,6 +21,7 @@ pub mod group {
 /// Sides.
 pub mod side {
     pub const IOCTLS: &str = "ioctls";
+    pub const PASSING: &str = "floor: the bus passes the same bytes on";
     pub const LOOPD: &str = "loopd, root";
     pub const LOOPD_USER: &str = "loopd, ordinary user, polkit";
     pub const POLKIT: &str = "floor of the user: CheckAuthorization alone";

@@ -130,7 +130,7 @@ async fn each_change_of_a_device_is_counted() {
     let harness = Harness::with_udev();
     let attached = harness.attach(&Client::new(":1.1", 7), Lifetime::Client).await.unwrap();
     let engine = &harness.engine;
-    let changes = || engine.state().records[&attached.id].changes;
+    let changes = || engine.state().records.get(&attached.id).unwrap().changes;
     let before = changes();
     engine.update(attached.id, |_| {});
     assert_eq!(changes(), before, "nothing has changed");

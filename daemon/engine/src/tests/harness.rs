@@ -226,7 +226,7 @@ impl Harness {
         self.settle().await;
         assert_eq!(self.machine.bound(), []);
         self.agree();
-        assert!(self.engine.state().records.is_empty());
+        assert!(self.engine.state().records.values().next().is_none());
         assert_eq!(self.mounts.directories(), Vec::<PathBuf>::new());
         assert!(self.engine.mount_quota.is_empty());
         self.engine.attachment_quota.empty().await;

@@ -20,9 +20,11 @@ use crate::platform::{self, File, SharedEngine};
 
 /// The state that all objects on the bus share. The engine is private: a method reaches it through [`Context::call`] only.
 #[derive(Clone)]
-pub struct Context {
+pub struct Context(Arc<State>);
+
+struct State {
     engine: SharedEngine,
-    authority: Arc<Authority>,
+    authority: Authority,
     callers: Arc<Callers>,
     descriptors: Descriptors,
     objects: Objects,
@@ -83,14 +85,14 @@ impl Context {
         callers: Arc<Callers>,
         descriptors: Descriptors,
     ) -> Self {
-        Self {
+        Self(Arc::new(State {
             engine,
-            authority: Arc::new(authority),
+            authority,
             callers,
             descriptors,
             objects: Objects::default(),
             large_replies: LargeReplies::default(),
-        }
+        }))
     }
 
     /// The path of every method call: identifies the caller, looks at the object, authorizes the requests,
@@ -103,22 +105,18 @@ impl Context {
         header: &Header<'_>,
         operation: O,
     ) -> Result<O::Output, ErrorReply> {
+        let State { engine, authority, callers, objects, large_replies, .. } = &*self.0;
         let method = operation.method();
-        let caller = self.callers.identify(header).await?;
-        let call = Call {
-            needs_authorization: self.authority.needs_authorization(&caller),
-            caller,
-            engine: &self.engine,
-            objects: &self.objects,
-            large_replies: &self.large_replies,
-        };
+        let caller = callers.identify(header).await?;
+        let needs_authorization = authority.needs_authorization(&caller);
+        let call = Call { needs_authorization, caller, engine, objects, large_replies };
         let object = operation.look_up(&call).await?;
         for request in operation.requests(&object) {
-            self.authority.authorize(&call.caller, request).await?;
+            authority.authorize(&call.caller, request).await?;
         }
         let result = operation.run(&call, object).await;
         if O::CHANGES_ATTACHMENTS {
-            self.engine.flush_events().await;
+            engine.flush_events().await;
         }
         Ok(result.inspect_err(|error| call.log_failure(method, error))?)
     }
@@ -128,7 +126,7 @@ impl Context {
     /// # Errors
     /// `InvalidArgs` if the file was taken before.
     pub fn claim(&self, placeholder: impl AsFd) -> Result<File, CallError> {
-        let file = self.descriptors.claim(placeholder).ok_or_else(|| {
+        let file = self.0.descriptors.claim(placeholder).ok_or_else(|| {
             let message = "a file descriptor is used twice in this call; pass each one once";
             Error::new(ErrorKind::InvalidArgs, message)
         })?;
@@ -138,7 +136,7 @@ impl Context {
     /// The objects on the bus.
     #[must_use]
     pub fn objects(&self) -> &Objects {
-        &self.objects
+        &self.0.objects
     }
 }
 

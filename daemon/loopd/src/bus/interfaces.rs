@@ -3,11 +3,10 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
+use loopd_dbus::dictionary::Sent;
+use loopd_dbus::encoder::{Encoder, STRUCT};
 use loopd_dbus::names::{ATTACHMENT, PARTITION, VOLUME};
 use loopd_dbus::{AttachmentProperties, PartitionProperties, VolumeProperties};
-use serde::ser::{Serialize, SerializeMap as _, Serializer};
-use zbus::wire::Signature;
-use zbus::{Type, Variant};
 
 /// Properties that an object and the registry share. The publisher replaces them.
 pub struct Shared<T>(Arc<RwLock<T>>);
@@ -35,7 +34,10 @@ impl<T> Shared<T> {
     }
 }
 
-/// The properties of an object, by interface. It is sent as `a{sa{sv}}`.
+/// The type of the properties of an object on the bus, by interface.
+pub type SentInterfaces = HashMap<&'static str, Sent>;
+
+/// The properties of an object, by interface.
 #[derive(Clone)]
 pub enum Interfaces {
     /// Of an attachment.
@@ -52,27 +54,24 @@ impl Interfaces {
             Self::Partition(..) => [PARTITION, VOLUME],
         }
     }
-}
 
-impl Serialize for Interfaces {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(2))?;
+    /// Encodes the elements of [`SentInterfaces`].
+    pub fn encode(&self, encoder: &mut Encoder) {
         let [first, second] = self.names();
+        encoder.align(STRUCT);
+        encoder.str(first);
         let volume = match self {
             Self::Attachment(attachment, volume) => {
-                map.serialize_entry(first, &*attachment.read())?;
+                encoder.dictionary(&*attachment.read());
                 volume
             }
             Self::Partition(partition, volume) => {
-                map.serialize_entry(first, &*partition.read())?;
+                encoder.dictionary(&*partition.read());
                 volume
             }
         };
-        map.serialize_entry(second, &*volume.read())?;
-        map.end()
+        encoder.align(STRUCT);
+        encoder.str(second);
+        encoder.dictionary(&*volume.read());
     }
-}
-
-impl Type for Interfaces {
-    const SIGNATURE: &'static Signature = <HashMap<&str, HashMap<&str, Variant<'_>>>>::SIGNATURE;
 }

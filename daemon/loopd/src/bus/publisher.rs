@@ -2,11 +2,13 @@
 //! so that signals have the order of the events.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use loopd_dbus::names::{ATTACHMENT, PARTITION, ROOT_PATH, VOLUME, attachment_path, partition_path};
 use loopd_dbus::{AttachmentProperties, PartitionProperties, VolumeProperties};
+use tokio::time::{Instant, timeout_at};
 use tracing::error;
 use zbus::fdo::Properties;
 use zbus::names::InterfaceName;
@@ -28,19 +30,23 @@ use loopd_engine::{Changes, Event, EventStream, PartitionSnapshot, Snapshot, Vol
 pub struct Publisher {
     connection: Connection,
     context: Context,
-    objects: HashMap<DiskSequence, Published>,
+    objects: BTreeMap<DiskSequence, Published>,
     /// How many objects were removed since free memory was last returned.
     removed: usize,
+    /// When free memory is returned next.
+    returns_memory: Option<Instant>,
 }
 
 /// How many objects are removed before free memory is returned: each has taken a few kilobytes.
 const MANY: usize = 64;
+/// How long after that it is returned: more objects may be removed, and the threads that removed them have ended.
+const SETTLED: Duration = Duration::from_secs(2);
 
 /// The properties of the objects of one attachment.
 struct Published {
     attachment: Shared<AttachmentProperties>,
     volume: Shared<VolumeProperties>,
-    partitions: HashMap<u32, PublishedPartition>,
+    partitions: BTreeMap<u32, PublishedPartition>,
 }
 
 /// The properties of the object of one partition.
@@ -53,12 +59,12 @@ impl Publisher {
     /// Publishes on this connection.
     #[must_use]
     pub fn new(connection: Connection, context: Context) -> Self {
-        Self { connection, context, objects: HashMap::new(), removed: 0 }
+        Self { connection, context, objects: BTreeMap::new(), removed: 0, returns_memory: None }
     }
 
     /// Publishes the engine's events until the engine stops.
     pub async fn run(mut self, mut events: EventStream) {
-        while let Some(event) = events.next().await {
+        while let Some(event) = self.next(&mut events).await {
             let published = match event {
                 Event::Added(snapshot) => self.add(&snapshot).await,
                 Event::Changed(changes) => self.change(&changes).await,
@@ -72,6 +78,17 @@ impl Publisher {
                 error!("cannot publish an event on the bus: {error}");
             }
         }
+    }
+
+    /// The next event. Returns free memory in the meantime.
+    async fn next(&mut self, events: &mut EventStream) -> Option<Event> {
+        while let Some(moment) = self.returns_memory {
+            match timeout_at(moment, events.next()).await {
+                Ok(event) => return event,
+                Err(_elapsed) => self.return_memory(),
+            }
+        }
+        events.next().await
     }
 
     /// Adds the objects of a new attachment.
@@ -115,7 +132,7 @@ impl Publisher {
         introspection::serve(server, &path, &self.context).await?;
         introspection::serve_above(server, &self.context).await?;
         self.add_object(&path, Interfaces::Attachment(attachment.clone(), volume.clone())).await?;
-        Ok(Published { attachment, volume, partitions: HashMap::new() })
+        Ok(Published { attachment, volume, partitions: BTreeMap::new() })
     }
 
     async fn change_attachment(&self, snapshot: &Snapshot, object: &Published) -> zbus::Result<()> {
@@ -220,10 +237,14 @@ impl Publisher {
 
     fn count_removed(&mut self, objects: usize) {
         self.removed += objects;
-        if self.removed >= MANY {
-            self.removed = 0;
-            return_free_pages();
+        if self.removed >= MANY && self.returns_memory.is_none() {
+            self.returns_memory = Some(Instant::now() + SETTLED);
         }
+    }
+
+    fn return_memory(&mut self) {
+        (self.removed, self.returns_memory) = (0, None);
+        return_free_pages();
     }
 
     async fn remove_partition(&self, id: DiskSequence, number: u32) -> zbus::Result<()> {

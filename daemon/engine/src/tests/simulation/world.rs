@@ -121,7 +121,7 @@ impl Harness {
 
     fn check_devices(&self, stores_holds: bool) {
         let state = self.engine.state();
-        for (id, record) in &state.records {
+        for (id, record) in state.records.iter() {
             let number = record.device.number;
             assert_eq!(state.by_number.get(&number), Some(id), "the attachment on /dev/loop{number}");
             assert!(
