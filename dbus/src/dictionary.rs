@@ -1,17 +1,15 @@
-//! Structs that are sent as a dictionary of variants (`a{sv}`). Their fields are written directly: a map of
-//! [`Variant`](enum@zbus::Variant)s takes an allocation for each value, and an element for each byte of a path;
-//! zbus's `SerializeDict` writes each byte by itself, and cannot join two structs.
+//! Structs that are sent as a dictionary of variants (`a{sv}`).
 
 use std::collections::HashMap;
 
-use serde::ser::{Serialize, SerializeMap, Serializer};
-use zbus::wire::{OwnedObjectPath, Signature};
-use zbus::{Type, Variant, as_variant};
+use zbus::Variant;
+use zbus::wire::OwnedObjectPath;
 
-use crate::warnings::Warnings;
+use crate::encoder::{Encoder, STRUCT, WORD};
+use crate::warnings::{Warning, Warnings};
 
-/// The signature of a dictionary.
-pub(crate) const SIGNATURE: &Signature = <HashMap<&str, Variant<'_>> as Type>::SIGNATURE;
+/// The type of a dictionary on the bus.
+pub type Sent = HashMap<&'static str, Variant<'static>>;
 
 /// A struct that is sent as a dictionary.
 pub trait Dictionary {
@@ -19,83 +17,113 @@ pub trait Dictionary {
     const NAMES: &'static [&'static str];
 
     /// Writes its entries, without those with a name in `omitted`.
-    ///
-    /// # Errors
-    /// Those of the serializer.
-    fn write<M: SerializeMap>(&self, omitted: &[&str], map: &mut M) -> Result<(), M::Error>;
+    fn write(&self, omitted: &[&str], encoder: &mut Encoder);
 }
 
-/// The entries of two structs as one dictionary. A name that both have is sent once, with the value of the first.
-#[derive(Clone, Debug)]
-pub struct Joined<A, B>(pub A, pub B);
-
-impl<A: Dictionary, B: Dictionary> Serialize for Joined<A, B> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(None)?;
-        self.0.write(&[], &mut map)?;
-        self.1.write(A::NAMES, &mut map)?;
-        map.end()
+impl Encoder {
+    /// A dictionary.
+    pub fn dictionary(&mut self, dictionary: &impl Dictionary) {
+        self.array(STRUCT, |entries| dictionary.write(&[], entries));
     }
-}
 
-impl<A, B> Type for Joined<A, B> {
-    const SIGNATURE: &'static Signature = SIGNATURE;
-}
+    /// The entries of two structs as one dictionary. A name that both have is sent once, with the value of the first.
+    pub fn joined<A: Dictionary>(&mut self, first: &A, second: &impl Dictionary) {
+        self.array(STRUCT, |entries| {
+            first.write(&[], entries);
+            second.write(A::NAMES, entries);
+        });
+    }
 
-pub(crate) fn serialize<S: Serializer>(
-    dictionary: &impl Dictionary,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    let mut map = serializer.serialize_map(None)?;
-    dictionary.write(&[], &mut map)?;
-    map.end()
+    /// An entry of a dictionary.
+    pub(crate) fn entry<V: Value>(&mut self, name: &str, value: &V) {
+        self.name(name, V::HEAD);
+        value.write(self);
+    }
 }
 
 /// A value in a dictionary.
 pub(crate) trait Value {
-    fn write<M: SerializeMap>(&self, name: &'static str, map: &mut M) -> Result<(), M::Error>;
+    /// What is between the name and the value: a zero, and the signature of a variant, which is the length, the text and a
+    /// zero.
+    const HEAD: &'static [u8];
+
+    fn write(&self, encoder: &mut Encoder);
 }
 
-macro_rules! values {
-    ($($type:ty),*) => {$(
-        impl Value for $type {
-            fn write<M: SerializeMap>(&self, name: &'static str, map: &mut M) -> Result<(), M::Error> {
-                map.serialize_entry(name, &as_variant::Serialize(self))
-            }
-        }
-    )*};
+impl Value for bool {
+    const HEAD: &'static [u8] = b"\0\x01b\0";
+
+    fn write(&self, encoder: &mut Encoder) {
+        encoder.u32((*self).into());
+    }
 }
 
-values!(bool, u32, u64, String, OwnedObjectPath);
+impl Value for u32 {
+    const HEAD: &'static [u8] = b"\0\x01u\0";
+
+    fn write(&self, encoder: &mut Encoder) {
+        encoder.u32(*self);
+    }
+}
+
+impl Value for u64 {
+    const HEAD: &'static [u8] = b"\0\x01t\0";
+
+    fn write(&self, encoder: &mut Encoder) {
+        encoder.u64(*self);
+    }
+}
+
+impl Value for String {
+    const HEAD: &'static [u8] = b"\0\x01s\0";
+
+    fn write(&self, encoder: &mut Encoder) {
+        encoder.str(self);
+    }
+}
+
+impl Value for OwnedObjectPath {
+    const HEAD: &'static [u8] = b"\0\x01o\0";
+
+    fn write(&self, encoder: &mut Encoder) {
+        encoder.str(self.as_str());
+    }
+}
 
 impl Value for Vec<u8> {
-    fn write<M: SerializeMap>(&self, name: &'static str, map: &mut M) -> Result<(), M::Error> {
-        map.serialize_entry(name, &as_variant::Serialize(&Bytes(self)))
+    const HEAD: &'static [u8] = b"\0\x02ay\0";
+
+    fn write(&self, encoder: &mut Encoder) {
+        encoder.byte_array(self);
     }
 }
 
 impl Value for Vec<Vec<u8>> {
-    fn write<M: SerializeMap>(&self, name: &'static str, map: &mut M) -> Result<(), M::Error> {
-        let all: Vec<Bytes<'_>> = self.iter().map(|bytes| Bytes(bytes)).collect();
-        map.serialize_entry(name, &as_variant::Serialize(&all))
+    const HEAD: &'static [u8] = b"\0\x03aay\0";
+
+    fn write(&self, encoder: &mut Encoder) {
+        encoder.array(WORD, |elements| self.iter().for_each(|bytes| elements.byte_array(bytes)));
     }
 }
 
 impl Value for Warnings {
-    fn write<M: SerializeMap>(&self, name: &'static str, map: &mut M) -> Result<(), M::Error> {
-        map.serialize_entry(name, &as_variant::Serialize(&self.to_value()))
+    const HEAD: &'static [u8] = b"\0\x09a(sa{sv})\0";
+
+    fn write(&self, encoder: &mut Encoder) {
+        encoder.array(STRUCT, |elements| {
+            for warning in &self.0 {
+                elements.align(STRUCT);
+                elements.str(&warning.code);
+                elements.array(STRUCT, |details| write_details(warning, details));
+            }
+        });
     }
 }
 
-/// Bytes, written at once.
-struct Bytes<'a>(&'a [u8]);
-
-impl Type for Bytes<'_> {
-    const SIGNATURE: &'static Signature = <[u8] as Type>::SIGNATURE;
-}
-
-impl Serialize for Bytes<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(self.0)
-    }
+fn write_details(warning: &Warning, details: &mut Encoder) {
+    let Warning { code: _, message, bytes, number, format } = warning;
+    details.entry("message", message);
+    bytes.iter().for_each(|bytes| details.entry("bytes", bytes));
+    number.iter().for_each(|number| details.entry("number", number));
+    format.iter().for_each(|format| details.entry("format", format));
 }

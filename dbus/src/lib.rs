@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod dictionary;
+pub mod encoder;
 pub mod error;
 pub mod names;
 pub mod options;

@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 
-use serde::ser::{Serialize, SerializeMap, Serializer};
-use zbus::wire::{OwnedObjectPath, Signature};
-use zbus::{OwnedVariant, Type, Variant};
+use zbus::wire::OwnedObjectPath;
+use zbus::{OwnedVariant, Variant};
 
-use crate::dictionary::{self, Dictionary, Value};
+use crate::dictionary::Dictionary;
+use crate::encoder::Encoder;
 use crate::warnings::Warnings;
 
 macro_rules! properties {
@@ -48,22 +48,11 @@ macro_rules! properties {
         impl Dictionary for $type {
             const NAMES: &'static [&'static str] = &[$($name),*];
 
-            fn write<M: SerializeMap>(&self, omitted: &[&str], map: &mut M) -> Result<(), M::Error> {
+            fn write(&self, omitted: &[&str], encoder: &mut Encoder) {
                 $(if !omitted.contains(&$name) {
-                    Value::write(&self.$field, $name, map)?;
+                    encoder.entry($name, &self.$field);
                 })*
-                Ok(())
             }
-        }
-
-        impl Serialize for $type {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                dictionary::serialize(self, serializer)
-            }
-        }
-
-        impl Type for $type {
-            const SIGNATURE: &'static Signature = dictionary::SIGNATURE;
         }
     };
 }
@@ -212,22 +201,41 @@ pub fn from_bus_path(bytes: &[u8]) -> &[u8] {
 #[cfg(test)]
 mod tests {
     use zbus::wire::serialized::Context;
-    use zbus::wire::to_bytes;
+    use zbus::wire::{BE, LE, to_bytes};
 
     use super::*;
-    use crate::dictionary::Joined;
+    use crate::dictionary::Sent;
+    use crate::encoder::{Encoded, STRUCT};
     use crate::warnings::Warning;
 
     type Received = HashMap<String, OwnedVariant>;
+    type Entries = Vec<(String, OwnedVariant)>;
 
     fn owned(dict: HashMap<&'static str, Variant<'static>>) -> Received {
         dict.into_iter().map(|(name, value)| (name.to_owned(), value.try_into_owned().unwrap())).collect()
     }
 
-    /// What a client receives.
-    fn sent(dictionary: &(impl Serialize + Type)) -> Received {
-        let context = Context::new(zbus::wire::LE, 0);
-        to_bytes(context, dictionary).unwrap().deserialize().unwrap().0
+    /// What clients of both byte orders receive of a dictionary.
+    fn received(write: impl Fn(&mut Encoder)) -> Received {
+        let [little, big] = [LE, BE].map(|endian| {
+            let encoded = Encoded::<Vec<(Sent,)>>::new(endian, |encoder| {
+                encoder.align(STRUCT);
+                write(encoder);
+            });
+            let bytes = to_bytes(Context::new(endian, 0), &encoded).unwrap();
+            let (mut all, _): (Vec<(Received,)>, _) = bytes.deserialize().unwrap();
+            // The entries of a dictionary look like structs: is a name sent twice?
+            let (entries, _): (Vec<(Entries,)>, _) = bytes.deserialize_for_signature("a(a(sv))").unwrap();
+            let (received,) = all.pop().unwrap();
+            assert_eq!((all.len(), entries[0].0.len()), (0, received.len()));
+            received
+        });
+        assert_eq!(little, big);
+        little
+    }
+
+    fn sent(dictionary: &impl Dictionary) -> Received {
+        received(|encoder| encoder.dictionary(dictionary))
     }
 
     fn volume() -> VolumeProperties {
@@ -250,14 +258,20 @@ mod tests {
 
     #[test]
     fn what_is_sent_is_the_dictionary() {
-        let warning = Warning { code: "truncated".to_owned(), bytes: Some(7), ..Warning::default() };
+        let warning = Warning {
+            code: "truncated".to_owned(),
+            message: "7 bytes are missing".to_owned(),
+            bytes: Some(7),
+            number: Some(5),
+            format: Some("xz".to_owned()),
+        };
         let attachment = AttachmentProperties {
             backing_file: to_bus_path(b"/a/x.img"),
             autoclear: true,
             number: 7,
             since: u64::MAX,
             reference: "r".to_owned(),
-            warnings: Warnings(vec![warning]),
+            warnings: Warnings(vec![warning, Warning::default()]),
             ..AttachmentProperties::default()
         };
         let partition = PartitionProperties {
@@ -273,13 +287,9 @@ mod tests {
         let cleartext = CleartextProperties { since: 7, ..CleartextProperties::default() };
         assert_eq!(sent(&cleartext), owned(cleartext.to_dict()));
 
-        let joined = Joined(volume(), partition.clone());
+        // `Size` is in both.
         let expected = owned(partition.to_dict().into_iter().chain(volume().to_dict()).collect());
-        assert_eq!(sent(&joined), expected);
-        // The entries of a dictionary look like structs.
-        let bytes = to_bytes(Context::new(zbus::wire::LE, 0), &joined).unwrap();
-        let entries: Vec<(String, OwnedVariant)> = bytes.deserialize_for_signature("a(sv)").unwrap().0;
-        assert_eq!(entries.len(), expected.len(), "Size is in both, and sent once");
+        assert_eq!(received(|encoder| encoder.joined(&volume(), &partition)), expected);
     }
 
     /// A daemon that was not updated yet has no warnings.

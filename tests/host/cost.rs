@@ -1,5 +1,5 @@
-//! What calls cost, counted and not timed: the daemon's system calls and the messages on the bus do not grow with the
-//! attachments of others, with their partitions, or with loop devices that nothing is attached to.
+//! What calls cost, counted and not timed: the daemon's system calls and allocations and the messages on the bus do not grow
+//! with the attachments of others, with their partitions, or with loop devices that nothing is attached to.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,6 +10,7 @@ use futures_util::StreamExt as _;
 use loopd_dbus::proxy::{Interaction, Manager};
 use loopd_dbus::{AttachOptions, Lifetime};
 use loopd_tests::Outcome;
+use loopd_tests::allocations::{Allocations, Counts};
 use loopd_tests::fixture::{Attached, Fixture};
 use loopd_tests::image::{Image, MIB};
 use loopd_tests::polkit::Setup;
@@ -22,7 +23,11 @@ use zbus::fdo::MonitoringProxy;
 
 loopd_tests::tests! {
     "cost";
-    Setup::None => [system_calls_and_messages_do_not_grow_with_other_devices];
+    Setup::None => [
+        system_calls_and_messages_do_not_grow_with_other_devices,
+        allocations_do_not_grow_with_other_devices,
+        an_attachment_holds_little_memory,
+    ];
 }
 
 /// How often each operation is counted.
@@ -71,10 +76,10 @@ impl Operation {
     /// A quarter above what was counted when the limit was set. More needs a reason.
     fn limit(self) -> Cost {
         let (system_calls, messages) = match self {
-            Self::AttachAndDetach => (230.0, 8.0),
-            Self::AttachAtOnceAndDetach => (220.0, 8.0),
+            Self::AttachAndDetach => (200.0, 8.0),
+            Self::AttachAtOnceAndDetach => (190.0, 8.0),
             // With the connection of the client.
-            Self::Vanish => (180.0, 14.0),
+            Self::Vanish => (165.0, 14.0),
             Self::List => (9.0, 3.0),
         };
         Cost { system_calls, messages }
@@ -179,26 +184,39 @@ async fn costs(fixture: &mut Fixture, image: &Image) -> Result<BTreeMap<Operatio
     Ok(costs)
 }
 
+async fn attach(fixture: &Fixture, image: &Image, count: usize) -> Result<Vec<Attached>> {
+    let file = image.open()?;
+    let options = AttachOptions { lifetime: Lifetime::Persistent, ..AttachOptions::default() };
+    let mut attached = Vec::new();
+    for _ in 0..count {
+        attached.push(fixture.attach(&file, &options).await?);
+    }
+    Ok(attached)
+}
+
+async fn detach_all(fixture: &Fixture, attached: Vec<Attached>) -> Result<()> {
+    for attached in attached {
+        fixture.detach(&attached).await?;
+    }
+    udev::settle().await
+}
+
+/// Attachments with partitions, beside devices that nothing is attached to any more.
+async fn attach_others(fixture: &Fixture) -> Result<Vec<Attached>> {
+    let image = Image::sparse(&fixture.directory, "other", 4 * MIB)?;
+    Gpt::new(&[(2048, 2055), (2056, 2063), (2064, 2071)]).write(&image)?;
+    let mut others = attach(fixture, &image, OTHERS + UNBOUND).await?;
+    detach_all(fixture, others.split_off(OTHERS)).await?;
+    Ok(others)
+}
+
 async fn system_calls_and_messages_do_not_grow_with_other_devices(fixture: &mut Fixture) -> Outcome {
     let image = Image::sparse(&fixture.directory, "image", MIB)?;
     let few = costs(fixture, &image).await?;
 
-    let other = Image::sparse(&fixture.directory, "other", 4 * MIB)?;
-    Gpt::new(&[(2048, 2055), (2056, 2063), (2064, 2071)]).write(&other)?;
-    let file = other.open()?;
-    let options = AttachOptions { lifetime: Lifetime::Persistent, ..AttachOptions::default() };
-    let mut others = Vec::new();
-    for _ in 0..OTHERS + UNBOUND {
-        others.push(fixture.attach(&file, &options).await?);
-    }
-    for unbound in others.split_off(OTHERS) {
-        fixture.detach(&unbound).await?;
-    }
-    udev::settle().await?;
+    let others = attach_others(fixture).await?;
     let many = costs(fixture, &image).await?;
-    for other in others {
-        fixture.detach(&other).await?;
-    }
+    detach_all(fixture, others).await?;
 
     for (operation, few) in few {
         let (many, limit) = (many[&operation], operation.limit());
@@ -208,5 +226,90 @@ async fn system_calls_and_messages_do_not_grow_with_other_devices(fixture: &mut 
         assert!(few.system_calls <= limit.system_calls, "{operation:?}: {few:?} of {limit:?}");
         assert!(few.messages <= limit.messages, "{operation:?}: {few:?} of {limit:?}");
     }
+    Ok(())
+}
+
+impl Operation {
+    /// The allocations of one: a twentieth above what was counted when the limit was set.
+    fn allocation_limit(self) -> f64 {
+        match self {
+            Self::AttachAndDetach => 1040.0,
+            Self::AttachAtOnceAndDetach => 1120.0,
+            Self::Vanish => 895.0,
+            Self::List => 50.0,
+        }
+    }
+}
+
+/// How many allocations `List` makes for each attachment in its reply, and a twentieth.
+const ALLOCATIONS_OF_A_LISTED: f64 = 11.0;
+/// How many bytes loopd holds for an attachment without partitions, and a twentieth.
+const HELD: f64 = 3060.0;
+
+#[expect(clippy::cast_precision_loss, reason = "small numbers")]
+fn each(total: i64, count: usize) -> f64 {
+    total as f64 / count as f64
+}
+
+/// How many allocations each operation makes, on average over the rounds.
+async fn allocations(
+    fixture: &Fixture,
+    counts: &Allocations,
+    image: &Image,
+) -> Result<BTreeMap<Operation, f64>> {
+    let mut allocations = BTreeMap::new();
+    for operation in Operation::ALL {
+        // What only the first one does.
+        operation.run(fixture, image).await?;
+        udev::settle().await?;
+        let before = counts.at_rest().await?;
+        for _ in 0..ROUNDS {
+            operation.run(fixture, image).await?;
+            udev::settle().await?;
+        }
+        let after = counts.at_rest().await?;
+        allocations.insert(operation, each(after.allocations - before.allocations, ROUNDS));
+    }
+    Ok(allocations)
+}
+
+async fn allocations_do_not_grow_with_other_devices(fixture: &mut Fixture) -> Outcome {
+    let counts = Allocations::start(fixture).await?;
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
+    let few = allocations(fixture, &counts, &image).await?;
+    let others = attach_others(fixture).await?;
+    let many = allocations(fixture, &counts, &image).await?;
+    detach_all(fixture, others).await?;
+
+    for (operation, few) in few {
+        let (many, limit) = (many[&operation], operation.allocation_limit());
+        println!("{operation:?}: {few} allocations alone, {many} beside {OTHERS} attachments");
+        let grows_by =
+            if operation == Operation::List { ALLOCATIONS_OF_A_LISTED * OTHERS as f64 } else { 0.0 };
+        assert!(
+            many <= few * 1.03 + grows_by,
+            "{operation:?}: {few}, and {many} beside {OTHERS} attachments"
+        );
+        assert!(few <= limit, "{operation:?}: {few} of {limit}");
+    }
+    Ok(())
+}
+
+async fn an_attachment_holds_little_memory(fixture: &mut Fixture) -> Outcome {
+    let counts = Allocations::start(fixture).await?;
+    let image = Image::sparse(&fixture.directory, "image", MIB)?;
+    // Tables that grow once.
+    let first = attach(fixture, &image, OTHERS).await?;
+    detach_all(fixture, first).await?;
+    let Counts { held: before, .. } = counts.at_rest().await?;
+    let attached = attach(fixture, &image, OTHERS).await?;
+    udev::settle().await?;
+    let Counts { held: full, .. } = counts.at_rest().await?;
+    detach_all(fixture, attached).await?;
+    let Counts { held: after, .. } = counts.at_rest().await?;
+    let [held, left] = [full - before, after - before].map(|bytes| each(bytes, OTHERS));
+    println!("{held} bytes for each of {OTHERS} attachments, {left} after their end");
+    assert!(held <= HELD, "{held} of {HELD}");
+    assert!(left <= HELD / 20.0, "{left} of {held} bytes are not released");
     Ok(())
 }

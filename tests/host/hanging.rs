@@ -128,8 +128,18 @@ async fn client_with_a_hanging_device_disconnects(fixture: &mut Fixture) -> Outc
     let attached =
         Attached::new(client.setup_loop(hanging.open()?.as_fd(), &AttachOptions::default()).await?)?;
     leave_dirty_data(&hanging, &attached)?;
+    // They end in one pass with the hanging one, and after it.
+    let image = Image::sparse(&fixture.directory, "other-of-the-client", MIB)?;
+    let mut others = Vec::new();
+    for _ in 0..10 {
+        others.push(Attached::new(client.setup_loop(image.open()?.as_fd(), &options()).await?)?);
+    }
     drop(client);
     connection.close().await?;
+    for other in &others {
+        timeout(SOON, fixture.gone(other)).await??;
+    }
+    hanging.asked().await?;
     eventually(
         "it is detaching",
         async || Ok(fixture.properties(&attached.path).await?.state == "detaching"),

@@ -9,8 +9,9 @@ use loopd_tests::image::{Image, MIB, Mounted};
 use loopd_tests::losetup;
 use loopd_tests::polkit::{Answer, Setup};
 use loopd_tests::process::{alive, eventually, output, pid};
+use loopd_tests::strace::count_of;
 use loopd_tests::sysfs::{self, LoopDevice};
-use loopd_tests::{GAMES, NOBODY, Outcome, WWW_DATA};
+use loopd_tests::{GAMES, NOBODY, Outcome, ROOT, WWW_DATA};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 
@@ -43,11 +44,15 @@ loopd_tests::tests! {
         target_that_is_not_attached_is_reported,
         missing_daemon_is_reported,
         pipes_get_no_colors,
+        attach_and_detach_make_few_system_calls,
     ];
     Setup::StandIn(Answer::Yes) => [authorized_user_attaches_and_detaches, unreadable_file_is_reported];
     Setup::StandIn(Answer::No) => [denial_is_reported];
     Setup::StandIn(Answer::Prompt) => [no_ask_password_prevents_the_prompt];
 }
+
+/// The system calls of a command on the bus's socket: a quarter above what was counted when the limit was set.
+const MOST_RECEIVED: usize = 27;
 
 const UUID: &str = "11111111-2222-3333-4444-00000000000f";
 
@@ -100,6 +105,25 @@ async fn attach_prints_the_device(fixture: &mut Fixture) -> Outcome {
     assert_eq!(device.backing_file().unwrap(), path.as_bytes());
     assert_eq!(properties(fixture, device).await?.lifetime, "persistent");
     detach(fixture, device).await
+}
+
+/// Counted and not timed: one connection, no thread and no process; the handshake, the call, and for an attach its warnings.
+async fn attach_and_detach_make_few_system_calls(fixture: &mut Fixture) -> Outcome {
+    let (_image, path) = image(fixture).await?;
+    let run = async |arguments: &[&str]| {
+        let mut command = fixture.tool(ROOT, "loopctl")?;
+        command.args(arguments);
+        let (printed, calls) = count_of(&command, &fixture.directory).await?;
+        let count = |name: &str| calls.get(name).copied().unwrap_or_default();
+        ensure!(count("connect") == 1 && count("recvfrom") <= MOST_RECEIVED, "{arguments:?}: {calls:?}");
+        ensure!(["clone", "clone3", "fork", "vfork"].iter().all(|name| count(name) == 0), "{calls:?}");
+        Ok((printed, count("sendmsg")))
+    };
+    let (node, sent) = run(&["attach", &path]).await?;
+    ensure!(sent == 3, "{sent}");
+    let (_, sent) = run(&["detach", node.trim_end()]).await?;
+    ensure!(sent == 2, "{sent}");
+    Ok(())
 }
 
 async fn attach_options_are_applied(fixture: &mut Fixture) -> Outcome {
@@ -374,7 +398,7 @@ async fn run_reports_a_command_that_cannot_start(fixture: &mut Fixture) -> Outco
 
 async fn device_stays_for_the_command_if_run_is_killed(fixture: &mut Fixture) -> Outcome {
     let (_image, path) = image(fixture).await?;
-    let mut command = fixture.tool(loopd_tests::ROOT, "loopctl")?;
+    let mut command = fixture.tool(ROOT, "loopctl")?;
     // The command does not open the device: the device stays because the command runs.
     command.args(["run", &path, "--", "sh", "-c", "echo $$ $LOOPCTL_DEVICE > started; exec sleep 600"]);
     let mut client = tokio::process::Command::from(command).kill_on_drop(true).spawn()?;
@@ -391,7 +415,7 @@ async fn device_stays_for_the_command_if_run_is_killed(fixture: &mut Fixture) ->
     client.kill().await?;
     // A later client: when its device is gone, the bus and the daemon have noticed the end of the first client.
     let other = Image::sparse(&fixture.directory, "other", MIB)?;
-    let reply = fixture.probe(loopd_tests::ROOT, ["setup", "regular", other.name()]).await?;
+    let reply = fixture.probe(ROOT, ["setup", "regular", other.name()]).await?;
     fixture.gone(&reply.attached()?).await?;
     assert!(alive(process) && device.bound());
 
@@ -402,7 +426,7 @@ async fn device_stays_for_the_command_if_run_is_killed(fixture: &mut Fixture) ->
 /// Attaches and detaches a file until a monitor has printed some lines; returns these.
 async fn monitored(fixture: &Fixture, arguments: &[&str]) -> Result<Vec<String>> {
     let (_image, path) = image(fixture).await?;
-    let mut command = fixture.tool(loopd_tests::ROOT, "loopctl")?;
+    let mut command = fixture.tool(ROOT, "loopctl")?;
     command.arg("monitor").args(arguments).stdout(std::process::Stdio::piped());
     let mut monitor = tokio::process::Command::from(command).kill_on_drop(true).spawn()?;
     let mut lines = BufReader::new(monitor.stdout.take().context("no pipe")?).lines();

@@ -4,6 +4,7 @@
 //! one, a stand-in or none) and the built daemon. Loop devices and udev are those of the machine, so the
 //! tests need root; see [`host`].
 
+pub mod allocations;
 pub mod bus;
 pub mod crates;
 pub mod daemon;

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use crate::process::{Process, eventually, needs, tied};
+use crate::process::{Process, eventually, needs, output, tied};
 
 /// strace interrupts the system calls in progress when it attaches: what follows within this time is its own effect.
 const EFFECT: Duration = Duration::from_millis(500);
@@ -57,6 +57,23 @@ impl Strace {
         });
         Ok(calls(&std::fs::read_to_string(&self.log)?, start, end))
     }
+}
+
+/// Runs a command, and counts its system calls by name, from exec to exit; returns its standard output with them. The log is
+/// written to the directory.
+///
+/// # Errors
+/// strace is not installed (the test is skipped), or the command fails.
+pub async fn count_of(command: &Command, directory: &Path) -> Result<(String, BTreeMap<String, usize>)> {
+    needs("strace")?;
+    let log = directory.join("strace.log");
+    let mut traced = Command::new("strace");
+    traced.args(["-f", "-ttt", "-q", "-o"]).arg(&log).arg(command.get_program()).args(command.get_args());
+    traced.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let output = output(traced).await?;
+    ensure!(output.status.success(), "{output:?}");
+    let calls = calls(&std::fs::read_to_string(&log)?, 0.0, f64::INFINITY);
+    Ok((String::from_utf8(output.stdout)?, calls))
 }
 
 fn is_traced(process: Pid) -> Result<bool> {

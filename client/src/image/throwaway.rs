@@ -5,6 +5,7 @@
 //! descriptor is closed.
 
 mod copy;
+mod progress;
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -12,18 +13,16 @@ use std::io::{self, BufRead, IsTerminal};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use indicatif::{ProgressBar, ProgressStyle};
 use loopd_common::limits::REFERENCE_LENGTH;
 use nix::errno::Errno;
 
+use self::progress::Progress;
 use super::backing_file::open_backing_file;
 use crate::message::{escaped, printable, reason};
 use crate::show::size::human;
 
 /// Larger copies need the user's confirmation.
 const CONFIRM_ABOVE: u64 = 1 << 30;
-/// Smaller copies are done before a progress bar could be read.
-const PROGRESS_ABOVE: u64 = 64 << 20;
 
 /// Makes the copy, in the file's directory by default. A large copy needs confirmation.
 ///
@@ -55,9 +54,9 @@ pub fn make(path: &Path, directory: Option<&Path>, is_confirmed: bool) -> anyhow
         &mut io::stdin().lock(),
     )?;
     ensure_space(&copy, plan.bytes(), &directory)?;
-    let bar = progress_bar(plan.bytes());
-    let copied = plan.execute(&original, &copy, |bytes| bar.inc(bytes));
-    bar.finish_and_clear();
+    let mut progress = Progress::new(plan.bytes());
+    let copied = plan.execute(&original, &copy, |bytes| progress.advance(bytes));
+    drop(progress);
     copied.map_err(failed)?;
     Ok(copy)
 }
@@ -147,15 +146,6 @@ impl Confirmation {
         anyhow::ensure!(is_yes, "nothing was copied");
         Ok(())
     }
-}
-
-/// Drawn on standard error, only if that is a terminal.
-fn progress_bar(bytes: u64) -> ProgressBar {
-    if bytes <= PROGRESS_ABOVE {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template("copying {bar:30} {bytes} of {total_bytes}, {eta} left");
-    ProgressBar::new(bytes).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! The table of `list`.
 
 use clap::ValueEnum;
-use comfy_table::{Attribute, Cell, Table, presets};
 use loopd_dbus::VolumeProperties;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
@@ -12,8 +11,10 @@ use crate::bus::attachment::AttachmentInfo;
 use crate::bus::partition::PartitionInfo;
 use crate::message::escaped;
 
-/// Spaces between two columns.
-const GAP: u16 = 2;
+/// Between two columns.
+const GAP: &str = "  ";
+/// Starts and ends bold text on a terminal.
+const BOLD: [&str; 2] = ["\u{1b}[1m", "\u{1b}[0m"];
 /// The columns that are cut if a line is wider than the terminal, with the minimum width of each. If that
 /// is not enough, the line stays wider.
 const CUT: &[(Column, usize)] =
@@ -64,32 +65,38 @@ pub fn render(columns: &[Column], rows: &[Row], style: Style) -> String {
     if rows.is_empty() {
         return String::new();
     }
-    let names: Vec<String> = columns.iter().map(|column| header(*column)).collect();
+    let legend: Option<Vec<String>> =
+        style.legend.then(|| columns.iter().map(|column| header(*column)).collect());
     let mut lines = flatten(rows, columns);
     if let Some(width) = style.width {
-        let legend = if style.legend { names.as_slice() } else { &[] };
-        fit(columns, legend, &mut lines, width.into());
+        fit(columns, legend.as_deref(), &mut lines, width.into());
     }
-    let mut table = Table::new();
-    // Otherwise comfy-table examines the terminal itself.
-    table.load_style(presets::NOTHING).force_no_tty();
-    if style.legend {
-        table.set_header(names.iter().map(|name| styled(name, style.bold)).collect::<Vec<_>>());
-    }
-    if style.bold {
-        table.enforce_styling().style_text_only();
-    }
-    table.add_rows(lines);
-    let last = columns.len().saturating_sub(1);
-    for (index, column) in table.column_iter_mut().enumerate() {
-        column.set_padding((0, if index == last { 0 } else { GAP }));
-    }
-    table.trim_fmt() + "\n"
+    let widths = widths(columns.len(), legend.as_deref(), &lines);
+    let bold = if style.bold { BOLD } else { [""; 2] };
+    let legend = legend.iter().map(|names| draw(names, &widths, bold));
+    legend.chain(lines.iter().map(|cells| draw(cells, &widths, [""; 2]))).collect()
 }
 
-fn styled(name: &str, bold: bool) -> Cell {
-    let cell = Cell::new(name);
-    if bold { cell.add_attribute(Attribute::Bold) } else { cell }
+/// A line of cells, each with something before and after its text. The last one is not padded.
+fn draw(cells: &[String], widths: &[usize], [before, after]: [&str; 2]) -> String {
+    let mut line = String::new();
+    for (index, (cell, width)) in cells.iter().zip(widths).enumerate() {
+        line.extend([before, cell, after]);
+        if index + 1 < cells.len() {
+            line.push_str(&" ".repeat(width.saturating_sub(cell.width())));
+            line.push_str(GAP);
+        }
+    }
+    line + "\n"
+}
+
+/// The width of each column: that of its widest cell.
+fn widths(columns: usize, legend: Option<&[String]>, lines: &[Vec<String>]) -> Vec<usize> {
+    let width = |index: usize| {
+        let cells = lines.iter().map(Vec::as_slice).chain(legend).map(|line| line[index].width());
+        cells.max().unwrap_or_default()
+    };
+    (0..columns).map(width).collect()
 }
 
 /// A column's header.
@@ -115,15 +122,10 @@ fn flatten(rows: &[Row], columns: &[Column]) -> Vec<Vec<String>> {
 }
 
 /// Cuts the columns of [`CUT`] one after the other until the lines fit.
-fn fit(columns: &[Column], legend: &[String], lines: &mut [Vec<String>], limit: usize) {
-    let mut widths: Vec<usize> = (0..columns.len())
-        .map(|index| {
-            let cells = lines.iter().map(|line| &line[index]).chain(legend.get(index));
-            cells.map(|cell| cell.width()).max().unwrap_or_default()
-        })
-        .collect();
+fn fit(columns: &[Column], legend: Option<&[String]>, lines: &mut [Vec<String>], limit: usize) {
+    let mut widths = widths(columns.len(), legend, lines);
     for (column, shortest) in CUT {
-        let needed = widths.iter().sum::<usize>() + usize::from(GAP) * columns.len().saturating_sub(1);
+        let needed = widths.iter().sum::<usize>() + GAP.len() * columns.len().saturating_sub(1);
         let excess = needed.saturating_sub(limit);
         let Some(index) = columns.iter().position(|shown| shown == column) else { continue };
         let width = widths[index].saturating_sub(excess).max(*shortest);
@@ -262,7 +264,10 @@ DEVICE       SIZE  TYPE  FILE
     fn only_the_header_is_bold() {
         let shown = table(&[b"/a/x.img"], Style { bold: true, ..PLAIN });
         let (head, body) = shown.split_once('\n').unwrap();
-        assert!(head.contains("\u{1b}[1m") && !body.contains('\u{1b}'), "{shown:?}");
+        let bold = |name: &str| format!("\u{1b}[1m{name}\u{1b}[0m");
+        let [device, size, kind, file] = ["DEVICE", "SIZE", "TYPE", "FILE"].map(bold);
+        assert_eq!(head, format!("{device}      {size}  {kind}  {file}"));
+        assert!(!body.contains('\u{1b}'), "{shown:?}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What other programs have done since the last event: a list of all devices is of this moment.
+//! Changes by other programs whose events have not arrived yet: a list of all devices shows the current state.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,29 +7,33 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::engine::Engine;
+use crate::error::Error;
 use crate::kernel::{Device, Difference, DiskSequence, Kernel};
 use crate::limiter::Limiter;
 
-/// How long a list waits for devices whose backing files hang: they stay as they were known.
+/// How long a list waits for devices whose backing files hang. Their records stay as they are.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 
 impl<K: Kernel> Engine<K> {
-    /// Takes over what other programs have attached, detached, changed and mounted, before udev's events come. Costs a
+    /// Takes over what other programs have attached, detached, changed and mounted, before udev's events arrive. Costs a
     /// few reads of sysfs for each device, in a thread, and more only for those that differ. Calls at the same time
     /// share one look, so that a flood of them costs the time of one processor at most.
-    pub async fn catch_up(self: &Arc<Self>) {
+    ///
+    /// # Errors
+    /// `Kernel` if sysfs cannot be read.
+    pub async fn catch_up(self: &Arc<Self>) -> Result<(), Error> {
         let called = Instant::now();
         let mut last_begun = self.last_look.lock().await;
         if last_begun.is_some_and(|begun| begun > called) {
-            return;
+            return Ok(());
         }
         *last_begun = Some(Instant::now());
-        self.look().await;
+        self.look().await
     }
 
-    async fn look(self: &Arc<Self>) {
+    async fn look(self: &Arc<Self>) -> Result<(), Error> {
         let known: Vec<Device> = self.state().records.values().map(|record| record.device.clone()).collect();
-        let differences = self.kernel.differences(known).await;
+        let differences = self.kernel.differences(known).await?;
         let (mut tasks, limiter) = (JoinSet::new(), Limiter::new());
         for (number, difference) in differences {
             match difference {
@@ -44,13 +48,14 @@ impl<K: Kernel> Engine<K> {
             }
         }
         let _some_hang = tokio::time::timeout(PATIENCE, tasks.join_all()).await;
-        self.refresh_mounts();
+        let read = self.read_mounts();
         let unlocked: Vec<DiskSequence> = {
             let state = self.state();
             let unlocked = state.records.iter().filter(|(_, record)| !record.cleartexts.is_empty());
             unlocked.map(|(id, _)| *id).collect()
         };
         unlocked.into_iter().for_each(|id| self.reap_cleartexts(id));
+        read
     }
 
     /// The backing file was renamed or deleted.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::engine::Engine;
 use crate::error::Error;
-use crate::kernel::{Change, DiskSequence, Kernel};
+use crate::kernel::{Change, DetachAttempt, DiskSequence, Kernel, Users};
 use crate::operation::{audit, gone, in_use};
 use crate::snapshot::Snapshot;
 
@@ -13,7 +13,7 @@ const OR_LAZILY: &str = "end that first, or detach lazily";
 /// The result of a detach that is not lazy.
 enum Attempt {
     Gone,
-    InUse,
+    InUse(Users),
 }
 
 impl<K: Kernel> Engine<K> {
@@ -28,20 +28,12 @@ impl<K: Kernel> Engine<K> {
         }
         let _alone = self.lock_device(id).await?;
         let Some(attachment) = self.find(id) else { return Err(gone(id)) };
-        let users = self.known_users(&attachment).await?;
-        if !users.is_empty() {
-            return Err(in_use("detach", &attachment, users, OR_LAZILY));
-        }
         match self.try_detach(&attachment).await? {
             Attempt::Gone => {
-                self.kernel.await_rundown(attachment.device.number).await;
                 audit("detached", &attachment);
                 Ok(())
             }
-            Attempt::InUse => {
-                let users = self.users_of(&attachment).await;
-                Err(in_use("detach", &attachment, users, OR_LAZILY))
-            }
+            Attempt::InUse(users) => Err(in_use("detach", &attachment, users, OR_LAZILY)),
         }
     }
 
@@ -53,16 +45,43 @@ impl<K: Kernel> Engine<K> {
         Ok(())
     }
 
-    /// Releases the device, and waits a bounded time for passing users. If one stays, the device is held again.
+    /// Releases a device that has no users, and waits a bounded time for passing ones. If one stays, the device is held
+    /// again.
     async fn try_detach(self: &Arc<Self>, attachment: &Snapshot) -> Result<Attempt, Error> {
-        let was_held = self.state().records.get(&attachment.id).is_some_and(|record| record.hold.is_some());
-        self.release(attachment.id).await;
+        let (id, number) = (attachment.id, attachment.device.number);
+        let hold = self.state().records.get_mut(&id).and_then(|record| record.hold.take());
+        let was_held = hold.is_some();
+        // One call, since each call that can block takes a change of threads and back.
+        match self.kernel.detach_unused(number, attachment.device.disk_sequence, hold).await {
+            DetachAttempt::Kept(hold, users) => {
+                if let Some(unclaimed) = self.restore_hold(id, hold) {
+                    self.kernel.release(unclaimed).await;
+                }
+                return Ok(Attempt::InUse(self.name_cleartexts(attachment, users?).await?));
+            }
+            DetachAttempt::Released { detached: true } => {
+                self.remove_record(id);
+                return Ok(Attempt::Gone);
+            }
+            DetachAttempt::Released { detached: false } => {}
+            DetachAttempt::Failed(error) => tracing::warn!(number, disk_sequence = id.0, "{error}"),
+        }
+        if self.await_release(attachment, was_held).await? {
+            self.kernel.await_rundown(number).await;
+            return Ok(Attempt::Gone);
+        }
+        Ok(Attempt::InUse(self.users_of(attachment).await))
+    }
+
+    /// Waits a bounded time for the users of a released device; if one stays, the device is held again. Returns whether
+    /// the attachment has ended.
+    async fn await_release(self: &Arc<Self>, attachment: &Snapshot, was_held: bool) -> Result<bool, Error> {
         let ended = tokio::select! {
             ended = self.await_end(attachment.id) => ended,
             () = self.aborted() => self.reap_if_gone(attachment.id),
         };
         if ended {
-            return Ok(Attempt::Gone);
+            return Ok(true);
         }
         if was_held {
             self.take_hold(attachment).await?;
@@ -70,8 +89,7 @@ impl<K: Kernel> Engine<K> {
             self.undo_clear(attachment).await?;
         }
         self.reap_if_gone(attachment.id);
-        let still_there = self.state().records.contains_key(&attachment.id);
-        Ok(if still_there { Attempt::InUse } else { Attempt::Gone })
+        Ok(!self.state().records.contains_key(&attachment.id))
     }
 
     /// Keeps a device that was cleared: makes it persistent again or, if the kernel refuses that, holds it.

@@ -34,6 +34,7 @@ use crate::mounter::Mounter;
 use crate::pacing::Pacing;
 use crate::quota::{Permit, Quota};
 use crate::record::Record;
+use crate::records::Records;
 use crate::saved::{SavedAttachment, Store};
 use crate::scan_queue::ScanQueue;
 use crate::settings::Settings;
@@ -75,9 +76,9 @@ pub struct Engine<K: Kernel> {
 /// The state behind the engine's lock.
 pub(super) struct Attachments<K: Kernel> {
     /// In the order of the attaches, so that an operation on several of them has a defined order.
-    pub(super) records: BTreeMap<DiskSequence, Record<K>>,
+    pub(super) records: Records<K>,
     /// The current attachment on a number.
-    pub(super) by_number: HashMap<u32, DiskSequence>,
+    pub(super) by_number: BTreeMap<u32, DiskSequence>,
     /// udev's last result for each device and partition: its event may arrive before the record is made.
     pub(super) processed: BTreeMap<(u32, Option<u32>), (DiskSequence, ProbeResult)>,
     pub(super) mounts: MountTable,
@@ -132,8 +133,8 @@ impl<K: Kernel> Engine<K> {
             background: Background::default(),
             pacing: Pacing::default(),
             state: Mutex::new(Attachments {
-                records: BTreeMap::new(),
-                by_number: HashMap::new(),
+                records: Records::new(),
+                by_number: BTreeMap::new(),
                 processed: BTreeMap::new(),
                 mounts: MountTable::default(),
                 hearing: Hearing::default(),

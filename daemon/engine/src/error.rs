@@ -139,7 +139,7 @@ pub enum Error {
     },
 
     /// The file is attached already, and the request does not allow that.
-    #[error("{file} is attached to {device} already, from offset {offset}{} on: {reason}", length(*size_limit))]
+    #[error("{file} is attached to {device} already, at offset {offset}{}: {reason}", length(*size_limit))]
     Overlap {
         /// The backing file, printable.
         file: String,
@@ -197,8 +197,8 @@ pub enum Error {
     },
     /// The devices of a uid follow each other too fast.
     #[error(
-        "uid {uid} has had many devices and partitions made in a short time, of which there may be {per_second} a \
-         second; try again in some seconds, or attach without partitions (partition-scan=false)"
+        "uid {uid} has requested too many devices and partitions in a short time; {per_second} a second are allowed; \
+         try again in some seconds, or attach without partitions (partition-scan=false)"
     )]
     TooFast {
         /// The uid.
@@ -240,8 +240,18 @@ pub enum Error {
         /// N of `/dev/loopN`.
         number: u32,
     },
+    /// The kernel cannot examine a backing file, which is a part of reading the state of its device.
+    #[error("cannot read the state of {}: LOOP_GET_STATUS64 failed with {source}", node(*number))]
+    BackingFileUnreadable {
+        /// N of `/dev/loopN`.
+        number: u32,
+        /// The error number.
+        source: Errno,
+    },
     /// A device could not be examined, so it is unknown whether the file is attached already.
-    #[error("cannot tell whether {file} is attached already: {source}, or attach with overlap=allow")]
+    #[error(
+        "cannot tell whether {file} is attached already: {source}; attach with overlap=allow to skip this check"
+    )]
     OverlapUnknown {
         /// The file, printable.
         file: String,
@@ -327,13 +337,15 @@ impl Error {
             | Self::TooFast { .. }
             | Self::NoMountDirectory { .. } => ErrorKind::LimitExceeded,
             Self::NoFreeDevice { .. } => ErrorKind::NoFreeDevice,
-            Self::UdevTimeout { .. }
-            | Self::BackingFileHangs { .. }
-            | Self::OverlapUnknown { .. }
-            | Self::Timeout { .. } => ErrorKind::Timeout,
-            Self::SystemCall { .. } | Self::Io { .. } | Self::Failed { .. } | Self::Panicked => {
-                ErrorKind::Kernel
+            Self::UdevTimeout { .. } | Self::BackingFileHangs { .. } | Self::Timeout { .. } => {
+                ErrorKind::Timeout
             }
+            Self::OverlapUnknown { source, .. } => source.kind(),
+            Self::BackingFileUnreadable { .. }
+            | Self::SystemCall { .. }
+            | Self::Io { .. }
+            | Self::Failed { .. }
+            | Self::Panicked => ErrorKind::Kernel,
         }
     }
 }
@@ -362,7 +374,7 @@ fn in_words(users: &Users) -> String {
 }
 
 fn length(size_limit: u64) -> String {
-    if size_limit == 0 { String::new() } else { format!(", {size_limit} bytes") }
+    if size_limit == 0 { String::new() } else { format!(" with size limit {size_limit}") }
 }
 
 fn limit_reached(uid: Option<u32>, what: &str, count: usize, limit: usize, advice: &str) -> String {

@@ -1,4 +1,4 @@
-//! What was found in an image beside its partitions: the facts that warnings are made of.
+//! What was found in an image besides its partitions: the source of warnings.
 
 use loopd_common::limits::{MOST_WARNING_TEXT, MOST_WARNINGS};
 
@@ -64,8 +64,8 @@ pub fn warnings(
     all.into_iter().take_while(fits).collect()
 }
 
-/// The warning of a truncated image; or, if less than a sector is missing and the end of the file is not known, how
-/// much: then the file may have it behind the last whole sector.
+/// The warning of a truncated image, and 0. If less than a sector is missing and the end of the file is not known, the
+/// file may have the rest behind the last whole sector: then no warning, and the number of missing bytes.
 fn missing(device: &Device, findings: &Findings, beyond: Option<u64>) -> (Option<Warning>, u64) {
     let Some((by, described)) = findings.described else { return (None, 0) };
     let there = device.size.saturating_add(beyond.unwrap_or(0));
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_file_of_another_size_is_not_believed() {
+    fn the_end_of_a_file_of_another_size_is_ignored() {
         let (none, dmg) = (Findings::default(), Some(ImageFormat::Dmg));
         let end = FileEnd { bytes: 1_000_001, format: dmg };
         assert_eq!(warnings(&device(999_936, 512), &none, end)[0], Warning::NotRaw(ImageFormat::Dmg));

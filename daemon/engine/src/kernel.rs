@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
+use std::sync::Arc;
 
 pub use crate::cleartext::Mapping;
 pub use crate::device::{
@@ -14,6 +15,7 @@ use crate::future::BoxFuture;
 pub use crate::image_format::ImageFormat;
 use crate::mount_table::MountTable;
 pub use crate::partitioning::{Partition, PartitionNode, Partitioning, ScanReason, TableEntry};
+pub use crate::release_queue::{QueuedHold, ReleaseQueue};
 use crate::request::AttachRequest;
 pub use crate::udev::{FileSystem, ProbeResult, Udev};
 pub use crate::warning::{Describer, NotMade};
@@ -33,6 +35,19 @@ pub struct Attached<K: Kernel + ?Sized> {
     pub claim: K::Claim,
     /// Whether the device node was made for this attach.
     pub node_made: bool,
+}
+
+/// The result of [`Kernel::detach_unused`].
+pub enum DetachAttempt<H> {
+    /// The device has users, or they cannot be determined. Nothing has changed; this is the hold.
+    Kept(Option<H>, Result<Users, Error>),
+    /// The hold is closed, or the device cleared.
+    Released {
+        /// Whether the device is detached and taken down. Else it is detached at its last close.
+        detached: bool,
+    },
+    /// The device could not be cleared.
+    Failed(Error),
 }
 
 /// How a number differs from what was known of it.
@@ -91,6 +106,18 @@ pub trait Kernel: Udev + StoredHolds {
 
     /// Closes a hold: an autoclear device is detached at its last close.
     fn release(&self, hold: Self::Hold) -> BoxFuture<'_, ()>;
+
+    /// Closes the holds of a queue one after the other, until the queue is empty. Several calls may share a queue.
+    fn release_queued(&self, queue: Arc<ReleaseQueue<Self::Hold>>) -> BoxFuture<'_, ()>;
+
+    /// Looks up the users of the device, as [`Kernel::users`] does, and if there are none closes the hold or, without
+    /// one, clears the device. Then waits for its rundown if that has detached it.
+    fn detach_unused(
+        &self,
+        number: u32,
+        disk_sequence: DiskSequence,
+        hold: Option<Self::Hold>,
+    ) -> BoxFuture<'_, DetachAttempt<Self::Hold>>;
 
     /// Opens a hold of a device; `None` if this attach has ended or is ending. It replaces a hold that the last
     /// daemon has left.
@@ -197,8 +224,11 @@ pub trait Kernel: Udev + StoredHolds {
         length: usize,
     ) -> BoxFuture<'a, Result<Vec<u8>, Error>>;
 
-    /// The mount table; `None` if it cannot be read. Never blocks.
-    fn mounts(&self) -> Option<MountTable>;
+    /// The mount table. Never blocks.
+    ///
+    /// # Errors
+    /// `Kernel` if it cannot be read.
+    fn mounts(&self) -> Result<MountTable, Error>;
 
     /// Removes a device node that was made for an attach, unless it is in use.
     fn remove(&self, number: u32) -> BoxFuture<'_, ()>;
@@ -213,10 +243,16 @@ pub trait Kernel: Udev + StoredHolds {
     ) -> BoxFuture<'_, Result<Partitioning, Error>>;
 
     /// The partitions' nodes. Reads sysfs and never blocks.
-    fn partition_nodes(&self, number: u32) -> Vec<PartitionNode>;
+    ///
+    /// # Errors
+    /// `Kernel` if sysfs cannot be read.
+    fn partition_nodes(&self, number: u32) -> Result<Vec<PartitionNode>, Error>;
 
     /// The node of one partition; `None` if it does not exist. Reads sysfs and never blocks.
-    fn partition_node(&self, number: u32, partition: u32) -> Option<PartitionNode>;
+    ///
+    /// # Errors
+    /// `Kernel` if sysfs cannot be read.
+    fn partition_node(&self, number: u32, partition: u32) -> Result<Option<PartitionNode>, Error>;
 
     /// Whether the kernel is known to read partition tables.
     fn scans_itself(&self) -> bool;
@@ -228,7 +264,8 @@ pub trait Kernel: Udev + StoredHolds {
     fn bound_numbers(&self) -> Result<Vec<u32>, Error>;
 
     /// The numbers that sysfs shows otherwise than `known`, the devices that were known, does. Waits for no backing file.
-    fn differences(&self, known: Vec<Device>) -> BoxFuture<'_, Vec<(u32, Difference)>>;
+    /// Fails with `Kernel` if sysfs cannot be read.
+    fn differences(&self, known: Vec<Device>) -> BoxFuture<'_, Result<Vec<(u32, Difference)>, Error>>;
 
     /// What the number is bound to. Reads two files of sysfs and never blocks.
     ///

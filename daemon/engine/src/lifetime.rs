@@ -133,7 +133,7 @@ impl<K: Kernel> Engine<K> {
         if !state.clients.remove(client) {
             return;
         }
-        for (id, record) in &mut state.records {
+        for (id, record) in state.records.iter_mut() {
             if record.ends_with(Some(client)) {
                 ended.push(*id);
             } else if record.awaits_mount_with(client) {
@@ -144,8 +144,8 @@ impl<K: Kernel> Engine<K> {
             }
         }
         drop(state);
-        for id in ended {
-            self.spawn_end_of_lifetime(id, Some(client.clone()));
+        if !ended.is_empty() {
+            self.spawn_end_of_client(ended, client.clone());
         }
         waiting.into_iter().for_each(|id| self.begin_grace(id));
     }

@@ -11,7 +11,7 @@ use crate::ownership::is_root;
 /// How many devices are scanned at the same time.
 const AT_ONCE: usize = 32;
 
-/// Background operations at the same time for one uid.
+/// The most background operations at the same time for one uid.
 const OF_A_UID: usize = 8;
 
 /// The same for all users other than root together.
@@ -20,7 +20,7 @@ const OF_ALL_USERS: usize = 128;
 /// The same for root, and for devices without a known owner.
 const OF_NO_USER: usize = 64;
 
-/// An operation that takes longer hangs, and does not count any more.
+/// An operation that takes longer hangs, and no longer counts.
 const HANGS_AFTER: Duration = Duration::from_secs(1);
 
 /// Limits how many operations run at the same time, for scans of all devices.
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_hung_operation_gives_its_turn_to_others() {
+    async fn a_hung_operation_leaves_its_permit_to_others() {
         let limiter = Limiter::new();
         let done = Arc::new(Semaphore::new(0));
         for _ in 0..3 * AT_ONCE {

@@ -37,7 +37,7 @@ impl<K: Kernel> Engine<K> {
             self.await_probe(volume.attachment).await?;
         }
         let _alone = self.lock_device(volume.attachment).await?;
-        self.refresh_mounts();
+        self.read_mounts()?;
         let attachment = self.find(volume.attachment).ok_or_else(|| gone(volume.attachment))?;
         let _alone_with_file = self.mount_locks.lock(attachment.device.file()).await;
         let mut found = VolumeState::of(&attachment, volume)?;
@@ -58,7 +58,7 @@ impl<K: Kernel> Engine<K> {
         let name = crate::mount_name::of_volume(&found.file_system, &attachment);
         let directory = self.create_mount_directory(&account, &name).await?;
         let advice = plan.advice(found.read_only);
-        let order = MountCommand {
+        let command = MountCommand {
             shown: found.shown(&attachment),
             device: found.node,
             directory: directory.clone(),
@@ -68,9 +68,9 @@ impl<K: Kernel> Engine<K> {
             account,
             timeout: self.settings().wait_for_mount,
         };
-        match self.run_mount(&order, volume, caller).await {
+        match self.run_mount(&command, volume, caller).await {
             Ok(()) => {
-                audit("mounted", &order.shown, caller.uid(), &directory);
+                audit("mounted", &command.shown, caller.uid(), &directory);
                 Ok(directory)
             }
             Err(error) => {
@@ -112,15 +112,15 @@ impl<K: Kernel> Engine<K> {
     /// Mounts, unless the caller disconnects or the daemon stops.
     async fn run_mount(
         self: &Arc<Self>,
-        order: &MountCommand,
+        command: &MountCommand,
         volume: VolumeId,
         caller: &impl Caller,
     ) -> Result<(), Error> {
         tokio::select! {
             biased;
-            () = caller.disconnected() => return Err(abandoned(order)),
-            () = self.aborted() => return Err(abandoned(order)),
-            mounted = self.mounter.mount(order.clone()) => mounted?,
+            () = caller.disconnected() => return Err(abandoned(command)),
+            () = self.aborted() => return Err(abandoned(command)),
+            mounted = self.mounter.mount(command.clone()) => mounted?,
         }
         self.refresh_mounts();
         // The number may have been attached again before the mount, which keeps that attachment now.
@@ -131,13 +131,13 @@ impl<K: Kernel> Engine<K> {
         self.reap_cleartexts(volume.attachment);
         let attachment = self.find(volume.attachment).ok_or_else(|| gone(volume.attachment))?;
         let found = VolumeState::of(&attachment, volume)?;
-        if !found.mount_points.contains(&order.directory) {
-            return Err(Error::UnmountedByOthers { volume: order.shown.clone() });
+        if !found.mount_points.contains(&command.directory) {
+            return Err(Error::UnmountedByOthers { volume: command.shown.clone() });
         }
         if caller.is_disconnected() {
-            return Err(abandoned(order));
+            return Err(abandoned(command));
         }
-        self.announce_mount_directory(&order.directory)
+        self.announce_mount_directory(&command.directory)
     }
 
     /// Unmounts a volume from all its mount points, for the user with this uid. If the user may only unmount its
@@ -156,7 +156,7 @@ impl<K: Kernel> Engine<K> {
     ) -> Result<(), Error> {
         {
             let _alone = self.lock_device(volume.attachment).await?;
-            self.refresh_mounts();
+            self.read_mounts()?;
             let attachment = self.find(volume.attachment).ok_or_else(|| gone(volume.attachment))?;
             let found = VolumeState::of(&attachment, volume)?;
             if own_only && !found.mount_points.iter().all(|path| self.was_mounted_for(path, uid)) {
@@ -272,8 +272,8 @@ fn refuse_mounted(attachment: &Snapshot, found: &VolumeState, volume: VolumeId) 
     }
 }
 
-fn abandoned(order: &MountCommand) -> Error {
-    Error::MountAbandoned { volume: order.shown.clone() }
+fn abandoned(command: &MountCommand) -> Error {
+    Error::MountAbandoned { volume: command.shown.clone() }
 }
 
 fn show(path: &Path) -> String {

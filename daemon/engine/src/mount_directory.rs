@@ -33,8 +33,8 @@ impl<K: Kernel> Engine<K> {
                 .try_create(MountDirectory { path: path.clone(), uid: account.uid, announced: false })
                 .await?
             {
-                if let Some(held) = self.mount_directories.lock().get_mut(&path) {
-                    held.permit = Some(permit);
+                if let Some(known) = self.mount_directories.lock().get_mut(&path) {
+                    known.permit = Some(permit);
                 }
                 return Ok(path);
             }
@@ -43,10 +43,10 @@ impl<K: Kernel> Engine<K> {
     }
 
     async fn try_create(&self, directory: MountDirectory) -> Result<bool, Error> {
-        if !self.mount_directories.hold(directory.clone(), None) {
+        if !self.mount_directories.add(directory.clone(), None) {
             return Ok(false);
         }
-        // The next daemon undoes each directory that is saved as unfinished: none that others have made.
+        // The next daemon undoes each directory that is saved as not announced, so one of another program is not saved.
         if self.mounter.is_there(directory.path.clone()).await {
             self.mount_directories.lock().remove(&directory.path);
             return Ok(false);
@@ -69,9 +69,9 @@ impl<K: Kernel> Engine<K> {
 
     /// Saves that the directory is about to be returned to a caller.
     pub(super) fn announce_mount_directory(&self, path: &Path) -> Result<(), Error> {
-        let directory = self.mount_directories.lock().get_mut(path).map(|held| {
-            held.directory.announced = true;
-            held.directory.clone()
+        let directory = self.mount_directories.lock().get_mut(path).map(|known| {
+            known.directory.announced = true;
+            known.directory.clone()
         });
         directory.map_or(Ok(()), |directory| self.state_writer.write_mount_directory(&directory))
     }
@@ -79,7 +79,18 @@ impl<K: Kernel> Engine<K> {
     /// Undoes a mount, and removes its directory.
     pub(super) async fn undo_mount(&self, path: &Path) {
         self.mounter.undo(path.to_owned(), UNDO.min(self.settings().wait_for_mount)).await;
+        if self.kernel.mounts().map_or(true, |table| table.has(path)) {
+            return self.keep_mounted_directory(path);
+        }
         self.remove_mount_directory(path).await;
+    }
+
+    /// Keeps the directory of a mount that could not be undone: its user may unmount it, and then the directory goes.
+    fn keep_mounted_directory(&self, path: &Path) {
+        warn!("a mount could not be undone: {}", path.display());
+        if let Err(error) = self.announce_mount_directory(path) {
+            warn!("{error}");
+        }
     }
 
     async fn remove_mount_directory(&self, path: &Path) {
@@ -91,7 +102,7 @@ impl<K: Kernel> Engine<K> {
 
     /// Whether this directory was made for this user.
     pub(super) fn was_mounted_for(&self, path: &Path, uid: u32) -> bool {
-        self.mount_directories.lock().get(path).is_some_and(|held| held.directory.uid == uid)
+        self.mount_directories.lock().get(path).is_some_and(|known| known.directory.uid == uid)
     }
 
     /// Removes the directories that nothing is mounted on any more.
@@ -116,8 +127,8 @@ impl<K: Kernel> Engine<K> {
         let mount_directories = self.mount_directories.lock();
         mount_directories
             .values()
-            .filter(|held| is_over(&held.directory))
-            .map(|held| held.directory.path.clone())
+            .filter(|known| is_over(&known.directory))
+            .map(|known| known.directory.path.clone())
             .collect()
     }
 
@@ -129,7 +140,7 @@ impl<K: Kernel> Engine<K> {
             if !directory.announced {
                 unfinished.push(directory.path.clone());
             }
-            self.mount_directories.hold(directory, Some(permit));
+            self.mount_directories.add(directory, Some(permit));
         }
         unfinished
     }
@@ -137,7 +148,7 @@ impl<K: Kernel> Engine<K> {
     /// Undoes mounts whose directories were not announced.
     pub(super) async fn undo_unfinished_mounts(&self, unfinished: Vec<PathBuf>) {
         for path in unfinished {
-            info!(mount_point = %path.display(), "its mount was not finished: undone");
+            info!(mount_point = %path.display(), "the mount was not finished: undone");
             self.undo_mount(&path).await;
         }
         self.remove_unused_directories().await;

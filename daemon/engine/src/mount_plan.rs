@@ -9,7 +9,7 @@ use crate::kernel::FileSystem;
 use crate::mounter::Account;
 use crate::request::MountRequest;
 
-/// Bytes: far more than any mount needs.
+/// The most bytes of the options: far more than any mount needs.
 const LONGEST_OPTIONS: usize = 1024;
 /// For every mount: no program in an image runs with its owner's rights, and no node in it is a device.
 /// `umount.loopd` is the helper of umount for users (`mount(8)`, `uhelper`).
@@ -348,13 +348,13 @@ impl Judge<'_> {
             None => (option, None),
         };
         match (option, self.never_writable) {
-            ("rw", Some(why)) => return Err(format!("cannot be had: {why}")),
+            ("rw", Some(why)) => return Err(format!("is not possible: {why}")),
             ("rw", _) if self.read_only => return Err("contradicts a read-only mount".to_owned()),
             ("exec", _) if !self.policy.programs => {
                 return Err("is forbidden by the configuration".to_owned());
             }
             ("noload" | "norecovery", _) if !self.read_only => {
-                return Err("goes with a read-only mount only".to_owned());
+                return Err("needs a read-only mount".to_owned());
             }
             _ => {}
         }
@@ -369,8 +369,8 @@ impl Judge<'_> {
             return Ok(());
         }
         Err(match name {
-            "uid" => format!("names another than the caller, who has {}", self.account.uid),
-            "gid" => "names another than the caller's primary group".to_owned(),
+            "uid" => format!("is not the caller's uid {}", self.account.uid),
+            "gid" => "is not the caller's primary group".to_owned(),
             _ => "has an invalid value".to_owned(),
         })
     }
@@ -489,15 +489,15 @@ mod tests {
             ("ext4", "remount", "\"remount\" is not"),
             ("ext4", "user", "\"user\" is not"),
             ("ext4", "context=x", "\"context=x\" is not"),
-            ("ext4", "noload", "\"noload\" goes with a read-only mount only"),
+            ("ext4", "noload", "\"noload\" needs a read-only mount"),
             ("ext4", ",", "\"\" is empty"),
             ("ext4", "ro,", "is empty"),
             ("ext4", "ro=1", "\"ro=1\" has an invalid value"),
             ("ext4", "ro ", "\"ro \" is not"),
             ("ext4", "RO", "\"RO\" is not"),
-            ("vfat", "uid=0", "\"uid=0\" names another than the caller, who has 1000"),
-            ("vfat", "uid=01000", "\"uid=01000\" names another"),
-            ("vfat", "gid=0", "\"gid=0\" names another"),
+            ("vfat", "uid=0", "\"uid=0\" is not the caller's uid 1000"),
+            ("vfat", "uid=01000", "\"uid=01000\" is not the caller's uid"),
+            ("vfat", "gid=0", "\"gid=0\" is not the caller's primary group"),
             ("vfat", "fmask=9", "\"fmask=9\" has an invalid value"),
             ("vfat", "fmask=", "\"fmask=\" has an invalid value"),
             ("vfat", "fmask=00000", "has an invalid value"),

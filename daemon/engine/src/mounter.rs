@@ -55,7 +55,7 @@ pub trait Mounter: Send + Sync + 'static {
     fn make(&self, path: PathBuf, uid: u32) -> BoxFuture<'_, Result<bool, Error>>;
 
     /// Mounts. Fails with `NotSupported` if no service manager runs, or with `Timeout`.
-    fn mount(&self, order: MountCommand) -> BoxFuture<'_, Result<(), Error>>;
+    fn mount(&self, command: MountCommand) -> BoxFuture<'_, Result<(), Error>>;
 
     /// Unmounts, even if another program has mounted. Fails with `Busy` if the file system is in use and the
     /// unmount is not lazy.

@@ -138,7 +138,7 @@ impl<K: Kernel> Engine<K> {
             engine.try_refresh(number).await
         });
         match tokio::time::timeout(HUNG_AFTER, reading).await {
-            Ok(read) => read.unwrap_or(Ok(())),
+            Ok(read) => read.unwrap_or(Err(Error::Panicked)),
             Err(_) => Err(Error::BackingFileHangs { number }),
         }
     }

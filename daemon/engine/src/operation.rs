@@ -6,7 +6,7 @@ use loopd_common::State;
 use loopd_common::text::printable;
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::engine::Engine;
 use crate::error::Error;
@@ -276,7 +276,12 @@ impl<K: Kernel> Engine<K> {
             alone
         });
         let _alone = tokio::time::timeout(self.settings().wait_for_users, going).await;
-        self.update_outline(attachment.id, |record| {
+        self.await_last_close(attachment.id);
+    }
+
+    /// Shows that the device is detached at its last close.
+    pub(super) fn await_last_close(&self, id: DiskSequence) {
+        self.update_outline(id, |record| {
             record.lifecycle = Lifecycle::Detaching;
             record.device.autoclear = true;
         });
@@ -297,9 +302,18 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Reads the mount table: its event may still be on its way.
+    ///
+    /// # Errors
+    /// `Kernel` if it cannot be read.
+    pub(super) fn read_mounts(self: &Arc<Self>) -> Result<(), Error> {
+        self.mounts_changed(self.kernel.mounts()?);
+        Ok(())
+    }
+
+    /// The same, where an older table does no harm.
     pub(super) fn refresh_mounts(self: &Arc<Self>) {
-        if let Some(table) = self.kernel.mounts() {
-            self.mounts_changed(table);
+        if let Err(error) = self.read_mounts() {
+            warn!("{error}");
         }
     }
 }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use loopd_common::text::printable;
-use loopd_common::{ErrorKind, Lifetime, Overlap, State};
+use loopd_common::{Lifetime, Overlap, State};
 use tokio::sync::OwnedMutexGuard;
 
 use crate::client::Caller;
@@ -25,7 +25,7 @@ impl<K: Kernel> Engine<K> {
     ///
     /// # Errors
     /// `Overlap` if there is an attachment that does not; `InvalidBackingFile`; `Timeout` if another backing file
-    /// hangs.
+    /// hangs; `Kernel` if a device cannot be examined.
     pub(super) async fn resolve_overlap(
         self: &Arc<Self>,
         file: &K::File,
@@ -71,15 +71,15 @@ impl<K: Kernel> Engine<K> {
             (shown.device.offset, shown.device.size_limit) == (request.offset, request.size_limit)
         };
         let writable = facts.writable && !request.read_only;
-        let mut why = "its offset or size limit is another; ask for the same".to_owned();
+        let mut why = "it has another offset or size limit; request the same".to_owned();
         for shown in existing.iter().filter(same) {
             let device = &shown.device;
             if request.number.is_some_and(|number| number != device.number) {
-                why = "that is not the device that was asked for".to_owned();
+                why = "it is not the requested device".to_owned();
             } else if device.read_only && writable {
-                why = "it is read-only; ask for a read-only one".to_owned();
+                why = "it is read-only; request a read-only one".to_owned();
             } else if request.block_size != 0 && request.block_size != device.block_size {
-                why = format!("its block size is {}; ask for that one", device.block_size);
+                why = format!("its block size is {}; request that one", device.block_size);
             } else if let Some(others) = self.who_may_change(shown, facts, caller.uid()) {
                 why = others;
             } else if shown.state == State::Detaching && !shown.may_be_changed_by(caller.uid()) {
@@ -150,11 +150,13 @@ impl<K: Kernel> Engine<K> {
         let unknown: Vec<u32> =
             self.kernel.bound_numbers()?.into_iter().filter(|number| !known(number)).collect();
         for number in unknown {
-            // This file could be examined, so a backing file that cannot is another one.
-            if let Err(hangs) = self.refresh_in_time(number).await
-                && hangs.kind() == ErrorKind::Timeout
-            {
-                return Err(Error::OverlapUnknown { file: printable(&file.path), source: Box::new(hangs) });
+            match self.refresh_in_time(number).await {
+                // This file could be examined, so a backing file that cannot is another one.
+                Ok(()) | Err(Error::BackingFileUnreadable { .. }) => {}
+                Err(error) => {
+                    let (file, source) = (printable(&file.path), Box::new(error));
+                    return Err(Error::OverlapUnknown { file, source });
+                }
             }
         }
         Ok(())

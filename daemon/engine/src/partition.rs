@@ -61,8 +61,8 @@ impl<K: Kernel> Engine<K> {
     /// Error for partitions that neither the kernel nor loopd can make.
     fn partitions_unmade(&self, id: DiskSequence) -> Error {
         let Some(attachment) = self.find(id) else { return gone(id) };
-        let reason = "this kernel reads no partition tables, and loopd may not add partitions itself: put \
-                      partitions.conf from among loopd's documents into /etc/systemd/system/loopd.service.d";
+        let reason = "this kernel reads no partition tables, and loopd may not add partitions itself: install \
+                      partitions.conf, one of loopd's documents, in /etc/systemd/system/loopd.service.d";
         Error::NotSupported {
             operation: format!("read the partition table of {} again", attachment.device.node()),
             reason: reason.to_owned(),
@@ -166,7 +166,8 @@ impl<K: Kernel> Engine<K> {
     fn may_have_changed(&self, record: &Record<K>, event: &Uevent) -> bool {
         if let Some(partition) = event.partition {
             let known = record.partitions.get(&partition).map(|known| &known.partition.node);
-            return self.kernel.partition_node(event.number, partition).as_ref() != known;
+            let there = self.kernel.partition_node(event.number, partition);
+            return there.map_or(true, |there| there.as_ref() != known);
         }
         // If the kernel does not read tables, loopd has to read one to know whether it has changed.
         let has_table = event.processed.as_ref().is_some_and(|found| found.has_table);

@@ -100,6 +100,12 @@ impl Counts {
         }
     }
 
+    /// A uid that has requests waiting and may have one more now; `first` if that is one.
+    fn servable(&self, first: u32) -> Option<u32> {
+        let mut candidates = [first].into_iter().chain(self.waiting.keys().copied());
+        candidates.find(|uid| self.waiting.contains_key(uid) && self.exceeded(*uid, 1).is_none())
+    }
+
     /// Removes the request of this uid that has waited longest.
     fn next(&mut self, uid: u32) -> Option<oneshot::Sender<Permit>> {
         let queue = self.waiting.get_mut(&uid)?;
@@ -280,15 +286,14 @@ impl Drop for Permit {
         if counts.counts.is_empty() {
             self.shared.emptied.notify_waiters();
         }
-        // The requests that wait do so for the uid's own limit only.
-        if counts.exceeded(self.uid, 1).is_some() {
-            return;
-        }
-        let Some(next) = counts.next(self.uid) else { return };
-        counts.add(self.uid, 1);
+        // Usually of the same uid. The limits may have prevented it from being served when its own last permit was
+        // dropped.
+        let Some(uid) = counts.servable(self.uid) else { return };
+        let Some(next) = counts.next(uid) else { return };
+        counts.add(uid, 1);
         drop(counts);
         // If the request does not wait any more, dropping the permit passes it to the next one.
-        let _no_longer_waits = next.send(Self { uid: self.uid, count: 1, shared: Arc::clone(&self.shared) });
+        let _no_longer_waits = next.send(Self { uid, count: 1, shared: Arc::clone(&self.shared) });
     }
 }
 
@@ -412,6 +417,25 @@ mod tests {
         drop(earlier.await.unwrap().unwrap());
         drop(later.await.unwrap().unwrap());
         assert_eq!(*order.lock().unwrap(), ["earlier", "later"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_lower_limits_have_stopped_is_served_later() {
+        let quota = quota(1, 100);
+        let (own, other) = (quota.acquire(7).unwrap(), quota.acquire(8).unwrap());
+        let waiting = tokio::spawn({
+            let quota = quota.clone();
+            async move { quota.acquire_in_turn(7).await }
+        });
+        tokio::task::yield_now().await;
+        quota.set_limits(Limits { each: 1, all: 0 });
+        drop(own);
+        quota.set_limits(Limits { each: 1, all: 100 });
+        drop(other);
+        let soon = std::time::Duration::from_secs(1);
+        let served =
+            tokio::time::timeout(soon, waiting).await.expect("no permit of its uid is left to wake it");
+        served.unwrap().unwrap();
     }
 
     #[tokio::test(start_paused = true)]

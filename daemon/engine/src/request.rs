@@ -35,8 +35,8 @@ pub struct AttachRequest {
     pub overlap: Overlap,
     /// Wait for udev.
     pub wait: bool,
-    /// What the device is marked with, so that a later daemon can tell whether this attach has made
-    /// it; 0 for nothing. A reference of more than 54 bytes leaves no room for it.
+    /// The mark of the device, by which a later daemon recognizes this attach; 0 is none. A reference of more than 54
+    /// bytes leaves no space for it.
     pub mark: u64,
     /// Whether a user other than root has chosen what the device shows.
     pub untrusted: bool,

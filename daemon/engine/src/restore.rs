@@ -13,7 +13,9 @@ use crate::engine::{Engine, Pending};
 use crate::error::Error;
 use crate::event::Event;
 use crate::findings::{FileEnd, Findings};
-use crate::kernel::{Change, Device, DiskSequence, Kernel, Mapping, Partition, ScanReason, node};
+use crate::kernel::{
+    Change, Device, DiskSequence, Kernel, Mapping, Partition, PartitionNode, ScanReason, node,
+};
 use crate::lifecycle::Lifecycle;
 use crate::limiter::Limiter;
 use crate::operation::audit;
@@ -24,6 +26,14 @@ use crate::saved::{Phase, SavedAttachment, SavedCleartext};
 
 /// The cleartexts of an attachment.
 type Cleartexts<K> = BTreeMap<Option<u32>, CleartextRecord<K>>;
+
+/// The device of a saved attachment, as the kernel has it.
+struct FoundDevice {
+    device: Device,
+    nodes: Vec<PartitionNode>,
+    /// The mappings on the device (`None`) and on its partitions.
+    mappings: Vec<(Option<u32>, Mapping)>,
+}
 
 impl<K: Kernel> Engine<K> {
     /// Saves the phase of a new attachment that is not published yet.
@@ -82,7 +92,7 @@ impl<K: Kernel> Engine<K> {
             known.is_some_and(|known| known.hold.is_none() && !known.closing)
         };
         let written = self.state_writer.written();
-        let all = || written.values().filter(needs_hold);
+        let all = || written.values().map(Box::as_ref).filter(needs_hold);
         let devices = all().filter(|saved| !has_hold(saved)).map(|saved| saved.disk_sequence);
         let cleartexts = all().flat_map(|saved| {
             let waiting = saved.cleartexts.iter().filter(|cleartext| !cleartext.closing);
@@ -141,8 +151,17 @@ impl<K: Kernel> Engine<K> {
             // The next daemon finds them.
             Err(error) => return warn!("devices of unfinished attaches may be left: {error}"),
         };
+        let mut is_complete = true;
         for number in numbers {
-            let Ok(Some(device)) = self.kernel.status(number).await else { continue };
+            let device = match self.kernel.status(number).await {
+                Ok(Some(device)) => device,
+                Ok(None) => continue,
+                Err(error) => {
+                    warn!(number, "the device may be left by an unfinished attach: {error}");
+                    is_complete = false;
+                    continue;
+                }
+            };
             let is_known = self.state().by_number.contains_key(&number);
             if is_known || device.mark == 0 || !announced.contains(&device.mark) {
                 continue;
@@ -152,7 +171,10 @@ impl<K: Kernel> Engine<K> {
                 warn!(device = device.node(), "{error}");
             }
         }
-        announced.into_iter().for_each(|mark| self.state_writer.store.retract(mark));
+        // Otherwise the next daemon examines the devices again.
+        if is_complete {
+            announced.into_iter().for_each(|mark| self.state_writer.store.retract(mark));
+        }
     }
 
     async fn adopt_saved(self: &Arc<Self>, saved: &SavedAttachment) {
@@ -161,15 +183,8 @@ impl<K: Kernel> Engine<K> {
         // Other tasks that read its state wait, and find it adopted.
         let _alone = self.status_locks.lock(number).await;
         let permit = self.attachment_quota.adopt(saved.ownership.uid);
-        let found = match self.kernel.status(number).await {
-            Ok(Some(device)) if saved.is_of(&device) => {
-                self.kernel.mappings(number).map(|mappings| Some((device, mappings)))
-            }
-            Ok(_) => Ok(None),
-            Err(error) => Err(error),
-        };
-        match found {
-            Ok(Some((device, mappings))) => self.adopt_device(saved, device, mappings, permit).await,
+        match self.find_saved(saved).await {
+            Ok(Some(found)) => self.adopt_device(saved, found, permit).await,
             Ok(None) => {
                 info!(number, disk_sequence = id.0, "it ended while loopd did not run");
                 self.state_writer.end(id);
@@ -182,6 +197,18 @@ impl<K: Kernel> Engine<K> {
                 self.pending().insert(number, Pending { saved: saved.clone(), permit });
             }
         }
+    }
+
+    /// The device of a saved attachment; `None` if it has ended.
+    async fn find_saved(&self, saved: &SavedAttachment) -> Result<Option<FoundDevice>, Error> {
+        let device = self.kernel.status(saved.number).await?.filter(|device| saved.is_of(device));
+        device.map(|device| self.with_nodes(device)).transpose()
+    }
+
+    fn with_nodes(&self, device: Device) -> Result<FoundDevice, Error> {
+        let nodes = self.kernel.partition_nodes(device.number)?;
+        let mappings = self.kernel.mappings(device.number)?;
+        Ok(FoundDevice { device, nodes, mappings })
     }
 
     fn pending(&self) -> MutexGuard<'_, HashMap<u32, Pending>> {
@@ -218,15 +245,12 @@ impl<K: Kernel> Engine<K> {
             self.forget_pending(device.number);
             return false;
         }
-        let mappings = match self.kernel.mappings(device.number) {
-            Ok(mappings) => mappings,
-            Err(error) => {
-                warn!(number = device.number, "not adopted yet: {error}");
-                return true;
-            }
+        // Not adopted yet if it cannot be seen whether it is mounted.
+        let Ok(found) = self.read_mounts().and_then(|()| self.with_nodes(device.clone())) else {
+            return true;
         };
         let Some(Pending { saved, permit }) = self.pending().remove(&device.number) else { return false };
-        self.adopt_device(&saved, device.clone(), mappings, permit).await;
+        self.adopt_device(&saved, found, permit).await;
         let (lifetime, has_client) = (saved.ownership.lifetime, saved.ownership.client.is_some());
         if saved.phase == Phase::Attached && !has_client {
             match lifetime {
@@ -243,8 +267,7 @@ impl<K: Kernel> Engine<K> {
     async fn adopt_device(
         self: &Arc<Self>,
         saved: &SavedAttachment,
-        device: Device,
-        mappings: Vec<(Option<u32>, Mapping)>,
+        FoundDevice { device, nodes, mappings }: FoundDevice,
         permit: Permit,
     ) {
         let id = saved.id;
@@ -276,12 +299,12 @@ impl<K: Kernel> Engine<K> {
         }
         let cleartexts = self.adopt_cleartexts(saved, mappings, is_detaching).await;
         let adopted: Vec<Option<u32>> = cleartexts.keys().copied().collect();
-        if is_detaching || !is_held {
-            self.insert_saved(saved, device, None, cleartexts, is_detaching, permit);
+        let (device, hold) = if is_detaching || !is_held {
+            (device, None)
         } else {
-            let (device, hold) = self.hold_again(device, ends_by_itself).await;
-            self.insert_saved(saved, device, hold, cleartexts, is_detaching, permit);
-        }
+            self.hold_again(device, ends_by_itself).await
+        };
+        self.insert_saved(saved, (device, nodes), hold, cleartexts, is_detaching, permit);
         adopted.into_iter().for_each(|partition| self.spawn_closing(id, partition));
         if let Some(snapshot) = self.find(id) {
             audit("adopted", &snapshot);
@@ -369,7 +392,7 @@ impl<K: Kernel> Engine<K> {
     fn insert_saved(
         &self,
         saved: &SavedAttachment,
-        device: Device,
+        (device, nodes): (Device, Vec<PartitionNode>),
         hold: Option<K::Hold>,
         cleartexts: Cleartexts<K>,
         is_detaching: bool,
@@ -386,7 +409,7 @@ impl<K: Kernel> Engine<K> {
         };
         let number = device.number;
         let file_system = self.kernel.stored(number, None).unwrap_or_default().file_system;
-        let partitions = self.kernel.partition_nodes(number).into_iter().map(|node| {
+        let partitions = nodes.into_iter().map(|node| {
             let found = self.kernel.stored(number, Some(node.number));
             (node.number, PartitionRecord::new(&Partition { node, ..Partition::default() }, found))
         });

@@ -39,7 +39,7 @@ impl FromStr for Phase {
 
     fn from_str(word: &str) -> Result<Self, String> {
         let all = [Self::Attaching, Self::Attached, Self::Detaching];
-        all.into_iter().find(|phase| phase.as_str() == word).ok_or_else(|| format!("no phase is {word:?}"))
+        all.into_iter().find(|phase| phase.as_str() == word).ok_or_else(|| format!("unknown phase {word:?}"))
     }
 }
 

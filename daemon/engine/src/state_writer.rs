@@ -1,6 +1,6 @@
 //! Writes the state files of attachments that have changed.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -31,7 +31,8 @@ impl Announcement {
 /// Writes the state files of attachments that have changed.
 pub(super) struct StateWriter {
     pub(super) store: Box<dyn Store>,
-    written: Mutex<HashMap<DiskSequence, SavedAttachment>>,
+    /// A tree, which shrinks, unlike a hash table.
+    written: Mutex<BTreeMap<DiskSequence, Box<SavedAttachment>>>,
     last_mark: Mutex<u64>,
 }
 
@@ -57,13 +58,13 @@ impl StateWriter {
         self.store.retract(announcement.mark);
     }
 
-    pub(super) fn written(&self) -> MutexGuard<'_, HashMap<DiskSequence, SavedAttachment>> {
+    pub(super) fn written(&self) -> MutexGuard<'_, BTreeMap<DiskSequence, Box<SavedAttachment>>> {
         self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn read(&self) -> Vec<SavedAttachment> {
         let all = self.store.read();
-        *self.written() = all.iter().map(|saved| (saved.id, saved.clone())).collect();
+        *self.written() = all.iter().map(|saved| (saved.id, Box::new(saved.clone()))).collect();
         all
     }
 
@@ -78,10 +79,10 @@ impl StateWriter {
         change: impl FnOnce(Option<&SavedAttachment>) -> Option<SavedAttachment>,
     ) -> Result<(), Error> {
         let mut written = self.written();
-        let before = written.get(&id);
+        let before = written.get(&id).map(Box::as_ref);
         if let Some(now) = change(before).filter(|now| before != Some(now)) {
             self.store.write(&now)?;
-            written.insert(id, now);
+            written.insert(id, Box::new(now));
         }
         Ok(())
     }

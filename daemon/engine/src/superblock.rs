@@ -34,7 +34,7 @@ pub(super) fn refusal(kind: &str, parts: &[Vec<u8>], skips_journal: bool) -> Opt
     parts.iter().find_map(|part| judge(part, skips_journal))
 }
 
-/// What a superblock of btrfs says of its devices.
+/// The identity and the number of devices of a btrfs, from its superblock.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Btrfs {
     /// The UUID of the file system, as sysfs and udev write it.

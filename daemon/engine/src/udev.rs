@@ -72,7 +72,8 @@ pub trait Udev: Send + Sync + 'static {
         since: u64,
     ) -> BoxFuture<'_, Vec<(Option<u32>, ProbeResult)>>;
 
-    /// Whether udev answers, which the socket that an ended udev leaves behind does not tell. Never blocks.
+    /// Whether udev answers. An ended udev leaves its socket behind, so [`udev_runs`](Self::udev_runs) does not show this.
+    /// Never blocks.
     fn udev_answers(&self) -> bool;
 
     /// Makes udev activate nothing on this device from now on: a user other than root has chosen its content.

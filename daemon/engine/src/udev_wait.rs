@@ -1,4 +1,4 @@
-//! Waits for udev, also where it does not run, or is not heard.
+//! Waits for udev, also if it does not run or its events do not arrive.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,10 +12,11 @@ use crate::kernel::{DiskSequence, Kernel};
 use crate::record::Record;
 use crate::warning::Silence;
 
-/// After this time without the awaited event udev's database is looked at, and then after twice the time each.
+/// After this time without the awaited event udev's database is read. It is read again after twice the time, and so
+/// on.
 const SILENT_AFTER: Duration = Duration::from_millis(700);
 
-/// The same for a device of which nothing was heard before.
+/// The same for a device whose earlier events did not arrive.
 const SILENT_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 impl<K: Kernel> Engine<K> {
@@ -33,9 +34,9 @@ impl<K: Kernel> Engine<K> {
         self.await_udev(id, since, deadline, Record::is_processed).await
     }
 
-    /// Waits until udev has processed enough of an attachment that `done` is true, or until it is clear that nothing
-    /// will be heard of it: then the attachment has a warning. `since` is a time before that of the awaited
-    /// events, in microseconds of `CLOCK_REALTIME`.
+    /// Waits until udev has processed enough of an attachment that `done` is true, or until it is clear that no event
+    /// will arrive: then the attachment has a warning. `since` is a time before the awaited events, in microseconds of
+    /// `CLOCK_REALTIME`.
     ///
     /// # Errors
     /// `Timeout` if udev answers, and is not done at the deadline. The attachment may have ended.
@@ -67,7 +68,7 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    /// How long to wait before udev is taken for silent.
+    /// How long to wait for an event before udev's database is read.
     fn patience(&self, id: DiskSequence) -> Duration {
         let was_gone = self.state().hearing.is_gone;
         let is_gone = was_gone && !self.kernel.udev_answers();
@@ -90,7 +91,7 @@ impl<K: Kernel> Engine<K> {
     ) -> bool {
         let silence = if self.take_stored(id, since).await && self.state().records.get(&id).is_some_and(done)
         {
-            // An event that is lost or late is no silence.
+            // If other events have arrived lately, only this one is lost or late.
             let heard =
                 self.state().hearing.last.is_some_and(|last| last.elapsed() <= patience.max(SILENT_AFTER));
             if heard {

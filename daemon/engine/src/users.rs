@@ -33,7 +33,19 @@ impl<K: Kernel> Engine<K> {
     /// # Errors
     /// `Kernel` if they cannot be determined.
     pub(super) async fn known_users(&self, attachment: &Snapshot) -> Result<Users, Error> {
-        let mut users = self.kernel.users(attachment.device.number).await?;
+        let users = self.kernel.users(attachment.device.number).await?;
+        self.name_cleartexts(attachment, users).await
+    }
+
+    /// Replaces cleartexts among the holders of a device by their descriptions.
+    ///
+    /// # Errors
+    /// `Kernel` if their users cannot be determined.
+    pub(super) async fn name_cleartexts(
+        &self,
+        attachment: &Snapshot,
+        mut users: Users,
+    ) -> Result<Users, Error> {
         for (partition, cleartext) in attachment.cleartexts() {
             let mapping = &cleartext.mapping;
             let is_it = |holder: &String| {
@@ -53,7 +65,8 @@ impl<K: Kernel> Engine<K> {
     /// Loop devices whose backing file is the node of this device or of a partition of it, under any name.
     async fn stacked_on(self: &Arc<Self>, attachment: &Snapshot) -> Vec<String> {
         let number = attachment.device.number;
-        let partitions = self.kernel.partition_nodes(number).into_iter().map(|node| node.device_number);
+        let nodes = self.kernel.partition_nodes(number).unwrap_or_default();
+        let partitions = nodes.into_iter().map(|node| node.device_number);
         let below: Vec<(u32, u32)> = partitions.chain([attachment.device.device_number]).collect();
         let others = self.other_devices(number).await.unwrap_or_default();
         let mut stacked: Vec<_> = others

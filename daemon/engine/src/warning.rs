@@ -28,7 +28,7 @@ impl fmt::Display for Describer {
     }
 }
 
-/// Why nothing was heard of udev.
+/// Why no event of udev has arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Silence {
     /// udev has not processed the device, and does not answer.
@@ -94,7 +94,7 @@ pub enum Warning {
         /// Why.
         reason: NotMade,
     },
-    /// udev was not heard.
+    /// udev's events do not arrive.
     UdevSilent(Silence),
 }
 

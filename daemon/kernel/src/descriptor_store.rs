@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 use std::os::fd::BorrowedFd;
 
-use loopd_engine::BoxFuture;
 use loopd_engine::kernel::DiskSequence;
 
 /// A store of descriptors.
@@ -14,8 +13,9 @@ pub trait DescriptorStore: Send + Sync {
     /// Stores a copy, unless there is one already that the last daemon has left.
     fn deposit(&self, device: DiskSequence, descriptor: BorrowedFd<'_>);
 
-    /// Waits until the copy is closed, or at least given up.
-    fn withdraw(&self, device: DiskSequence) -> BoxFuture<'_, ()>;
+    /// Waits until the copies are closed, or at least given up: blocks for some seconds if the service manager does not
+    /// answer.
+    fn withdraw(&self, devices: &[DiskSequence]);
 
     /// Closes the copies that were not adopted, except those of these devices. Blocks as long as the file
     /// system of a backing file does: this may be the last close.

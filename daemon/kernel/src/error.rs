@@ -3,6 +3,7 @@
 use std::io;
 
 use loopd_engine::Error;
+use loopd_engine::kernel::node;
 use nix::errno::Errno;
 
 /// The error for an error number that needs no explanation of its own. `operation` completes "cannot".
@@ -23,4 +24,8 @@ pub fn errno_of(error: &io::Error) -> Errno {
 /// Whether the device does not exist, or nothing is attached to it.
 pub fn is_gone(errno: Errno) -> bool {
     matches!(errno, Errno::ENXIO | Errno::ENOENT | Errno::ENODEV)
+}
+/// The error for a loop device whose state in sysfs cannot be read.
+pub fn state_unreadable(number: u32, source: io::Error) -> Error {
+    Error::Io { operation: format!("read the state of {}", node(number)), source }
 }

@@ -7,14 +7,15 @@ use std::sync::Arc;
 
 use loopd_common::CallerFile;
 use loopd_engine::kernel::{
-    Attached, Binding, BtrfsDevices, Change, Device, Difference, DiskSequence, FileFacts, FileSystem, Kernel,
-    Mapping, PartitionNode, Partitioning, ProbeResult, Replaced, ScanReason, StoredHolds, Udev, Users, node,
+    Attached, Binding, BtrfsDevices, Change, DetachAttempt, Device, Difference, DiskSequence, FileFacts,
+    FileSystem, Kernel, Mapping, PartitionNode, Partitioning, ProbeResult, ReleaseQueue, Replaced,
+    ScanReason, StoredHolds, Udev, Users, node,
 };
 use loopd_engine::mount_table::MountTable;
 use loopd_engine::{AttachRequest, BoxFuture, Error};
-use nix::fcntl::OFlag;
 
 use crate::descriptor_store::DescriptorStore;
+use crate::error::state_unreadable;
 use crate::hold::Hold;
 use crate::numbers::{Claim, Control, Numbers};
 use crate::shared::Shared;
@@ -62,6 +63,10 @@ impl Linux {
             let _panicked = done.await;
         })
     }
+}
+
+fn unlisted(source: std::io::Error) -> Error {
+    Error::Io { operation: "list the loop devices".to_owned(), source }
 }
 
 impl Udev for Linux {
@@ -143,12 +148,22 @@ impl Kernel for Linux {
     }
 
     fn release(&self, hold: Hold) -> BoxFuture<'_, ()> {
-        Box::pin(async move {
-            // First, so that the service manager does not make the last close.
-            self.shared.fd_store.withdraw(hold.disk_sequence()).await;
-            // The last close detaches the device, which writes to the backing file.
-            self.blocking_always(move |_| drop(hold)).await;
-        })
+        self.blocking_always(move |shared| detach::release(shared, hold))
+    }
+
+    fn release_queued(&self, queue: Arc<ReleaseQueue<Hold>>) -> BoxFuture<'_, ()> {
+        self.blocking_always(move |shared| detach::release_queued(shared, &queue))
+    }
+
+    fn detach_unused(
+        &self,
+        number: u32,
+        disk_sequence: DiskSequence,
+        hold: Option<Hold>,
+    ) -> BoxFuture<'_, DetachAttempt<Hold>> {
+        let done =
+            self.blocking(move |shared| Ok(detach::detach_unused(shared, number, disk_sequence, hold)));
+        Box::pin(async move { done.await.unwrap_or_else(DetachAttempt::Failed) })
     }
 
     fn hold(&self, number: u32, disk_sequence: DiskSequence) -> BoxFuture<'_, Result<Option<Hold>, Error>> {
@@ -160,15 +175,11 @@ impl Kernel for Linux {
     }
 
     fn clear(&self, number: u32, disk_sequence: DiskSequence) -> BoxFuture<'_, Result<(), Error>> {
-        Box::pin(async move {
-            // A copy that an earlier daemon has left would keep the device attached.
-            self.shared.fd_store.withdraw(disk_sequence).await;
-            self.blocking(move |_| detach::clear(number, disk_sequence)).await
-        })
+        self.blocking(move |shared| detach::clear_stored(shared, number, disk_sequence))
     }
 
     fn await_rundown(&self, number: u32) -> BoxFuture<'_, ()> {
-        self.blocking_always(move |_| drop(device::open(number, OFlag::O_RDONLY)))
+        self.blocking_always(move |_| detach::await_rundown(number))
     }
 
     fn change(
@@ -243,8 +254,8 @@ impl Kernel for Linux {
         self.blocking(move |_| overlapping::claim(&device, &bytes, &others, &operation))
     }
 
-    fn mounts(&self) -> Option<MountTable> {
-        mounts::read().ok()
+    fn mounts(&self) -> Result<MountTable, Error> {
+        mounts::read().map_err(|source| Error::Io { operation: "read the mount table".to_owned(), source })
     }
 
     fn remove(&self, number: u32) -> BoxFuture<'_, ()> {
@@ -260,12 +271,12 @@ impl Kernel for Linux {
         self.blocking(move |shared| partitions::settle(shared, number, disk_sequence, reason))
     }
 
-    fn partition_nodes(&self, number: u32) -> Vec<PartitionNode> {
-        loop_device::partitions(number)
+    fn partition_nodes(&self, number: u32) -> Result<Vec<PartitionNode>, Error> {
+        loop_device::partitions(number).map_err(|source| state_unreadable(number, source))
     }
 
-    fn partition_node(&self, number: u32, partition: u32) -> Option<PartitionNode> {
-        loop_device::partition(number, partition)
+    fn partition_node(&self, number: u32, partition: u32) -> Result<Option<PartitionNode>, Error> {
+        loop_device::partition(number, partition).map_err(|source| state_unreadable(number, source))
     }
 
     fn scans_itself(&self) -> bool {
@@ -273,13 +284,11 @@ impl Kernel for Linux {
     }
 
     fn bound_numbers(&self) -> Result<Vec<u32>, Error> {
-        loop_device::bound_numbers()
-            .map_err(|source| Error::Io { operation: "list the loop devices".to_owned(), source })
+        loop_device::bound_numbers().map_err(unlisted)
     }
 
-    fn differences(&self, known: Vec<Device>) -> BoxFuture<'_, Vec<(u32, Difference)>> {
-        let found = self.blocking(move |_| Ok(difference::differences(&known)));
-        Box::pin(async move { found.await.unwrap_or_default() })
+    fn differences(&self, known: Vec<Device>) -> BoxFuture<'_, Result<Vec<(u32, Difference)>, Error>> {
+        Box::pin(self.blocking(move |_| difference::differences(&known).map_err(unlisted)))
     }
 
     fn mappings(&self, number: u32) -> Result<Vec<(Option<u32>, Mapping)>, Error> {
@@ -316,10 +325,7 @@ impl Kernel for Linux {
 
     fn peek(&self, number: u32) -> Result<Binding, Error> {
         let claimed = self.shared.numbers.is_claimed(number);
-        let bound = loop_device::bound(number).map_err(|source| Error::Io {
-            operation: format!("read the state of {}", node(number)),
-            source,
-        })?;
+        let bound = loop_device::bound(number).map_err(|source| state_unreadable(number, source))?;
         Ok(Binding { bound, claimed })
     }
 }

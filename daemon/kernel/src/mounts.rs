@@ -4,6 +4,7 @@
 use std::cell::OnceCell;
 use std::fs::File;
 use std::io::{Read as _, Result};
+use std::time::Duration;
 
 use loopd_common::mountinfo;
 use loopd_engine::mount_table::MountTable;
@@ -15,6 +16,9 @@ use crate::sysfs::MultiDevice;
 
 /// Enough for the mount table of most machines, in bytes.
 const USUAL_SIZE: usize = 16 * 1024;
+
+/// How long to wait before the table is read again after an error.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// Reads the table of our mount namespace.
 ///
@@ -61,17 +65,27 @@ impl Watch {
             if let Err(error) = self.readiness.wait().await {
                 return warn!("watching mounts failed: {error}");
             }
-            match read() {
-                Ok(table) => publish(table),
-                Err(error) => warn!("the mount table cannot be read: {error}"),
-            }
+            publish(read_until_success(read).await);
         }
+    }
+}
+
+/// Reads the table, again after each error: the kernel reports each change once only.
+async fn read_until_success(read: impl Fn() -> Result<MountTable>) -> MountTable {
+    loop {
+        match read() {
+            Ok(table) => return table,
+            Err(error) => warn!("the mount table cannot be read, and is read again: {error}"),
+        }
+        tokio::time::sleep(AGAIN_AFTER).await;
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::collections::HashSet;
+    use std::io::Error;
     use std::path::{Path, PathBuf};
 
     use super::*;
@@ -134,6 +148,17 @@ mod tests {
         for differences in [after.differences(&before), before.differences(&after)] {
             assert_eq!(differences, HashSet::from([(7, 3), (7, 4), (7, 5)]));
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_table_that_cannot_be_read_is_read_again() {
+        let reads = Cell::new(0);
+        let table = read_until_success(|| match reads.replace(reads.get() + 1) {
+            0..3 => Err(Error::other("no descriptor is free")),
+            _ => read(),
+        });
+        assert!(table.await.has(Path::new("/proc")));
+        assert_eq!(reads.get(), 4);
     }
 
     #[test]

@@ -59,7 +59,9 @@ fn listed(disk: &Block, mounts: &MountTable, swaps: &[PathBuf]) -> io::Result<Us
         users.mount_points.extend(block.number()?.iter().flat_map(|number| mounts.of(*number)).cloned());
         users.holders.extend(block.holders()?.iter().filter_map(display_name));
         let is_swap = swaps.iter().any(|path| is_node_of(path, &block));
-        users.holders.extend(block.node().filter(|_| is_swap).map(|node| format!("swap on {node}")));
+        if is_swap {
+            users.holders.extend(block.node().map(|node| format!("swap on {node}")));
+        }
     }
     Ok(users)
 }

@@ -1,6 +1,6 @@
 //! Waits for events of inotify(7) instead of polling.
 
-use std::os::fd::AsFd as _;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -19,17 +19,31 @@ pub fn watcher() -> nix::Result<Inotify> {
     Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)
 }
 
-/// Blocks until a matching event arrives; false if none does before the deadline. Discards the events that
-/// are read together with it.
+/// Blocks until a matching event arrives; false if none does before the deadline, or events cannot be read. Discards
+/// the events that are read together with it.
 pub fn for_event(watcher: &Inotify, deadline: Instant, matches: impl Fn(&InotifyEvent) -> bool) -> bool {
+    for_event_of(watcher, || watcher.read_events(), deadline, matches)
+}
+
+/// [`for_event`] with the call that reads the events of `file`.
+fn for_event_of(
+    file: &impl AsFd,
+    read_events: impl Fn() -> nix::Result<Vec<InotifyEvent>>,
+    deadline: Instant,
+    matches: impl Fn(&InotifyEvent) -> bool,
+) -> bool {
     loop {
-        if watcher.read_events().is_ok_and(|events| events.iter().any(&matches)) {
-            return true;
+        match read_events() {
+            Ok(events) if events.iter().any(&matches) => return true,
+            Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => {}
+            Err(_) => return false,
         }
         let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
-        match poll(&mut [PollFd::new(watcher.as_fd(), PollFlags::POLLIN)], timeout) {
-            Ok(0) => return false,
+        if left.is_zero() {
+            return false;
+        }
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(file.as_fd(), PollFlags::POLLIN)], timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(_) => return false,
         }
@@ -120,6 +134,34 @@ mod tests {
         let start = Instant::now();
         assert_eq!(while_busy(node.path(), || Err::<(), _>(Errno::EBUSY), || false), Err(Errno::EBUSY));
         assert!(start.elapsed() < PATIENCE);
+    }
+
+    /// A file that is always ready, as an inotify instance with events.
+    fn ready_file() -> File {
+        File::open("/dev/zero").unwrap()
+    }
+
+    #[test]
+    fn an_error_of_a_read_ends_the_wait() {
+        let reads = Cell::new(0);
+        let read = || {
+            // The first error is transient.
+            let errno = [Errno::EAGAIN, Errno::EINTR, Errno::EIO].get(reads.replace(reads.get() + 1));
+            Err(*errno.expect("it reads again after an error"))
+        };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        assert!(!for_event_of(&ready_file(), read, deadline, |_| true));
+        assert_eq!(reads.get(), 3);
+    }
+
+    #[test]
+    fn other_events_do_not_extend_the_wait() {
+        let deadline = Instant::now() + Duration::from_millis(10);
+        let read = || {
+            assert!(Instant::now() < deadline + Duration::from_secs(5), "it reads after the deadline");
+            Ok(Vec::new())
+        };
+        assert!(!for_event_of(&ready_file(), read, deadline, |_| true));
     }
 
     #[test]

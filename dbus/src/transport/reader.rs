@@ -445,10 +445,9 @@ impl ReadHalf for Reader {
         self.next(sequence).await
     }
 
-    /// Only for the handshake: byte by byte, so that it receives no part of a message.
+    /// Only for the handshake: line by line, so that it receives no part of a message.
     async fn recvmsg(&mut self, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
-        let one = buffer.len().min(1);
-        Ok((stream::receive(&self.stream, &mut buffer[..one]).await?, Vec::new()))
+        Ok((stream::receive_line(&self.stream, buffer).await?, Vec::new()))
     }
 
     fn can_pass_unix_fd(&self) -> bool {

@@ -53,6 +53,19 @@ pub async fn receive(stream: &UnixStream, buffer: &mut [u8]) -> io::Result<usize
     }
 }
 
+/// Receives bytes up to the end of a line, and none after it.
+pub async fn receive_line(stream: &UnixStream, buffer: &mut [u8]) -> io::Result<usize> {
+    let line = stream.async_io(Interest::READABLE, || {
+        let there = recv(stream, &mut *buffer, RecvFlags::PEEK)?.1;
+        let end = buffer[..there].iter().position(|byte| *byte == b'\n');
+        Ok(end.map_or(there, |end| end + 1))
+    });
+    match line.await? {
+        0 => Err(ErrorKind::UnexpectedEof.into()),
+        length => receive(stream, &mut buffer[..length]).await,
+    }
+}
+
 /// Receives bytes and the descriptors that come with them. Descriptors beyond this process's limit are
 /// missing.
 pub async fn receive_with_descriptors(

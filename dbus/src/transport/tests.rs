@@ -259,6 +259,25 @@ async fn messages_of_unknown_types_are_ignored() {
 }
 
 #[tokio::test]
+async fn the_handshake_receives_line_by_line_and_no_part_of_a_message() {
+    let mut pair = Pair::new();
+    let message = bytes(&call("List").build(&()).unwrap());
+    pair.send(&[b"OK 0123\r\nAGREE_UNIX_FD\r\n", &message[..]].concat());
+    for line in ["OK 0123\r\n", "AGREE_UNIX_FD\r\n"] {
+        let mut buffer = [0; 1024];
+        let (length, _) = pair.reader.recvmsg(&mut buffer).await.unwrap();
+        assert_eq!(&buffer[..length], line.as_bytes());
+    }
+    pair.next_is("List").await;
+    pair.send(b"OK 01");
+    pair.bus.shutdown(std::net::Shutdown::Both).unwrap();
+    let mut buffer = [0; 1024];
+    let (length, _) = pair.reader.recvmsg(&mut buffer).await.unwrap();
+    assert_eq!(&buffer[..length], b"OK 01");
+    assert!(pair.reader.recvmsg(&mut buffer).await.is_err());
+}
+
+#[tokio::test]
 async fn an_invalid_message_ends_the_connection() {
     let mut pair = Pair::new();
     pair.send(b"HTTP/1.1 400 Bad Request");

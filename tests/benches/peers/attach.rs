@@ -10,8 +10,10 @@ use loopd_tests::report::text_table::{TextTable, figure_or_dash};
 use loopd_tests::sysfs::{Extent, Extents};
 use loopd_tests::table::{self, Gpt, MOST_PARTITIONS};
 use loopd_tests::{GAMES, Skipped};
+use zbus::Connection;
 
-use crate::commands::{Commands, Tool};
+use crate::authorization::Authorization;
+use crate::commands::{Commands, Tool, connect};
 use crate::ioctls::Ioctls;
 use crate::names::{self, column, group, side};
 use crate::results::{Key, Results};
@@ -77,10 +79,16 @@ pub async fn measure(workspace: &Workspace, scale: &Scale, results: &mut Results
     if let Err(error) = scene.add_polkit().await {
         results.skip("polkit, an ordinary user and UDisks2", reason(error)?);
     }
-    let (_connection, manager) = scene.connect().await?;
+    let (connection, manager) = scene.connect().await?;
+    let user = if scene.has_polkit() { Some(scene.bus.connect_as(GAMES).await?) } else { None };
+    let authorization = user.as_ref().map(|user| Authorization::new(connection.clone(), user)).transpose()?;
+    let floors = Floors { bus: scene.bus.address().to_owned(), authorization };
     let mut sides = own_sides(&manager, &images, scale).await?;
     if scale.most_rounds == 0 {
         results.skip(group::MOST, "only with --bench");
+    }
+    if let Some(user) = &user {
+        add_user(&mut sides, user).await?;
     }
     add_peers(&mut sides, &scene, results).await?;
     sides.sort_by_key(|side| group::ALL.iter().position(|group| *group == side.group));
@@ -98,8 +106,29 @@ pub async fn measure(workspace: &Workspace, scale: &Scale, results: &mut Results
             }
         }
         sides.retain(|side| !failed.contains(&side.name));
+        floors.measure(results).await?;
     }
     Ok(())
+}
+
+/// What loopd and loopctl cannot be faster than.
+struct Floors {
+    bus: String,
+    authorization: Option<Authorization>,
+}
+
+impl Floors {
+    async fn measure(&self, results: &mut Results) -> Result<()> {
+        let key = |group, side, column| Key { table: names::table::ATTACH, group, side, column };
+        for column in [column::ATTACH, column::DETACH] {
+            results.add_time(key(group::COMMANDS, side::CONNECT, column), connect(&self.bus)?);
+        }
+        if let Some(authorization) = &self.authorization {
+            let time = authorization.check().await?;
+            results.add_time(key(group::REPLY, side::POLKIT, column::ATTACH), time);
+        }
+        Ok(())
+    }
 }
 
 /// Whether the image with the most partitions is attached in this round: udev needs long for it.
@@ -164,6 +193,15 @@ async fn to_add(image: &Image) -> Result<Extents> {
     Ok(entries.into_iter().map(|(number, entry)| (number, extent(entry))).collect())
 }
 
+async fn add_user(sides: &mut Vec<Side>, connection: &Connection) -> Result<()> {
+    let manager = Manager::new(connection, Interaction::Forbidden).await?;
+    for (group, waits) in [(group::REPLY, false), (group::PROCESSED, true)] {
+        let way = Way::Loopd { manager: manager.clone(), waits };
+        sides.push(Side { group, name: side::LOOPD_USER, way, input: Input::Plain });
+    }
+    Ok(())
+}
+
 async fn add_peers(sides: &mut Vec<Side>, scene: &Scene, results: &mut Results) -> Result<()> {
     let mut add = |group, name, way| sides.push(Side { group, name, way, input: Input::Plain });
     let commands = |tool| Way::Commands(Commands { tool, bus: scene.bus.address().to_owned() });
@@ -177,11 +215,6 @@ async fn add_peers(sides: &mut Vec<Side>, scene: &Scene, results: &mut Results) 
     }
     if !scene.has_polkit() {
         return Ok(());
-    }
-    let connection = scene.bus.connect_as(GAMES).await?;
-    let user = Manager::new(&connection, Interaction::Forbidden).await?;
-    for (group, waits) in [(group::REPLY, false), (group::PROCESSED, true)] {
-        add(group, side::LOOPD_USER, Way::Loopd { manager: user.clone(), waits });
     }
     match Udisks::start(&scene.bus).await {
         Ok(udisks) => {

@@ -2,8 +2,9 @@
 
 use std::ffi::OsStr;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use loopd_tests::host::built;
 use loopd_tests::image::Image;
 use loopd_tests::sysfs::LoopDevice;
@@ -72,6 +73,17 @@ impl Commands {
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
+}
+
+/// The time of a process that connects to the bus and exits.
+pub fn connect(bus: &str) -> Result<Duration> {
+    let mut command = Command::new(built("loopd-floor"));
+    command.arg("connect").env("DBUS_SYSTEM_BUS_ADDRESS", bus).stdin(Stdio::null());
+    let start = Instant::now();
+    let output = command.output().with_context(|| format!("{command:?}"))?;
+    let time = start.elapsed();
+    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(time)
 }
 
 /// The device that a tool has printed, such as `Mapped file /tmp/image as /dev/loop0.`

@@ -10,10 +10,11 @@ use loopd_tests::loop_ioctl;
 use loopd_tests::report::statistics::ratio;
 use loopd_tests::report::text_table::{TextTable, figure_or_dash};
 use loopd_tests::sysfs::LoopDevice;
-use zbus::Connection;
+use zbus::{Connection, Message};
 
 use crate::ioctls::{self, Ioctls};
 use crate::names::{growth, side, table};
+use crate::passing::Passing;
 use crate::results::{Key, Results};
 use crate::scale::{Held, Scale};
 use crate::scene::Scene;
@@ -29,7 +30,8 @@ pub async fn measure(workspace: &Workspace, scale: &Scale, results: &mut Results
     let scene = Scene::start(workspace, "growth").await?;
     let image = Image::sparse(&scene.directory, "image", MIB)?;
     let (connection, manager) = scene.connect().await?;
-    let observer = Observer { connection, manager, image: &image };
+    let passing = Passing::connect(scene.bus.address())?;
+    let mut observer = Observer { connection, manager, image: &image, passing };
     for &held in scale.held {
         let ends = if scale.ends_once { 1 } else { held.ends };
         for end in 0..ends {
@@ -84,10 +86,11 @@ struct Observer<'a> {
     connection: Connection,
     manager: Manager,
     image: &'a Image,
+    passing: Passing,
 }
 
 impl Observer<'_> {
-    async fn measure(&self, held: Held, rounds: usize, results: &mut Results) -> Result<()> {
+    async fn measure(&mut self, held: Held, rounds: usize, results: &mut Results) -> Result<()> {
         let loopd = |waits| Way::Loopd { manager: self.manager.clone(), waits };
         let ways = [
             (growth::REPLY, side::IOCTLS, Way::Ioctls(Ioctls::new(false)?)),
@@ -103,29 +106,29 @@ impl Observer<'_> {
                 results.add_time(key(growth::DETACH, name, held), times.detach);
             }
             let start = Instant::now();
-            self.list().await?;
+            let list = self.list().await?;
             results.add_time(key(growth::LIST, side::LOOPD, held), start.elapsed());
+            results.add_time(key(growth::LIST, side::PASSING, held), self.passing.pass(&list)?);
             let start = Instant::now();
-            self.objects().await?;
+            let objects = self.objects().await?;
             results.add_time(key(growth::OBJECTS, side::LOOPD, held), start.elapsed());
+            results.add_time(key(growth::OBJECTS, side::PASSING, held), self.passing.pass(&objects)?);
         }
         Ok(())
     }
 
     /// Until the reply is received; what the client reads of it is its own time.
-    async fn list(&self) -> Result<()> {
+    async fn list(&self) -> Result<Message> {
         let options = ListOptions::default();
         let body = (options.encode(),);
-        self.connection.call_method(Some(BUS_NAME), ROOT_PATH, Some(MANAGER), "List", &body).await?;
-        Ok(())
+        Ok(self.connection.call_method(Some(BUS_NAME), ROOT_PATH, Some(MANAGER), "List", &body).await?)
     }
 
-    async fn objects(&self) -> Result<()> {
+    async fn objects(&self) -> Result<Message> {
         let interface = "org.freedesktop.DBus.ObjectManager";
-        self.connection
-            .call_method(Some(BUS_NAME), ROOT_PATH, Some(interface), "GetManagedObjects", &())
-            .await?;
-        Ok(())
+        let call =
+            self.connection.call_method(Some(BUS_NAME), ROOT_PATH, Some(interface), "GetManagedObjects", &());
+        Ok(call.await?)
     }
 }
 

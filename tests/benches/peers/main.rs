@@ -16,6 +16,7 @@
 //! attaches; the other numbers follow it.
 
 mod attach;
+mod authorization;
 mod chart;
 mod commands;
 mod direct_io;
@@ -25,6 +26,7 @@ mod idle;
 mod ioctls;
 mod memory;
 mod names;
+mod passing;
 mod process_table;
 mod results;
 mod scale;

@@ -21,13 +21,16 @@ pub mod group {
 /// Sides.
 pub mod side {
     pub const IOCTLS: &str = "ioctls";
+    pub const PASSING: &str = "floor: the bus passes the same bytes on";
     pub const LOOPD: &str = "loopd, root";
     pub const LOOPD_USER: &str = "loopd, ordinary user, polkit";
+    pub const POLKIT: &str = "floor of the user: CheckAuthorization alone";
     pub const UDISKS: &str = "UDisks2, root";
     pub const LOSETUP: &str = "losetup -f --show; -d";
     pub const LOSETUP_SETTLE: &str = "losetup and udevadm settle; -d";
     pub const LOOPCTL: &str = "loopctl attach; detach";
     pub const LOOPCTL_NO_WAIT: &str = "loopctl attach --no-wait; detach";
+    pub const CONNECT: &str = "floor of loopctl: connect, Hello; twice";
     pub const UDISKSCTL: &str = "udisksctl loop-setup; loop-delete";
 }
 

@@ -71,6 +71,7 @@ impl Scene {
     }
 }
 
-fn environment(state: &str) -> [(&str, &str); 2] {
-    [("LOOPD_LOG", "info"), ("RUNTIME_DIRECTORY", state)]
+fn environment(state: &str) -> [(&str, &str); 3] {
+    // The last one as in the unit.
+    [("LOOPD_LOG", "info"), ("RUNTIME_DIRECTORY", state), ("GLIBC_TUNABLES", "glibc.malloc.tcache_count=1")]
 }

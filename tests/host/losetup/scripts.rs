@@ -206,7 +206,7 @@ pub const SCRIPTS: &[Script] = &[
         /dev/loop-control
         loop4294967296
         nonexistent
-        700
+        1048575
         ''
         /dev/null
         /etc/passwd

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
-/// Bytes per system call; small enough for a responsive progress bar and prompt interruption.
+/// Bytes per system call; small enough for a progress line that moves and prompt interruption.
 const CHUNK: u64 = 8 << 20;
 /// Size of the buffer if the kernel cannot copy.
 const BUFFER: usize = 1 << 20;

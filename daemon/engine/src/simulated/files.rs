@@ -20,7 +20,7 @@ pub struct Files {
     mount_directories: Arc<Mutex<BTreeMap<PathBuf, MountDirectory>>>,
     /// The service manager's mounts and their directories.
     pub mounts: SimulatedMounts,
-    /// After how many writes the daemon dies, and whether the last one has its effect before.
+    /// After how many writes the daemon dies in one, and whether that one has its effect.
     death: Arc<Mutex<Option<(usize, bool)>>>,
     /// Whether writes fail.
     full: Arc<AtomicBool>,
@@ -40,32 +40,17 @@ impl Files {
         }
     }
 
-    /// The saved attachments.
-    pub fn saved(&self) -> Vec<SavedAttachment> {
-        self.read()
-    }
-
-    /// The announced marks.
-    pub fn marks(&self) -> Vec<u64> {
-        self.announced()
-    }
-
-    /// The saved mount directories.
-    pub fn directories(&self) -> Vec<MountDirectory> {
-        self.read_mount_directories()
-    }
-
-    /// From now on no attachment can be saved.
+    /// Makes the saving of attachments fail from now on.
     pub fn set_full(&self) {
         self.full.store(true, Ordering::Relaxed);
     }
 
-    /// From now on the daemon dies in no write.
+    /// Cancels [`die_at`](Self::die_at).
     pub fn stay_alive(&self) {
         *self.death.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// The daemon dies in this write, counted from now on from 0, before or after it is `done`.
+    /// Makes the daemon die in this write, counted from 0 from now on: after the write if it is `done`, else before it.
     pub fn die_at(&self, write: usize, done: bool) {
         *self.death.lock().unwrap_or_else(PoisonError::into_inner) = Some((write, done));
     }

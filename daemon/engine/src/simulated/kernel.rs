@@ -2,17 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Range;
+use std::sync::Arc;
 
 use loopd_common::Lifetime;
 
 use super::file::SimulatedFile;
-use super::machine::{Bound, Claim, Claims, Happened, Hold, Simulated, nodes, partition_node};
+use super::machine::{Bound, Claim, Claims, Hold, PendingEvent, Simulated, nodes, partition_node};
 use super::mappings::Mapped;
-use crate::error::Error;
+use crate::error::{Errno, Error};
 use crate::future::BoxFuture;
 use crate::kernel::{
-    Attached, Binding, Change, Device, Difference, DiskSequence, FileFacts, FileSystem, Kernel, Mapping,
-    PartitionNode, Partitioning, ProbeResult, Replaced, ScanReason, StoredHolds, Udev, Users, node,
+    Attached, Binding, Change, DetachAttempt, Device, Difference, DiskSequence, FileFacts, FileSystem,
+    Kernel, Mapping, PartitionNode, Partitioning, ProbeResult, QueuedHold, ReleaseQueue, Replaced,
+    ScanReason, StoredHolds, Udev, Users,
 };
 use crate::mount_table::MountTable;
 use crate::request::AttachRequest;
@@ -60,15 +62,15 @@ impl Udev for Simulated {
     ) -> BoxFuture<'_, Vec<(Option<u32>, ProbeResult)>> {
         Box::pin(async move {
             let _interfered = self.step().await;
-            let is_untold = |partition: &Option<u32>| {
+            let is_pending = |partition: &Option<u32>| {
                 let machine = self.lock();
                 machine
                     .uevents
-                    .untold
+                    .pending
                     .iter()
-                    .any(|happened| (happened.number, happened.partition) == (number, *partition))
+                    .any(|event| (event.number, event.partition) == (number, *partition))
             };
-            let partitions = partitions.into_iter().filter(|partition| !is_untold(partition));
+            let partitions = partitions.into_iter().filter(|partition| !is_pending(partition));
             let stored = |partition| Some((partition, self.stored(number, partition)?));
             partitions.filter_map(stored).collect()
         })
@@ -183,6 +185,42 @@ impl Kernel for Simulated {
         })
     }
 
+    fn release_queued(&self, queue: Arc<ReleaseQueue<Hold>>) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            while let Some(QueuedHold { id, number, disk_sequence, hold }) = queue.next() {
+                if self.lock().hung.contains(&number) {
+                    std::future::pending::<()>().await;
+                }
+                self.release(hold).await;
+                let detached = self.lock().is_detached(number, disk_sequence);
+                queue.report(id, detached);
+            }
+        })
+    }
+
+    fn detach_unused(
+        &self,
+        number: u32,
+        sequence: DiskSequence,
+        hold: Option<Hold>,
+    ) -> BoxFuture<'_, DetachAttempt<Hold>> {
+        Box::pin(async move {
+            match self.users(number).await {
+                Ok(users) if users.is_empty() => {}
+                users => return DetachAttempt::Kept(hold, users),
+            }
+            match hold {
+                Some(hold) => self.release(hold).await,
+                None => {
+                    if let Err(error) = self.clear(number, sequence).await {
+                        return DetachAttempt::Failed(error);
+                    }
+                }
+            }
+            DetachAttempt::Released { detached: self.lock().is_detached(number, sequence) }
+        })
+    }
+
     fn hold(&self, number: u32, sequence: DiskSequence) -> BoxFuture<'_, Result<Option<Hold>, Error>> {
         Box::pin(async move {
             self.step().await?;
@@ -257,7 +295,7 @@ impl Kernel for Simulated {
                     if untrusted {
                         machine.untrusted.insert(next);
                     }
-                    machine.uevents.push(Happened { number, sequence: next, ..Happened::default() });
+                    machine.uevents.push(PendingEvent { number, sequence: next, ..PendingEvent::default() });
                     (next, file_end(bound))
                 })
             };
@@ -295,6 +333,10 @@ impl Kernel for Simulated {
             if self.lock().hung.contains(&number) {
                 std::future::pending::<()>().await;
             }
+            if self.lock().broken.contains(&number) {
+                let source = Errno { name: "ENOTCONN".to_owned(), description: "not connected" };
+                return Err(Error::BackingFileUnreadable { number, source });
+            }
             self.lock().status_reads += 1;
             let device = self.lock().device(number);
             self.answer().await;
@@ -316,18 +358,20 @@ impl Kernel for Simulated {
         })
     }
 
-    fn partition_nodes(&self, number: u32) -> Vec<PartitionNode> {
+    fn partition_nodes(&self, number: u32) -> Result<Vec<PartitionNode>, Error> {
         let mut machine = self.lock();
+        machine.read_sysfs(number)?;
         let nodes = machine.bound.get(&number).map(nodes).unwrap_or_default();
         machine.partitions_read += nodes.len();
-        nodes
+        Ok(nodes)
     }
 
-    fn partition_node(&self, number: u32, partition: u32) -> Option<PartitionNode> {
+    fn partition_node(&self, number: u32, partition: u32) -> Result<Option<PartitionNode>, Error> {
         let mut machine = self.lock();
+        machine.read_sysfs(number)?;
         machine.partitions_read += 1;
-        let bound = machine.bound.get(&number).filter(|bound| (1..=bound.partitions).contains(&partition))?;
-        Some(partition_node(bound, partition))
+        let bound = machine.bound.get(&number).filter(|bound| (1..=bound.partitions).contains(&partition));
+        Ok(bound.map(|bound| partition_node(bound, partition)))
     }
 
     fn scans_itself(&self) -> bool {
@@ -416,13 +460,14 @@ impl Kernel for Simulated {
         })
     }
 
-    fn mounts(&self) -> Option<MountTable> {
+    fn mounts(&self) -> Result<MountTable, Error> {
+        self.lock().read_sysfs(0)?;
         let table = self.mount_table();
         let watcher = self.lock().table_watcher.clone();
         if let Some(watcher) = watcher {
             watcher();
         }
-        Some(table)
+        Ok(table)
     }
 
     fn await_rundown(&self, _: u32) -> BoxFuture<'_, ()> {
@@ -442,11 +487,12 @@ impl Kernel for Simulated {
         Ok(self.lock().bound.keys().copied().collect())
     }
 
-    fn differences(&self, known: Vec<Device>) -> BoxFuture<'_, Vec<(u32, Difference)>> {
+    fn differences(&self, known: Vec<Device>) -> BoxFuture<'_, Result<Vec<(u32, Difference)>, Error>> {
         Box::pin(async move {
             let found = {
                 let mut machine = self.lock();
                 machine.full_looks += 1;
+                machine.read_sysfs(0)?;
                 let known: BTreeMap<u32, Device> =
                     known.into_iter().map(|device| (device.number, device)).collect();
                 let numbers: BTreeSet<u32> = machine.bound.keys().chain(known.keys()).copied().collect();
@@ -454,14 +500,17 @@ impl Kernel for Simulated {
                 numbers.into_iter().filter(differs).map(|number| (number, Difference::Other)).collect()
             };
             self.answer().await;
-            found
+            Ok(found)
         })
     }
 
     fn mappings(&self, number: u32) -> Result<Vec<(Option<u32>, Mapping)>, Error> {
         if self.lock().is_unreadable {
             let source = std::io::Error::other("too many open files");
-            return Err(Error::Io { operation: format!("read the mappings of {}", node(number)), source });
+            return Err(Error::Io {
+                operation: format!("read the mappings of {}", crate::device::node(number)),
+                source,
+            });
         }
         Ok(self.mappings_on(number))
     }
@@ -514,10 +563,7 @@ impl Kernel for Simulated {
     fn peek(&self, number: u32) -> Result<Binding, Error> {
         let mut machine = self.lock();
         machine.looks += 1;
-        if machine.is_unreadable {
-            let source = std::io::Error::other("too many open files");
-            return Err(Error::Io { operation: format!("read the state of {}", node(number)), source });
-        }
+        machine.read_sysfs(number)?;
         let bound = machine.bound.get(&number).map(|bound| bound.sequence);
         Ok(Binding { bound, claimed: machine.claimed.contains(&number) })
     }

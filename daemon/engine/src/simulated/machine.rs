@@ -105,6 +105,8 @@ pub(super) struct Machine {
     pub(super) untrusted: BTreeSet<DiskSequence>,
     /// Devices whose backing files do not answer.
     pub(super) hung: BTreeSet<u32>,
+    /// Devices whose backing files cannot be examined.
+    pub(super) broken: BTreeSet<u32>,
     /// Whether users other than root can write to the files.
     pub(super) users_write: bool,
     /// Whether a service manager keeps copies of holds.
@@ -115,20 +117,20 @@ pub(super) struct Machine {
 
 #[derive(Default)]
 pub(super) struct Uevents {
-    pub(super) untold: VecDeque<Happened>,
+    pub(super) pending: VecDeque<PendingEvent>,
     pub(super) last: u64,
 }
 
 impl Uevents {
-    pub(super) fn push(&mut self, happened: Happened) -> u64 {
+    pub(super) fn push(&mut self, event: PendingEvent) -> u64 {
         self.last += 1;
-        self.untold.push_back(Happened { uevent: self.last, ..happened });
+        self.pending.push_back(PendingEvent { uevent: self.last, ..event });
         self.last
     }
 }
 
 #[derive(Default)]
-pub(super) struct Happened {
+pub(super) struct PendingEvent {
     pub(super) uevent: u64,
     pub(super) number: u32,
     pub(super) partition: Option<u32>,
@@ -396,7 +398,7 @@ impl Simulated {
         self.lock().udev_is_gone = true;
     }
 
-    /// Whether udev is there.
+    /// Sets whether udev runs.
     pub fn set_udev(&self, runs: bool) {
         self.lock().udev_runs = runs;
     }
@@ -405,7 +407,7 @@ impl Simulated {
     pub fn lose_uevents(&self) -> bool {
         let mut machine = self.lock();
         let lost = !machine.are_events_told();
-        machine.uevents.untold.clear();
+        machine.uevents.pending.clear();
         machine.mapping_events.clear();
         lost
     }
@@ -413,8 +415,8 @@ impl Simulated {
     /// The next event, once udev has processed it.
     pub fn take_uevent(&self) -> Option<Uevent> {
         let mut machine = self.lock();
-        let happened = machine.uevents.untold.pop_front()?;
-        Some(machine.emit(&happened))
+        let event = machine.uevents.pending.pop_front()?;
+        Some(machine.emit(&event))
     }
 
     /// udev finds this on all devices and partitions; by default something else on each.
@@ -467,7 +469,7 @@ impl Simulated {
         let Some(bound) = machine.bound.get_mut(&number) else { return };
         let (dropped, sequence) = (std::mem::take(&mut bound.partitions), bound.sequence);
         for partition in 1..=dropped {
-            machine.uevents.push(Happened {
+            machine.uevents.push(PendingEvent {
                 number,
                 partition: Some(partition),
                 sequence,
@@ -489,7 +491,7 @@ impl Simulated {
         let Some(bound) = machine.bound.get_mut(&number) else { return };
         let sequence = bound.sequence;
         for partition in 1..=bound.partitions {
-            machine.uevents.push(Happened {
+            machine.uevents.push(PendingEvent {
                 number,
                 partition: Some(partition),
                 sequence,
@@ -499,11 +501,11 @@ impl Simulated {
         }
         bound.instance = machine.uevents.last;
         for partition in 1..=bound.partitions {
-            machine.uevents.push(Happened {
+            machine.uevents.push(PendingEvent {
                 number,
                 partition: Some(partition),
                 sequence,
-                ..Happened::default()
+                ..PendingEvent::default()
             });
         }
     }
@@ -637,8 +639,8 @@ impl Simulated {
         number
     }
 
-    /// Another program attaches a loop device, with another device or a partition of it as the file. The file has
-    /// a name of its own.
+    /// Another program attaches a loop device or a partition of it as the file of another loop device. The file has
+    /// another name.
     pub fn stack_on(&self, number: u32, partition: Option<u32>) -> u32 {
         let stacked = self.attach_elsewhere(0);
         let file = match partition {
@@ -672,6 +674,11 @@ impl Simulated {
         self.lock().hung.insert(number);
     }
 
+    /// The backing file of a device cannot be examined from now on.
+    pub fn break_file(&self, number: u32) {
+        self.lock().broken.insert(number);
+    }
+
     /// Users other than root can write to the files from now on.
     pub fn let_users_write(&self) {
         self.lock().users_write = true;
@@ -695,7 +702,7 @@ impl Simulated {
         machine.mapped.retain(|_, mapped| mapped.loop_number != number);
         let Some(Bound { sequence, .. }) = machine.bound.remove(&number) else { return };
         machine.last_sequence += 1;
-        machine.uevents.push(Happened { number, sequence, ..Happened::default() });
+        machine.uevents.push(PendingEvent { number, sequence, ..PendingEvent::default() });
     }
 
     /// A device that is being attached.
@@ -731,7 +738,7 @@ impl Simulated {
         {
             machine.bound.remove(&number);
             machine.last_sequence += 1;
-            machine.uevents.push(Happened { number, sequence, ..Happened::default() });
+            machine.uevents.push(PendingEvent { number, sequence, ..PendingEvent::default() });
         }
     }
 
@@ -752,11 +759,11 @@ impl Simulated {
                 bound.instance = machine.uevents.last;
             }
             for partition in bound.partitions..machine.partitions {
-                machine.uevents.push(Happened {
+                machine.uevents.push(PendingEvent {
                     number,
                     partition: Some(partition + 1),
                     sequence,
-                    ..Happened::default()
+                    ..PendingEvent::default()
                 });
             }
             bound.partitions = bound.partitions.max(machine.partitions);
@@ -836,20 +843,33 @@ impl Simulated {
 impl Machine {
     /// Whether udev has processed all events.
     pub(super) fn are_events_told(&self) -> bool {
-        self.uevents.untold.is_empty() && self.mapping_events.is_empty()
+        self.uevents.pending.is_empty() && self.mapping_events.is_empty()
     }
 
-    fn emit(&self, happened: &Happened) -> Uevent {
-        let found = self.found(happened.sequence);
+    /// Fails if sysfs cannot be read.
+    pub(super) fn read_sysfs(&self, number: u32) -> Result<(), Error> {
+        if !self.is_unreadable {
+            return Ok(());
+        }
+        let source = std::io::Error::other("too many open files");
+        Err(Error::Io { operation: format!("read the state of {}", crate::device::node(number)), source })
+    }
+
+    /// Whether this attach has ended, as far as the daemon can read that.
+    pub(super) fn is_detached(&self, number: u32, sequence: DiskSequence) -> bool {
+        !self.is_unreadable && self.bound.get(&number).is_none_or(|bound| bound.sequence != sequence)
+    }
+
+    fn emit(&self, event: &PendingEvent) -> Uevent {
+        let found = self.found(event.sequence);
         // udev cannot probe a partition that was made again since.
-        let bound = self.bound.get(&happened.number);
-        let stale =
-            happened.partition.is_some() && bound.is_some_and(|bound| bound.instance >= happened.uevent);
+        let bound = self.bound.get(&event.number);
+        let stale = event.partition.is_some() && bound.is_some_and(|bound| bound.instance >= event.uevent);
         Uevent {
-            number: happened.number,
-            partition: happened.partition,
-            removed: happened.removed,
-            disk_sequence: Some(happened.sequence),
+            number: event.number,
+            partition: event.partition,
+            removed: event.removed,
+            disk_sequence: Some(event.sequence),
             processed: Some(if stale { ProbeResult::default() } else { found }),
             resized: false,
         }
@@ -896,7 +916,7 @@ impl Machine {
                 mounts: Vec::new(),
             },
         );
-        self.uevents.push(Happened { number, sequence, ..Happened::default() });
+        self.uevents.push(PendingEvent { number, sequence, ..PendingEvent::default() });
         sequence
     }
 

@@ -1,5 +1,5 @@
-//! A kernel made of maps, mounts and files in memory: they can be slow, busy, racy and full, fail when a test
-//! wants them to, and keep the rules of the loop driver.
+//! A kernel made of maps, mounts and files in memory: they can be slow, busy, racy and full, fail at the
+//! steps that a test chooses, and follow the rules of the loop driver.
 
 mod file;
 mod files;

@@ -25,6 +25,8 @@ struct Host {
     used: BTreeSet<PathBuf>,
     /// Whether mounts never end.
     hangs: bool,
+    /// Whether nothing is unmounted.
+    ignores_undo: bool,
 }
 
 impl SimulatedMounts {
@@ -47,6 +49,11 @@ impl SimulatedMounts {
         self.host().hangs = hangs;
     }
 
+    /// From now on mounts are not undone.
+    pub fn ignore_undo(&self) {
+        self.host().ignores_undo = true;
+    }
+
     /// Sets whether a process uses a mount point.
     pub fn set_used(&self, path: &Path, is_used: bool) {
         if is_used {
@@ -65,15 +72,15 @@ impl SimulatedMounts {
         device.is_some_and(|(number, partition)| self.machine.mount_on(number, partition, directory))
     }
 
-    async fn start(&self, order: MountCommand) -> Result<(), Error> {
+    async fn start(&self, command: MountCommand) -> Result<(), Error> {
         self.machine.step().await?;
         let hangs = self.host().hangs;
         if hangs {
-            tokio::time::sleep(order.timeout).await;
+            tokio::time::sleep(command.timeout).await;
             return Err(Error::Timeout { operation: "mount".to_owned(), reason: "it hangs".to_owned() });
         }
-        assert!(self.host().directories.contains(&order.directory), "{:?} was not made", order.directory);
-        if !self.mount_node(&order.device, order.directory) {
+        assert!(self.host().directories.contains(&command.directory), "{:?} was not made", command.directory);
+        if !self.mount_node(&command.device, command.directory) {
             return Err(Error::Failed {
                 operation: "mount".to_owned(),
                 reason: "the device is gone".to_owned(),
@@ -104,8 +111,8 @@ impl Mounter for SimulatedMounts {
         })
     }
 
-    fn mount(&self, order: MountCommand) -> BoxFuture<'_, Result<(), Error>> {
-        Box::pin(self.start(order))
+    fn mount(&self, command: MountCommand) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(self.start(command))
     }
 
     fn unmount(&self, path: PathBuf, lazy: bool, _: Duration) -> BoxFuture<'_, Result<(), Error>> {
@@ -122,7 +129,8 @@ impl Mounter for SimulatedMounts {
     fn undo(&self, path: PathBuf, _: Duration) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             let _nothing_stops_it = self.machine.step().await;
-            while self.machine.unmount_from(&path) {}
+            let ignores_it = self.host().ignores_undo;
+            while !ignores_it && self.machine.unmount_from(&path) {}
         })
     }
 

@@ -56,15 +56,15 @@ impl Machine {
 fn an_error_at_the_start_detaches_nothing_of_a_connected_client() {
     for lifetime in [Lifetime::Client, Lifetime::Mount] {
         for failing in 1..12 {
-            for vanishes in [false, true] {
-                restarts_with_an_error(lifetime, failing, vanishes);
+            for disconnects in [false, true] {
+                restarts_with_an_error(lifetime, failing, disconnects);
             }
         }
     }
 }
 
 /// One call to the kernel fails while the next daemon adopts the attachments of the last one.
-fn restarts_with_an_error(lifetime: Lifetime, failing: usize, vanishes: bool) {
+fn restarts_with_an_error(lifetime: Lifetime, failing: usize, disconnects: bool) {
     let machine = Machine::with_stored_holds();
     let attached = machine.daemon(async |harness| {
         harness.start_udev(0);
@@ -75,15 +75,15 @@ fn restarts_with_an_error(lifetime: Lifetime, failing: usize, vanishes: bool) {
     machine.daemon(async |harness| {
         harness.fail_at(failing);
         harness.engine.restore(connected([machine.client.clone()])).await;
-        if vanishes {
-            machine.client.vanish(&harness.engine);
+        if disconnects {
+            machine.client.disconnect(&harness.engine);
         }
         harness.engine.resync().await;
         harness.start_udev(0);
         harness.settle().await;
         machine.simulated.interfere(|_| Interference::None);
         let found = harness.engine.find(attached.id);
-        if vanishes && lifetime == Lifetime::Client {
+        if disconnects && lifetime == Lifetime::Client {
             assert_eq!(found, None, "step {failing}");
         } else {
             let found = found.unwrap_or_else(|| panic!("step {failing}: it is gone"));
@@ -110,7 +110,7 @@ fn a_device_that_could_not_be_read_at_the_start_and_is_gone_leaves_nothing() {
     machine.daemon(async |harness| {
         machine.simulated.interfere(|_| Interference::Fail);
         harness.engine.restore(connected([machine.client.clone()])).await;
-        // Somebody else ends it before it can be looked at.
+        // Another program ends it before it is read again.
         machine.simulated.take_down(0);
         machine.simulated.interfere(|_| Interference::None);
         harness.start_udev(0);
@@ -210,7 +210,24 @@ fn only_a_device_with_an_announced_mark_is_undone() {
     });
 }
 
-/// The daemon died after it wrote the file and before it took the announcement back.
+#[test]
+fn a_device_that_cannot_be_read_is_undone_by_a_later_daemon() {
+    let machine = Machine::new();
+    machine.files.announce(7).unwrap();
+    machine.simulated.attach_marked_elsewhere(1, 7);
+    machine.daemon(async |harness| {
+        let reached = harness.fail_at(1);
+        harness.engine.restore(connected([])).await;
+        assert!(reached.load(Ordering::Relaxed));
+        assert_eq!((machine.simulated.bound().len(), machine.files.announced()), (1, vec![7]));
+    });
+    machine.daemon(async |harness| {
+        harness.engine.restore(connected([])).await;
+        assert_eq!((machine.simulated.bound().len(), machine.files.announced()), (0, vec![]));
+    });
+}
+
+/// The daemon died after it wrote the file and before it retracted the announcement.
 #[test]
 fn a_saved_attachment_is_kept_if_it_is_still_announced() {
     let machine = Machine::new();
@@ -262,7 +279,7 @@ fn an_unfinished_attach_is_undone_and_not_published() {
         // Without udev the attach waits.
         let attach = harness.attach(&machine.client, Lifetime::Client);
         assert!(tokio::time::timeout(Duration::from_secs(1), attach).await.is_err());
-        assert_eq!(machine.files.saved()[0].phase, Phase::Attaching);
+        assert_eq!(machine.files.read()[0].phase, Phase::Attaching);
     });
     machine.daemon(async |harness| {
         harness.engine.restore(connected([machine.client.clone()])).await;
@@ -289,7 +306,7 @@ fn the_grace_time_continues_after_a_restart() {
     let attached = machine.daemon(async |harness| {
         harness.start_udev(0);
         let attached = harness.attach(&machine.client, Lifetime::Mount).await.unwrap();
-        machine.client.vanish(&harness.engine);
+        machine.client.disconnect(&harness.engine);
         harness.engine.flush_events().await;
         attached
     });
@@ -320,10 +337,9 @@ fn a_lazy_detach_continues_after_a_restart() {
     });
 }
 
-/// The last daemon has died as it took the detach back: the kernel does not end the device any more, and nobody was
-/// told.
+/// The last daemon died while it reverted the detach: the kernel no longer ends the device, and no event was published.
 #[test]
-fn a_detach_that_was_half_taken_back_continues_after_a_restart() {
+fn a_half_reverted_detach_continues_after_a_restart() {
     for lifetime in [Lifetime::Mount, Lifetime::Persistent] {
         let machine = Machine::with_stored_holds();
         let detaching = machine.daemon(async |harness| {

@@ -18,7 +18,7 @@ async fn an_attach_is_published_and_ends_with_its_client() {
     assert_eq!(attached.file_system.kind, format!("fs{}", attached.id), "it waited for udev");
     harness.engine.flush_events().await;
     harness.agree();
-    client.vanish(&harness.engine);
+    client.disconnect(&harness.engine);
     harness.assert_empty().await;
 }
 
@@ -46,22 +46,22 @@ async fn every_step_fails_in_turn_and_is_undone() {
 #[tokio::test(start_paused = true)]
 async fn a_client_that_disconnects_at_any_step_leaves_nothing() {
     for wait in [true, false] {
-        for vanishing in 1.. {
+        for disconnecting in 1.. {
             let harness = Harness::with_udev();
             let client = Client::new(":1.1", 7);
             let reached = Arc::new(AtomicBool::new(false));
             let (seen, leaving, engine) = (Arc::clone(&reached), client.clone(), Arc::clone(&harness.engine));
             harness.machine.interfere(move |step| {
-                if step == vanishing {
+                if step == disconnecting {
                     seen.store(true, Ordering::Relaxed);
-                    leaving.vanish(&engine);
+                    leaving.disconnect(&engine);
                 }
                 Interference::None
             });
             let request = AttachRequest { wait, ..AttachRequest::default() };
             let attached = harness.attach_with(&client, request).await;
             if !reached.load(Ordering::Relaxed) {
-                assert!(vanishing > 1 && attached.is_ok(), "the client never vanished");
+                assert!(disconnecting > 1 && attached.is_ok(), "the client never disconnected");
                 break;
             }
             assert_eq!(attached.unwrap_err().kind(), ErrorKind::AccessDenied);
@@ -70,7 +70,7 @@ async fn a_client_that_disconnects_at_any_step_leaves_nothing() {
     }
 }
 
-/// The steps above are the kernel's. This client disconnects at every moment between them as well.
+/// The steps above are calls of the kernel. This client also disconnects between them.
 #[tokio::test(start_paused = true)]
 async fn a_client_that_disconnects_at_any_moment_leaves_nothing() {
     for lifetime in [Lifetime::Client, Lifetime::Persistent] {
@@ -81,12 +81,12 @@ async fn a_client_that_disconnects_at_any_moment_leaves_nothing() {
             let (leaving, engine) = (client.clone(), Arc::clone(&harness.engine));
             tokio::spawn(async move {
                 tokio::time::sleep(Duration::from_micros(moment * 80)).await;
-                leaving.vanish(&engine);
+                leaving.disconnect(&engine);
             });
             let attached = harness.attach(&client, lifetime).await;
             harness.settle().await;
             match attached {
-                // It was attached before the client went, and does not end with it.
+                // It was attached before the client disconnected, and does not end with it.
                 Ok(attached) if lifetime == Lifetime::Persistent => {
                     harness.engine.detach(attached.id, false).await.unwrap();
                 }
@@ -133,11 +133,11 @@ async fn a_number_that_is_attached_again_is_another_attachment() {
     let ours = harness.attach(&Client::new(":1.1", 7), Lifetime::Persistent).await.unwrap();
     harness.machine.detach_elsewhere(ours.device.number);
     assert_eq!(harness.machine.attach_elsewhere(1), ours.device.number);
-    // No event has come yet: the handle of yesterday must not detach the device of today.
+    // No event has arrived yet: the old identity must not detach the new device.
     let _gone = harness.engine.detach(ours.id, false).await;
     assert_eq!(harness.machine.bound().len(), 1);
     harness.engine.resync().await;
-    harness.agree_after_telling().await;
+    harness.agree_after_flush().await;
     assert_eq!(harness.engine.list()[0].ownership, None);
 }
 

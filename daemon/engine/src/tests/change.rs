@@ -6,6 +6,7 @@ use std::time::Duration;
 use loopd_common::Lifetime;
 
 use super::harness::{Client, Harness};
+use crate::Store as _;
 use crate::kernel::Change;
 use crate::simulated::{Files, Simulated};
 
@@ -57,8 +58,8 @@ async fn devices_of_users_other_than_root_are_marked_untrusted() {
         harness.engine.set_lifetime(foreign.id, Lifetime::Client, client).await.unwrap();
         assert_eq!(is_untrusted(foreign.id), expected, "adopted");
     }
-    user.vanish(&harness.engine);
-    root.vanish(&harness.engine);
+    user.disconnect(&harness.engine);
+    root.disconnect(&harness.engine);
     harness.assert_empty().await;
 }
 
@@ -76,7 +77,7 @@ async fn a_replaced_file_keeps_its_object() {
         assert!(replaced.device.disk_sequence.0 > attached.device.disk_sequence.0);
         assert_eq!(replaced.file_system.kind, format!("fs{}", replaced.device.disk_sequence));
         harness.agree();
-        client.vanish(&harness.engine);
+        client.disconnect(&harness.engine);
         harness.assert_empty().await;
     }
 }
@@ -93,20 +94,20 @@ async fn no_other_file_is_expected_after_a_replacement() {
         let attached = harness.attach(&client, Lifetime::Persistent).await.unwrap();
         let reached = harness.fail_at(failing);
         let replaced = harness.engine.replace_backing_file(attached.id, 2.into(), 0).await;
-        let saved = files.saved();
+        let saved = files.read();
         assert_eq!(saved.iter().map(|saved| saved.next_file).collect::<Vec<_>>(), [None], "{failing}");
         harness.settle().await;
         let shown = harness.engine.find(attached.id).unwrap().device.disk_sequence;
-        assert_eq!(files.saved()[0].disk_sequence, shown, "{failing}");
+        assert_eq!(files.read()[0].disk_sequence, shown, "{failing}");
         if !reached.load(Ordering::Relaxed) {
             return replaced.unwrap();
         }
     }
 }
 
-/// A scan for an event of before reads the device while it is changed.
+/// A scan for an earlier event reads the device while it is changed.
 #[tokio::test(start_paused = true)]
-async fn a_change_is_shown_at_the_reply_whatever_is_scanned() {
+async fn a_change_is_visible_at_the_reply_despite_scans() {
     for seed in 0..300 {
         let harness = Harness::new(Simulated::unhurried_random(seed));
         harness.start_udev(0);
@@ -129,11 +130,11 @@ async fn each_change_of_a_device_is_counted() {
     let harness = Harness::with_udev();
     let attached = harness.attach(&Client::new(":1.1", 7), Lifetime::Client).await.unwrap();
     let engine = &harness.engine;
-    let changes = || engine.state().records[&attached.id].changes;
+    let changes = || engine.state().records.get(&attached.id).unwrap().changes;
     let before = changes();
     engine.update(attached.id, |_| {});
     assert_eq!(changes(), before, "nothing has changed");
-    // It is as requested already, and was perhaps not when a scan read it.
+    // The device is as requested already, but a scan may have read an earlier state.
     engine.change(attached.id, Change::DirectIo(false)).await.unwrap();
     assert_eq!(changes(), before + 1);
     engine.update(attached.id, |record| record.device.size += 512);

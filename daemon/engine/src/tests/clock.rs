@@ -1,4 +1,4 @@
-//! The simulated `CLOCK_REALTIME`: what the daemon writes down must not depend on how fast a test runs.
+//! The simulated `CLOCK_REALTIME`: saved times must not depend on how fast a test runs.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -9,12 +9,12 @@ thread_local! {
     static STARTED: Cell<Option<(Instant, u64)>> = const { Cell::new(None) };
 }
 
-/// Lets the simulated clock of this thread go from these microseconds on, with tokio's time.
+/// Starts the simulated clock of this thread at this time in microseconds. It runs with tokio's clock.
 pub fn start(microseconds: u64) {
     STARTED.set(Some((Instant::now(), microseconds)));
 }
 
-/// From now on this thread has the machine's clock again.
+/// Ends the simulation: this thread uses the machine's clock again.
 pub fn stop() {
     STARTED.set(None);
 }

@@ -1,4 +1,4 @@
-//! The work for an event or a call is bounded, whatever else is attached.
+//! The work for an event or a call does not depend on other attachments.
 
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
@@ -8,7 +8,7 @@ use loopd_common::Lifetime;
 use super::harness::{Client, Harness};
 use crate::record::partitions_shown;
 
-/// What the events of an image with as many partitions as there can be come to: each names one partition.
+/// An image with the most partitions: each of its events names one partition.
 #[tokio::test(start_paused = true)]
 async fn the_work_for_an_event_does_not_grow_with_the_partitions() {
     const PARTITIONS: u32 = 255;
@@ -29,24 +29,24 @@ async fn the_work_for_an_event_does_not_grow_with_the_partitions() {
         assert_eq!(harness.engine.find(attached.id).unwrap().partitions.len(), PARTITIONS as usize);
         harness.agree();
         let after = work();
-        assert!(after.0 - before.0 <= most, "{} looks at a partition", after.0 - before.0);
+        assert!(after.0 - before.0 <= most, "{} reads of a partition", after.0 - before.0);
         assert!(after.1 - before.1 <= most, "{} partitions compared", after.1 - before.1);
-        assert_eq!(after.2 - before.2, 1, "it is told once, with its partitions");
+        assert_eq!(after.2 - before.2, 1, "it is published once, with its partitions");
 
-        // All of them go and come back.
+        // All of them are removed and made again.
         let before = work();
         harness.machine.drop_partitions(attached.device.number);
         harness.settle().await;
         harness.agree();
         let after = work();
-        assert!(after.0 - before.0 <= most, "{} looks at a partition", after.0 - before.0);
+        assert!(after.0 - before.0 <= most, "{} reads of a partition", after.0 - before.0);
         assert!(after.1 - before.1 <= most, "{} partitions compared", after.1 - before.1);
-        client.vanish(&harness.engine);
+        client.disconnect(&harness.engine);
         harness.assert_empty().await;
     }
 }
 
-/// An attach costs the same work whatever else is attached: each of its events names its own device.
+/// The events of an attach name only its own device.
 #[tokio::test(start_paused = true)]
 async fn the_work_for_an_attach_does_not_grow_with_other_attachments() {
     for scans_itself in [false, true] {
@@ -65,7 +65,7 @@ async fn the_work_for_an_attach_does_not_grow_with_other_attachments() {
             harness.settle().await;
             let after = (harness.machine.partitions_read(), partitions_shown(), harness.machine.looks());
             costs.push((after.0 - before.0, after.1 - before.1, after.2 - before.2));
-            // What another user has attached in the meantime.
+            // Attachments of another user.
             harness.machine.set_partitions(100);
             let other = Client::new(":1.2", 8);
             for _ in 0..5 {
@@ -74,8 +74,8 @@ async fn the_work_for_an_attach_does_not_grow_with_other_attachments() {
             harness.settle().await;
             harness.agree();
         }
-        assert_eq!(costs[0], costs[1], "looks at partitions, partitions compared, looks at devices");
-        assert!(costs[0].2 <= 40, "{} looks at devices for one attach and its end", costs[0].2);
+        assert_eq!(costs[0], costs[1], "reads of partitions, partitions compared, reads of devices");
+        assert!(costs[0].2 <= 40, "{} reads of devices for one attach and its end", costs[0].2);
     }
 }
 
@@ -101,7 +101,7 @@ async fn a_mount_causes_work_for_its_device_only() {
     harness.machine.unmount(small.device.number);
     harness.machine.unmount(large.device.number);
     harness.settle().await;
-    client.vanish(&harness.engine);
+    client.disconnect(&harness.engine);
     harness.assert_empty().await;
 }
 
@@ -118,7 +118,7 @@ async fn what_udev_found_is_not_kept_for_free_devices() {
         harness.settle().await;
         assert_eq!(kept(), 2, "of the partitions");
         harness.machine.detach_elsewhere(other);
-        client.vanish(&harness.engine);
+        client.disconnect(&harness.engine);
         harness.assert_empty().await;
         harness.settle().await;
         assert_eq!(kept(), 0);

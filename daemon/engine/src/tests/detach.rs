@@ -1,4 +1,4 @@
-//! Detaching, at once and lazily.
+//! Detaches, lazy and not lazy.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ async fn a_mounted_device_outlives_its_client_until_it_is_unmounted() {
     let client = Client::new(":1.1", 7);
     let attached = harness.attach(&client, Lifetime::Client).await.unwrap();
     harness.machine.mount(attached.device.number);
-    client.vanish(&harness.engine);
+    client.disconnect(&harness.engine);
     harness.settle().await;
     assert_eq!(harness.engine.find(attached.id).unwrap().state, State::Detaching);
     harness.agree();
@@ -101,7 +101,7 @@ async fn the_error_of_a_used_device_names_devices_stacked_on_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_error_of_a_claimed_device_names_who_can_have_claimed_it() {
+async fn the_error_of_a_claimed_device_names_possible_claimants() {
     for (kind, on) in [("ext4", ""), ("swap", " on /dev/loop0, /dev/loop0p1")] {
         let harness = Harness::with_udev();
         harness.machine.set_partitions(1);

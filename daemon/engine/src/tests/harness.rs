@@ -34,7 +34,7 @@ impl Client {
         self.gone.load(Ordering::Relaxed)
     }
 
-    pub fn vanish(&self, engine: &SimulatedEngine) {
+    pub fn disconnect(&self, engine: &SimulatedEngine) {
         self.gone.store(true, Ordering::Relaxed);
         self.woken.notify_waiters();
         engine.client_disconnected(&self.id);
@@ -68,10 +68,10 @@ impl Client {
     }
 }
 
-/// What the bus would show.
+/// The attachments that the bus would show.
 type Shown = Arc<Mutex<BTreeMap<DiskSequence, Snapshot>>>;
 
-/// Follows the engine's events as the bus room does, and checks that they make sense.
+/// Applies the engine's events as the publisher does, and checks that they are consistent.
 async fn follow(machine: Simulated, mut events: EventStream, shown: Shown, count: Arc<AtomicUsize>) {
     while let Some(event) = events.next().await {
         let mut shown = shown.lock().unwrap();
@@ -94,19 +94,19 @@ async fn follow(machine: Simulated, mut events: EventStream, shown: Shown, count
     }
 }
 
-/// udev and the mount table: hands every event of the machine to the engine, some time later.
+/// udev and the mount table: passes each event of the machine to the engine, after a random delay.
 async fn udev(machine: Simulated, engine: SimulatedEngine, seed: u64) {
     let mut random = fastrand::Rng::with_seed(seed);
     loop {
         tokio::time::sleep(Duration::from_micros(random.u64(500..5000))).await;
-        // What came and went since the last look was seen by the engine, if it looked in between.
+        // The engine may have read the current table already.
         let mounts = machine.mount_table();
         if mounts != engine.state().mounts {
             engine.mounts_changed(mounts);
         }
         let mut lost = false;
         while let Some(event) = machine.take_uevent() {
-            // One in fifty is lost; the monitor notices and asks for a look at everything.
+            // One in fifty is lost, and the monitor reports that.
             if seed != 0 && random.u8(..50) == 0 {
                 lost = true;
                 continue;
@@ -145,7 +145,7 @@ impl Harness {
 
     pub fn with_files(machine: Simulated, files: Files) -> Self {
         let mounts = files.mounts.clone();
-        // Shorter than by default: the simulated udev looks around all the time.
+        // Shorter than the default: the simulated udev polls.
         let settings = Settings { mount_grace: Duration::from_secs(3), ..Settings::default() };
         let mounter = Box::new(mounts.clone());
         let (engine, events) =
@@ -168,7 +168,7 @@ impl Harness {
         harness
     }
 
-    /// udev runs for as long as the harness stands.
+    /// Starts udev, which runs until the harness is dropped.
     pub fn start_udev(&self, seed: u64) {
         let udev = udev(self.machine.clone(), Arc::clone(&self.engine), seed);
         self.tasks.lock().unwrap().spawn(udev);
@@ -182,7 +182,7 @@ impl Harness {
         self.engine.attach(1.into(), request, client).await
     }
 
-    /// Has this step fail, counted from the machine's start on; tells whether it was reached.
+    /// Makes a step fail, counted from 1 from now on. The result becomes true when the step is reached.
     pub fn fail_at(&self, failing: usize) -> Arc<AtomicBool> {
         let reached = Arc::new(AtomicBool::new(false));
         let (seen, before) = (Arc::clone(&reached), self.machine.steps());
@@ -196,13 +196,13 @@ impl Harness {
         reached
     }
 
-    /// Lets everything that is under way come to its end.
+    /// Waits until all operations and events have been processed.
     pub async fn settle(&self) {
         tokio::time::sleep(Duration::from_secs(2)).await;
         self.engine.flush_events().await;
     }
 
-    /// The engine, the machine and the bus agree.
+    /// Checks that the engine, the machine and the bus agree.
     pub fn agree(&self) {
         let bound: Vec<_> =
             self.machine.bound().into_iter().map(|(number, sequence, _)| (number, sequence)).collect();
@@ -236,7 +236,7 @@ impl Harness {
         mapped.sort_by_key(|(partition, _)| *partition);
         let known: Vec<_> = {
             let state = self.engine.state();
-            let cleartexts = state.records[&attachment.id].cleartexts.iter();
+            let cleartexts = state.records.get(&attachment.id).unwrap().cleartexts.iter();
             cleartexts.map(|(partition, cleartext)| (*partition, cleartext.mapping.clone())).collect()
         };
         assert_eq!(known, mapped, "the cleartexts of /dev/loop{number}");
@@ -256,7 +256,7 @@ impl Harness {
         self.settle().await;
         assert_eq!(self.machine.bound(), []);
         self.agree();
-        assert!(self.engine.state().records.is_empty());
+        assert!(self.engine.state().records.values().next().is_none());
         assert_eq!(self.mounts.directories(), Vec::<PathBuf>::new());
         assert!(self.engine.mount_quota.is_empty() && self.engine.cleartext_quota.is_empty());
         self.engine.attachment_quota.empty().await;
@@ -264,7 +264,7 @@ impl Harness {
 }
 
 impl Harness {
-    pub async fn agree_after_telling(&self) {
+    pub async fn agree_after_flush(&self) {
         self.engine.flush_events().await;
         self.agree();
     }

@@ -10,11 +10,12 @@ use loopd_common::{ErrorKind, Lifetime, State};
 
 use super::harness::{Client, Harness};
 use super::restart::{connected, run_daemon};
+use crate::mount_table::MountTable;
 use crate::simulated::{Files, Interference, Simulated};
 use crate::{AttachRequest, Caller as _, MountRequest, Mounter as _, Snapshot, VolumeId};
 
-/// Where the first mount of uid 7 comes to lie: the simulated images have neither labels nor names.
-const PLACE: &str = "/run/media/user7/image";
+/// The mount point of the first mount of uid 7: the simulated images have neither labels nor names.
+const MOUNT_POINT: &str = "/run/media/user7/image";
 
 pub fn wanted() -> MountRequest {
     MountRequest { filesystem: "ext2".to_owned(), ..MountRequest::default() }
@@ -41,8 +42,8 @@ async fn a_mount_is_published_and_all_ends_with_it() {
     assert!(directory.starts_with("/run/media/user7"), "{directory:?}");
     let shown = harness.engine.find(attachment.id).unwrap();
     assert_eq!(shown.mount_points, std::slice::from_ref(&directory));
-    assert_eq!(shown.ownership.unwrap().client, None, "it ends with its mount now");
-    client.vanish(&harness.engine);
+    assert_eq!(shown.ownership.unwrap().client, None, "it ends with its last mount now");
+    client.disconnect(&harness.engine);
     tokio::time::sleep(Duration::from_secs(300)).await;
     assert_eq!(harness.engine.find(attachment.id).unwrap().state, State::Attached);
     assert!(harness.engine.is_mounted_for(whole(&attachment), 7));
@@ -63,7 +64,7 @@ async fn the_last_unmount_by_any_program_ends_it() {
     let first = harness.engine.mount(part(&attachment, 1), &wanted(), &client).await.unwrap();
     let second = harness.engine.mount(part(&attachment, 2), &wanted(), &client).await.unwrap();
     assert_ne!(first, second);
-    // Root mounts it by hand as well.
+    // root mounts it too.
     harness.machine.mount_on(number, Some(1), PathBuf::from("/mnt"));
     for path in [&first, &second] {
         harness.machine.unmount_from(path);
@@ -80,7 +81,7 @@ async fn without_a_mount_it_outlives_its_client_for_a_while() {
     let harness = Harness::with_udev();
     let client = Client::new(":1.1", 7);
     let attachment = attached(&harness, &client, Lifetime::Mount).await;
-    client.vanish(&harness.engine);
+    client.disconnect(&harness.engine);
     let grace = harness.engine.settings().mount_grace;
     tokio::time::sleep(grace - Duration::from_secs(1)).await;
     assert_eq!(harness.engine.find(attachment.id).unwrap().ownership.unwrap().client, None);
@@ -90,7 +91,7 @@ async fn without_a_mount_it_outlives_its_client_for_a_while() {
 
     // Mounted in time, it stays.
     let attachment = attached(&harness, &client.again(), Lifetime::Mount).await;
-    client.again().vanish(&harness.engine);
+    client.again().disconnect(&harness.engine);
     tokio::time::sleep(grace - Duration::from_secs(1)).await;
     harness.machine.mount(attachment.device.number);
     tokio::time::sleep(2 * grace).await;
@@ -106,7 +107,7 @@ async fn a_lifetime_becomes_mount_and_back() {
     let attachment = attached(&harness, &client, Lifetime::Persistent).await;
     harness.machine.mount(attachment.device.number);
     harness.engine.set_lifetime(attachment.id, Lifetime::Mount, &client).await.unwrap();
-    client.vanish(&harness.engine);
+    client.disconnect(&harness.engine);
     harness.settle().await;
     harness.agree();
     assert_eq!(harness.engine.find(attachment.id).unwrap().state, State::Attached);
@@ -114,7 +115,7 @@ async fn a_lifetime_becomes_mount_and_back() {
     harness.machine.unmount(attachment.device.number);
     harness.settle().await;
     assert_eq!(harness.engine.find(attachment.id).unwrap().state, State::Attached);
-    // With a client that is gone: it has the time that a client's end gives.
+    // The client is gone already: the grace time begins.
     harness.engine.set_lifetime(attachment.id, Lifetime::Mount, &client).await.unwrap();
     tokio::time::sleep(harness.engine.settings().mount_grace + Duration::from_secs(1)).await;
     harness.assert_empty().await;
@@ -137,7 +138,7 @@ async fn a_mount_that_fails_at_any_step_leaves_nothing() {
             harness.settle().await;
             assert_eq!(harness.mounts.directories(), Vec::<PathBuf>::new());
             let now = harness.engine.find(attachment.id);
-            // Where it was mounted for a moment, it has ended with that.
+            // If it was mounted for a moment, it has ended with that mount.
             assert!(now.is_none_or(|now| now.mount_points.is_empty()));
             let _ended = harness.engine.detach(attachment.id, false).await;
             harness.assert_empty().await;
@@ -156,14 +157,14 @@ async fn a_caller_that_disconnects_during_a_mount_leaves_nothing() {
             let (leaving, engine) = (client.clone(), Arc::clone(&harness.engine));
             tokio::spawn(async move {
                 tokio::time::sleep(Duration::from_micros(moment * 250)).await;
-                leaving.vanish(&engine);
+                leaving.disconnect(&engine);
             });
             let mounted = harness.engine.mount(whole(&attachment), &wanted(), &client).await;
             harness.settle().await;
             match mounted {
                 // It got the reply before it disconnected.
                 Ok(directory) => assert!(harness.machine.unmount_from(&directory)),
-                Err(_) => assert!(!harness.machine.unmount_from(Path::new(PLACE))),
+                Err(_) => assert!(!harness.machine.unmount_from(Path::new(MOUNT_POINT))),
             }
             tokio::time::sleep(harness.engine.settings().mount_grace).await;
             harness.assert_empty().await;
@@ -206,14 +207,14 @@ async fn interference_during_a_mount_leaves_nothing() {
             if moment % 2 == 0 {
                 machine.detach_elsewhere(number);
             }
-            machine.unmount_from(Path::new(PLACE));
+            machine.unmount_from(Path::new(MOUNT_POINT));
         });
         let mounted = harness.engine.mount(whole(&attachment), &wanted(), &client).await;
         harness.settle().await;
         if let Ok(directory) = mounted {
             harness.machine.unmount_from(&directory);
         }
-        client.vanish(&harness.engine);
+        client.disconnect(&harness.engine);
         tokio::time::sleep(harness.engine.settings().mount_grace).await;
         harness.assert_empty().await;
     }
@@ -308,13 +309,13 @@ async fn a_mount_waits_for_udev_if_the_attach_did_not() {
         harness.engine.mount(whole(&attachment), &MountRequest::default(), &client).await.unwrap_err();
     // udev's result has arrived by then, and names a file system that is not allowed.
     assert!(error.to_string().contains(&format!("the file system fs{}", attachment.id)), "{error}");
-    client.vanish(&harness.engine);
+    client.disconnect(&harness.engine);
     tokio::time::sleep(harness.engine.settings().mount_grace).await;
     harness.assert_empty().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn names_that_are_taken_get_numbers_and_one_uid_cannot_take_all() {
+async fn names_in_use_get_numbers_up_to_the_limit_of_the_uid() {
     let harness = Harness::with_udev();
     let client = Client::new(":1.1", 7);
     let limit = harness.engine.settings().mounts.each;
@@ -337,7 +338,7 @@ async fn names_that_are_taken_get_numbers_and_one_uid_cannot_take_all() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_step_of_a_hanging_service_manager_is_a_timeout_and_undone() {
+async fn a_mount_that_hangs_is_a_timeout_and_undone() {
     let harness = Harness::with_udev();
     let client = Client::new(":1.1", 7);
     let attachment = attached(&harness, &client, Lifetime::Client).await;
@@ -347,7 +348,44 @@ async fn a_step_of_a_hanging_service_manager_is_a_timeout_and_undone() {
     assert_eq!(harness.mounts.directories(), Vec::<PathBuf>::new());
     harness.machine.interfere(|_| Interference::None);
     assert!(!client.is_disconnected());
-    client.vanish(&harness.engine);
+    client.disconnect(&harness.engine);
+    harness.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mount_that_cannot_be_undone_stays_its_users() {
+    let harness = Harness::with_udev();
+    let client = Client::new(":1.1", 7);
+    let attachment = attached(&harness, &client, Lifetime::Persistent).await;
+    harness.mounts.ignore_undo();
+    // The last step of the mount fails, when it is mounted already.
+    for failing in 1.. {
+        let reached = harness.fail_at(failing);
+        let mounted = harness.engine.mount(whole(&attachment), &wanted(), &client).await;
+        assert!(reached.load(Ordering::Relaxed), "no step leaves it mounted: {mounted:?}");
+        if harness.machine.mount_table() != MountTable::default() {
+            break;
+        }
+    }
+    harness.machine.interfere(|_| Interference::None);
+    harness.settle().await;
+    assert_eq!(harness.mounts.directories().len(), 1, "something is mounted on it");
+    harness.engine.unmount(whole(&attachment), false, 7, true).await.unwrap();
+    assert_eq!(harness.mounts.directories(), Vec::<PathBuf>::new());
+    harness.engine.detach(attachment.id, false).await.unwrap();
+    harness.assert_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_mounted_while_the_mount_table_cannot_be_read() {
+    let harness = Harness::with_udev();
+    let client = Client::new(":1.1", 7);
+    let attachment = attached(&harness, &client, Lifetime::Persistent).await;
+    harness.machine.set_unreadable(true);
+    let error = harness.engine.mount(whole(&attachment), &wanted(), &client).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Kernel);
+    harness.machine.set_unreadable(false);
+    harness.engine.detach(attachment.id, false).await.unwrap();
     harness.assert_empty().await;
 }
 
@@ -450,7 +488,7 @@ async fn a_device_is_claimed_while_its_bytes_are_mounted_elsewhere() {
     harness.assert_empty().await;
 }
 
-/// Nothing is known of a device whose backing file does not answer: it could show the same bytes.
+/// A device whose backing file does not answer may show the same bytes.
 #[tokio::test(start_paused = true)]
 async fn a_mount_beside_a_device_that_hangs_is_a_timeout() {
     let harness = Harness::new(Simulated::new());
@@ -464,7 +502,7 @@ async fn a_mount_beside_a_device_that_hangs_is_a_timeout() {
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
 }
 
-/// A mount directory that others have made is never written down, so the next daemon does not undo their mount.
+/// A mount directory of another program is never saved, so the next daemon does not undo that program's mount.
 #[test]
 fn a_daemon_that_dies_during_a_mount_leaves_the_mounts_of_others() {
     for write in 0..4 {
@@ -475,9 +513,9 @@ fn a_daemon_that_dies_during_a_mount_leaves_the_mounts_of_others() {
             harness.start_udev(0);
             let attachment = attached(harness, &client, Lifetime::Persistent).await;
             harness.settle().await;
-            assert!(files.mounts.make(PathBuf::from(PLACE), 7).await.unwrap());
+            assert!(files.mounts.make(PathBuf::from(MOUNT_POINT), 7).await.unwrap());
             let foreign = machine.attach_elsewhere(9);
-            assert!(machine.mount_on(foreign, None, PathBuf::from(PLACE)));
+            assert!(machine.mount_on(foreign, None, PathBuf::from(MOUNT_POINT)));
             files.die_at(write, true);
             let _mounted_or_dead = harness.engine.mount(whole(&attachment), &wanted(), &client).await;
         });
@@ -489,12 +527,15 @@ fn a_daemon_that_dies_during_a_mount_leaves_the_mounts_of_others() {
             harness.settle().await;
         })
         .unwrap();
-        assert!(machine.mount_table().has(Path::new(PLACE)), "write {write}: the mount of others is gone");
-        assert!(files.mounts.directories().contains(&PathBuf::from(PLACE)), "write {write}");
+        assert!(
+            machine.mount_table().has(Path::new(MOUNT_POINT)),
+            "write {write}: the mount of others is gone"
+        );
+        assert!(files.mounts.directories().contains(&PathBuf::from(MOUNT_POINT)), "write {write}");
     }
 }
 
-/// What is unmounted for a user is what was checked, although others mount the volume in the meantime.
+/// An unmount for a user ends only the mounts that were checked, even if others mount the volume in the meantime.
 #[tokio::test(start_paused = true)]
 async fn a_mount_made_after_the_check_is_not_taken_from_its_owner() {
     for read in 0..6 {

@@ -1,4 +1,4 @@
-//! What other programs do.
+//! Changes by other programs.
 
 use loopd_common::{ErrorKind, Lifetime};
 

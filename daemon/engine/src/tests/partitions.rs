@@ -27,7 +27,7 @@ async fn a_waiting_attach_has_all_its_partitions_and_they_stay() {
 
     let request = AttachRequest { partition_scan: false, ..AttachRequest::default() };
     assert!(harness.attach_with(&client, request).await.unwrap().partitions.is_empty());
-    client.vanish(&harness.engine);
+    client.disconnect(&harness.engine);
     harness.assert_empty().await;
 }
 
@@ -53,7 +53,7 @@ async fn a_waiting_attach_waits_for_partitions_that_are_made_again() {
         harness.settle().await;
         assert_eq!(kinds(&harness.engine.find(attached.id).unwrap()), kinds(&attached), "moment {moment}");
         harness.agree();
-        client.vanish(&harness.engine);
+        client.disconnect(&harness.engine);
         harness.assert_empty().await;
     }
 }
@@ -79,7 +79,7 @@ async fn partitions_count_against_their_owner() {
         harness.attach(&root, Lifetime::Client).await.unwrap();
     }
 
-    // A table that is read again has no way round the limit either.
+    // The limit also applies when the table is read again.
     harness.machine.set_partitions(150);
     let error = harness.engine.rescan(first.id).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::LimitExceeded);
@@ -87,16 +87,16 @@ async fn partitions_count_against_their_owner() {
     assert_eq!(harness.engine.find(first.id).unwrap().partitions.len(), 100);
     harness.agree();
 
-    // What all users have together is bounded too, and what has gone is free again.
+    // There is a limit for all users together, and ended partitions no longer count.
     harness.machine.set_partitions(60);
     harness.attach(&other, Lifetime::Client).await.unwrap();
     let error = harness.attach(&Client::new(":1.4", 9), Lifetime::Client).await.unwrap_err();
     assert!(error.to_string().contains("all users together have"), "{error}");
-    user.vanish(&harness.engine);
+    user.disconnect(&harness.engine);
     harness.settle().await;
     harness.attach(&user.again(), Lifetime::Client).await.unwrap();
     for client in [&user.again(), &other, &root] {
-        client.vanish(&harness.engine);
+        client.disconnect(&harness.engine);
     }
     harness.assert_empty().await;
     assert!(harness.engine.partition_quota.is_empty());

@@ -16,7 +16,7 @@ async fn one_uid_cannot_use_up_a_limit_of_all() {
     let error = harness.attach(&greedy, Lifetime::Client).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::LimitExceeded);
     harness.attach(&Client::new(":1.2", 8), Lifetime::Client).await.unwrap();
-    greedy.vanish(&harness.engine);
+    greedy.disconnect(&harness.engine);
     harness.settle().await;
     assert_eq!(harness.engine.list().len(), 1);
     harness.attach(&greedy.again(), Lifetime::Client).await.unwrap();

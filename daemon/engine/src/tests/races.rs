@@ -1,4 +1,4 @@
-//! Calls during which a client disconnects or the daemon ends: what was answered holds.
+//! A client disconnects or the daemon ends during a call: the result stays as it was returned.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ fn moments() -> impl Iterator<Item = Duration> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lifetime_that_was_changed_survives_the_end_of_the_client_before() {
+async fn a_changed_lifetime_survives_the_end_of_the_earlier_client() {
     for (seed, moment) in moments().enumerate() {
         let harness = Harness::with_random_udev(seed as u64);
         let (first, second) = (Client::new(":1.1", 7), Client::new(":1.2", 7));
@@ -26,7 +26,7 @@ async fn a_lifetime_that_was_changed_survives_the_end_of_the_client_before() {
         let (changed, ()) =
             tokio::join!(harness.engine.set_lifetime(attached.id, Lifetime::Persistent, &second), async {
                 tokio::time::sleep(moment).await;
-                first.vanish(&harness.engine);
+                first.disconnect(&harness.engine);
             });
         harness.settle().await;
         let found = harness.engine.find(attached.id);
@@ -55,7 +55,7 @@ async fn a_device_reused_as_persistent_survives_the_client_that_attached_it() {
         };
         let (reused, ()) = tokio::join!(harness.attach_with(&second, request), async {
             tokio::time::sleep(moment).await;
-            first.vanish(&harness.engine);
+            first.disconnect(&harness.engine);
         });
         harness.settle().await;
         // If the device has ended at that moment, the file is attached again.
@@ -76,9 +76,9 @@ async fn a_persistent_attach_that_is_dropped_keeps_its_announcement() {
     let attach = harness.attach(&client, Lifetime::Persistent);
     // The daemon ends while the kernel makes the device.
     assert!(tokio::time::timeout(Duration::from_micros(1), attach).await.is_err());
-    assert_eq!(files.announced().len(), 1, "the next daemon would not know whose the device is");
+    assert_eq!(files.announced().len(), 1, "the next daemon could not recognize the device");
     harness.start_udev(0);
     let finished = harness.attach(&client, Lifetime::Persistent).await.unwrap();
-    assert_eq!(files.announced().len(), 1, "a finished attach is announced no more");
+    assert_eq!(files.announced().len(), 1, "a finished attach is no longer announced");
     harness.engine.detach(finished.id, false).await.unwrap();
 }

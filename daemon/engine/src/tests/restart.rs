@@ -10,12 +10,12 @@ use super::mount::{wanted, whole};
 use crate::simulated::{Files, Interference, Simulated};
 use crate::{AttachRequest, Caller as _, ClientId, Phase, SavedAttachment, Snapshot, Store as _};
 
-/// A file that is shown in the place of another.
+/// The file that replaces the first one.
 const ANOTHER: u64 = 2;
-/// The file of what is mounted: the same bytes are not mounted twice.
+/// The file of the mounted device: the same bytes are not mounted twice.
 const MOUNTED: u64 = 5;
 
-/// What a daemon does from its start until it dies; `None` if it died before it was done.
+/// Runs a daemon until `body` has ended or the daemon dies: `None` if it died before.
 pub fn run_daemon<T>(machine: &Simulated, files: &Files, body: impl AsyncFnOnce(&Harness) -> T) -> Option<T> {
     machine.revive();
     files.stay_alive();
@@ -34,7 +34,7 @@ pub fn run_daemon<T>(machine: &Simulated, files: &Files, body: impl AsyncFnOnce(
             done = body(&harness) => Some(done),
         }
     })
-    // Everything that the daemon has begun ends here.
+    // All tasks of the daemon end here, with the runtime.
 }
 
 /// When the daemon dies.
@@ -61,7 +61,7 @@ impl Death {
     }
 }
 
-/// What is asked of a daemon that dies over it.
+/// An operation during which the daemon dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Operation {
     Attach(Lifetime),
@@ -70,9 +70,9 @@ enum Operation {
     DetachLazily,
     DetachMountedLazily,
     DetachBusy,
-    LetStay,
+    MakePersistent,
     BindToClient,
-    Vanish,
+    Disconnect,
     Mount,
     Unmount,
     Replace,
@@ -92,12 +92,12 @@ const OPERATIONS: [Operation; 15] = [
     Operation::DetachLazily,
     Operation::DetachMountedLazily,
     Operation::DetachBusy,
-    Operation::LetStay,
+    Operation::MakePersistent,
     Operation::BindToClient,
-    Operation::Vanish,
+    Operation::Disconnect,
 ];
 
-/// What there was before the operation, and what the operation has made.
+/// The attachments before the operation, and its result.
 #[derive(Clone)]
 struct Before {
     bound: Snapshot,
@@ -105,7 +105,7 @@ struct Before {
     mounted: Snapshot,
     attached: Option<Snapshot>,
     done: bool,
-    /// As the first daemon left it.
+    /// The state files that the first daemon left.
     written: Vec<SavedAttachment>,
 }
 
@@ -128,13 +128,12 @@ fn a_daemon_that_dies_at_any_step_loses_nothing() {
                     break;
                 }
             }
-            let nothing_to_die_over = last.0 <= 1 && last.1 < 1;
-            assert!(!nothing_to_die_over, "{operation:?} has neither steps nor writes");
+            assert!(last.0 > 1 || last.1 > 0, "{operation:?} has neither steps nor writes");
         }
     }
 }
 
-/// Says whether the operation was done before the daemon died.
+/// Returns whether the operation was done before the daemon died.
 fn dies_during(operation: Operation, death: Death, stores_holds: bool) -> bool {
     println!("{operation:?}, {death:?}, stores_holds {stores_holds}");
     let machine = Simulated::new();
@@ -161,7 +160,7 @@ fn dies_during(operation: Operation, death: Death, stores_holds: bool) -> bool {
         death.arm(&machine, &files);
         let attached = commit(operation, harness, &client, &other, &there).await;
         harness.engine.flush_events().await;
-        // The dead give no answer.
+        // A dead daemon does not reply.
         if let Some(before) = noted.lock().unwrap().as_mut().filter(|_| !machine.is_dead()) {
             before.attached = attached;
             before.done = true;
@@ -174,7 +173,7 @@ fn dies_during(operation: Operation, death: Death, stores_holds: bool) -> bool {
     run_daemon(&machine, &files, async |harness| {
         harness.engine.restore(connected([client.clone(), other.clone()])).await;
         harness.engine.resync().await;
-        // Its events wait until the daemon listens.
+        // Events are delivered only after the daemon listens.
         harness.start_udev(0);
         harness.settle().await;
         check(operation, harness, &files, &before, stores_holds);
@@ -188,7 +187,7 @@ fn dies_during(operation: Operation, death: Death, stores_holds: bool) -> bool {
     done.is_some()
 }
 
-/// What the bus says of these.
+/// Whether a client is connected, as the bus reports it.
 pub fn connected(
     clients: impl Into<Vec<Client>>,
 ) -> impl Fn(ClientId) -> std::future::Ready<bool> + Clone + Send + Sync + 'static {
@@ -211,13 +210,13 @@ async fn commit(
         Operation::DetachLazily => engine.detach(before.persistent.id, true).await.unwrap(),
         Operation::DetachMountedLazily => engine.detach(before.mounted.id, true).await.unwrap(),
         Operation::DetachBusy => drop(engine.detach(before.mounted.id, false).await.unwrap_err()),
-        Operation::LetStay => {
+        Operation::MakePersistent => {
             engine.set_lifetime(before.bound.id, Lifetime::Persistent, client).await.unwrap()
         }
         Operation::BindToClient => {
             engine.set_lifetime(before.persistent.id, Lifetime::Client, client).await.unwrap();
         }
-        Operation::Vanish => client.vanish(engine),
+        Operation::Disconnect => client.disconnect(engine),
         Operation::Mount => drop(engine.mount(whole(&before.persistent), &wanted(), client).await.unwrap()),
         Operation::Unmount => {
             engine.unmount(whole(&before.persistent), false, client.uid, false).await.unwrap()
@@ -232,7 +231,7 @@ async fn commit(
     None
 }
 
-/// The second daemon has what the first one had promised, and nothing else.
+/// Checks that the second daemon has everything that the first one had returned or published, and no more.
 fn check(operation: Operation, harness: &Harness, files: &Files, before: &Before, stores_holds: bool) {
     harness.agree();
     let list = harness.engine.list();
@@ -250,13 +249,15 @@ fn check(operation: Operation, harness: &Harness, files: &Files, before: &Before
         assert_eq!(found.state, State::Attached);
     };
     match operation {
-        // It may have come so far or not.
+        // Both results are possible.
         Operation::Detach if before.done => gone(&before.bound),
         Operation::Detach => {}
-        Operation::Vanish => gone(&before.bound),
-        Operation::LetStay if stores_holds || before.done => rebound(&before.bound, Lifetime::Persistent),
+        Operation::Disconnect => gone(&before.bound),
+        Operation::MakePersistent if stores_holds || before.done => {
+            rebound(&before.bound, Lifetime::Persistent)
+        }
         // The kernel may have made the change already, and nothing was saved.
-        Operation::LetStay => {}
+        Operation::MakePersistent => {}
         _ if stores_holds => unchanged(&before.bound),
         _ => gone(&before.bound),
     }
@@ -269,7 +270,7 @@ fn check(operation: Operation, harness: &Harness, files: &Files, before: &Before
         _ => unchanged(&before.persistent),
     }
     match operation {
-        Operation::Vanish => {
+        Operation::Disconnect => {
             assert_eq!(find(&before.mounted).map(|found| found.state), Some(State::Detaching))
         }
         Operation::DetachMountedLazily if before.done => {
@@ -294,14 +295,14 @@ fn check(operation: Operation, harness: &Harness, files: &Files, before: &Before
             unchanged(attached);
             assert_eq!(new.len(), 1);
         }
-        // It was not published, or nothing keeps it; but the first daemon may have been about to publish it.
+        // It was not published, or has no hold. But the first daemon may have been about to publish it.
         _ => {
-            let about_to_tell =
+            let about_to_publish =
                 |id| before.written.iter().any(|saved| saved.id == id && saved.phase == Phase::Attached);
-            assert!(new.iter().all(|found| about_to_tell(found.id)), "left behind: {new:?}");
+            assert!(new.iter().all(|found| about_to_publish(found.id)), "left behind: {new:?}");
         }
     }
-    check_places(operation, harness, files, before);
+    check_directories(operation, harness, files, before);
     let written: Vec<_> = files.read().iter().map(|saved| saved.id).collect();
     let ours = list.iter().filter(|found| found.ownership.is_some());
     let mut listed: Vec<_> = ours.map(|found| found.id).collect();
@@ -318,8 +319,8 @@ fn check(operation: Operation, harness: &Harness, files: &Files, before: &Before
     }
 }
 
-/// The directories are those that something is mounted on, and all of them are known.
-fn check_places(operation: Operation, harness: &Harness, files: &Files, before: &Before) {
+/// Checks that the directories are those that something is mounted on, and that all of them are saved.
+fn check_directories(operation: Operation, harness: &Harness, files: &Files, before: &Before) {
     let directories = files.mounts.directories();
     let known: Vec<_> = files.read_mount_directories().into_iter().map(|directory| directory.path).collect();
     assert_eq!(directories, known);
@@ -328,16 +329,16 @@ fn check_places(operation: Operation, harness: &Harness, files: &Files, before: 
     match operation {
         Operation::Mount if before.done => assert_eq!(directories.len(), 1),
         Operation::Unmount if before.done => assert!(directories.is_empty(), "{directories:?}"),
-        // It may have come so far or not.
+        // Both results are possible.
         Operation::Mount | Operation::Unmount => {}
         _ => assert!(directories.is_empty(), "{directories:?}"),
     }
 }
 
-/// Everyone goes, everything is closed: nothing may be left but what is persistent.
+/// All clients disconnect and all users close the devices: only persistent attachments may be left.
 async fn end_everything(harness: &Harness, clients: &[Client]) {
     for client in clients {
-        client.vanish(&harness.engine);
+        client.disconnect(&harness.engine);
     }
     for (number, _, _) in harness.machine.bound() {
         for _ in 0..500 {
@@ -347,7 +348,7 @@ async fn end_everything(harness: &Harness, clients: &[Client]) {
     }
     harness.settle().await;
     harness.engine.resync().await;
-    harness.agree_after_telling().await;
+    harness.agree_after_flush().await;
     for attachment in harness.engine.list() {
         let client = attachment.ownership.as_ref().and_then(|ownership| ownership.client.as_ref());
         assert_eq!(client, None, "the client of {} is gone", attachment.device.node());
@@ -357,4 +358,34 @@ async fn end_everything(harness: &Harness, clients: &[Client]) {
         assert!(detached.is_ok() || awaits_mount, "{detached:?}");
     }
     harness.assert_empty().await;
+}
+
+#[test]
+fn a_device_whose_partitions_cannot_be_read_is_adopted_later_and_stays_mounted() {
+    let machine = Simulated::new();
+    machine.keep_holds();
+    machine.set_partitions(2);
+    let files = Files::on(&machine);
+    let client = Client::new(":1.1", 7);
+    let attached = run_daemon(&machine, &files, async |harness| {
+        harness.start_udev(0);
+        let attached = harness.attach(&client, Lifetime::Mount).await.unwrap();
+        machine.mount_on(attached.device.number, Some(2), "/mnt".into());
+        harness.settle().await;
+        attached
+    });
+    let (id, number) = attached.map(|attached| (attached.id, attached.device.number)).unwrap();
+    machine.die();
+    run_daemon(&machine, &files, async |harness| {
+        machine.set_unreadable(true);
+        harness.engine.restore(connected([])).await;
+        assert!(harness.engine.find(id).is_none(), "it is not adopted yet");
+        machine.set_unreadable(false);
+        harness.start_udev(0);
+        let adopted = harness.engine.locate(number).await.unwrap();
+        assert_eq!((adopted.id, adopted.state), (id, State::Attached), "a partition is mounted");
+        machine.unmount_from("/mnt".as_ref());
+        harness.assert_empty().await;
+    })
+    .expect("the second one lives");
 }

@@ -1,4 +1,4 @@
-//! udev that does not run, is not heard, or is slow.
+//! udev that does not run, whose events do not arrive, or that is slow.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ async fn without_udev_an_attach_takes_less_than_a_second_and_the_next_none() {
 
 /// As in another network namespace: udev processes the device, and its events do not arrive.
 #[tokio::test(start_paused = true)]
-async fn what_an_unheard_udev_has_found_is_read_from_its_database() {
+async fn results_of_udev_whose_events_do_not_arrive_are_read_from_its_database() {
     let harness = Harness::new(Simulated::new());
     let deaf = tokio::spawn({
         let machine = harness.machine.clone();
@@ -53,7 +53,7 @@ async fn what_an_unheard_udev_has_found_is_read_from_its_database() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_udev_is_waited_for_and_not_called_silent() {
+async fn an_attach_waits_for_a_slow_udev_without_a_warning() {
     let harness = Harness::new(Simulated::new());
     let (engine, machine) = (std::sync::Arc::clone(&harness.engine), harness.machine.clone());
     let slow = tokio::spawn(async move {

@@ -91,7 +91,7 @@ async fn a_volume_is_unlocked_mounted_unmounted_and_locked() {
         assert_eq!(harness.engine.find(attachment.id).unwrap().cleartext, Some(unlocked.clone()));
         let held = usize::from(lifetime != Lifetime::Persistent);
         assert_eq!(harness.machine.mapping_holds(unlocked.mapping.number), Some((held, 0, held == 1)));
-        harness.agree_after_telling().await;
+        harness.agree_after_flush().await;
         let directory = harness.engine.mount(cleartext(&attachment), &wanted(), &client).await.unwrap();
         let shown = harness.engine.find(attachment.id).unwrap();
         assert_eq!((shown.cleartext.unwrap().mount_points, shown.mount_points), (vec![directory], vec![]));
@@ -170,7 +170,7 @@ async fn a_caller_that_disconnects_during_an_unlock_leaves_nothing() {
             let (leaving, engine) = (client.clone(), Arc::clone(&harness.engine));
             tokio::spawn(async move {
                 tokio::time::sleep(Duration::from_micros(moment * 250)).await;
-                leaving.vanish(&engine);
+                leaving.disconnect(&engine);
             });
             let result = unlock(&harness, &attachment, &client).await;
             harness.settle().await;
@@ -256,7 +256,7 @@ async fn a_wrong_secret_costs_no_further_step() {
     let error = unlock(&harness, &attachment, &client).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::WrongSecret, "{error}");
     assert_eq!(harness.machine.steps() - before, 2, "the other devices, and the program");
-    harness.agree_after_telling().await;
+    harness.agree_after_flush().await;
     harness.machine.set_wrong_secret(false);
     unlock(&harness, &attachment, &client).await.unwrap();
     end(&harness, &attachment).await;
@@ -286,7 +286,7 @@ async fn a_used_cleartext_is_not_locked_unless_lazily() {
         let expected = format!("mounted on {}; end that first, or lock lazily", directory.display());
         assert!(error.to_string().contains(&expected), "{error}");
         assert_eq!(harness.engine.find(attachment.id), before);
-        harness.agree_after_telling().await;
+        harness.agree_after_flush().await;
 
         harness.engine.lock(whole(&attachment), true).await.unwrap();
         harness.settle().await;
@@ -319,7 +319,7 @@ async fn an_unlocked_device_is_not_detached_unless_lazily() {
             assert_eq!(error.kind(), ErrorKind::Busy);
             assert!(error.to_string().contains(&format!("{expected}; end that")), "{error}");
             assert_eq!(harness.engine.find(attachment.id), before);
-            harness.agree_after_telling().await;
+            harness.agree_after_flush().await;
             harness.engine.detach(attachment.id, true).await.unwrap();
             if mounted {
                 harness.settle().await;
@@ -388,7 +388,7 @@ async fn a_mounted_cleartext_outlives_its_client_until_it_is_unmounted() {
     let (attachment, unlocked) = unlocked(&harness, &client, Lifetime::Client).await;
     let directory = PathBuf::from("/mnt");
     assert!(harness.machine.mount_mapping(unlocked.mapping.number, directory.clone()));
-    client.vanish(&harness.engine);
+    client.disconnect(&harness.engine);
     harness.settle().await;
     let shown = harness.engine.find(attachment.id).unwrap();
     assert_eq!(
@@ -407,7 +407,7 @@ async fn the_lifetime_mount_counts_cleartexts() {
     let (attachment, _) = unlocked(&harness, &client, Lifetime::Mount).await;
     let directory = harness.engine.mount(cleartext(&attachment), &wanted(), &client).await.unwrap();
     assert_eq!(harness.engine.find(attachment.id).unwrap().ownership.unwrap().client, None);
-    client.vanish(&harness.engine);
+    client.disconnect(&harness.engine);
     tokio::time::sleep(Duration::from_secs(300)).await;
     harness.agree();
     assert_eq!(harness.engine.find(attachment.id).unwrap().state, State::Attached);
@@ -416,7 +416,7 @@ async fn the_lifetime_mount_counts_cleartexts() {
 
     // Without a mount it ends after the grace time.
     let (_, _) = unlocked(&harness, &client.again(), Lifetime::Mount).await;
-    client.again().vanish(&harness.engine);
+    client.again().disconnect(&harness.engine);
     tokio::time::sleep(harness.engine.settings().mount_grace).await;
     harness.assert_empty().await;
 }
@@ -550,7 +550,7 @@ async fn events_of_mappings_update_what_is_on_them() {
     // An event of an earlier mapping with this number.
     harness.engine.observe_mapping(&MappingEvent { removed: true, ..event(number, attachment.id) });
     assert_eq!(kind(), "xfs");
-    harness.agree_after_telling().await;
+    harness.agree_after_flush().await;
     end(&harness, &attachment).await;
 }
 

@@ -173,7 +173,7 @@ async fn commit(harness: &Harness, operation: Operation, attachment: &Snapshot, 
             engine.set_lifetime(attachment.id, lifetime, client).await.unwrap();
         }
         Operation::Mount => drop(engine.mount(cleartext(attachment), &wanted(), client).await.unwrap()),
-        Operation::Vanish => client.vanish(engine),
+        Operation::Vanish => client.disconnect(engine),
     }
 }
 
@@ -221,7 +221,7 @@ fn check(harness: &Harness, scene: Scene, before: &Before) {
 
 /// The client goes, and all is unmounted, locked and detached.
 async fn end_everything(harness: &Harness, client: &Client) {
-    client.vanish(&harness.engine);
+    client.disconnect(&harness.engine);
     for found in harness.engine.list() {
         harness.machine.leave_alone(found.device.number);
     }

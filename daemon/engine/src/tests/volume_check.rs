@@ -31,7 +31,7 @@ async fn mounted(known: &str, contents: &[(usize, &[u8])]) -> Result<String, Err
     let attachment = harness.engine.attach(file, request, &client).await.unwrap();
     let mounted = harness.engine.mount(whole(&attachment), &MountRequest::default(), &client).await;
     let shown = harness.engine.find(attachment.id).unwrap();
-    harness.agree_after_telling().await;
+    harness.agree_after_flush().await;
     if mounted.is_ok() {
         harness.engine.unmount(whole(&attachment), false, 7, true).await.unwrap();
     }

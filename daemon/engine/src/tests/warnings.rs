@@ -50,7 +50,7 @@ async fn an_attachment_has_its_warnings_when_it_is_published() {
     ] {
         let attached = attach(&harness, file(1, size, &findings), Lifetime::Persistent).await;
         assert_eq!(attached.warnings, expected);
-        harness.agree_after_telling().await;
+        harness.agree_after_flush().await;
         assert_eq!(warnings(&harness, &attached), expected);
     }
 }
@@ -63,7 +63,7 @@ async fn warnings_change_with_the_size() {
     let resize = async |size, findings| {
         harness.machine.rewrite_file(number, size, findings);
         harness.engine.change(attached.id, Change::Capacity).await.unwrap();
-        harness.agree_after_telling().await;
+        harness.agree_after_flush().await;
         warnings(&harness, &attached)
     };
     // The end of a file of another size is not known.
@@ -82,7 +82,7 @@ async fn warnings_change_with_the_block_size() {
     for (bytes, expected) in [(4096, tail(5000 - 4096, 4096)), (512, tail(5000 - 4608, 512))] {
         harness.engine.change(attached.id, Change::BlockSize(bytes)).await.unwrap();
         assert_eq!(warnings(&harness, &attached), [expected]);
-        harness.agree_after_telling().await;
+        harness.agree_after_flush().await;
     }
 }
 
@@ -109,14 +109,14 @@ async fn warnings_change_with_the_partitions() {
     let harness = Harness::with_udev();
     let attached = attach(&harness, file(1, 4096, &described(8192)), Lifetime::Persistent).await;
     harness.machine.rewrite_file(attached.device.number, 4096, Findings::default());
-    harness.agree_after_telling().await;
+    harness.agree_after_flush().await;
     let before = harness.events.load(std::sync::atomic::Ordering::Relaxed);
     harness.engine.rescan(attached.id).await.unwrap();
-    harness.agree_after_telling().await;
+    harness.agree_after_flush().await;
     assert_eq!(warnings(&harness, &attached), []);
     assert_eq!(harness.events.load(std::sync::atomic::Ordering::Relaxed), before + 1, "one change");
     harness.engine.rescan(attached.id).await.unwrap();
-    harness.agree_after_telling().await;
+    harness.agree_after_flush().await;
     assert_eq!(harness.events.load(std::sync::atomic::Ordering::Relaxed), before + 1, "nothing has changed");
 }
 
@@ -149,7 +149,7 @@ fn warnings_outlive_the_daemon() {
     }
 }
 
-/// Wherever the daemon dies while the file is replaced: nothing is said of the file that is not there.
+/// The daemon dies at each step of a replacement: no warning is about a file that is not attached.
 #[test]
 fn no_warning_of_a_replaced_file_is_left() {
     let mut replaced = 0;
@@ -190,5 +190,5 @@ fn no_warning_of_a_replaced_file_is_left() {
             break;
         }
     }
-    assert!(replaced > 0, "the daemon has died behind the replacement");
+    assert!(replaced > 0, "the daemon never died after the replacement");
 }

@@ -9,7 +9,7 @@ use crate::{device, ioctl};
 
 /// Deletes the partitions; false if some are left.
 pub fn sweep(number: u32) -> bool {
-    let left = loop_device::partitions(number);
+    let Ok(left) = loop_device::partitions(number) else { return false };
     if left.is_empty() {
         return true;
     }

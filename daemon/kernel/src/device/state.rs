@@ -11,13 +11,13 @@ use nix::sys::stat::{fstat, major, minor};
 
 use super::node::open;
 use super::reference::decode_file_name;
-use crate::error::{failed, is_gone};
+use crate::error::{described, failed, is_gone};
 use crate::ioctl;
 use crate::sysfs::{DeviceNumber, loop_device};
 
 /// The error for a state that cannot be read.
 pub fn unreadable(number: u32, errno: Errno) -> Error {
-    failed(format!("read the state of {}", node(number)), "LOOP_GET_STATUS64", errno)
+    Error::BackingFileUnreadable { number, source: described(errno) }
 }
 
 /// The state of a device; `None` if nothing is attached.

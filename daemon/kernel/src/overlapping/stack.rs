@@ -160,7 +160,7 @@ impl<'a> Stack<'a> {
 
 /// The size of a device in bytes; as large as can be if it is unknown.
 pub fn size(block: DeviceNumber) -> u64 {
-    Block::numbered(block).size().unwrap_or(u64::MAX)
+    Block::numbered(block).size().ok().flatten().unwrap_or(u64::MAX)
 }
 
 fn moved(bytes: &Range<u64>, by: u64) -> Range<u64> {

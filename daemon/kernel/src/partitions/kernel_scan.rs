@@ -6,10 +6,11 @@
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
+use std::sync::OnceLock;
 
-use loopd_engine::AttachRequest;
+use loopd_engine::{AttachRequest, Error};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::bind::bind;
 use crate::shared::Shared;
@@ -26,20 +27,40 @@ pub fn kernel_is_known_to_scan(shared: &Shared) -> bool {
 }
 
 /// Whether the kernel reads partition tables. Tests that if it is not known and `has_made_nodes` does not prove it.
+/// If the test fails, the result is false this time, and the next call tests again.
 pub fn kernel_scans(shared: &Shared, has_made_nodes: bool) -> bool {
-    *shared.kernel_scans.get_or_init(|| {
-        let scans = has_made_nodes || test(shared).unwrap_or(false);
-        let verb = if scans { "reads" } else { "does not read" };
-        debug!("this kernel {verb} partition tables");
-        scans
-    })
+    let determine = || if has_made_nodes { Ok(true) } else { test(shared) };
+    known_or_determined(&shared.kernel_scans, determine)
+}
+
+fn known_or_determined(known: &OnceLock<bool>, determine: impl FnOnce() -> Result<bool, Error>) -> bool {
+    if let Some(scans) = known.get() {
+        return *scans;
+    }
+    match determine() {
+        Ok(scans) => {
+            let verb = if scans { "reads" } else { "does not read" };
+            debug!("this kernel {verb} partition tables");
+            *known.get_or_init(|| scans)
+        }
+        Err(error) => {
+            warn!("whether this kernel reads partition tables is not known: {error}");
+            false
+        }
+    }
 }
 
 /// Whether the kernel makes the node of a partition when the sample image is attached.
-fn test(shared: &Shared) -> Option<bool> {
+fn test(shared: &Shared) -> Result<bool, Error> {
     let request = AttachRequest { read_only: true, wait: false, ..AttachRequest::default() };
-    let bound = bind(shared, &sample_image().ok()?, &request).ok()?;
-    Some(!loop_device::partitions(bound.device.number).is_empty())
+    let failed = |operation: &str| {
+        let operation = operation.to_owned();
+        move |source| Error::Io { operation, source }
+    };
+    let image = sample_image().map_err(failed("make a sample image"))?;
+    let bound = bind(shared, &image, &request)?;
+    let nodes = loop_device::partitions(bound.device.number);
+    Ok(!nodes.map_err(failed("read the partitions of the sample image"))?.is_empty())
 }
 
 /// An image with one DOS partition of 8 sectors.
@@ -60,6 +81,18 @@ mod tests {
 
     use super::*;
     use crate::partition_table::Bytes;
+
+    #[test]
+    fn a_test_that_failed_is_repeated_and_a_result_is_kept() {
+        let failed = || Err(Error::Failed { operation: "attach".to_owned(), reason: "no device".to_owned() });
+        for scans in [true, false] {
+            let known = OnceLock::new();
+            assert!(!known_or_determined(&known, failed));
+            assert_eq!(known.get(), None, "nothing is known yet");
+            assert_eq!(known_or_determined(&known, || Ok(scans)), scans);
+            assert_eq!(known_or_determined(&known, || unreachable!("it is known")), scans);
+        }
+    }
 
     #[test]
     fn the_sample_image_has_one_partition() {

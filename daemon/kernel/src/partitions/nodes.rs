@@ -9,11 +9,18 @@ use nix::errno::Errno;
 use tracing::{debug, warn};
 
 use super::rescan::reading;
+use crate::error::state_unreadable;
 use crate::ioctl;
+use crate::sysfs::loop_device;
 
 fn in_use(number: u32, partition: u32) -> Error {
     let reason = format!("its partition {partition} is in use; unmount or close it first");
     Error::Busy { operation: reading(number), reason }
+}
+
+/// The nodes of a device's partitions.
+pub fn read(number: u32) -> Result<Vec<PartitionNode>, Error> {
+    loop_device::partitions(number).map_err(|source| state_unreadable(number, source))
 }
 
 /// Whether the table has the same partitions as these nodes.

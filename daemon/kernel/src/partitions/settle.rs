@@ -42,13 +42,13 @@ pub fn settle(
     let (mut bytes, block_size) = contents(number, &disk)?;
     let reading = partition_table::read(number, block_size, &mut bytes);
     let table = reading.table.as_ref();
-    let nodes = loop_device::partitions(number);
+    let nodes = nodes::read(number)?;
     let is_ours = reason != ScanReason::Foreign && needs_loopd(shared, table, &nodes, false);
     if is_ours && is_rescan {
         nodes::delete_stale_or_none(number, &disk, table, &nodes)?;
     }
     let unmade = is_ours && !nodes::update(number, &disk, table, &nodes);
-    let nodes = nodes_of(number, &reading, (reason != ScanReason::Foreign).then_some(&disk));
+    let nodes = nodes_of(number, &reading, (reason != ScanReason::Foreign).then_some(&disk))?;
     let outdated = kernel_is_known_to_scan(shared) && is_outdated(table, &nodes);
     // Missing nodes of a foreign device, or of a table that udev reads again, may still appear.
     let incomplete = unmade || udev_rereads || !(is_ours || kernel_is_known_to_scan(shared));
@@ -60,15 +60,15 @@ pub fn settle(
 
 /// The nodes of the device that are partitions. Nodes that the kernel has made of entries in the boot sector of a volume
 /// are left out. If `own` is the disk of an attachment of loopd, they are deleted too.
-fn nodes_of(number: u32, reading: &Reading, own: Option<&File>) -> Vec<PartitionNode> {
-    let nodes = loop_device::partitions(number);
+fn nodes_of(number: u32, reading: &Reading, own: Option<&File>) -> Result<Vec<PartitionNode>, Error> {
+    let nodes = nodes::read(number)?;
     if !reading.is_volume {
-        return nodes;
+        return Ok(nodes);
     }
     if let Some(disk) = own {
         nodes::delete_of_volume(number, disk, &nodes);
     }
-    Vec::new()
+    Ok(Vec::new())
 }
 
 /// The bytes of a device, and its block size.
@@ -103,11 +103,12 @@ pub fn of_new_attach(shared: &Shared, file: &OwnedFd, device: &Device, scanned: 
     Partitioning { partitions, missing, findings, ..Partitioning::default() }
 }
 
-/// As [`nodes_of`], of a device that was attached just now.
+/// As [`nodes_of`], of a device that was attached just now. The event of a partition that cannot be read now makes the
+/// engine look again.
 fn nodes_of_new(device: &Device, reading: &Reading) -> Vec<PartitionNode> {
     let open = || device::open_attached(device.number, device.disk_sequence).ok().flatten().map(File::from);
     let disk = if reading.is_volume { open() } else { None };
-    nodes_of(device.number, reading, disk.as_ref())
+    nodes_of(device.number, reading, disk.as_ref()).unwrap_or_default()
 }
 
 /// Whether loopd may have to add or delete nodes, because the kernel reads no partition tables.

@@ -100,9 +100,9 @@ impl Block {
         self.parse("dev", mountinfo::device_number)
     }
 
-    /// The size in bytes.
-    pub fn size(&self) -> Option<u64> {
-        self.value::<u64>("size")?.checked_mul(SECTOR)
+    /// The size in bytes; `None` if the device is gone.
+    pub fn size(&self) -> io::Result<Option<u64>> {
+        Ok(self.read_value::<u64>("size")?.and_then(|sectors| sectors.checked_mul(SECTOR)))
     }
 
     /// Where a partition starts on its disk, in bytes; `None` for a disk.
@@ -209,7 +209,7 @@ mod tests {
 
         let disk = Block::at(&disk);
         assert_eq!(disk.number().unwrap(), Some((104, 0)));
-        assert_eq!((disk.size(), disk.start().unwrap()), (Some(1 << 20), None));
+        assert_eq!((disk.size().unwrap(), disk.start().unwrap()), (Some(1 << 20), None));
         assert!(disk.is_read_only() && disk.disk().is_none());
         assert_eq!(disk.node().as_deref(), Some("/dev/cciss/c0d0"));
         let [partition] = &disk.partitions().unwrap()[..] else { panic!("one partition") };
@@ -236,7 +236,7 @@ mod tests {
         let gone = Block::named("no/such/device");
         assert!(!gone.exists() && gone.partitions().unwrap().is_empty());
         assert_eq!((gone.number().unwrap(), gone.start().unwrap()), (None, None));
-        assert_eq!((gone.size(), gone.name(), gone.bytes("dev")), (None, None, None));
+        assert_eq!((gone.size().unwrap(), gone.name(), gone.bytes("dev")), (None, None, None));
     }
 
     #[test]

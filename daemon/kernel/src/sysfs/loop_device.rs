@@ -94,20 +94,35 @@ pub struct Attributes {
 
 impl Attributes {
     /// Reads them; `None` if nothing is attached any more.
-    pub fn read(number: u32) -> Option<Self> {
+    ///
+    /// # Errors
+    /// sysfs cannot be read.
+    pub fn read(number: u32) -> io::Result<Option<Self>> {
         let block = Block::of_loop(number);
-        let flag = |name: &str| block.value::<u8>(name).map(|value| value == 1);
-        Some(Self {
-            disk_sequence: disk_sequence(number).ok()??,
-            size: block.size()?,
-            offset: block.value("loop/offset")?,
-            size_limit: block.value("loop/sizelimit")?,
-            block_size: block.value("queue/logical_block_size")?,
-            read_only: block.is_read_only(),
-            direct_io: flag("loop/dio")?,
-            partition_scan: flag("loop/partscan")?,
-            autoclear: flag("loop/autoclear")?,
-        })
+        let numbers = ["loop/offset", "loop/sizelimit", "ro", "loop/dio", "loop/partscan", "loop/autoclear"];
+        let mut values = [0; 6];
+        for (name, value) in numbers.iter().zip(&mut values) {
+            let Some(read) = block.read_value(name)? else { return Ok(None) };
+            *value = read;
+        }
+        let [offset, size_limit, read_only, direct_io, partition_scan, autoclear] = values;
+        let sequence = disk_sequence(number)?;
+        let (Some(disk_sequence), Some(size), Some(block_size)) =
+            (sequence, block.size()?, block.read_value("queue/logical_block_size")?)
+        else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            disk_sequence,
+            size,
+            offset,
+            size_limit,
+            block_size,
+            read_only: read_only == 1,
+            direct_io: direct_io == 1,
+            partition_scan: partition_scan == 1,
+            autoclear: autoclear == 1,
+        }))
     }
 
     /// What sysfs would show of this device.
@@ -132,23 +147,36 @@ pub fn backing_file(number: u32) -> Option<Vec<u8>> {
 }
 
 /// The nodes of the device's partitions, by number.
-pub fn partitions(number: u32) -> Vec<PartitionNode> {
+///
+/// # Errors
+/// sysfs cannot be read.
+pub fn partitions(number: u32) -> io::Result<Vec<PartitionNode>> {
     let prefix = format!("loop{number}p");
-    let node = |block: &Block| partition_node(block, block.file_name()?.strip_prefix(&prefix)?.parse().ok()?);
-    let partitions = Block::of_loop(number).partitions().unwrap_or_default();
-    let mut nodes: Vec<PartitionNode> = partitions.iter().filter_map(node).collect();
+    let mut nodes = Vec::new();
+    for block in Block::of_loop(number).partitions()? {
+        let partition = block.file_name().and_then(|name| name.strip_prefix(&prefix)?.parse().ok());
+        if let Some(partition) = partition {
+            nodes.extend(partition_node(&block, partition)?);
+        }
+    }
     nodes.sort_unstable_by_key(|node| node.number);
-    nodes
+    Ok(nodes)
 }
 
-/// The node of one partition.
-pub fn partition(number: u32, partition: u32) -> Option<PartitionNode> {
+/// The node of one partition; `None` if it does not exist.
+///
+/// # Errors
+/// sysfs cannot be read.
+pub fn partition(number: u32, partition: u32) -> io::Result<Option<PartitionNode>> {
     partition_node(&Block::named(&format!("loop{number}p{partition}")), partition)
 }
 
-fn partition_node(block: &Block, number: u32) -> Option<PartitionNode> {
-    let (device_number, start) = (block.number().ok()??, block.start().ok()??);
-    Some(PartitionNode { number, device_number, start, size: block.size()? })
+fn partition_node(block: &Block, number: u32) -> io::Result<Option<PartitionNode>> {
+    let (Some(device_number), Some(start), Some(size)) = (block.number()?, block.start()?, block.size()?)
+    else {
+        return Ok(None);
+    };
+    Ok(Some(PartitionNode { number, device_number, start, size }))
 }
 
 #[cfg(test)]
@@ -161,6 +189,7 @@ mod tests {
         let number = numbers().unwrap()[0];
         assert!(disk_sequence(number).unwrap().is_some());
         let unreadable = without_descriptors(|| disk_sequence(number));
+        assert!(without_descriptors(|| partitions(number)).is_err());
         assert_eq!(unreadable.unwrap_err().raw_os_error(), Some(nix::libc::EMFILE));
         assert!(disk_sequence(u32::MAX).unwrap().is_none(), "it does not exist");
     }

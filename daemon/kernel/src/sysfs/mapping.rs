@@ -59,7 +59,7 @@ fn read(block: &Block) -> io::Result<Option<Mapping>> {
     };
     let kind = PREFIXES.iter().find(|(prefix, _)| uuid.starts_with(prefix)).map(|(_, kind)| *kind);
     let (Some(kind), Some(device_number), Some(disk_sequence), Some(size)) =
-        (kind, block.number()?, block.read_value("diskseq")?, block.size())
+        (kind, block.number()?, block.read_value("diskseq")?, block.size()?)
     else {
         return Ok(None);
     };

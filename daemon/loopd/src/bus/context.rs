@@ -21,9 +21,11 @@ use crate::platform::{self, File, SharedEngine};
 
 /// The state that all objects on the bus share. The engine is private: a method reaches it through [`Context::call`] only.
 #[derive(Clone)]
-pub struct Context {
+pub struct Context(Arc<State>);
+
+struct State {
     engine: SharedEngine,
-    authority: Arc<Authority>,
+    authority: Authority,
     callers: Arc<Callers>,
     descriptors: Descriptors,
     objects: Objects,
@@ -84,14 +86,14 @@ impl Context {
         callers: Arc<Callers>,
         descriptors: Descriptors,
     ) -> Self {
-        Self {
+        Self(Arc::new(State {
             engine,
-            authority: Arc::new(authority),
+            authority,
             callers,
             descriptors,
             objects: Objects::default(),
             large_replies: LargeReplies::default(),
-        }
+        }))
     }
 
     /// The path of every method call: identifies the caller, looks at the object, authorizes the requests,
@@ -104,22 +106,18 @@ impl Context {
         header: &Header<'_>,
         operation: O,
     ) -> Result<O::Output, ErrorReply> {
+        let State { engine, authority, callers, objects, large_replies, .. } = &*self.0;
         let method = operation.method();
-        let caller = self.callers.identify(header).await?;
-        let call = Call {
-            needs_authorization: self.authority.needs_authorization(&caller),
-            caller,
-            engine: &self.engine,
-            objects: &self.objects,
-            large_replies: &self.large_replies,
-        };
+        let caller = callers.identify(header).await?;
+        let needs_authorization = authority.needs_authorization(&caller);
+        let call = Call { needs_authorization, caller, engine, objects, large_replies };
         let object = operation.look_up(&call).await?;
         for request in operation.requests(&object) {
-            self.authority.authorize(&call.caller, request).await?;
+            authority.authorize(&call.caller, request).await?;
         }
         let result = operation.run(&call, object).await;
         if O::CHANGES_ATTACHMENTS {
-            self.engine.flush_events().await;
+            engine.flush_events().await;
         }
         Ok(result.inspect_err(|error| call.log_failure(method, error))?)
     }
@@ -141,14 +139,14 @@ impl Context {
     }
 
     fn take(&self, placeholder: impl AsFd) -> Result<CallerFile, CallError> {
-        let file = self.descriptors.claim(placeholder);
+        let file = self.0.descriptors.claim(placeholder);
         file.ok_or_else(|| Error::new(ErrorKind::InvalidArgs, USED_TWICE).into())
     }
 
     /// The objects on the bus.
     #[must_use]
     pub fn objects(&self) -> &Objects {
-        &self.objects
+        &self.0.objects
     }
 }
 

@@ -3,13 +3,12 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
+use loopd_dbus::dictionary::{Dictionary, Sent};
+use loopd_dbus::encoder::{Encoder, STRUCT};
 use loopd_dbus::names::{ATTACHMENT, CLEARTEXT, ENCRYPTED, PARTITION, VOLUME};
 use loopd_dbus::{
     AttachmentProperties, CleartextProperties, EncryptedProperties, PartitionProperties, VolumeProperties,
 };
-use serde::ser::{Serialize, SerializeMap as _, Serializer};
-use zbus::wire::Signature;
-use zbus::{Type, Variant};
 
 /// Properties that an object and the registry share. The publisher replaces them.
 pub struct Shared<T>(Arc<RwLock<T>>);
@@ -37,7 +36,10 @@ impl<T> Shared<T> {
     }
 }
 
-/// The properties of an object, by interface. It is sent as `a{sa{sv}}`.
+/// The type of the properties of an object on the bus, by interface.
+pub type SentInterfaces = HashMap<&'static str, Sent>;
+
+/// The properties of an object, by interface.
 #[derive(Clone, Default)]
 pub struct Interfaces {
     main: Option<Main>,
@@ -96,27 +98,27 @@ impl Interfaces {
         let encrypted = self.encrypted.as_ref().map(|_| ENCRYPTED);
         main.into_iter().chain(volume).chain(encrypted).collect()
     }
-}
 
-impl Serialize for Interfaces {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(None)?;
+    /// Encodes the elements of [`SentInterfaces`].
+    pub fn encode(&self, encoder: &mut Encoder) {
         match &self.main {
-            Some(Main::Attachment(attachment)) => map.serialize_entry(ATTACHMENT, &*attachment.read())?,
-            Some(Main::Partition(partition)) => map.serialize_entry(PARTITION, &*partition.read())?,
-            Some(Main::Cleartext(cleartext)) => map.serialize_entry(CLEARTEXT, &*cleartext.read())?,
+            Some(Main::Attachment(attachment)) => encode(encoder, ATTACHMENT, &*attachment.read()),
+            Some(Main::Partition(partition)) => encode(encoder, PARTITION, &*partition.read()),
+            Some(Main::Cleartext(cleartext)) => encode(encoder, CLEARTEXT, &*cleartext.read()),
             None => {}
         }
         if let Some(volume) = &self.volume {
-            map.serialize_entry(VOLUME, &*volume.read())?;
+            encode(encoder, VOLUME, &*volume.read());
         }
         if let Some(encrypted) = &self.encrypted {
-            map.serialize_entry(ENCRYPTED, &*encrypted.read())?;
+            encode(encoder, ENCRYPTED, &*encrypted.read());
         }
-        map.end()
     }
 }
 
-impl Type for Interfaces {
-    const SIGNATURE: &'static Signature = <HashMap<&str, HashMap<&str, Variant<'_>>>>::SIGNATURE;
+/// Encodes one interface.
+fn encode(encoder: &mut Encoder, name: &str, properties: &impl Dictionary) {
+    encoder.align(STRUCT);
+    encoder.str(name);
+    encoder.dictionary(properties);
 }

@@ -1,15 +1,13 @@
 //! `org.loopd1.Manager`.
 
-use loopd_dbus::dictionary::Joined;
+use loopd_dbus::dictionary::Sent;
+use loopd_dbus::encoder::{Encoded, Encoder, STRUCT};
 use loopd_dbus::names::attachment_path;
 use loopd_dbus::options::ReceivedOptions;
-use loopd_dbus::{
-    AttachOptions, AttachmentProperties, DetachOptions, Error, ErrorKind, ErrorReply, ListOptions,
-    VolumeProperties,
-};
+use loopd_dbus::{AttachOptions, DetachOptions, Error, ErrorKind, ErrorReply, ListOptions};
 use zbus::interface;
 use zbus::message::Header;
-use zbus::wire::{ObjectPath, OwnedObjectPath};
+use zbus::wire::{Endian, ObjectPath, OwnedObjectPath};
 
 use super::authority::Request;
 use super::call_error::CallError;
@@ -27,8 +25,8 @@ pub struct Manager {
     context: Context,
 }
 
-/// An attachment in the reply of `List`.
-type Listed = (OwnedObjectPath, Joined<AttachmentProperties, VolumeProperties>);
+/// The reply of `List`: the properties of both interfaces of each attachment.
+type Listed = Encoded<Vec<(OwnedObjectPath, Sent)>>;
 
 impl Manager {
     /// The manager.
@@ -70,10 +68,11 @@ impl Manager {
         &self,
         #[zbus(header)] header: Header<'_>,
         options: ReceivedOptions,
-    ) -> Result<LargeReply<Vec<Listed>>, ErrorReply> {
+    ) -> Result<LargeReply<Listed>, ErrorReply> {
         let ListOptions { file, offset, all } = ListOptions::decode(options).map_err(invalid_option)?;
         let file = file.map(|file| self.context.claim(&file)).transpose()?;
-        self.context.call(&header, List { file, offset, all }).await
+        let endian = header.primary().endian_sig().into();
+        self.context.call(&header, List { file, offset, all, endian }).await
     }
 
     #[zbus(out_args("device"))]
@@ -126,6 +125,7 @@ struct List {
     file: Option<File>,
     offset: Option<u64>,
     all: bool,
+    endian: Endian,
 }
 
 impl List {
@@ -138,7 +138,7 @@ impl List {
 
 impl Operation for List {
     type Object = Option<FileFacts>;
-    type Output = LargeReply<Vec<Listed>>;
+    type Output = LargeReply<Listed>;
     const CHANGES_ATTACHMENTS: bool = false;
 
     fn method(&self) -> &'static str {
@@ -158,20 +158,21 @@ impl Operation for List {
 
     async fn run(self, call: &Call<'_>, file: Option<FileFacts>) -> Result<Self::Output, CallError> {
         if self.all {
-            call.engine.catch_up().await;
+            call.engine.catch_up().await?;
         }
         let list = || {
             let attachments = call.engine.outlines();
             let included = attachments.iter().filter(|attachment| self.includes(attachment, file.as_ref()));
-            included.map(listed).collect()
+            Listed::new(self.endian, |encoder| included.for_each(|attachment| encode(attachment, encoder)))
         };
         Ok(call.large_replies.build(list).await)
     }
 }
 
-fn listed(attachment: &Snapshot) -> Listed {
-    let properties = Joined(convert::attachment(attachment), convert::volume(attachment));
-    (attachment_path(attachment.id.0).into(), properties)
+fn encode(attachment: &Snapshot, encoder: &mut Encoder) {
+    encoder.align(STRUCT);
+    encoder.str(attachment_path(attachment.id.0).as_str());
+    encoder.joined(&convert::attachment(attachment), &convert::volume(attachment));
 }
 
 /// May add a device. The call quota of each uid limits how many.

@@ -1,20 +1,19 @@
 //! `org.freedesktop.DBus.ObjectManager`, with one signal for all interfaces of an object. The library's
 //! implementation emits a signal for each interface.
 
-use std::collections::HashMap;
-
 use loopd_dbus::ErrorReply;
+use loopd_dbus::encoder::Encoded;
 use zbus::interface;
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
-use zbus::wire::{ObjectPath, OwnedObjectPath};
+use zbus::wire::{Endian, NATIVE_ENDIAN, ObjectPath};
 
 use super::authority::Request;
 use super::call_error::CallError;
 use super::context::{Call, Context, Operation};
-use super::interfaces::Interfaces;
+use super::interfaces::{Interfaces, SentInterfaces};
 use super::large_replies::LargeReply;
-use super::objects::Objects;
+use super::objects::{ManagedObjects, Objects};
 
 /// The interface, on the root object.
 pub struct ObjectManager {
@@ -28,8 +27,6 @@ impl ObjectManager {
     }
 }
 
-type ManagedObjects = HashMap<OwnedObjectPath, Interfaces>;
-
 #[interface(name = "org.freedesktop.DBus.ObjectManager", introspection_docs = false)]
 impl ObjectManager {
     #[zbus(out_args("objpath_interfaces_and_properties"))]
@@ -37,14 +34,14 @@ impl ObjectManager {
         &self,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<LargeReply<ManagedObjects>, ErrorReply> {
-        self.context.call(&header, GetManagedObjects).await
+        self.context.call(&header, GetManagedObjects { endian: header.primary().endian_sig().into() }).await
     }
 
     #[zbus(signal)]
     async fn interfaces_added(
         emitter: &SignalEmitter<'_>,
         object_path: ObjectPath<'_>,
-        interfaces_and_properties: &Interfaces,
+        interfaces_and_properties: &Encoded<SentInterfaces>,
     ) -> zbus::Result<()>;
 
     #[zbus(signal)]
@@ -55,7 +52,9 @@ impl ObjectManager {
     ) -> zbus::Result<()>;
 }
 
-struct GetManagedObjects;
+struct GetManagedObjects {
+    endian: Endian,
+}
 
 impl Operation for GetManagedObjects {
     type Object = ();
@@ -75,7 +74,7 @@ impl Operation for GetManagedObjects {
     }
 
     async fn run(self, call: &Call<'_>, (): ()) -> Result<Self::Output, CallError> {
-        Ok(call.large_replies.build(|| call.objects.all()).await)
+        Ok(call.large_replies.build(|| call.objects.encode(self.endian)).await)
     }
 }
 
@@ -102,7 +101,8 @@ pub async fn announce(
     path: &ObjectPath<'_>,
     interfaces: &Interfaces,
 ) -> zbus::Result<()> {
-    ObjectManager::interfaces_added(emitter, path.clone(), interfaces).await
+    let encoded = Encoded::new(NATIVE_ENDIAN, |encoder| interfaces.encode(encoder));
+    ObjectManager::interfaces_added(emitter, path.clone(), &encoded).await
 }
 
 /// Emits `InterfacesRemoved`.
@@ -210,13 +210,17 @@ mod tests {
     }
 
     /// The bytes that an object adds to the reply.
-    fn bytes_of(path: OwnedObjectPath, interfaces: Interfaces) -> usize {
-        let reply_size = |objects: ManagedObjects| {
+    fn bytes_of(path: &ObjectPath<'_>, interfaces: Interfaces) -> usize {
+        let reply_size = |objects: &Objects| {
             let call = zbus::Message::method_call("/org/loopd1", "GetManagedObjects").build(&()).unwrap();
-            zbus::Message::method_return(&call.header()).build(&(objects,)).unwrap().data().len()
+            let reply = zbus::Message::method_return(&call.header());
+            reply.build(&(objects.encode(NATIVE_ENDIAN),)).unwrap().data().len()
         };
+        let objects = Objects::default();
+        let without = reply_size(&objects);
+        objects.add(path, interfaces);
         // The next object is aligned to eight bytes.
-        (reply_size(HashMap::from([(path, interfaces)])) - reply_size(HashMap::new())).next_multiple_of(8)
+        (reply_size(&objects) - without).next_multiple_of(8)
     }
 
     /// The objects that the default limits allow all users together fit into one reply, with the longest names.
@@ -233,17 +237,17 @@ mod tests {
             Some(Shared::new(EncryptedProperties { cleartext }))
         };
         let attachment = bytes_of(
-            attachment_path(u64::MAX).into(),
+            &attachment_path(u64::MAX),
             Interfaces::attachment(Shared::new(longest_attachment()), volume())
                 .with_encrypted(encrypted(None)),
         );
         let partition = bytes_of(
-            partition_path(u64::MAX, 255).into(),
+            &partition_path(u64::MAX, 255),
             Interfaces::partition(Shared::new(longest_partition()), volume())
                 .with_encrypted(encrypted(Some(255))),
         );
         let cleartext = bytes_of(
-            cleartext_path(u64::MAX, Some(255)).into(),
+            &cleartext_path(u64::MAX, Some(255)),
             Interfaces::cleartext(Shared::new(longest_cleartext()), volume()),
         );
         // Below /run/media/USER: two names of 255 bytes at most, and the length of the array.

@@ -1,10 +1,12 @@
 //! Publishes the engine's events: adds, changes and removes objects on the bus. It is the only one that does,
 //! so that signals have the order of the events.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 use loopd_dbus::names::{ATTACHMENT, PARTITION, VOLUME, attachment_path, partition_path};
 use loopd_dbus::{AttachmentProperties, PartitionProperties, VolumeProperties};
+use tokio::time::{Instant, timeout_at};
 use tracing::error;
 use zbus::Connection;
 
@@ -23,20 +25,24 @@ use loopd_engine::{Changes, Event, EventStream, PartitionSnapshot, Snapshot, Vol
 /// Publishes the objects below the root object.
 pub struct Publisher {
     board: Board,
-    objects: HashMap<DiskSequence, Published>,
+    objects: BTreeMap<DiskSequence, Published>,
     /// How many objects were removed since free memory was last returned.
     removed: usize,
+    /// When free memory is returned next.
+    returns_memory: Option<Instant>,
 }
 
 /// How many objects are removed before free memory is returned: each has taken a few kilobytes.
 const MANY: usize = 64;
+/// How long after that it is returned: more objects may be removed, and the threads that removed them have ended.
+const SETTLED: Duration = Duration::from_secs(2);
 
 /// The properties of the objects of one attachment.
 struct Published {
     attachment: Shared<AttachmentProperties>,
     volume: Shared<VolumeProperties>,
     encryption: Encryption,
-    partitions: HashMap<u32, PublishedPartition>,
+    partitions: BTreeMap<u32, PublishedPartition>,
 }
 
 impl Published {
@@ -62,12 +68,13 @@ impl Publisher {
     /// Publishes on this connection.
     #[must_use]
     pub fn new(connection: Connection, context: Context) -> Self {
-        Self { board: Board::new(connection, context), objects: HashMap::new(), removed: 0 }
+        let board = Board::new(connection, context);
+        Self { board, objects: BTreeMap::new(), removed: 0, returns_memory: None }
     }
 
     /// Publishes the engine's events until the engine stops.
     pub async fn run(mut self, mut events: EventStream) {
-        while let Some(event) = events.next().await {
+        while let Some(event) = self.next(&mut events).await {
             let published = match event {
                 Event::Added(snapshot) => self.add(&snapshot).await,
                 Event::Changed(changes) => self.change(&changes).await,
@@ -81,6 +88,17 @@ impl Publisher {
                 error!("cannot publish an event on the bus: {error}");
             }
         }
+    }
+
+    /// The next event. Returns free memory in the meantime.
+    async fn next(&mut self, events: &mut EventStream) -> Option<Event> {
+        while let Some(moment) = self.returns_memory {
+            match timeout_at(moment, events.next()).await {
+                Ok(event) => return event,
+                Err(_elapsed) => self.return_memory(),
+            }
+        }
+        events.next().await
     }
 
     /// Adds the objects of a new attachment.
@@ -131,7 +149,7 @@ impl Publisher {
         encryption.serve(&self.board, is_encrypted).await?;
         introspection::serve(server, &path, context).await?;
         introspection::serve_above(server, context).await?;
-        let mut object = Published { attachment, volume, encryption, partitions: HashMap::new() };
+        let mut object = Published { attachment, volume, encryption, partitions: BTreeMap::new() };
         let interfaces = object.interfaces().with_encrypted(object.encryption.encrypted());
         self.board.announce(&path, interfaces).await?;
         object.encryption.set_cleartext(&self.board, snapshot.cleartext.as_ref()).await?;
@@ -254,10 +272,14 @@ impl Publisher {
 
     fn count_removed(&mut self, objects: usize) {
         self.removed += objects;
-        if self.removed >= MANY {
-            self.removed = 0;
-            return_free_pages();
+        if self.removed >= MANY && self.returns_memory.is_none() {
+            self.returns_memory = Some(Instant::now() + SETTLED);
         }
+    }
+
+    fn return_memory(&mut self) {
+        (self.removed, self.returns_memory) = (0, None);
+        return_free_pages();
     }
 
     async fn remove_partition(

@@ -8,7 +8,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tracing::{info, warn};
 
 use super::notify;
-use loopd_engine::BoxFuture;
 use loopd_engine::kernel::DiskSequence;
 use loopd_kernel::DescriptorStore;
 
@@ -53,6 +52,13 @@ impl FdStore {
 }
 
 impl Contents {
+    /// Removes the device; returns its name if it has a copy.
+    fn take(&mut self, device: DiskSequence) -> Option<String> {
+        let name = name(device);
+        let was_unclaimed = self.unclaimed.remove(&name);
+        (self.stored.remove(&device) || was_unclaimed).then_some(name)
+    }
+
     /// Removes and returns the unclaimed names that belong to no device of `except`, and the received
     /// descriptors.
     fn take_unclaimed(&mut self, except: &HashSet<DiskSequence>) -> (HashSet<String>, Vec<RawFd>) {
@@ -78,19 +84,15 @@ impl DescriptorStore for FdStore {
         }
     }
 
-    fn withdraw(&self, device: DiskSequence) -> BoxFuture<'_, ()> {
-        Box::pin(async move {
-            let name = name(device);
-            let was_stored = {
-                let mut contents = self.contents();
-                let was_unclaimed = contents.unclaimed.remove(&name);
-                contents.stored.remove(&device) || was_unclaimed
-            };
-            if was_stored {
-                notify::remove_fd(&name);
-                notify::barrier().await;
-            }
-        })
+    fn withdraw(&self, devices: &[DiskSequence]) {
+        let stored: Vec<String> = {
+            let mut contents = self.contents();
+            devices.iter().filter_map(|device| contents.take(*device)).collect()
+        };
+        stored.iter().for_each(|name| notify::remove_fd(name));
+        if !stored.is_empty() {
+            notify::barrier();
+        }
     }
 
     fn clear_out(&self, except: &HashSet<DiskSequence>) {
@@ -122,6 +124,18 @@ mod tests {
         store.deposit(DiskSequence(7), std::os::fd::AsFd::as_fd(&stdin));
         assert!(!store.has_stored_hold(DiskSequence(7)) && store.has_stored_hold(DiskSequence(8)));
         assert!(store.contents().stored.contains(&DiskSequence(7)));
+    }
+
+    #[test]
+    fn a_copy_is_withdrawn_once() {
+        let store = store(&[7]);
+        store.contents().stored.insert(DiskSequence(8));
+        let take = |id| store.contents().take(DiskSequence(id));
+        assert_eq!(
+            (take(7), take(8), take(9)),
+            (Some(name(DiskSequence(7))), Some(name(DiskSequence(8))), None)
+        );
+        assert_eq!((take(7), take(8)), (None, None));
     }
 
     #[test]

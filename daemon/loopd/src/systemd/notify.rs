@@ -1,11 +1,11 @@
 //! Notifications to the service manager (`sd_notify(3)`). Without a service manager they do nothing.
 
-use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use sd_notify::NotifyState;
-use tokio::net::unix::pipe;
 use tracing::warn;
 
 /// How long to wait until the service manager has processed its notifications, which takes milliseconds.
@@ -41,25 +41,29 @@ pub fn remove_fd(name: &str) {
     notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
 }
 
-/// Waits until the service manager has processed all notifications sent so far.
-pub async fn barrier() {
-    if is_available() && tokio::time::timeout(BARRIER_TIMEOUT, wait_for_barrier()).await.is_err() {
+/// Blocks until the service manager has processed all notifications sent so far, at most two seconds.
+pub fn barrier() {
+    if is_available() && !wait_for_barrier() {
         warn!("the service manager does not process notifications");
     }
 }
 
-/// The service manager closes the write end of the pipe when it processes `BARRIER=1`.
-async fn wait_for_barrier() {
-    let Ok((sender, receiver)) = pipe::pipe() else { return };
+/// The service manager closes the write end of the pipe when it processes `BARRIER=1`. False if it does not in time.
+fn wait_for_barrier() -> bool {
+    let Ok((receiver, sender)) = std::io::pipe() else { return true };
     let sent = sd_notify::notify_with_fds(&[NotifyState::Custom("BARRIER=1")], &[sender.as_fd()]);
     if let Err(error) = sent {
-        return warn!("cannot notify the service manager: {error}");
+        warn!("cannot notify the service manager: {error}");
+        return true;
     }
     drop(sender);
-    while receiver.readable().await.is_ok() {
-        match receiver.try_read(&mut [0]) {
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            _ => return,
+    let deadline = Instant::now() + BARRIER_TIMEOUT;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+        match poll(&mut [PollFd::new(receiver.as_fd(), PollFlags::POLLIN)], timeout) {
+            Err(Errno::EINTR) => {}
+            processed => return processed != Ok(0),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What may happen on a simulated machine: calls of clients, and what the rest of the machine does.
+//! Actions on a simulated machine: calls of clients, and those of the rest of the machine.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,12 +12,12 @@ use crate::tests::mount::{wanted, whole};
 use crate::tests::unlock::secret;
 use crate::{AttachRequest, Engine, Snapshot, VolumeId};
 
-/// A file that is shown in the place of another.
+/// The file that replaces the first one.
 pub const ANOTHER: u64 = 2;
-/// How long calls that were given up have to undo what they did, as `shutdown.rs` of the daemon has it.
+/// How long aborted calls have to undo their steps, as in `shutdown.rs` of the daemon.
 const UNDO: Duration = Duration::from_millis(500);
 
-/// One thing that happens.
+/// An action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
     /// `SetupLoop` with the file that the target has.
@@ -67,8 +67,8 @@ pub enum Action {
     /// `List` of all devices.
     ListAll,
     /// The client's connection ends.
-    Vanish,
-    /// SIGTERM, and the time for calls under way is over.
+    Disconnect,
+    /// SIGTERM, and the time for calls in progress is over.
     GiveUp,
     /// SIGKILL.
     Die,
@@ -96,15 +96,15 @@ pub enum Action {
     Open,
     /// Another program closes it.
     Close,
-    /// Another program has the partition table read again.
+    /// Another program makes the kernel read the partition table again.
     Reread,
     /// Another program removes the partitions.
     DropPartitions,
-    /// Files that are attached from now on have so many partitions.
+    /// Files that are attached from now on have this many partitions.
     Partition(u32),
 }
 
-/// What every pair is made of.
+/// The actions that pairs are made of.
 pub const ALL: [Action; 36] = [
     Action::Attach(Lifetime::Client, Overlap::Allow),
     Action::Attach(Lifetime::Mount, Overlap::Reuse),
@@ -130,7 +130,7 @@ pub const ALL: [Action; 36] = [
     Action::SetBlockSize,
     Action::Rescan,
     Action::ListAll,
-    Action::Vanish,
+    Action::Disconnect,
     Action::GiveUp,
     Action::Die,
     Action::DelayEvents,
@@ -145,7 +145,7 @@ pub const ALL: [Action; 36] = [
 ];
 
 impl Action {
-    /// Whether a client asks for it, and gets an answer.
+    /// Whether it is a call of a client.
     pub fn is_call(self) -> bool {
         use Action::*;
         matches!(
@@ -182,7 +182,7 @@ impl Action {
     }
 }
 
-/// What is acted on.
+/// The target of an action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target {
     /// The attachment.
@@ -198,25 +198,25 @@ impl Target {
     }
 }
 
-/// What a call was answered.
+/// The reply to a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
-    /// It was done.
+    /// The call succeeded.
     Done,
-    /// This is attached.
+    /// The attachment.
     Attached(Target),
-    /// It is mounted there.
+    /// The mount point.
     Mounted(std::path::PathBuf),
 }
 
-/// The answer of a call, or the end of what happened.
+/// The result of an action.
 pub type Answer = Result<Reply, ErrorKind>;
 
 fn known(engine: &Engine<Simulated>, target: Target) -> Result<Snapshot, ErrorKind> {
     engine.find(target.id).ok_or(ErrorKind::UnknownObject)
 }
 
-/// Has this happen, as the bus and `main.rs` do it.
+/// Performs an action, as the bus and `main.rs` do.
 pub async fn perform(harness: Arc<Harness>, action: Action, client: Client, target: Target) -> Answer {
     if action.is_call() && client.is_gone() {
         return Err(ErrorKind::AccessDenied);
@@ -277,10 +277,7 @@ async fn call(harness: &Harness, action: Action, client: &Client, target: Target
         Action::Replace => {
             engine.replace_backing_file(known(engine, target)?.id, ANOTHER.into(), client.uid).await
         }
-        Action::ListAll => {
-            engine.catch_up().await;
-            Ok(())
-        }
+        Action::ListAll => engine.catch_up().await,
         Action::Rescan => engine.rescan(known(engine, target)?.id).await,
         Action::SetCapacity => engine.change(known(engine, target)?.id, Change::Capacity).await,
         Action::DirectIo => engine.change(known(engine, target)?.id, Change::DirectIo(true)).await,
@@ -313,7 +310,7 @@ fn request(action: Action, target: Target) -> AttachRequest {
 async fn happen(harness: &Harness, action: Action, client: &Client, target: Target) -> Answer {
     let (machine, number) = (&harness.machine, target.number);
     match action {
-        Action::Vanish => client.vanish(&harness.engine),
+        Action::Disconnect => client.disconnect(&harness.engine),
         Action::GiveUp => {
             harness.engine.abort_calls();
             tokio::time::sleep(UNDO).await;

@@ -1,17 +1,17 @@
-//! What an answer promises, whatever else is under way.
+//! The guarantees of a reply, whatever other actions are in progress.
 
 use loopd_common::{Lifetime, Overlap, State};
 
 use super::action::{ANOTHER, Action, Answer, Reply, Target};
 use crate::tests::harness::Harness;
 
-/// Whether an action may end an attachment, or change what it ends with.
+/// Whether an action may end an attachment, or change its lifetime.
 pub fn ends(action: Action) -> bool {
     use Action::*;
     matches!(action, Detach | DetachLazily | ForeignDetach | SetLifetime(_) | Attach(..) | AttachPart(_))
 }
 
-/// Whether an action may unmount what is mounted.
+/// Whether an action may unmount a volume.
 pub fn unmounts(action: Action) -> bool {
     matches!(
         action,
@@ -24,7 +24,7 @@ pub fn unlocks(action: Action) -> bool {
     matches!(action, Action::Unlock | Action::UnlockPartition)
 }
 
-/// Checks at the moment of the answer what nothing else that happens may have broken.
+/// Checks the guarantees of a reply at the moment of the reply, except those that another action may have ended.
 pub fn check_answer(
     harness: &Harness,
     action: Action,
@@ -41,7 +41,7 @@ pub fn check_answer(
             is_mounted(harness, target, directory)
         }
         (Action::SetLifetime(Lifetime::Persistent), _) if is_alone(ends) => stays(harness, target),
-        // What is given back to others stays as it is.
+        // A reused attachment keeps its lifetime.
         (
             Action::Attach(Lifetime::Persistent, Overlap::Allow | Overlap::Refuse),
             Reply::Attached(attached),
@@ -54,14 +54,14 @@ pub fn check_answer(
     }
 }
 
-/// The device is free, and not listed.
+/// Checks that the device is free, and not listed.
 pub fn is_gone(harness: &Harness, target: Target) -> Result<(), String> {
     let id = target.id;
     holds(!harness.machine.has_attach(id), || format!("{id} is detached, and the kernel still has it"))?;
     holds(harness.engine.find(id).is_none(), || format!("{id} is detached, and listed"))
 }
 
-/// It has no mapping of loopd, and none is listed.
+/// Checks that it has no mapping of loopd, and none is listed.
 fn is_locked(harness: &Harness, target: Target) -> Result<(), String> {
     let mut mapped = harness.machine.mappings_on(target.number);
     mapped.retain(|(_, mapping)| mapping.name == format!("loopd-{}", target.id));
@@ -70,7 +70,7 @@ fn is_locked(harness: &Harness, target: Target) -> Result<(), String> {
     holds(listed.is_none(), || format!("{} is locked, and listed as {listed:?}", target.id))
 }
 
-/// It is mounted there, and listed so.
+/// Checks that it is mounted there, and listed as mounted.
 pub fn is_mounted(harness: &Harness, target: Target, directory: &std::path::Path) -> Result<(), String> {
     let is_there = harness.machine.mount_table().has(directory);
     holds(is_there, || format!("{} is mounted, and nothing is on {directory:?}", target.id))?;
@@ -87,19 +87,19 @@ pub fn is_mounted(harness: &Harness, target: Target, directory: &std::path::Path
     })
 }
 
-/// It is persistent, and not being detached.
+/// Checks that it is persistent, and not being detached.
 pub fn stays(harness: &Harness, target: Target) -> Result<(), String> {
     let id = target.id;
-    let found = harness.engine.find(id).ok_or_else(|| format!("{id} is to stay, and gone"))?;
+    let found = harness.engine.find(id).ok_or_else(|| format!("{id} must stay, and is gone"))?;
     let lifetime = found.ownership.as_ref().map(|ownership| ownership.lifetime);
     let stands = (lifetime, found.state) == (Some(Lifetime::Persistent), State::Attached);
-    holds(stands, || format!("{id} is to stay, and is {lifetime:?}, {:?}", found.state))?;
+    holds(stands, || format!("{id} must stay, and is {lifetime:?}, {:?}", found.state))?;
     let (number, sequence) = (found.device.number, found.device.disk_sequence);
     let is_replaced =
         harness.engine.state().records.get(&id).is_some_and(|record| record.lifecycle.is_replacing());
     let is_there = harness.machine.bound().iter().any(|bound| (bound.0, bound.1) == (number, sequence));
     let is_there = is_there || is_replaced;
-    holds(is_there, || format!("{id} is listed, and the kernel has it no more"))
+    holds(is_there, || format!("{id} is listed, and the kernel no longer has it"))
 }
 
 fn holds(holds: bool, text: impl FnOnce() -> String) -> Result<(), String> {

@@ -1,4 +1,4 @@
-//! Every pair of actions on one device, the second one begun at every moment of the first.
+//! Each pair of actions on one device. The second one begins at each moment of the first.
 //!
 //! Two calls at the same time must have the result of one after the other, in either order. A call that failed has
 //! changed nothing. A call to which a daemon that died has not replied may have had its effect or not.
@@ -18,14 +18,14 @@ use crate::Snapshot;
 use crate::simulated::Simulated;
 use crate::tests::harness::{Client, Harness};
 
-/// Between actions that follow each other: at once; after what a call leaves to be done; after the time for a
-/// first mount.
+/// The pauses between actions one after the other: none; until the tasks that a call leaves have ended; until the grace
+/// time is over.
 const PAUSES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(1500), Duration::from_secs(5)];
 
-/// Who actions.
+/// Who performs an action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Who {
-    /// The client that the device was attached by.
+    /// The client that attached the device.
     Owner,
     /// Another client of the same user.
     Same,
@@ -42,7 +42,7 @@ impl Who {
     }
 }
 
-/// What there is before the first action.
+/// The state before the first action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Setup {
     Attached(Lifetime),
@@ -75,7 +75,7 @@ const SETUPS: [Setup; 14] = [
     Setup::Foreign,
 ];
 
-/// One in so many of the circumstances of each pair is played by default.
+/// By default one in this many variants of the pairs runs.
 const SHARE: usize = 17;
 
 type Step = (Who, Action);
@@ -91,21 +91,21 @@ struct Scene {
 
 #[derive(Clone, Debug)]
 enum Begins {
-    /// Each when the one before it has been over for so long.
+    /// Each this long after the end of the one before it.
     InTurn(Duration),
-    /// The first at once, the others at these moments of what follows.
+    /// The first one at once, the others at these moments after it.
     At(Vec<usize>),
 }
 
-/// What came of a scene.
+/// The outcome of a scene.
 #[derive(Clone, Debug)]
 struct Outcome {
     answers: Vec<Option<Answer>>,
-    /// From and to which moment each action was under way.
+    /// The moments at which each action began and ended.
     spans: Vec<Option<(usize, usize)>>,
     seen: Vec<Seen>,
     died: bool,
-    /// Promises that did not hold at the moment of the answer.
+    /// Guarantees that did not hold at the moment of the reply.
     broken: Vec<String>,
 }
 
@@ -119,7 +119,7 @@ impl Outcome {
     }
 }
 
-/// What can be seen of an attachment, by whatever number and sequence it has.
+/// What clients can see of an attachment, except its number and sequence.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Seen {
     is_target: bool,
@@ -158,13 +158,13 @@ impl Seen {
             cleartext,
             direct_io: found.device.direct_io,
             block_size: found.device.block_size,
-            // Not as it is shown, which is as of the last event.
+            // Not the property, which has the value at the last event.
             autoclear: machine.goes_at_last_close(&found.device),
         }
     }
 }
 
-/// What has begun, and what has ended.
+/// A scene in progress: the actions that have begun and ended.
 struct Play {
     scene: Scene,
     target: Target,
@@ -207,7 +207,7 @@ impl Play {
         });
     }
 
-    /// The dead give no answers.
+    /// Records the result of an action. A dead daemon does not reply.
     fn note(&self, index: usize, answer: Answer) {
         if self.machine.is_dead() {
             return;
@@ -234,7 +234,7 @@ impl Play {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        panic!("{:?} comes to no end", self.scene.steps[index]);
+        panic!("{:?} does not end", self.scene.steps[index]);
     }
 
     fn is_over(&self, index: usize) -> bool {
@@ -278,7 +278,7 @@ impl Scene {
                     }
                 }
             }
-            // What is left under way by what was begun is a moment as well.
+            // The tasks that the actions leave have moments too.
             harness.quiesce().await;
             for index in 0..self.steps.len() {
                 play.await_end(index).await;
@@ -345,7 +345,7 @@ impl Scene {
         target
     }
 
-    /// What is there at the end; then everything must go.
+    /// The attachments at the end. Then all of them are ended.
     async fn scan(
         &self,
         harness: &Harness,
@@ -362,7 +362,7 @@ impl Scene {
     }
 }
 
-/// What comes of actions one after the other.
+/// The outcomes of actions one after the other.
 #[derive(Default)]
 struct InTurn(HashMap<(Vec<Step>, Duration), Outcome>);
 
@@ -375,7 +375,7 @@ impl InTurn {
     }
 }
 
-/// Whether some order of the actions that were made explains what came of them.
+/// Whether the outcome is that of the actions one after the other, in some order.
 fn is_explained(scene: &Scene, outcome: &Outcome, in_turn: &mut InTurn) -> bool {
     let explains = |expected: &Outcome, steps: &[(Step, Option<usize>)]| {
         let answered = steps.iter().zip(&expected.answers).all(|((_, index), expected)| {
@@ -392,27 +392,27 @@ fn is_explained(scene: &Scene, outcome: &Outcome, in_turn: &mut InTurn) -> bool 
         || is_so && (0..scene.steps.len()).all(|index| is_justified(scene, outcome, index, in_turn))
 }
 
-/// What is not as one action after the other, and may be so.
+/// Whether the scene is one of those whose outcome may differ from that of any order.
 fn has_halves(scene: &Scene, outcome: &Outcome) -> bool {
     use Action::*;
     let any = |wanted: &dyn Fn(usize, Action) -> bool| {
         scene.steps.iter().enumerate().any(|(index, (_, action))| wanted(index, *action))
     };
     let has_failed = |index: usize, kind| outcome.answers[index] == Some(Err(kind));
-    // The end that follows the last mount is an action of its own, and others may come before it.
+    // The end of the attachment after its last mount is a separate action, and others may come before it.
     let ends_by_itself =
         matches!(scene.setup, Setup::Mounted(Lifetime::Mount) | Setup::MountedCleartext(Lifetime::Mount))
             && any(&|_, action| guarantees::unmounts(action));
-    // So is the end of the time for the first mount: others may begin to use it at that moment.
+    // So is the end of the grace time: others may begin to use the device at that moment.
     let ends_in_time = matches!(scene.setup, Setup::Attached(Lifetime::Mount))
-        && any(&|_, action| action == Vanish)
+        && any(&|_, action| action == Disconnect)
         && any(&|_, action| matches!(action, ForeignMount | Open));
     // Its lifetime was not published yet, and without its hold it may end with the daemon.
     let dies_during_lifetime = outcome.died
         && any(&|index, action| {
             matches!(action, SetLifetime(_) | Attach(_, Overlap::Reuse)) && outcome.answers[index].is_none()
         });
-    // A detach that waits for passing users has the device, and a lazy one does not wait for it.
+    // A detach that waits for transient users has locked the device, and a lazy one does not wait for it.
     let is_lazy = |action| matches!(action, DetachLazily | LockLazily);
     let detaches_twice = any(&|_, action| matches!(action, Detach | Lock | Unlock))
         && any(&|index, action| is_lazy(action) && has_failed(index, ErrorKind::Busy));
@@ -423,12 +423,12 @@ fn has_halves(scene: &Scene, outcome: &Outcome) -> bool {
         && any(&|index, action| action == DetachLazily && outcome.answers[index].is_none());
     // Then another program may mount the device.
     let mounts_during_end = is_unlocked
-        && any(&|_, action| matches!(action, DetachLazily | Vanish))
+        && any(&|_, action| matches!(action, DetachLazily | Disconnect))
         && any(&|_, action| action == ForeignMount);
-    // The kernel has one flag for both: a detach that fails as busy takes back that of another program.
-    let takes_back_both = any(&|index, action| action == Detach && has_failed(index, ErrorKind::Busy))
+    // The kernel has one flag for both: a detach that fails as busy also reverts that of another program.
+    let reverts_both = any(&|index, action| action == Detach && has_failed(index, ErrorKind::Busy))
         && any(&|_, action| action == ForeignDetach);
-    // Without a stored hold, a mount that a dead daemon has begun keeps the device until the next one undoes it.
+    // Without a stored hold, the unfinished mount of a dead daemon keeps the device until the next daemon undoes it.
     let dies_during_mount = outcome.died
         && !scene.stores_holds
         && any(&|index, action| action == Mount && outcome.answers[index].is_none());
@@ -438,13 +438,13 @@ fn has_halves(scene: &Scene, outcome: &Outcome) -> bool {
         || detaches_twice
         || dies_during_end
         || mounts_during_end
-        || takes_back_both
+        || reverts_both
         || dies_during_mount
 }
 
-/// The orders that may explain what came of the actions, each with the indices of those whose answers are
-/// known. A mount that has no good answer may have been made and undone. A detach that a daemon died over may
-/// have begun to end the device: as with a lazy one, it ends at the last close.
+/// The orders that may explain the outcome, each with the indices of the actions whose results are known. A mount that
+/// did not succeed may have been made and undone. A detach during which the daemon died may have begun to end the
+/// device: as after a lazy one, it ends at the last close.
 fn explanations(scene: &Scene, outcome: &Outcome) -> Vec<Vec<(Step, Option<usize>)>> {
     let mut all = Vec::new();
     for order in orders(scene.steps.len()).into_iter().filter(|order| is_possible(scene, outcome, order)) {
@@ -500,7 +500,7 @@ fn kind(answer: Option<&Answer>) -> Option<Result<(), ErrorKind>> {
     answer.map(|answer| answer.as_ref().map(|_: &Reply| ()).map_err(|kind| *kind))
 }
 
-/// Whether the actions may have been made in this order, and those that are not in it not at all.
+/// Whether the actions may have had their effects in this order, and those that are left out none.
 fn is_possible(scene: &Scene, outcome: &Outcome, order: &[usize]) -> bool {
     let actions: Vec<Action> = scene.steps.iter().map(|(_, action)| *action).collect();
     let left_out = (0..actions.len()).filter(|index| !order.contains(index));
@@ -508,7 +508,7 @@ fn is_possible(scene: &Scene, outcome: &Outcome, order: &[usize]) -> bool {
         outcome.spans[index].is_none() || (actions[index].is_call() && !outcome.is_done(index))
     };
     let has_begun = |index: &usize| outcome.spans[*index].is_some();
-    // One that failed has changed nothing, but for one that is undone.
+    // One that failed has changed nothing, except one that is undone.
     let is_undone = |action| matches!(action, Action::Mount | Action::MountCleartext | Action::Unlock);
     let has_effect = |index: &usize| is_undone(actions[*index]) || !outcome.has_failed(*index);
     let ends_last = |index: &usize| !actions[*index].ends_daemon() || order.last() == Some(index);
@@ -530,7 +530,7 @@ fn ended_before(outcome: &Outcome, actions: &[Action], one: usize, other: usize)
     }
 }
 
-/// Every order of every choice of so many actions.
+/// All orders of all subsets of this many actions.
 fn orders(count: usize) -> Vec<Vec<usize>> {
     let (mut all, mut last) = (vec![Vec::new()], vec![Vec::new()]);
     for _ in 0..count {
@@ -544,7 +544,7 @@ fn orders(count: usize) -> Vec<Vec<usize>> {
     all
 }
 
-/// Plays the scene; false if an action was not reached.
+/// Runs the scene and checks its outcome; false if an action did not begin.
 fn try_scene(scene: &Scene, in_turn: &mut InTurn) -> Result<bool, String> {
     let tried = std::panic::catch_unwind(AssertUnwindSafe(|| explain(scene, in_turn)));
     tried.unwrap_or_else(|panic| {
@@ -573,7 +573,7 @@ fn explain(scene: &Scene, in_turn: &mut InTurn) -> Result<bool, String> {
     Err(text)
 }
 
-/// Does this for each of them, on every processor.
+/// Does the work for each item, with a thread for each processor; returns the sum.
 fn on_every_processor<T: Sync>(all: &[T], work: impl Fn(&T) -> usize + Sync) -> usize {
     let next = AtomicUsize::new(0);
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
@@ -590,7 +590,7 @@ fn on_every_processor<T: Sync>(all: &[T], work: impl Fn(&T) -> usize + Sync) -> 
     })
 }
 
-/// A pair, and the circumstances in which it is played.
+/// A pair of actions, and the variant of it.
 #[derive(Clone, Copy, Debug)]
 struct Pair {
     setup: Setup,
@@ -600,8 +600,7 @@ struct Pair {
     stores_holds: bool,
 }
 
-/// Every pair in some circumstances, so that all of them come up, and everything with a client that
-/// disconnects; if `LOOPD_PAIRS` is `all`, every pair in all of them.
+/// Some variants of each pair, and all in which the owner disconnects. If `LOOPD_PAIRS` is `all`, all variants.
 fn pairs() -> Vec<Pair> {
     let of_everything = std::env::var("LOOPD_PAIRS").is_ok_and(|wanted| wanted == "all");
     let mut all = Vec::new();
@@ -614,13 +613,13 @@ fn pairs() -> Vec<Pair> {
             }
         }
     }
-    let is_always = |pair: &Pair| pair.second == Action::Vanish && pair.who == Who::Owner;
+    let is_always = |pair: &Pair| pair.second == Action::Disconnect && pair.who == Who::Owner;
     let chosen = all.into_iter().enumerate();
     let chosen = chosen.filter(|(index, pair)| of_everything || index % SHARE == 0 || is_always(pair));
     chosen.map(|(_, pair)| pair).collect()
 }
 
-/// Plays a pair with the second action at every moment; says how many scenes that were.
+/// Runs a pair with the second action at each moment; returns the number of scenes.
 fn try_pair(pair: &Pair) -> Result<usize, String> {
     let mut in_turn = InTurn::default();
     let steps = vec![(Who::Owner, pair.first), (pair.who, pair.second)];

@@ -1,7 +1,7 @@
 //! Random actions of random clients, with daemons that die: a million of them by default.
 //!
-//! `LOOPD_SEED` and `LOOPD_STEPS` play one run of so many actions, the same one each time; with `LOOPD_TRACE`
-//! it says everything that happens.
+//! With `LOOPD_SEED` and `LOOPD_STEPS` there is one run of this many actions, the same each time. With `LOOPD_TRACE` it
+//! prints all actions.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -20,23 +20,23 @@ use crate::simulated::Simulated;
 use crate::tests::harness::{Client, Harness};
 use crate::tests::restart::Death;
 
-/// By default, over all runs.
+/// Actions of all runs together, by default.
 const STEPS: usize = 1_000_000;
-/// Of one run.
+/// Actions of one run.
 const STEPS_OF_A_RUN: usize = 2_000;
-/// Of one daemon, at most.
+/// The most actions of one daemon.
 const STEPS_OF_A_LIFE: usize = 400;
-/// After so many of them everything comes to rest, and is compared.
+/// After this many actions the machine becomes idle, and everything is compared.
 const STEPS_OF_A_ROUND: usize = 50;
 /// Actions that a failure shows.
 const SHOWN: usize = 14;
-/// Devices that are acted on.
+/// The numbers of devices that are targets.
 const DEVICES: u32 = 5;
-/// More than there ever are.
+/// More devices than there ever are.
 const MOST_DEVICES: u32 = 200;
 const MOST_CLIENTS: usize = 5;
 
-/// Each with how often it comes.
+/// The actions with their relative frequencies.
 const WEIGHTS: [(u32, Action); 50] = [
     (6, Action::Attach(Lifetime::Client, Overlap::Allow)),
     (3, Action::Attach(Lifetime::Mount, Overlap::Allow)),
@@ -70,7 +70,7 @@ const WEIGHTS: [(u32, Action); 50] = [
     (1, Action::SetBlockSize),
     (2, Action::Rescan),
     (1, Action::ListAll),
-    (8, Action::Vanish),
+    (8, Action::Disconnect),
     (1, Action::DelayEvents),
     (2, Action::LoseEvents),
     (2, Action::ForeignAttach),
@@ -101,32 +101,32 @@ fn choose(random: &mut fastrand::Rng) -> Action {
     chosen.map_or(Action::LoseEvents, |(_, action)| *action)
 }
 
-/// What an answer has promised, and nothing has broken since.
+/// A guarantee of a reply that no later action has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Promise {
     /// The attachment stays until somebody detaches it.
     Stays(Target),
-    /// It stays for as long as its client, and ends with it.
+    /// It stays as long as its client is connected.
     StaysWith(Target, String),
     /// It is mounted there.
     Mounted(Target, std::path::PathBuf),
 }
 
-/// What was promised, and which actions may break it.
+/// The guarantees that must hold, and the actions in progress that may end them.
 #[derive(Default)]
 struct Promises {
     kept: Vec<Promise>,
-    /// How many actions that end attachments have begun on each device, and are under way.
+    /// How many actions that end attachments have begun on each device, and how many of them are in progress.
     ends: BTreeMap<u32, (u64, u32)>,
-    /// The same of those that unmount.
+    /// The same for actions that unmount.
     unmounts: BTreeMap<u32, (u64, u32)>,
-    /// Actions that are under way.
-    under_way: usize,
+    /// Actions in progress.
+    in_progress: usize,
     trace: Trace,
     broken: Vec<String>,
 }
 
-/// What has happened: its hash, and the last of it.
+/// The log of a run: its hash, and its last lines.
 #[derive(Default)]
 struct Trace {
     hasher: DefaultHasher,
@@ -147,19 +147,19 @@ impl Trace {
     }
 }
 
-/// How the actions on a device stood when one of them began.
+/// The counts of [`Promises`] at the start of an action.
 struct Begun {
     ends: BTreeMap<u32, (u64, u32)>,
     unmounts: BTreeMap<u32, (u64, u32)>,
 }
 
-/// Whether nothing that could break it has been under way since the action began.
+/// Whether no action that could end the guarantee has been in progress since the action began.
 fn is_alone(now: &BTreeMap<u32, (u64, u32)>, begun: &BTreeMap<u32, (u64, u32)>, number: u32) -> bool {
     let of = |actions: &BTreeMap<u32, (u64, u32)>| actions.get(&number).copied().unwrap_or_default();
     of(now).0 == of(begun).0 && of(now).1 == 0
 }
 
-/// What an action may break: on its device, or on each.
+/// The devices whose guarantees an action may end.
 fn devices(action: Action, target: Target) -> Vec<u32> {
     match action {
         Action::Attach(_, Overlap::Reuse) | Action::AttachPart(Overlap::Reuse) => (0..MOST_DEVICES).collect(),
@@ -179,13 +179,13 @@ impl Promises {
     fn begin(&mut self, action: Action, target: Target) -> Begun {
         for number in devices(action, target) {
             if is_end(action) {
-                let (begun, under_way) = self.ends.entry(number).or_default();
-                (*begun, *under_way) = (*begun + 1, *under_way + 1);
+                let (begun, in_progress) = self.ends.entry(number).or_default();
+                (*begun, *in_progress) = (*begun + 1, *in_progress + 1);
                 self.kept.retain(|promise| promise.target().number != number || promise.is_mount());
             }
             if guarantees::unmounts(action) {
-                let (begun, under_way) = self.unmounts.entry(number).or_default();
-                (*begun, *under_way) = (*begun + 1, *under_way + 1);
+                let (begun, in_progress) = self.unmounts.entry(number).or_default();
+                (*begun, *in_progress) = (*begun + 1, *in_progress + 1);
                 self.kept.retain(|promise| promise.target().number != number || !promise.is_mount());
             }
         }
@@ -203,7 +203,7 @@ impl Promises {
         }
     }
 
-    /// Takes an answer; to be called once the action has ended.
+    /// Adds the guarantees of a reply. To be called after the action has ended.
     fn take(&mut self, action: Action, client: &Client, target: Target, begun: &Begun, answer: &Answer) {
         let Ok(reply) = answer else { return };
         let undisturbed = is_alone(&self.ends, &begun.ends, target.number);
@@ -234,7 +234,7 @@ impl Promises {
         }
     }
 
-    /// Whether everything holds that was promised.
+    /// Checks that all guarantees hold.
     fn check(&self, harness: &Harness) -> Result<(), String> {
         self.kept.iter().try_for_each(|promise| match promise {
             Promise::Stays(target) => guarantees::stays(harness, *target),
@@ -262,14 +262,14 @@ fn stays_with(harness: &Harness, target: Target, client: &str) -> Result<(), Str
     let bound = found.ownership.and_then(|ownership| ownership.client);
     if found.state != State::Attached || bound.as_ref().map(|bound| bound.0.as_str()) != Some(client) {
         return Err(format!(
-            "{} is to stay with {client}, and is {:?} with {bound:?}",
+            "{} must stay with {client}, and is {:?} with {bound:?}",
             target.id, found.state
         ));
     }
     Ok(())
 }
 
-/// A run of so many actions.
+/// A run.
 struct Run {
     random: fastrand::Rng,
     world: World,
@@ -297,7 +297,7 @@ impl Run {
         }
     }
 
-    /// Plays everything; gives the hash of what has happened.
+    /// Runs all actions; returns the hash of the log.
     fn play(&mut self) -> Result<u64, String> {
         while self.left > 0 {
             self.live()?;
@@ -317,12 +317,12 @@ impl Run {
         let (files, stores_holds, promises) =
             (self.world.files.clone(), self.stores_holds, Arc::clone(&self.promises));
         let (random, names) = (&mut self.random, &mut self.names);
-        // None of the last daemon's calls is under way any more.
+        // The last daemon's calls have ended.
         {
             let mut promises = promises.lock().unwrap();
-            promises.under_way = 0;
-            promises.ends.values_mut().for_each(|(_, under_way)| *under_way = 0);
-            promises.unmounts.values_mut().for_each(|(_, under_way)| *under_way = 0);
+            promises.in_progress = 0;
+            promises.ends.values_mut().for_each(|(_, in_progress)| *in_progress = 0);
+            promises.unmounts.values_mut().for_each(|(_, in_progress)| *in_progress = 0);
             if !stores_holds {
                 promises.kept.retain(|promise| matches!(promise, Promise::Stays(_)));
             }
@@ -345,7 +345,7 @@ impl Run {
                 let chosen = choose(random);
                 let client = random.usize(..clients.len());
                 let client = match chosen {
-                    Action::Vanish => clients.swap_remove(client),
+                    Action::Disconnect => clients.swap_remove(client),
                     _ => clients[client].clone(),
                 };
                 let number = number(random, chosen, &harness.machine);
@@ -373,14 +373,14 @@ impl Run {
     }
 }
 
-/// Which device is acted on. Other programs often meet one that is being attached.
+/// The number of the target. Other programs often detach a device that is being attached.
 fn number(random: &mut fastrand::Rng, action: Action, machine: &Simulated) -> u32 {
     let any = random.u32(..DEVICES);
     let attaching = machine.claimed_number().filter(|_| action == Action::ForeignDetach && random.bool());
     attaching.unwrap_or(any)
 }
 
-/// In one of two lives the daemon dies in the middle of a call.
+/// One of two daemons dies in the middle of a call.
 fn random_death(random: &mut fastrand::Rng) -> Option<Death> {
     match random.u8(..4) {
         0 => Some(Death::Step(random.usize(1..2000))),
@@ -390,19 +390,19 @@ fn random_death(random: &mut fastrand::Rng) -> Option<Death> {
 }
 
 impl Harness {
-    /// Waits until nothing is under way: what others have open and mounted stays so.
+    /// Waits until nothing is in progress. Other programs keep devices open and mounted.
     async fn rest(&self, promises: &Mutex<Promises>) -> Result<(), String> {
         for _ in 0..20 {
             self.quiesce().await;
-            if self.machine.is_idle() && promises.lock().unwrap().under_way == 0 {
+            if self.machine.is_idle() && promises.lock().unwrap().in_progress == 0 {
                 return Ok(());
             }
         }
-        Err("it does not come to rest".to_owned())
+        Err("it does not become idle".to_owned())
     }
 }
 
-/// Has an action begin on what the number stands for now.
+/// Begins an action on the current attachment of the number.
 fn begin(
     harness: &Arc<Harness>,
     promises: &Arc<Mutex<Promises>>,
@@ -420,24 +420,24 @@ fn begin(
             "{step}: {action:?} by {} of {} on {} ({number})",
             client.id, client.uid, target.id
         ));
-        if action == Action::Vanish {
+        if action == Action::Disconnect {
             promises
                 .kept
                 .retain(|promise| !matches!(promise, Promise::StaysWith(_, bound) if *bound == client.id.0));
         }
-        promises.under_way += 1;
+        promises.in_progress += 1;
         (step, promises.begin(action, target))
     };
     let (harness, promises) = (Arc::clone(harness), Arc::clone(promises));
     tokio::spawn(async move {
         let answer = perform(Arc::clone(&harness), action, client.clone(), target).await;
-        // The dead give no answers.
+        // A dead daemon does not reply.
         if harness.machine.is_dead() {
             return;
         }
         let mut promises = promises.lock().unwrap();
-        promises.trace.note(format!("{step} gave {answer:?}"));
-        promises.under_way -= 1;
+        promises.trace.note(format!("{step} returned {answer:?}"));
+        promises.in_progress -= 1;
         promises.end(action, target);
         promises.take(action, &client, target, &begun, &answer);
         let held = match (action, &answer) {
@@ -450,7 +450,7 @@ fn begin(
     });
 }
 
-/// Plays one run. A failure shows how to repeat it.
+/// Does one run. A failure shows how to repeat it.
 fn play(seed: u64, steps: usize) -> u64 {
     let mut run = Run::new(seed, steps);
     let promises = Arc::clone(&run.promises);
@@ -463,14 +463,14 @@ fn play(seed: u64, steps: usize) -> u64 {
     let promises = promises.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let (step, last) = (promises.trace.steps, Vec::from(promises.trace.last.clone()));
     panic!(
-        "seed {seed}, step {step}: {text}\nthe last actions:\n  {}\nplay it again: \
+        "seed {seed}, step {step}: {text}\nthe last actions:\n  {}\nrepeat it with: \
          LOOPD_SEED={seed} LOOPD_STEPS={steps} cargo test -p loopd-engine random_actions",
         last.join("\n  ")
     );
 }
 
 fn given(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is no number")))
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is not a number")))
 }
 
 #[test]

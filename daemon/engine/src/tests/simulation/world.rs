@@ -1,5 +1,4 @@
-//! A machine with clients, the daemons that live on it one after the other, and what must hold whenever
-//! nothing is under way.
+//! A machine with clients, the daemons that run on it one after the other, and the checks of an idle machine.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -11,33 +10,32 @@ use std::time::Duration;
 use loopd_common::{ErrorKind, State};
 
 use crate::kernel::{DiskSequence, Udev as _};
-use crate::simulated::Files;
-use crate::simulated::Simulated;
+use crate::simulated::{Files, Simulated};
 use crate::tests::clock;
 use crate::tests::harness::{Client, Harness, SimulatedEngine};
 use crate::tests::mount::whole;
 use crate::tests::restart::connected;
-use crate::{Phase, VolumeId};
+use crate::{Phase, Store as _, VolumeId};
 
-/// udev takes this long for an event, in microseconds.
+/// How long udev takes for an event, in microseconds.
 const PROCESSING: u64 = 1000;
-/// How late events may be.
+/// How late a delayed event is.
 const LATE: Duration = Duration::from_millis(300);
-/// Between two daemons, in microseconds.
+/// The time between two daemons, in microseconds.
 const BETWEEN: u64 = 10_000;
 
-/// A machine, what is written on it, and its clients.
+/// A machine, its state files and its clients.
 pub struct World {
     pub machine: Simulated,
     pub files: Files,
     pub clients: Vec<Client>,
-    /// Of the random delays and losses of udev's events.
+    /// The seed of random delays and losses of udev's events; without one there are none.
     pub udev_seed: Option<u64>,
     time: u64,
 }
 
-/// udev and the watch on the mount table, which sleep while there is nothing to tell. With a seed udev takes a random
-/// time for an event, and one in fifty is lost.
+/// udev and the watch on the mount table, which sleep while nothing changes. With a seed udev takes a random time for an
+/// event, and one in fifty is lost.
 async fn prompt_udev(machine: Simulated, engine: SimulatedEngine, late: Arc<AtomicBool>, seed: Option<u64>) {
     let mut random = seed.map(fastrand::Rng::with_seed);
     let mut mount_changes = 0;
@@ -70,7 +68,7 @@ async fn prompt_udev(machine: Simulated, engine: SimulatedEngine, late: Arc<Atom
 }
 
 impl Harness {
-    /// The next event comes late.
+    /// Delays the next event.
     pub fn delay_events(&self) {
         self.late.store(true, Ordering::Relaxed);
     }
@@ -80,25 +78,25 @@ impl Harness {
         self.tasks.lock().unwrap().spawn(udev);
     }
 
-    /// Waits until nothing is under way, not even a time that something has left.
+    /// Waits until nothing is in progress, not even a grace time.
     pub async fn quiesce(&self) {
         let settings = self.engine.settings();
         tokio::time::sleep(settings.mount_grace + 2 * settings.wait_for_users).await;
         self.engine.flush_events().await;
     }
 
-    /// Engine, kernel, bus, files, directories, mounts and quotas agree.
+    /// Checks that engine, kernel, bus, files, directories, mounts and quotas agree.
     pub fn agree_on_everything(&self, files: &Files, stores_holds: bool) {
         self.agree();
         let list = self.engine.list();
         let ours: BTreeMap<DiskSequence, _> =
             list.iter().filter_map(|found| Some((found.id, (found, found.ownership.as_ref()?)))).collect();
         let written: BTreeMap<DiskSequence, _> =
-            files.saved().into_iter().map(|saved| (saved.id, saved)).collect();
+            files.read().into_iter().map(|saved| (saved.id, saved)).collect();
         assert_eq!(
             written.keys().collect::<Vec<_>>(),
             ours.keys().collect::<Vec<_>>(),
-            "what is written and what is listed"
+            "saved and listed attachments"
         );
         for (id, (found, ownership)) in &ours {
             let saved = &written[id];
@@ -106,10 +104,10 @@ impl Harness {
             assert_eq!(
                 (&saved.ownership, saved.phase, saved.disk_sequence, saved.next_file, &saved.cleartexts),
                 (*ownership, phase, found.device.disk_sequence, None, &found.saved_cleartexts),
-                "what is written of {id}"
+                "the state file of {id}"
             );
         }
-        assert_eq!(files.marks(), Vec::<u64>::new(), "announcements are left");
+        assert_eq!(files.announced(), Vec::<u64>::new(), "announcements are left");
         self.check_directories(files);
         self.check_devices(stores_holds);
         self.check_quotas();
@@ -117,8 +115,9 @@ impl Harness {
 
     fn check_directories(&self, files: &Files) {
         let directories = self.mounts.directories();
-        let known: Vec<_> = files.directories().into_iter().map(|place| place.path).collect();
-        assert_eq!(directories, known, "the directories, and what is written of them");
+        let known: Vec<_> =
+            files.read_mount_directories().into_iter().map(|directory| directory.path).collect();
+        assert_eq!(directories, known, "directories and their state files");
         let table = self.machine.mount_table();
         for directory in directories {
             assert!(table.has(&directory), "nothing is mounted on {directory:?}");
@@ -127,10 +126,13 @@ impl Harness {
 
     fn check_devices(&self, stores_holds: bool) {
         let state = self.engine.state();
-        for (id, record) in &state.records {
+        for (id, record) in state.records.iter() {
             let number = record.device.number;
-            assert_eq!(state.by_number.get(&number), Some(id), "what /dev/loop{number} stands for");
-            assert!(record.is_published() && !record.lifecycle.is_replacing(), "{id} is under way");
+            assert_eq!(state.by_number.get(&number), Some(id), "the attachment on /dev/loop{number}");
+            assert!(
+                record.is_published() && !record.lifecycle.is_replacing(),
+                "{id} has an operation in progress"
+            );
             assert!(record.operation.try_lock().is_ok(), "{id} is locked");
             let held = usize::from(record.hold.is_some());
             assert_eq!(self.machine.holds(number), held, "descriptors of /dev/loop{number}");
@@ -162,10 +164,10 @@ impl Harness {
         );
     }
 
-    /// Everyone goes and everything is closed, unmounted and detached: nothing is left.
+    /// Disconnects all clients, closes, unmounts and detaches everything, and checks that nothing is left.
     pub async fn clear_out(&self, files: &Files, clients: &[Client]) {
         for client in clients {
-            client.vanish(&self.engine);
+            client.disconnect(&self.engine);
         }
         for (number, ..) in self.machine.bound() {
             self.machine.leave_alone(number);
@@ -203,8 +205,8 @@ impl World {
         Self { machine, files, clients: Vec::new(), udev_seed: None, time: 1_000_000 }
     }
 
-    /// A daemon lives on the machine until the body ends or it dies; it first adopts what an earlier
-    /// one has left. `None` if it died.
+    /// Runs a daemon until the body ends or the daemon dies: `None` if it died. It first adopts the attachments of the
+    /// earlier one.
     pub fn live<T>(&mut self, body: impl AsyncFnOnce(&Arc<Harness>, &mut Vec<Client>) -> T) -> Option<T> {
         self.machine.revive();
         self.files.stay_alive();
@@ -229,7 +231,7 @@ impl World {
             };
             (done, clock::microseconds().unwrap_or(start))
         });
-        // Everything that the daemon has begun ends here, and its descriptors are closed.
+        // All tasks of the daemon end here, and its descriptors are closed.
         drop(runtime);
         clock::stop();
         self.time = time + BETWEEN;
@@ -237,7 +239,7 @@ impl World {
     }
 }
 
-/// A future that says each time that it is suspended.
+/// A future that reports each time that it is suspended.
 pub struct Watched<F> {
     future: Pin<Box<F>>,
     machine: Simulated,
