@@ -6,8 +6,7 @@ use std::ops::Range;
 use loopd_common::Lifetime;
 
 use super::file::SimulatedFile;
-use super::machine::{Bound, Claim, Claims, Happened, Hold, Simulated, nodes, partition_node};
-use super::mappings::Mapped;
+use super::machine::{Bound, Claim, Claims, Happened, Hold, Mapped, Simulated, nodes, partition_node};
 use crate::error::Error;
 use crate::future::BoxFuture;
 use crate::kernel::{
