@@ -75,6 +75,21 @@ pub struct CleartextSnapshot {
     pub mount_points: Vec<PathBuf>,
 }
 
+/// What neither the kernel nor udev knows of a cleartext.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SavedCleartext {
+    /// N of `/dev/loop0pN`; `None` for the whole device.
+    pub partition: Option<u32>,
+    /// The disk sequence of the mapping.
+    pub disk_sequence: DiskSequence,
+    /// When it was unlocked: microseconds of `CLOCK_REALTIME`.
+    pub since: u64,
+    /// The user who unlocked it.
+    pub uid: u32,
+    /// Whether it was locked lazily: it is closed with its last user.
+    pub closing: bool,
+}
+
 /// An event of a mapping, from udev or, without udev, from the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MappingEvent {

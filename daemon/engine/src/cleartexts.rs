@@ -5,13 +5,12 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::cleartext::{MappingEvent, is_named_by_loopd};
+use crate::cleartext::{MappingEvent, SavedCleartext, is_named_by_loopd};
 use crate::clock::microseconds_now;
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::kernel::{DiskSequence, Kernel, Mapping};
 use crate::record::{CleartextRecord, Record};
-use crate::saved::SavedCleartext;
 use crate::volume::VolumeId;
 
 /// Who has unlocked a device of another program, as far as a restarted daemon knows: nobody's limit counts it.

@@ -83,7 +83,7 @@ pub mod simulated;
 #[cfg(test)]
 mod tests;
 
-pub use cleartext::{CleartextSnapshot, Mapping, MappingEvent};
+pub use cleartext::{CleartextSnapshot, Mapping, MappingEvent, SavedCleartext};
 pub use client::{Caller, ClientId};
 pub use engine::Engine;
 pub use error::{Errno, Error};
@@ -98,7 +98,7 @@ pub use mounter::{Account, MountCommand, Mounter};
 pub use ownership::{Ownership, is_root};
 pub use quota::{Limits, Permit, Quota};
 pub use request::{AttachRequest, MountRequest};
-pub use saved::{MountDirectory, Phase, SavedAttachment, SavedCleartext, Store};
+pub use saved::{MountDirectory, Phase, SavedAttachment, Store};
 pub use settings::Settings;
 pub use snapshot::{Changes, PartitionSnapshot, Snapshot};
 pub use unlocker::{Closing, UnlockCommand, UnlockRequest, Unlocked, Unlocker};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use loopd_common::{Lifetime, State};
 use tokio::sync::Notify;
 
-use crate::cleartext::CleartextSnapshot;
+use crate::cleartext::{CleartextSnapshot, SavedCleartext};
 use crate::client::ClientId;
 use crate::findings::{self, FileEnd, Findings};
 use crate::kernel::{Device, DiskSequence, FileSystem, Kernel, Mapping, Partition, ProbeResult};
@@ -14,7 +14,6 @@ use crate::lifecycle::Lifecycle;
 use crate::mount_table::MountTable;
 use crate::ownership::Ownership;
 use crate::quota::Permit;
-use crate::saved::SavedCleartext;
 use crate::snapshot::{PartitionSnapshot, Snapshot};
 use crate::warning::Silence;
 

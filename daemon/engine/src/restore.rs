@@ -7,7 +7,7 @@ use loopd_common::Lifetime;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use crate::cleartext::is_named_by_loopd;
+use crate::cleartext::{SavedCleartext, is_named_by_loopd};
 use crate::client::ClientId;
 use crate::engine::{Engine, Pending};
 use crate::error::Error;
@@ -22,7 +22,7 @@ use crate::operation::audit;
 use crate::ownership::{Ownership, is_root};
 use crate::quota::Permit;
 use crate::record::{CleartextRecord, PartitionRecord, Record};
-use crate::saved::{Phase, SavedAttachment, SavedCleartext};
+use crate::saved::{Phase, SavedAttachment};
 
 /// The cleartexts of an attachment.
 type Cleartexts<K> = BTreeMap<Option<u32>, CleartextRecord<K>>;

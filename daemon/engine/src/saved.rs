@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use loopd_common::State;
 
+use crate::cleartext::SavedCleartext;
 use crate::error::Error;
 use crate::findings::FileEnd;
 use crate::kernel::{Device, DiskSequence, FileIdentity};
@@ -64,21 +65,6 @@ pub struct SavedAttachment {
     pub file_end: FileEnd,
     /// The cleartexts of its volumes.
     pub cleartexts: Vec<SavedCleartext>,
-}
-
-/// What neither the kernel nor udev knows of a cleartext.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SavedCleartext {
-    /// N of `/dev/loop0pN`; `None` for the whole device.
-    pub partition: Option<u32>,
-    /// The disk sequence of the mapping.
-    pub disk_sequence: DiskSequence,
-    /// When it was unlocked: microseconds of `CLOCK_REALTIME`.
-    pub since: u64,
-    /// The user who unlocked it.
-    pub uid: u32,
-    /// Whether it was locked lazily: it is closed with its last user.
-    pub closing: bool,
 }
 
 impl SavedAttachment {

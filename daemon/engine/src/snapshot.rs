@@ -5,11 +5,10 @@ use std::path::{Path, PathBuf};
 
 use loopd_common::State;
 
-use crate::cleartext::CleartextSnapshot;
+use crate::cleartext::{CleartextSnapshot, SavedCleartext};
 use crate::findings::FileEnd;
 use crate::kernel::{Device, DiskSequence, FileSystem, Partition};
 use crate::ownership::{Ownership, is_root};
-use crate::saved::SavedCleartext;
 use crate::warning::Warning;
 
 /// What clients can see of a partition.

@@ -6,12 +6,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tracing::warn;
 
+use crate::cleartext::SavedCleartext;
 use crate::clock::microseconds_now;
 use crate::error::Error;
 use crate::event::Event;
 use crate::findings::FileEnd;
 use crate::kernel::{DiskSequence, FileIdentity};
-use crate::saved::{MountDirectory, SavedAttachment, SavedCleartext, Store};
+use crate::saved::{MountDirectory, SavedAttachment, Store};
 use crate::snapshot::Snapshot;
 
 /// Announces that a device is about to be made. It remains after an attach that was not finished: the next daemon

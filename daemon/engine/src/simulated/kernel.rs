@@ -7,8 +7,7 @@ use std::sync::Arc;
 use loopd_common::Lifetime;
 
 use super::file::SimulatedFile;
-use super::machine::{Bound, Claim, Claims, Hold, PendingEvent, Simulated, nodes, partition_node};
-use super::mappings::Mapped;
+use super::machine::{Bound, Claim, Claims, Hold, Mapped, PendingEvent, Simulated, nodes, partition_node};
 use crate::error::{Errno, Error};
 use crate::future::BoxFuture;
 use crate::kernel::{

@@ -8,8 +8,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use super::file::SimulatedFile;
-use super::mappings::Mapped;
-use crate::cleartext::MappingEvent;
+use crate::cleartext::{Mapping, MappingEvent};
 use crate::error::Error;
 use crate::event::Uevent;
 use crate::kernel::{
@@ -186,6 +185,30 @@ impl Bound {
     /// In bytes, as the kernel has it.
     pub(super) fn size(&self) -> u64 {
         self.file.part(self.offset, self.size_limit) / 512 * 512
+    }
+}
+
+/// A mapping on a loop device or a partition of one.
+#[derive(Debug)]
+pub(super) struct Mapped {
+    pub(super) mapping: Mapping,
+    /// N of `/dev/loopN`.
+    pub(super) loop_number: u32,
+    pub(super) partition: Option<u32>,
+    /// Whether it is removed at its last close.
+    pub(super) deferred: bool,
+    /// Descriptors of the daemon.
+    pub(super) holds: usize,
+    /// Copies of them in the service manager's store.
+    pub(super) stored_copies: usize,
+    /// Descriptors of other programs.
+    pub(super) openers: usize,
+    pub(super) mounts: Vec<PathBuf>,
+}
+
+impl Mapped {
+    pub(super) fn is_used(&self) -> bool {
+        self.holds + self.stored_copies + self.openers > 0 || !self.mounts.is_empty()
     }
 }
 

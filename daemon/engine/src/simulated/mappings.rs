@@ -4,33 +4,9 @@ use std::path::{Path, PathBuf};
 
 use loopd_common::EncryptionType;
 
-use super::machine::{Machine, Simulated, partition_node};
+use super::machine::{Machine, Mapped, Simulated, partition_node};
 use crate::cleartext::{Mapping, MappingEvent};
 use crate::kernel::{DiskSequence, FileSystem, Users};
-
-/// A mapping on a loop device or a partition of one.
-#[derive(Debug)]
-pub(super) struct Mapped {
-    pub(super) mapping: Mapping,
-    /// N of `/dev/loopN`.
-    pub(super) loop_number: u32,
-    pub(super) partition: Option<u32>,
-    /// Whether it is removed at its last close.
-    pub(super) deferred: bool,
-    /// Descriptors of the daemon.
-    pub(super) holds: usize,
-    /// Copies of them in the service manager's store.
-    pub(super) stored_copies: usize,
-    /// Descriptors of other programs.
-    openers: usize,
-    pub(super) mounts: Vec<PathBuf>,
-}
-
-impl Mapped {
-    pub(super) fn is_used(&self) -> bool {
-        self.holds + self.stored_copies + self.openers > 0 || !self.mounts.is_empty()
-    }
-}
 
 /// What a mapping is made on, and how.
 pub(super) struct NewMapping {

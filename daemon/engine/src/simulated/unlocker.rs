@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::file::SimulatedFile;
-use super::machine::Simulated;
-use super::mappings::{Mapped, NewMapping, parse_loop};
+use super::machine::{Mapped, Simulated};
+use super::mappings::{NewMapping, parse_loop};
 use crate::error::Error;
 use crate::future::BoxFuture;
 use crate::kernel::DiskSequence;

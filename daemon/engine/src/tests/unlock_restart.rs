@@ -68,7 +68,12 @@ fn scenes(operation: Operation) -> Vec<Scene> {
     lifetimes.extend(makes.then_some(Lifetime::Mount));
     let mut all = Vec::new();
     for lifetime in lifetimes {
+        // Without a stored hold only a persistent device outlives its daemon.
         for stores_holds in [true, false] {
+            let ends = !matches!(operation, Operation::Unlock | Operation::SetLifetime(_));
+            if !stores_holds && lifetime != Lifetime::Persistent && ends {
+                continue;
+            }
             all.push(Scene { operation, lifetime, stores_holds, programs_die: false });
             if operation == Operation::Unlock {
                 all.push(Scene { operation, lifetime, stores_holds, programs_die: true });

@@ -431,7 +431,7 @@ fn has_halves(scene: &Scene, outcome: &Outcome) -> bool {
     // Without a stored hold, the unfinished mount of a dead daemon keeps the device until the next daemon undoes it.
     let dies_during_mount = outcome.died
         && !scene.stores_holds
-        && any(&|index, action| action == Mount && outcome.answers[index].is_none());
+        && any(&|index, action| matches!(action, Mount | MountCleartext) && outcome.answers[index].is_none());
     ends_by_itself
         || ends_in_time
         || dies_during_lifetime
