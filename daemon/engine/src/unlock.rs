@@ -125,7 +125,7 @@ impl<K: Kernel> Engine<K> {
             let all: Vec<&str> = allowed.iter().map(|kind| kind.as_str()).collect();
             return refused(format!(
                 "the type {kind} is not among those that may be unlocked here ({}); an administrator can add it \
-                 (unlock-types in /etc/loopd/loopd.toml), or unlock it as root",
+                 (types below [unlock] in /etc/loopd/loopd.toml), or unlock it as root",
                 all.join(", ")
             ));
         }
