@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod attachment;
+pub mod cleartext;
 pub mod connection;
 pub mod error;
 #[cfg(test)]
