@@ -52,7 +52,11 @@ impl Bus {
         Ok((Self::new(connection, interaction).await?, socket))
     }
 
-    async fn new(connection: Connection, interaction: Interaction) -> anyhow::Result<Self> {
+    /// A bus over a connection that exists.
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub async fn new(connection: Connection, interaction: Interaction) -> anyhow::Result<Self> {
         let manager = Manager::new(&connection, interaction).await.map_err(explain)?;
         Ok(Self { connection, manager, interaction })
     }

@@ -7,5 +7,7 @@ pub mod connection;
 pub mod error;
 #[cfg(test)]
 pub mod example;
+#[cfg(test)]
+pub mod fake;
 pub mod objects;
 pub mod partition;

@@ -350,8 +350,88 @@ async fn unmount_lazily(bus: &Bus, volume: &OwnedObjectPath) {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
     use crate::bus::example;
+    use crate::bus::fake::FakeLoopd;
+    use crate::cli::{Cli, Verb};
+
+    /// Mounts an image with these options through a fake loopd; returns the mount point or the error.
+    fn mount_image(loopd: &FakeLoopd, options: &str) -> Result<PathBuf, String> {
+        let directory = tempfile::tempdir().unwrap();
+        let (image, key) = (directory.path().join("x.img"), directory.path().join("key"));
+        std::fs::write(&image, "image").unwrap();
+        std::fs::write(&key, "secret").unwrap();
+        let options = options.replace("KEY", key.to_str().unwrap());
+        let line = format!("loopctl mount {} {options}", image.display());
+        let Ok(Verb::Mount(args)) = Cli::try_parse_from(line.split_whitespace()).map(|cli| cli.verb) else {
+            panic!("{line}")
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let bus = loopd.connect().await;
+            let unlock =
+                UnlockRequest::new(&args.encryption, args.encryption_type, args.read_only, bus.interaction);
+            let source = Source::of(&args).unwrap();
+            let result = mount(&bus, &args, &source, &unlock.unwrap(), &mut Operation::Mount).await;
+            result.map(|(_, point)| point).map_err(|error| error.to_string())
+        })
+    }
+
+    /// A loopd with an image whose only partition is encrypted.
+    fn with_encrypted_partition() -> FakeLoopd {
+        let mut info = example::attachment();
+        info.partitions[0].volume.usage = "crypto".to_owned();
+        FakeLoopd::new(info)
+    }
+
+    #[test]
+    fn an_encrypted_image_is_attached_unlocked_and_mounted() {
+        let loopd = with_encrypted_partition();
+        let point = mount_image(&loopd, "--key-file KEY --discard -r");
+        assert_eq!(point, Ok("/run/media/a/x".into()));
+        assert_eq!(loopd.state().calls, ["SetupLoop", "Unlock 12/p1", "Mount 12/p1/cleartext"]);
+        assert_eq!(loopd.state().unlock_options, ["discard", "read-only"]);
+    }
+
+    #[test]
+    fn each_failing_step_undoes_those_before() {
+        let loopd = with_encrypted_partition();
+        loopd.state().mount_error = Some(ErrorKind::NotSupported);
+        mount_image(&loopd, "--key-file KEY").unwrap_err();
+        let undone = ["SetupLoop", "Unlock 12/p1", "Mount 12/p1/cleartext", "Lock 12/p1", "Detach 12"];
+        assert_eq!(loopd.state().calls, undone);
+
+        let loopd = with_encrypted_partition();
+        loopd.state().secret = b"another".to_vec();
+        assert_eq!(mount_image(&loopd, "--key-file KEY").unwrap_err(), "a test's error");
+        assert_eq!(loopd.state().calls, ["SetupLoop", "Unlock 12/p1", "Detach 12"]);
+
+        let loopd = with_encrypted_partition();
+        let error = mount_image(&loopd, "").unwrap_err();
+        assert!(error.starts_with("partition 1 of /home/a/x.img needs a passphrase"), "{error}");
+        assert_eq!(loopd.state().calls, ["SetupLoop", "Detach 12"]);
+    }
+
+    #[test]
+    fn a_volume_that_is_not_recognized_is_unlocked_if_its_type_is_given() {
+        let mut info = example::attachment();
+        info.partitions.clear();
+        let loopd = FakeLoopd::new(info);
+        mount_image(&loopd, "--encryption-type veracrypt --pim 5 --passphrase-file KEY").unwrap();
+        assert_eq!(loopd.state().calls, ["SetupLoop", "Unlock 12", "Mount 12/cleartext"]);
+        assert_eq!(loopd.state().unlock_options, ["pim", "type"]);
+    }
+
+    #[test]
+    fn options_for_an_image_that_is_not_encrypted_are_refused() {
+        let loopd = FakeLoopd::new(example::attachment());
+        let error = mount_image(&loopd, "--passphrase-file KEY").unwrap_err();
+        let expected = "--passphrase-file is for encrypted volumes, and /dev/loop0 (/home/a/x.img) has none";
+        assert_eq!(error, expected);
+        assert_eq!(loopd.state().calls, ["SetupLoop", "Detach 12"]);
+    }
 
     #[test]
     fn only_the_users_own_attachment_of_the_whole_file_is_suitable() {

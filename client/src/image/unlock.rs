@@ -177,6 +177,7 @@ pub async fn lock(bus: &Bus, volume: &OwnedObjectPath, lazy: bool) -> anyhow::Re
 mod tests {
     use super::*;
     use crate::bus::example::{attachment, cleartext};
+    use crate::bus::fake::FakeLoopd;
     use crate::image::volume;
 
     fn check_options(
@@ -227,6 +228,37 @@ mod tests {
         let luks = request(None);
         assert!(matches!(&luks.source, Source::File(secret) if secret.bytes() == b"key"));
         assert!(luks.options().unwrap().key_files.is_empty() && !luks.is_explicit());
+    }
+
+    #[test]
+    fn the_secret_is_sent_and_a_locked_volume_can_be_locked() {
+        let loopd = FakeLoopd::new(attachment());
+        loopd.state().secret = b"key".to_vec();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "xkeyx").unwrap();
+        let passphrase = PassphraseArgs {
+            key_files: vec![file.path().to_owned()],
+            key_offset: Some(1),
+            key_size: Some(3),
+            ..PassphraseArgs::default()
+        };
+        let args = EncryptionArgs { passphrase, ..EncryptionArgs::default() };
+        let luks = Some(EncryptionType::Luks);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (bus, info) = (loopd.connect().await, attachment());
+            let request = UnlockRequest::new(&args, luks, false, Interaction::Forbidden).unwrap();
+            let whole = volume::of(&info)[0];
+            let (path, device) = unlock(&bus, &info, &whole, &request).await.unwrap();
+            assert_eq!(
+                (path.as_str(), device.as_str()),
+                ("/org/loopd1/attachment/12/cleartext", "/dev/dm-3")
+            );
+            lock(&bus, &info.path, false).await.unwrap();
+            lock(&bus, &info.path, false).await.unwrap();
+        });
+        assert_eq!(loopd.state().unlock_options, ["type"]);
+        assert_eq!(loopd.state().calls, ["Unlock 12", "Lock 12", "Lock 12"]);
     }
 
     #[test]

@@ -233,6 +233,7 @@ mod tests {
 
     use super::*;
     use crate::bus::example::{attachment, cleartext, partition};
+    use crate::bus::fake::FakeLoopd;
     use crate::in_use::explanation;
 
     fn request(points: &[&[&str]]) -> UnmountRequest {
@@ -269,6 +270,28 @@ mod tests {
         let [mounted] = request.mounted()[..] else { panic!("{request:?}") };
         assert_eq!(mounted.path.as_str(), "/org/loopd1/attachment/12/p1/cleartext");
         assert_eq!(mounted.encrypted, Some(&request.info.partitions[0].path));
+    }
+
+    #[test]
+    fn an_encrypted_volume_is_locked_after_its_unmount_and_then_detached() {
+        for (lifetime, calls) in [
+            ("persistent", &["Unmount 12/cleartext", "Lock 12"][..]),
+            ("mount", &["Unmount 12/cleartext", "Lock 12", "Detach 12"]),
+        ] {
+            let mut info = request(&[]).info;
+            info.attachment.lifetime = lifetime.to_owned();
+            info.cleartext = Some(cleartext(None));
+            info.cleartext.as_mut().unwrap().volume.mount_points = vec![to_bus_path(b"/nonexistent/a")];
+            let loopd = FakeLoopd::new(info.clone());
+            loopd.state().is_attached = true;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let unmounted = runtime.block_on(async {
+                let bus = loopd.connect().await;
+                unmount(&bus, &UnmountRequest { info, only: None }, UnmountOptions::default()).await
+            });
+            unmounted.unwrap();
+            assert_eq!(loopd.state().calls, calls);
+        }
     }
 
     #[test]

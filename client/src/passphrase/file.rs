@@ -189,6 +189,33 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "it is the program of another test"]
+    fn child() {
+        let path = std::env::var_os("LOOPCTL_TEST_FIFO").unwrap();
+        let _ = read(Path::new(&path), ALL);
+    }
+
+    #[test]
+    fn a_signal_ends_the_wait_for_a_fifo() {
+        use std::os::unix::process::ExitStatusExt;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("fifo");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "passphrase::file::tests::child", "--ignored"])
+            .env("LOOPCTL_TEST_FIFO", &path)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        // The open returns when the child has opened it; it then waits for data that never come.
+        let writer = OpenOptions::new().write(true).open(&path).unwrap();
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(2));
+        drop(writer);
+    }
+
+    #[test]
     fn eight_mebibytes_are_accepted_and_no_more() {
         let mut limit = file(&vec![1; LONGEST]);
         assert_eq!(read(limit.path(), ALL).unwrap().bytes().len(), LONGEST);
