@@ -22,6 +22,9 @@ use super::example;
 
 type Dict = HashMap<&'static str, Variant<'static>>;
 
+/// The calls that change nothing.
+const READS: &[&str] = &["List", "GetManagedObjects", "GetConnectionUnixProcessID"];
+
 /// The state of the daemon.
 pub struct State {
     /// The image, as it is or will be attached.
@@ -84,7 +87,7 @@ impl FakeLoopd {
         let header = message.header();
         let path = header.path().unwrap().to_string();
         let member = header.member().unwrap().to_string();
-        if !["List", "GetManagedObjects", "GetAll"].contains(&member.as_str()) {
+        if !READS.contains(&member.as_str()) {
             let object = path.trim_start_matches("/org/loopd1").trim_start_matches("/attachment/");
             self.state().calls.push(format!("{member} {object}").trim_end().to_owned());
         }
@@ -119,6 +122,8 @@ impl FakeLoopd {
                 connection.reply(&header, &()).await.unwrap();
             }
             "Unmount" => connection.reply(&header, &()).await.unwrap(),
+            // Of the bus, to which there is no connection.
+            "GetConnectionUnixProcessID" => failed(ErrorKind::NotFound).await,
             other => panic!("{other} was called"),
         }
     }

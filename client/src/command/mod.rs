@@ -53,6 +53,7 @@ fn operation(verb: &Verb) -> Operation {
     match verb {
         Verb::Attach(_) | Verb::Run(_) => Operation::Attach,
         Verb::Mount(_) => Operation::Mount,
+        Verb::Unlock(_) => Operation::Unlock,
         _ => Operation::Other,
     }
 }

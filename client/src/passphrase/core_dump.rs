@@ -70,6 +70,7 @@ fn set_soft_limit(soft: rlim_t) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::passphrase::asking::is_child;
 
     #[test]
     fn core_files_are_off_while_a_secret_exists() {
@@ -84,8 +85,7 @@ mod tests {
     #[test]
     fn settings_are_restored() {
         // Other tests of this process change them, too.
-        let child = std::env::var_os("LOOPCTL_TEST_CHILD").is_some();
-        if !child {
+        if !is_child() {
             let test = "passphrase::core_dump::tests::settings_are_restored";
             let mut command = std::process::Command::new(std::env::current_exe().unwrap());
             let status = command.args(["--exact", test]).env("LOOPCTL_TEST_CHILD", "1").status().unwrap();

@@ -144,6 +144,7 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
+    use crate::passphrase::asking::{Asking, is_child};
 
     fn block_on<T>(future: impl Future<Output = T>) -> T {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
@@ -166,6 +167,56 @@ mod tests {
         let error = block_on(file(b"wrong").attempt("x.img", attempt)).unwrap_err();
         assert_eq!((error.to_string().as_str(), tries.get()), ("it is wrong", 1));
         assert_eq!(block_on(file(b"new").choose("x.img")).unwrap().bytes(), b"new");
+    }
+
+    /// The program of the next tests: it accepts the passphrase "right", and chooses a new one after that.
+    #[test]
+    fn child() {
+        if !is_child() {
+            return;
+        }
+        let source = Source::User(Interaction::Allowed);
+        let attempt = async |secret: &Secret| match secret.bytes() {
+            b"right" => Ok(Try::Done(())),
+            _ => Ok(Try::Wrong(anyhow::anyhow!("it is wrong"))),
+        };
+        block_on(async {
+            println!(
+                "unlocked: {:?}",
+                source.attempt("x.img", attempt).await.map_err(|error| error.to_string())
+            );
+            let chosen = source.choose("x.img").await.map(|secret| secret.bytes().len());
+            println!("chosen: {:?}", chosen.map_err(|error| error.to_string()));
+        });
+    }
+
+    /// Answers the prompts, each with its start, and returns what the program prints.
+    fn answer(prompts: &[(&str, &str)]) -> String {
+        let asking = Asking::start("passphrase::source::tests::child");
+        for (prompt, answer) in prompts {
+            asking.expect(&format!("{prompt} for x.img: "));
+            asking.type_text(&format!("{answer}\n"));
+        }
+        asking.output()
+    }
+
+    #[test]
+    fn a_person_has_three_tries_and_types_a_new_passphrase_twice() {
+        let (old, new, same) = ("Passphrase", "New passphrase", "Same passphrase");
+        let output = answer(&[
+            (old, "wrong"),
+            (old, "wrong"),
+            (old, "right"),
+            (new, "a"),
+            (same, "b"),
+            (new, "abc"),
+            (same, "abc"),
+        ]);
+        assert!(output.contains("unlocked: Ok(())") && output.contains("chosen: Ok(3)"), "{output}");
+        let differ = [(new, "a"), (same, "b")];
+        let output = answer(&[&[(old, "wrong"); 3][..], &differ, &differ, &differ].concat());
+        let expected = "chosen: Err(\"the two passphrases differ\")";
+        assert!(output.contains("unlocked: Err(\"it is wrong\")") && output.contains(expected), "{output}");
     }
 
     #[test]

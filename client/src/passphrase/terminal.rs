@@ -161,105 +161,33 @@ fn handle_stops() -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
-    use std::os::fd::OwnedFd;
-    use std::process::{Child, Command, Stdio};
-    use std::time::{Duration, Instant};
-
-    use nix::pty::openpty;
-
     use super::*;
+    use crate::passphrase::asking::{self, Asking, until};
 
     const PROMPT: &str = "Passphrase for x.img: ";
 
-    /// A program with a terminal of its own, on which it asks.
-    struct Asking {
-        child: Child,
-        master: File,
-        slave: OwnedFd,
-    }
-
-    impl Asking {
-        fn start() -> Self {
-            let pty = openpty(None, None).unwrap();
-            let stdio = || Stdio::from(pty.slave.try_clone().unwrap());
-            // This test program, which calls `ask` in the test named here.
-            let child = Command::new("setsid")
-                .args(["--ctty", "--wait"])
-                .arg(std::env::current_exe().unwrap())
-                .args(["--exact", "passphrase::terminal::tests::child", "--nocapture", "--ignored"])
-                .stdin(stdio())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::piped())
-                .spawn()
-                .unwrap();
-            let asking = Self { child, master: pty.master.into(), slave: pty.slave };
-            asking.expect(PROMPT);
-            asking
-        }
-
-        /// Waits until the terminal has shown the text.
-        fn expect(&self, text: &str) {
-            let mut shown = Vec::new();
-            while !String::from_utf8_lossy(&shown).contains(text) {
-                let mut buffer = [0; 256];
-                let count = (&self.master).read(&mut buffer).unwrap();
-                shown.extend_from_slice(&buffer[..count]);
-            }
-            assert!(!String::from_utf8_lossy(&shown).contains("secret"), "{shown:?}");
-        }
-
-        fn is_shown(&self) -> bool {
-            tcgetattr(&self.slave).unwrap().local_flags.contains(LocalFlags::ECHO)
-        }
-
-        fn type_text(&self, text: &str) {
-            (&self.master).write_all(text.as_bytes()).unwrap();
-        }
-
-        /// The pid of the program itself, a child of setsid if that has forked.
-        fn pid(&self) -> Pid {
-            let setsid = self.child.id();
-            let children = format!("/proc/{setsid}/task/{setsid}/children");
-            let child = std::fs::read_to_string(children).unwrap_or_default();
-            let pid = child.split_whitespace().next().map_or(setsid, |pid| pid.parse().unwrap());
-            Pid::from_raw(i32::try_from(pid).unwrap())
-        }
-
-        fn has_state(&self, state: char) -> bool {
-            let text = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap_or_default();
-            text.rsplit(") ").next().is_some_and(|rest| rest.starts_with(state))
-        }
-
-        /// What it prints after the end of the prompt.
-        fn output(self) -> String {
-            let output = self.child.wait_with_output().unwrap();
-            String::from_utf8_lossy(&output.stdout).into_owned()
-        }
-    }
-
-    fn until(what: &str, condition: impl Fn() -> bool) {
-        let start = Instant::now();
-        while !condition() {
-            assert!(start.elapsed() < Duration::from_secs(20), "{what}");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
+    /// The program of the other tests.
     #[test]
-    #[ignore = "it is the program of the other tests"]
     fn child() {
+        if !asking::is_child() {
+            return;
+        }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let result = runtime.block_on(ask(open().unwrap(), PROMPT));
-        match result {
+        match runtime.block_on(ask(open().unwrap(), PROMPT)) {
             Ok(secret) => println!("read {}", String::from_utf8_lossy(secret.bytes())),
             Err(error) => println!("failed: {error}"),
         }
     }
 
+    fn start() -> Asking {
+        let asking = Asking::start("passphrase::terminal::tests::child");
+        asking.expect(PROMPT);
+        asking
+    }
+
     #[test]
     fn a_line_is_read_and_not_shown() {
-        let asking = Asking::start();
+        let asking = start();
         assert!(!asking.is_shown());
         asking.type_text("secret ü\n");
         until("the echo is on again", || asking.is_shown());
@@ -270,7 +198,7 @@ mod tests {
     #[test]
     fn an_empty_line_and_the_end_are_no_passphrase() {
         for text in ["\n", "\u{4}"] {
-            let asking = Asking::start();
+            let asking = start();
             asking.type_text(text);
             let output = asking.output();
             assert!(output.contains("failed: no passphrase was typed"), "{output}");
@@ -282,7 +210,7 @@ mod tests {
         for (signal, number) in
             [(Signal::SIGINT, 2), (Signal::SIGTERM, 15), (Signal::SIGHUP, 1), (Signal::SIGQUIT, 3)]
         {
-            let asking = Asking::start();
+            let asking = start();
             asking.type_text("sec");
             kill(asking.pid(), signal).unwrap();
             until("the echo is on again", || asking.is_shown());
@@ -293,7 +221,7 @@ mod tests {
 
     #[test]
     fn a_stopped_program_leaves_the_terminal_usable() {
-        let asking = Asking::start();
+        let asking = start();
         kill(asking.pid(), Signal::SIGTSTP).unwrap();
         until("it is stopped", || asking.has_state('T'));
         assert!(asking.is_shown());
@@ -307,7 +235,7 @@ mod tests {
 
     #[test]
     fn keys_of_the_terminal_interrupt_it() {
-        let asking = Asking::start();
+        let asking = start();
         asking.type_text("\u{3}");
         let output = asking.output();
         assert!(output.contains("interrupted by signal 2"), "{output}");
