@@ -48,7 +48,7 @@ REVISION ?= 1
 .PHONY: all help bench-vm field safeguards mutants deps deps-packages deps-vm deps-targets set-up set-up-bench tools tools-packages tools-vm check check-targets deny docs test simulated simulate test-vm soak bench bench-hostile demo deb rpm check-packages install uninstall
 
 all:
-	$(FLAGS) $(CARGO) build --release -p loopd -p loopctl
+	$(FLAGS) $(CARGO) build --release -p loopd -p loopd-unlock -p loopctl
 
 help:
 	@echo "make              build in release mode"
@@ -199,8 +199,9 @@ demo: set-up
 
 # Does not build, so root needs no cargo.
 install:
-	@test -x $(RELEASE)/loopd && test -x $(RELEASE)/loopctl || { echo "not built yet: run make first" >&2; exit 1; }
+	@test -x $(RELEASE)/loopd && test -x $(RELEASE)/loopd-unlock && test -x $(RELEASE)/loopctl || { echo "not built yet: run make first" >&2; exit 1; }
 	$(INSTALL) -D -m 755 $(RELEASE)/loopd $(DESTDIR)$(libexecdir)/loopd
+	$(INSTALL) -D -m 755 $(RELEASE)/loopd-unlock $(DESTDIR)$(libexecdir)/loopd-unlock
 	$(INSTALL) -D -m 755 $(RELEASE)/loopctl $(DESTDIR)$(bindir)/loopctl
 	$(INSTALL) -d $(DESTDIR)$(libexecdir)/loopctl
 	ln -srf $(DESTDIR)$(bindir)/loopctl $(DESTDIR)$(libexecdir)/loopctl/losetup
@@ -223,6 +224,7 @@ install:
 	$(INSTALL) -d $(DESTDIR)$(udevrulesdir)
 	sed 's#@LIBEXECDIR@#$(libexecdir)#g' systemd/63-untrusted-loop.rules.in > $(DESTDIR)$(udevrulesdir)/63-untrusted-loop.rules
 	chmod 644 $(DESTDIR)$(udevrulesdir)/63-untrusted-loop.rules
+	$(INSTALL) -D -m 644 systemd/66-loopd-cleartext.rules $(DESTDIR)$(udevrulesdir)/66-loopd-cleartext.rules
 	$(INSTALL) -D -m 644 systemd/98-untrusted-loop.rules $(DESTDIR)$(udevrulesdir)/98-untrusted-loop.rules
 	$(INSTALL) -D -m 644 systemd/partitions.conf $(DESTDIR)$(docdir)/partitions.conf
 	$(INSTALL) -D -m 644 polkit/50-loopd-group.rules $(DESTDIR)$(docdir)/50-loopd-group.rules
@@ -238,8 +240,8 @@ install:
 
 uninstall:
 	rm -f $(DESTDIR)$(udevrulesdir)/63-untrusted-loop.rules $(DESTDIR)$(udevrulesdir)/98-untrusted-loop.rules
-	rm -f $(DESTDIR)$(libexecdir)/untrusted-loop
-	rm -f $(DESTDIR)$(libexecdir)/loopd $(DESTDIR)$(libexecdir)/loop-image $(DESTDIR)$(bindir)/loopctl
+	rm -f $(DESTDIR)$(udevrulesdir)/66-loopd-cleartext.rules $(DESTDIR)$(libexecdir)/untrusted-loop
+	rm -f $(DESTDIR)$(libexecdir)/loopd $(DESTDIR)$(libexecdir)/loopd-unlock $(DESTDIR)$(libexecdir)/loop-image $(DESTDIR)$(bindir)/loopctl
 	rm -f $(DESTDIR)$(libexecdir)/loopctl/losetup
 	-rmdir $(DESTDIR)$(libexecdir)/loopctl
 	rm -f $(DESTDIR)$(mounthelperdir)/umount.loopd

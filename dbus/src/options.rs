@@ -57,6 +57,14 @@ pub enum InvalidOption {
         /// How many were sent.
         found: usize,
     },
+    /// The option does not apply to the type of encryption.
+    #[error("option {name:?} is only for the type {kinds}; see option \"type\"")]
+    OtherType {
+        /// The key.
+        name: &'static str,
+        /// The types that it applies to.
+        kinds: &'static str,
+    },
     /// The value is none of those that the option accepts.
     #[error(transparent)]
     Value(#[from] UnknownValue),

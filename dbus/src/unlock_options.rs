@@ -40,7 +40,7 @@ impl UnlockOptions {
     /// Decodes a received dictionary.
     ///
     /// # Errors
-    /// An unknown key, a value of the wrong type, or too many key files.
+    /// An unknown key, a value of the wrong type, too many key files, or an option that does not apply to the type.
     pub fn decode(received: ReceivedOptions) -> Result<Self, InvalidOption> {
         let mut options = Self::default();
         for (name, value) in received {
@@ -58,7 +58,30 @@ impl UnlockOptions {
                 _ => return Err(unknown(name, "Unlock", Self::KNOWN)),
             }
         }
+        options.check()?;
         Ok(options)
+    }
+
+    /// Checks that each option applies to the type. udev does not find VeraCrypt and TrueCrypt volumes, so these types
+    /// are always named.
+    fn check(&self) -> Result<(), InvalidOption> {
+        use EncryptionType::{Luks, TrueCrypt, VeraCrypt};
+        let is_one_of = |kinds: &[EncryptionType]| self.kind.is_some_and(|kind| kinds.contains(&kind));
+        let is_veracrypt = is_one_of(&[VeraCrypt]);
+        let is_either = is_veracrypt || is_one_of(&[TrueCrypt]);
+        let either = "\"veracrypt\" or \"truecrypt\"";
+        for (name, is_set, applies, kinds) in [
+            ("pim", self.pim != 0, is_veracrypt, "\"veracrypt\""),
+            ("hidden", self.hidden, is_either, either),
+            ("system", self.system, is_either, either),
+            ("key-files", !self.key_files.is_empty(), is_either, either),
+            ("header", self.header.is_some(), self.kind.is_none() || is_one_of(&[Luks]), "\"luks\""),
+        ] {
+            if is_set && !applies {
+                return Err(InvalidOption::OtherType { name, kinds });
+            }
+        }
+        Ok(())
     }
 
     /// Encodes the options that differ from the defaults.
@@ -107,6 +130,10 @@ mod tests {
         std::fs::File::open("/dev/null").unwrap().into()
     }
 
+    fn received(sent: SentOptions<'_>) -> ReceivedOptions {
+        sent.into_iter().map(|(name, value)| (name.to_owned(), value.try_into_owned().unwrap())).collect()
+    }
+
     fn decode(name: &str, value: Variant<'_>) -> Result<UnlockOptions, InvalidOption> {
         let value = value.try_into_owned().unwrap();
         UnlockOptions::decode(ReceivedOptions::from([(name.to_owned(), value)]))
@@ -114,31 +141,31 @@ mod tests {
 
     #[test]
     fn encoded_options_are_decoded_again() {
+        let header = UnlockOptions { header: Some(file()), ..UnlockOptions::default() };
         for kind in EncryptionType::ALL {
-            let options = UnlockOptions {
-                kind: Some(*kind),
-                read_only: true,
-                discard: true,
-                header: Some(file()),
-                key_files: (0..MOST_KEY_FILES).map(|_| file()).collect(),
-                key_size: 32,
-                key_offset: 64,
-                pim: 485,
-                hidden: true,
-                system: true,
-            };
-            let sent = options.encode();
-            assert_eq!(sent.len(), 10, "a field is missing from the test or from encode()");
-            let received = sent
-                .into_iter()
-                .map(|(name, value)| (name.to_owned(), value.try_into_owned().unwrap()))
-                .collect();
-            let decoded = UnlockOptions::decode(received).unwrap();
-            assert_eq!((decoded.kind, decoded.pim), (Some(*kind), 485));
-            assert_eq!((decoded.key_size, decoded.key_offset), (32, 64));
-            assert_eq!((decoded.header.is_some(), decoded.key_files.len()), (true, 4));
-            assert!(decoded.read_only && decoded.discard && decoded.hidden && decoded.system);
+            let only_type = UnlockOptions { kind: Some(*kind), ..UnlockOptions::default() };
+            assert_eq!(UnlockOptions::decode(received(only_type.encode())).unwrap().kind, Some(*kind));
         }
+        assert_eq!(header.encode().len(), 1);
+        assert!(UnlockOptions::decode(received(header.encode())).unwrap().header.is_some());
+        let options = UnlockOptions {
+            kind: Some(EncryptionType::VeraCrypt),
+            read_only: true,
+            discard: true,
+            header: None,
+            key_files: (0..MOST_KEY_FILES).map(|_| file()).collect(),
+            key_size: 32,
+            key_offset: 64,
+            pim: 485,
+            hidden: true,
+            system: true,
+        };
+        let sent = options.encode();
+        assert_eq!(sent.len(), 9, "a field is missing from the test or from encode()");
+        let decoded = UnlockOptions::decode(received(sent)).unwrap();
+        assert_eq!((decoded.kind, decoded.pim), (Some(EncryptionType::VeraCrypt), 485));
+        assert_eq!((decoded.key_size, decoded.key_offset, decoded.key_files.len()), (32, 64, 4));
+        assert!(decoded.read_only && decoded.discard && decoded.hidden && decoded.system);
         assert!(UnlockOptions::default().encode().is_empty());
         let decoded = UnlockOptions::decode(ReceivedOptions::new()).unwrap();
         assert!(decoded.kind.is_none() && decoded.header.is_none() && decoded.key_files.is_empty());
@@ -152,7 +179,9 @@ mod tests {
             other => panic!("{other:?}"),
         }
         .collect();
-        let options = UnlockOptions::decode(ReceivedOptions::from([("key-files".to_owned(), sent)])).unwrap();
+        let kind = Variant::from("truecrypt").try_into_owned().unwrap();
+        let received = ReceivedOptions::from([("key-files".to_owned(), sent), ("type".to_owned(), kind)]);
+        let options = UnlockOptions::decode(received).unwrap();
         assert_eq!(options.key_files.iter().map(OwnedFd::as_raw_fd).collect::<Vec<_>>(), numbers);
     }
 
@@ -194,5 +223,29 @@ mod tests {
         );
         let none = decode("key-files", Variant::Array(Vec::<Fd<'_>>::new().into())).unwrap();
         assert!(none.key_files.is_empty());
+    }
+    #[test]
+    fn options_that_do_not_apply_to_the_type_are_rejected() {
+        let refused = |options: UnlockOptions| {
+            UnlockOptions::decode(received(options.encode())).err().map(|error| error.to_string())
+        };
+        let either = "\"veracrypt\" or \"truecrypt\"";
+        let options = UnlockOptions::default;
+        for kind in std::iter::once(None).chain(EncryptionType::ALL.iter().copied().map(Some)) {
+            let is_veracrypt = kind == Some(EncryptionType::VeraCrypt);
+            let is_either = is_veracrypt || kind == Some(EncryptionType::TrueCrypt);
+            let is_luks = kind.is_none() || kind == Some(EncryptionType::Luks);
+            for (options, name, applies, kinds) in [
+                (UnlockOptions { pim: 1, ..options() }, "pim", is_veracrypt, "\"veracrypt\""),
+                (UnlockOptions { hidden: true, ..options() }, "hidden", is_either, either),
+                (UnlockOptions { system: true, ..options() }, "system", is_either, either),
+                (UnlockOptions { key_files: vec![file()], ..options() }, "key-files", is_either, either),
+                (UnlockOptions { header: Some(file()), ..options() }, "header", is_luks, "\"luks\""),
+            ] {
+                let expected = (!applies)
+                    .then(|| format!("option {name:?} is only for the type {kinds}; see option \"type\""));
+                assert_eq!(refused(UnlockOptions { kind, ..options }), expected, "{kind:?}");
+            }
+        }
     }
 }

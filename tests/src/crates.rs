@@ -34,11 +34,12 @@ mod tests {
             below: &["loopd-common", "loopd-engine", "loopd-partition-table"],
             free_of: &["zbus"],
         },
+        Layer { name: "loopd-unlock", below: &["loopd-common"], free_of: &["nix", "tokio", "udev", "zbus"] },
         Layer { name: "loopd-dbus", below: &["loopd-common"], free_of: &["nix", "udev"] },
         Layer { name: "loopctl", below: &["loopd-common", "loopd-dbus"], free_of: &["udev"] },
         Layer {
             name: "loopd",
-            below: &["loopd-common", "loopd-dbus", "loopd-engine", "loopd-kernel"],
+            below: &["loopd-common", "loopd-dbus", "loopd-engine", "loopd-kernel", "loopd-unlock"],
             free_of: &[],
         },
         Layer { name: "loopd-tests", below: &["loopctl", "loopd-dbus"], free_of: &[] },

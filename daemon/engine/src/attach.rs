@@ -117,6 +117,7 @@ impl<K: Kernel> Engine<K> {
             },
             file_system,
             partitions: BTreeMap::new(),
+            cleartexts: BTreeMap::new(),
             findings: partitioning.findings,
             file_end,
             silence: None,

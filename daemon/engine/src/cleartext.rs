@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use loopd_common::EncryptionType;
+use loopd_common::text::printable;
 
 use crate::device::DiskSequence;
 use crate::udev::FileSystem;
@@ -32,6 +33,24 @@ impl Mapping {
     pub fn node(&self) -> String {
         format!("/dev/dm-{}", self.number)
     }
+
+    /// The node and the name, for messages.
+    pub(super) fn shown(&self) -> String {
+        format!("{} ({})", self.node(), printable(self.name.as_bytes()))
+    }
+
+    /// Whether it is this one, whatever has changed of it.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        (self.number, self.disk_sequence) == (other.number, other.disk_sequence)
+    }
+}
+
+/// The name of the mapping that loopd makes for a volume. The disk sequence of the attach is never used again.
+pub(super) fn mapping_name(attachment: DiskSequence, partition: Option<u32>) -> String {
+    match partition {
+        None => format!("loopd-{attachment}"),
+        Some(number) => format!("loopd-{attachment}p{number}"),
+    }
 }
 
 /// What clients can see of a cleartext.
@@ -56,6 +75,6 @@ pub struct MappingEvent {
     pub removed: bool,
     /// The disk sequence that the event names.
     pub disk_sequence: Option<DiskSequence>,
-    /// What udev found on it; `None` for an event of the kernel.
+    /// What udev found on it; `None` for an event of the kernel, and if udev has not probed it.
     pub file_system: Option<FileSystem>,
 }

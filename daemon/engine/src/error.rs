@@ -39,6 +39,14 @@ pub enum Error {
         /// The node and the backing file.
         volume: String,
     },
+    /// The caller disconnected, or the daemon is stopping, before a volume was unlocked.
+    #[error(
+        "the client disconnected, or loopd was stopped, before {volume} was unlocked, so it was locked again"
+    )]
+    UnlockAbandoned {
+        /// The node and the backing file.
+        volume: String,
+    },
     /// The caller may unmount its own mounts only, and there is another one now.
     #[error("it was mounted elsewhere in the meantime, by or for somebody else; try again")]
     MountedByOthers,
@@ -63,6 +71,12 @@ pub enum Error {
         /// The node and the backing file.
         volume: String,
     },
+    /// Another program closed the mapping of a volume while it was unlocked.
+    #[error("{volume} was locked again by another program before it was ready")]
+    LockedByOthers {
+        /// The node and the backing file.
+        volume: String,
+    },
     /// Nothing is attached to the number.
     #[error("nothing is attached to {}", node(*number))]
     NothingAttached {
@@ -78,6 +92,12 @@ pub enum Error {
     /// The volume is not mounted.
     #[error("cannot unmount {volume}: it is not mounted")]
     NotMounted {
+        /// The node and the backing file.
+        volume: String,
+    },
+    /// The volume is not unlocked.
+    #[error("{volume} is not unlocked")]
+    NotUnlocked {
         /// The node and the backing file.
         volume: String,
     },
@@ -284,15 +304,18 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::InvalidArgument { .. } => ErrorKind::InvalidArgs,
-            Self::AttachAbandoned | Self::MountAbandoned { .. } | Self::MountedByOthers => {
-                ErrorKind::AccessDenied
-            }
+            Self::AttachAbandoned
+            | Self::MountAbandoned { .. }
+            | Self::UnlockAbandoned { .. }
+            | Self::MountedByOthers => ErrorKind::AccessDenied,
             Self::Gone { .. }
             | Self::DetachedByOthers { .. }
             | Self::UnmountedByOthers { .. }
             | Self::NothingAttached { .. }
             | Self::NoPartition { .. }
             | Self::NotMounted { .. }
+            | Self::LockedByOthers { .. }
+            | Self::NotUnlocked { .. }
             | Self::NoDevice { .. } => ErrorKind::NotFound,
             Self::InUse { .. } | Self::Busy { .. } => ErrorKind::Busy,
             Self::WrongSecret { .. } => ErrorKind::WrongSecret,

@@ -54,7 +54,7 @@ pub struct Replaced {
 
 /// The copies of holds in the service manager's descriptor store, which outlive the daemon.
 pub trait StoredHolds: Send + Sync + 'static {
-    /// Whether the last daemon has left a hold of this device that was not adopted yet.
+    /// Whether the last daemon has left a hold of this device or mapping that was not adopted yet.
     fn has_stored_hold(&self, disk_sequence: DiskSequence) -> bool;
 
     /// Closes the holds that the last daemon has left and that were not adopted, except those of these devices.
@@ -181,8 +181,21 @@ pub trait Kernel: Udev + StoredHolds {
     /// `Kernel` if sysfs cannot be read.
     fn mappings(&self, number: u32) -> Result<Vec<(Option<u32>, Mapping)>, Error>;
 
-    /// Opens a hold of a mapping; `None` if it is gone. Released as any hold.
+    /// Opens a hold of a mapping; `None` if it is gone. It replaces a hold that the last daemon has left. Released as
+    /// any hold.
     fn hold_mapping<'a>(&'a self, mapping: &'a Mapping) -> BoxFuture<'a, Result<Option<Self::Hold>, Error>>;
+
+    /// Who uses a mapping: its mounts and the devices built on it, not the processes that have it open. None if it is
+    /// gone.
+    fn mapping_users<'a>(&'a self, mapping: &'a Mapping) -> BoxFuture<'a, Result<Users, Error>>;
+
+    /// Bytes of a mapping from an offset on; fewer at its end, none if it is gone.
+    fn read_mapping<'a>(
+        &'a self,
+        mapping: &'a Mapping,
+        offset: u64,
+        length: usize,
+    ) -> BoxFuture<'a, Result<Vec<u8>, Error>>;
 
     /// The mount table; `None` if it cannot be read. Never blocks.
     fn mounts(&self) -> Option<MountTable>;

@@ -29,6 +29,7 @@ mod unlocker;
 mod warning;
 
 // What the engine keeps.
+mod cleartexts;
 mod clock;
 mod engine;
 mod event_stream;
@@ -50,6 +51,7 @@ mod catch_up;
 mod change;
 mod detach;
 mod lifetime;
+mod lock;
 mod mount;
 mod mount_directory;
 mod observe;
@@ -92,7 +94,7 @@ pub use mounter::{Account, MountCommand, Mounter};
 pub use ownership::{Ownership, is_root};
 pub use quota::{Limits, Permit, Quota};
 pub use request::{AttachRequest, MountRequest};
-pub use saved::{MountDirectory, Phase, SavedAttachment, Store};
+pub use saved::{MountDirectory, Phase, SavedAttachment, SavedCleartext, Store};
 pub use settings::Settings;
 pub use snapshot::{Changes, PartitionSnapshot, Snapshot};
 pub use unlocker::{Closing, UnlockCommand, UnlockRequest, Unlocked, Unlocker};

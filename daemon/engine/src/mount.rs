@@ -7,13 +7,12 @@ use std::sync::Arc;
 
 use loopd_common::text::printable;
 use loopd_common::{ErrorKind, State};
-use tokio::time::Instant;
 use tracing::info;
 
 use crate::client::Caller;
 use crate::engine::Engine;
 use crate::error::Error;
-use crate::kernel::Kernel;
+use crate::kernel::{Device, Kernel};
 use crate::mount_plan::{Plan, PlannedVolume};
 use crate::mounter::{Account, MountCommand};
 use crate::operation::gone;
@@ -33,33 +32,31 @@ impl<K: Kernel> Engine<K> {
         wanted: &MountRequest,
         caller: &impl Caller,
     ) -> Result<PathBuf, Error> {
-        if wanted.filesystem.is_empty() && self.kernel.udev_runs() {
+        if wanted.filesystem.is_empty() {
             // If the attach did not wait for udev, the mount does.
-            let deadline = Instant::now() + self.settings().wait_for_udev;
-            let attachment = self.outline(volume.attachment);
-            let since = attachment.and_then(|found| found.ownership).map_or(0, |ownership| ownership.since);
-            self.await_udev(volume.attachment, since, deadline, Record::is_processed).await?;
+            self.await_probe(volume.attachment).await?;
         }
         let _alone = self.lock_device(volume.attachment).await?;
         self.refresh_mounts();
         let attachment = self.find(volume.attachment).ok_or_else(|| gone(volume.attachment))?;
         let _alone_with_file = self.mount_locks.lock(attachment.device.file()).await;
-        let mut found = VolumeState::of(&attachment, volume.partition)?;
+        let mut found = VolumeState::of(&attachment, volume)?;
         if wanted.filesystem.is_empty() {
-            self.look_again(&attachment, volume.partition, &mut found).await?;
+            self.look_again(&attachment, volume, &mut found).await?;
         }
         let account = self.mounter.account(caller.uid()).await;
-        let plan = self.plan(&attachment, &found, volume.partition, wanted, &account)?;
-        refuse_mounted(&attachment, &found, volume.partition)?;
+        let plan = self.plan(&attachment, &found, volume, wanted, &account)?;
+        refuse_mounted(&attachment, &found, volume)?;
         // Two file systems on the same bytes destroy each other. Before the superblock is checked: a file system that
         // is mounted through another device looks damaged here.
-        let (operation, bytes) = (format!("mount {}", found.shown(&attachment)), found.bytes());
-        let _claims = self.claim_others(&attachment.device, bytes, operation).await?;
+        let device = Device { read_only: found.read_only, ..attachment.device.clone() };
+        let operation = format!("mount {}", found.shown(&attachment));
+        let _claims = self.claim_others(&device, found.bytes.clone(), operation).await?;
         self.check_journal(&attachment, &found, &plan).await?;
         let members = self.check_superblock(&attachment, &found, &plan).await?;
         let name = crate::mount_name::of_volume(&found.file_system, &attachment);
         let directory = self.create_mount_directory(&account, &name).await?;
-        let advice = plan.advice(attachment.device.read_only);
+        let advice = plan.advice(found.read_only);
         let order = MountCommand {
             shown: found.shown(&attachment),
             device: found.node,
@@ -86,7 +83,7 @@ impl<K: Kernel> Engine<K> {
         &self,
         attachment: &Snapshot,
         found: &VolumeState,
-        partition: Option<u32>,
+        volume: VolumeId,
         wanted: &MountRequest,
         account: &Account,
     ) -> Result<Plan, Error> {
@@ -96,14 +93,16 @@ impl<K: Kernel> Engine<K> {
             return Err(Error::Busy { operation: format!("mount {shown}"), reason: reason.to_owned() });
         }
         let node = |number| attachment.device.partition_node(number);
-        let partitions = match partition {
-            None => attachment.partitions.iter().map(|shown| node(shown.partition.node.number)).collect(),
-            Some(_) => Vec::new(),
+        let partitions = match volume.partition {
+            None if !volume.is_cleartext => {
+                attachment.partitions.iter().map(|shown| node(shown.partition.node.number)).collect()
+            }
+            _ => Vec::new(),
         };
         let volume = PlannedVolume {
             shown,
             file_system: found.file_system.clone(),
-            read_only: attachment.device.read_only,
+            read_only: found.read_only,
             partitions,
         };
         Plan::new(&volume, wanted, &self.settings().mounting, account)
@@ -127,8 +126,10 @@ impl<K: Kernel> Engine<K> {
         if self.reap_if_gone(volume.attachment) {
             return Err(gone(volume.attachment));
         }
+        // So may the number of the mapping.
+        self.reap_cleartexts(volume.attachment);
         let attachment = self.find(volume.attachment).ok_or_else(|| gone(volume.attachment))?;
-        let found = VolumeState::of(&attachment, volume.partition)?;
+        let found = VolumeState::of(&attachment, volume)?;
         if !found.mount_points.contains(&order.directory) {
             return Err(Error::UnmountedByOthers { volume: order.shown.clone() });
         }
@@ -156,7 +157,7 @@ impl<K: Kernel> Engine<K> {
             let _alone = self.lock_device(volume.attachment).await?;
             self.refresh_mounts();
             let attachment = self.find(volume.attachment).ok_or_else(|| gone(volume.attachment))?;
-            let found = VolumeState::of(&attachment, volume.partition)?;
+            let found = VolumeState::of(&attachment, volume)?;
             if own_only && !found.mount_points.iter().all(|path| self.was_mounted_for(path, uid)) {
                 return Err(Error::MountedByOthers);
             }
@@ -200,7 +201,7 @@ impl<K: Kernel> Engine<K> {
 
     fn is_mounted_at(&self, volume: VolumeId, path: &Path) -> bool {
         let attachment = self.find(volume.attachment);
-        let found = attachment.and_then(|attachment| VolumeState::of(&attachment, volume.partition).ok());
+        let found = attachment.and_then(|attachment| VolumeState::of(&attachment, volume).ok());
         found.is_some_and(|found| found.mount_points.iter().any(|mounted| mounted == path))
     }
 
@@ -229,38 +230,32 @@ impl<K: Kernel> Engine<K> {
     pub fn is_mounted_for(self: &Arc<Self>, volume: VolumeId, uid: u32) -> bool {
         self.refresh_mounts();
         let attachment = self.find(volume.attachment);
-        let found = attachment.and_then(|attachment| VolumeState::of(&attachment, volume.partition).ok());
+        let found = attachment.and_then(|attachment| VolumeState::of(&attachment, volume).ok());
         found.is_some_and(|found| found.mount_points.iter().all(|path| self.was_mounted_for(path, uid)))
     }
 }
 
 /// A disk and its partitions share their bytes: writing to one damages the other.
-fn refuse_mounted(attachment: &Snapshot, found: &VolumeState, partition: Option<u32>) -> Result<(), Error> {
+fn refuse_mounted(attachment: &Snapshot, found: &VolumeState, volume: VolumeId) -> Result<(), Error> {
     let shown = found.shown(attachment);
     let refused = |reason: String| Err(Error::Busy { operation: format!("mount {shown}"), reason });
     if let Some(path) = found.mount_points.first() {
         return refused(format!("it is mounted on {} already", show(path)));
     }
-    let device = &attachment.device;
-    match partition {
-        Some(_) => match attachment.mount_points.first() {
-            Some(path) => refused(format!(
-                "the whole device {} is mounted on {}; unmount that first",
-                device.node(),
-                show(path)
-            )),
-            None => Ok(()),
-        },
-        None => {
-            let mounted = attachment.partitions.iter().find_map(|shown| {
-                Some((device.partition_node(shown.partition.node.number), shown.mount_points.first()?))
-            });
-            match mounted {
-                Some((node, path)) => {
-                    refused(format!("its partition {node} is mounted on {}; unmount that first", show(path)))
-                }
-                None => Ok(()),
-            }
+    // The kernel mounts no device that has a mapping.
+    if volume.is_cleartext {
+        return Ok(());
+    }
+    if let Some((_, node, cleartext)) = attachment.unlocked_with(volume.partition) {
+        return refused(format!("{node} is unlocked as {}; lock it first", cleartext.mapping.node()));
+    }
+    match (attachment.mounted_with(volume.partition), volume.partition) {
+        (None, _) => Ok(()),
+        (Some((node, path)), Some(_)) => {
+            refused(format!("the whole device {node} is mounted on {}; unmount that first", show(path)))
+        }
+        (Some((node, path)), None) => {
+            refused(format!("its partition {node} is mounted on {}; unmount that first", show(path)))
         }
     }
 }

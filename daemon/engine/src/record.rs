@@ -6,13 +6,15 @@ use std::sync::Arc;
 use loopd_common::{Lifetime, State};
 use tokio::sync::Notify;
 
+use crate::cleartext::CleartextSnapshot;
 use crate::client::ClientId;
 use crate::findings::{self, FileEnd, Findings};
-use crate::kernel::{Device, DiskSequence, FileSystem, Kernel, Partition, ProbeResult};
+use crate::kernel::{Device, DiskSequence, FileSystem, Kernel, Mapping, Partition, ProbeResult};
 use crate::lifecycle::Lifecycle;
 use crate::mount_table::MountTable;
 use crate::ownership::Ownership;
 use crate::quota::Permit;
+use crate::saved::SavedCleartext;
 use crate::snapshot::{PartitionSnapshot, Snapshot};
 use crate::warning::Silence;
 
@@ -67,6 +69,40 @@ pub(super) fn partitions_shown() -> usize {
     SHOWN.get()
 }
 
+/// The record of a cleartext.
+pub(super) struct CleartextRecord<K: Kernel> {
+    pub mapping: Mapping,
+    /// When it was unlocked: microseconds of `CLOCK_REALTIME`.
+    pub since: u64,
+    /// The user who unlocked it.
+    pub uid: u32,
+    pub file_system: FileSystem,
+    /// Keeps a mapping that is closed at its last close.
+    pub hold: Option<K::Hold>,
+    /// Whether it is closed with its last user, and not held any more.
+    pub closing: bool,
+    /// Counts against the user's limit.
+    pub _permit: Permit,
+}
+
+impl<K: Kernel> CleartextRecord<K> {
+    /// What clients can see of the cleartext.
+    pub fn show(&self, mounts: &MountTable) -> CleartextSnapshot {
+        CleartextSnapshot {
+            mapping: self.mapping.clone(),
+            since: self.since,
+            file_system: self.file_system.clone(),
+            mount_points: mounts.of(self.mapping.device_number).to_vec(),
+        }
+    }
+
+    /// What is to be saved of it.
+    pub fn saved(&self, partition: Option<u32>) -> SavedCleartext {
+        let Self { mapping: Mapping { disk_sequence, .. }, since, uid, closing, .. } = *self;
+        SavedCleartext { partition, disk_sequence, since, uid, closing }
+    }
+}
+
 /// The record of an attachment.
 pub(super) struct Record<K: Kernel> {
     pub device: Device,
@@ -75,6 +111,8 @@ pub(super) struct Record<K: Kernel> {
     pub file_system: FileSystem,
     /// By number.
     pub partitions: BTreeMap<u32, PartitionRecord>,
+    /// The cleartexts of partitions, and of the whole device (`None`).
+    pub cleartexts: BTreeMap<Option<u32>, CleartextRecord<K>>,
     /// What was found in the image at the last scan of the partitions.
     pub findings: Findings,
     /// What was found at the end of the backing file when loopd had it.
@@ -116,6 +154,7 @@ impl<K: Kernel> Record<K> {
             lifecycle: Lifecycle::Attached,
             file_system,
             partitions: BTreeMap::new(),
+            cleartexts: BTreeMap::new(),
             findings: Findings::default(),
             file_end: FileEnd::default(),
             silence: None,
@@ -149,11 +188,20 @@ impl<K: Kernel> Record<K> {
             state: self.lifecycle.state(),
             file_system: self.file_system.clone(),
             mount_points: mounts.of(self.device.device_number).to_vec(),
-            cleartext: None,
+            cleartext: self.show_cleartext(None, mounts),
             partitions: Vec::new(),
             warnings: findings::warnings(&self.device, &self.findings, self.file_end, self.silence),
             file_end: self.file_end,
+            saved_cleartexts: self
+                .cleartexts
+                .iter()
+                .map(|(part, cleartext)| cleartext.saved(*part))
+                .collect(),
         }
+    }
+
+    fn show_cleartext(&self, partition: Option<u32>, mounts: &MountTable) -> Option<CleartextSnapshot> {
+        self.cleartexts.get(&partition).map(|cleartext| cleartext.show(mounts))
     }
 
     /// Without partition scan if that makes no partitions.
@@ -170,7 +218,7 @@ impl<K: Kernel> Record<K> {
             partition: record.partition.clone(),
             file_system: record.file_system.clone(),
             mount_points: mounts.of(node.device_number).to_vec(),
-            cleartext: None,
+            cleartext: self.show_cleartext(Some(node.number), mounts),
         }
     }
 
@@ -201,10 +249,16 @@ impl<K: Kernel> Record<K> {
         self.unprocessed = self.partitions.values().filter(|partition| !partition.processed).count();
     }
 
-    /// Whether these device numbers include that of the device or of a partition.
+    /// Whether these device numbers include that of the device, of a partition or of a cleartext.
     pub fn is_among(&self, devices: &HashSet<(u32, u32)>) -> bool {
-        let mut partitions = self.partitions.values().map(|partition| partition.partition.node.device_number);
-        devices.contains(&self.device.device_number) || partitions.any(|device| devices.contains(&device))
+        self.device_numbers().any(|device| devices.contains(&device))
+    }
+
+    /// The numbers of the device, its partitions and its cleartexts.
+    fn device_numbers(&self) -> impl Iterator<Item = (u32, u32)> {
+        let partitions = self.partitions.values().map(|record| record.partition.node.device_number);
+        let cleartexts = self.cleartexts.values().map(|cleartext| cleartext.mapping.device_number);
+        std::iter::once(self.device.device_number).chain(partitions).chain(cleartexts)
     }
 
     /// The client that the attachment ends with, or that waits for the attach.
@@ -266,10 +320,7 @@ impl<K: Kernel> Record<K> {
     }
 
     fn is_mounted(&self, mounts: &MountTable) -> bool {
-        let partitions = self.partitions.values().map(|record| record.partition.node.device_number);
-        std::iter::once(self.device.device_number)
-            .chain(partitions)
-            .any(|device| !mounts.of(device).is_empty())
+        self.device_numbers().any(|device| !mounts.of(device).is_empty())
     }
 
     /// Whether the attachment belongs to this client and waits for its first mount.

@@ -1,6 +1,6 @@
 //! Adopts the attachments and mounts of the last daemon.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use loopd_common::Lifetime;
@@ -34,6 +34,7 @@ impl<K: Kernel> Engine<K> {
                 node_made: record.node_made,
                 next_file: None,
                 file_end: record.file_end,
+                cleartexts: Vec::new(),
             })
         });
         saved.map_or(Ok(()), |saved| self.state_writer.write(saved))
@@ -322,6 +323,7 @@ impl<K: Kernel> Engine<K> {
             lifecycle,
             file_system,
             partitions,
+            cleartexts: BTreeMap::new(),
             // Read again with the partitions, which follow.
             findings: Findings::default(),
             file_end: if same_file { saved.file_end } else { FileEnd::default() },

@@ -62,6 +62,23 @@ pub struct SavedAttachment {
     pub next_file: Option<FileIdentity>,
     /// The end of the backing file, which cannot be read through the device.
     pub file_end: FileEnd,
+    /// The cleartexts of its volumes.
+    pub cleartexts: Vec<SavedCleartext>,
+}
+
+/// What neither the kernel nor udev knows of a cleartext.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SavedCleartext {
+    /// N of `/dev/loop0pN`; `None` for the whole device.
+    pub partition: Option<u32>,
+    /// The disk sequence of the mapping.
+    pub disk_sequence: DiskSequence,
+    /// When it was unlocked: microseconds of `CLOCK_REALTIME`.
+    pub since: u64,
+    /// The user who unlocked it.
+    pub uid: u32,
+    /// Whether it was locked lazily: it is closed with its last user.
+    pub closing: bool,
 }
 
 impl SavedAttachment {
@@ -84,6 +101,7 @@ impl SavedAttachment {
             node_made: before.is_some_and(|before| before.node_made),
             next_file: unchanged.and_then(|before| before.next_file),
             file_end: newer.map_or(snapshot.file_end, |before| before.file_end),
+            cleartexts: snapshot.saved_cleartexts.clone(),
         })
     }
 
@@ -173,6 +191,7 @@ mod tests {
             node_made: true,
             next_file,
             file_end: FileEnd::default(),
+            cleartexts: Vec::new(),
         }
     }
 

@@ -1,7 +1,7 @@
 //! What clients can see of an attachment, and how it changed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use loopd_common::State;
 
@@ -9,6 +9,7 @@ use crate::cleartext::CleartextSnapshot;
 use crate::findings::FileEnd;
 use crate::kernel::{Device, DiskSequence, FileSystem, Partition};
 use crate::ownership::{Ownership, is_root};
+use crate::saved::SavedCleartext;
 use crate::warning::Warning;
 
 /// What clients can see of a partition.
@@ -47,6 +48,8 @@ pub struct Snapshot {
     pub warnings: Vec<Warning>,
     /// What was found at the end of the backing file; to be saved.
     pub file_end: FileEnd,
+    /// What is to be saved of its cleartexts, and of those of its partitions.
+    pub saved_cleartexts: Vec<SavedCleartext>,
 }
 
 /// The changes of an attachment.
@@ -91,6 +94,49 @@ impl Changes {
 }
 
 impl Snapshot {
+    /// The cleartext of a partition, or of the whole device (`None`).
+    pub(super) fn cleartext_of(&self, partition: Option<u32>) -> Option<&CleartextSnapshot> {
+        let Some(number) = partition else { return self.cleartext.as_ref() };
+        let found = self.partitions.iter().find(|shown| shown.partition.node.number == number);
+        found.and_then(|shown| shown.cleartext.as_ref())
+    }
+
+    /// The cleartexts of the whole device and of its partitions, each with the number of the partition.
+    pub(super) fn cleartexts(&self) -> impl Iterator<Item = (Option<u32>, &CleartextSnapshot)> {
+        let of_partitions = self
+            .partitions
+            .iter()
+            .filter_map(|shown| Some((Some(shown.partition.node.number), shown.cleartext.as_ref()?)));
+        self.cleartext.iter().map(|cleartext| (None, cleartext)).chain(of_partitions)
+    }
+
+    /// The first cleartext of a volume that shares its bytes with a partition, or with the whole device (`None`), with
+    /// the number of the partition and the node of that volume.
+    pub(super) fn unlocked_with(
+        &self,
+        partition: Option<u32>,
+    ) -> Option<(Option<u32>, String, &CleartextSnapshot)> {
+        let shares = |of: &Option<u32>| of.is_none() || partition.is_none() || *of == partition;
+        let (of, cleartext) = self.cleartexts().find(|(of, _)| shares(of))?;
+        let node = of.map_or_else(|| self.device.node(), |number| self.device.partition_node(number));
+        Some((of, node, cleartext))
+    }
+
+    /// A mount that shares its bytes with a partition, or with the whole device (`None`): the node and the directory.
+    pub(super) fn mounted_with(&self, partition: Option<u32>) -> Option<(String, &Path)> {
+        let whole = self.mount_points.first().map(|path| (self.device.node(), path.as_path()));
+        whole.or_else(|| {
+            let shown = self
+                .partitions
+                .iter()
+                .filter(|shown| partition.is_none_or(|number| number == shown.partition.node.number));
+            shown.into_iter().find_map(|shown| {
+                let node = self.device.partition_node(shown.partition.node.number);
+                Some((node, shown.mount_points.first()?.as_path()))
+            })
+        })
+    }
+
     /// The uid that it belongs to.
     pub(super) fn owner(&self) -> Option<u32> {
         self.ownership.as_ref().map(|ownership| ownership.uid)
@@ -108,11 +154,13 @@ impl Snapshot {
             partitions: _,
             warnings,
             file_end,
+            saved_cleartexts,
         } = self;
         (*id, device, ownership, *state) == (other.id, &other.device, &other.ownership, other.state)
             && (file_system, mount_points, cleartext)
                 == (&other.file_system, &other.mount_points, &other.cleartext)
-            && (warnings, file_end) == (&other.warnings, &other.file_end)
+            && (warnings, file_end, saved_cleartexts)
+                == (&other.warnings, &other.file_end, &other.saved_cleartexts)
     }
 }
 

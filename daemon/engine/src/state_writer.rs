@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::event::Event;
 use crate::findings::FileEnd;
 use crate::kernel::{DiskSequence, FileIdentity};
-use crate::saved::{MountDirectory, SavedAttachment, Store};
+use crate::saved::{MountDirectory, SavedAttachment, SavedCleartext, Store};
 use crate::snapshot::Snapshot;
 
 /// Announces that a device is about to be made. It remains after an attach that was not finished: the next daemon
@@ -123,6 +123,16 @@ impl StateWriter {
             let before = before?.clone();
             let file_end = if before.disk_sequence == disk_sequence { before.file_end } else { file_end };
             Some(SavedAttachment { next_file: None, disk_sequence, file_end, ..before })
+        })
+    }
+
+    /// Saves a new cleartext of an attachment. Does nothing for a foreign device.
+    pub fn add_cleartext(&self, id: DiskSequence, cleartext: SavedCleartext) -> Result<(), Error> {
+        self.rewrite(id, |before| {
+            let before = before?.clone();
+            let others = before.cleartexts.into_iter().filter(|known| known.partition != cleartext.partition);
+            let cleartexts = others.chain([cleartext]).collect();
+            Some(SavedAttachment { cleartexts, ..before })
         })
     }
 

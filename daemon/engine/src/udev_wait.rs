@@ -19,6 +19,20 @@ const SILENT_AFTER: Duration = Duration::from_millis(700);
 const SILENT_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 impl<K: Kernel> Engine<K> {
+    /// Waits until udev has probed an attachment and its partitions, if udev runs.
+    ///
+    /// # Errors
+    /// `Timeout`. The attachment may have ended.
+    pub(super) async fn await_probe(self: &Arc<Self>, id: DiskSequence) -> Result<(), Error> {
+        if !self.kernel.udev_runs() {
+            return Ok(());
+        }
+        let deadline = Instant::now() + self.settings().wait_for_udev;
+        let ownership = self.outline(id).and_then(|found| found.ownership);
+        let since = ownership.map_or(0, |ownership| ownership.since);
+        self.await_udev(id, since, deadline, Record::is_processed).await
+    }
+
     /// Waits until udev has processed enough of an attachment that `done` is true, or until it is clear that nothing
     /// will be heard of it: then the attachment has a warning. `since` is a time before that of the awaited
     /// events, in microseconds of `CLOCK_REALTIME`.

@@ -1,14 +1,41 @@
-//! Unlocks encrypted volumes, and locks them again.
+//! Unlocks encrypted volumes. A step that fails undoes the steps before it.
 
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::cleartext::{CleartextSnapshot, MappingEvent};
+use loopd_common::text::printable;
+use loopd_common::{EncryptionType, Lifetime, State};
+use tracing::info;
+
+use crate::cleartext::{CleartextSnapshot, mapping_name};
 use crate::client::Caller;
+use crate::clock::microseconds_now;
 use crate::engine::Engine;
 use crate::error::Error;
-use crate::kernel::Kernel;
-use crate::unlocker::UnlockRequest;
-use crate::volume::VolumeId;
+use crate::kernel::{Device, FileSystem, Kernel, Mapping};
+use crate::operation::gone;
+use crate::quota::Permit;
+use crate::record::CleartextRecord;
+use crate::snapshot::Snapshot;
+use crate::unlocker::{Closing, UnlockCommand, UnlockRequest, Unlocked};
+use crate::volume::{VolumeId, VolumeState};
+
+/// How long undoing an unlock may take: the caller waits for it.
+const UNDO: Duration = Duration::from_secs(5);
+
+/// A volume that is being unlocked.
+struct Unlocking {
+    volume: VolumeId,
+    /// The node and the backing file, for messages.
+    shown: String,
+    /// N of `/dev/loopN`.
+    number: u32,
+    /// The name of the mapping.
+    name: String,
+    /// When the mapping is closed.
+    closing: Closing,
+}
 
 impl<K: Kernel> Engine<K> {
     /// Unlocks a volume for the caller.
@@ -21,23 +48,241 @@ impl<K: Kernel> Engine<K> {
         request: UnlockRequest<K::File>,
         caller: &impl Caller,
     ) -> Result<CleartextSnapshot, Error> {
-        let _ = (volume, request, caller);
-        todo!("unlock")
+        if request.kind.is_none() {
+            // If the attach did not wait for udev, the unlock does.
+            self.await_probe(volume.attachment).await?;
+        }
+        let _alone = self.lock_device(volume.attachment).await?;
+        self.refresh_mounts();
+        let attachment = self.find(volume.attachment).ok_or_else(|| gone(volume.attachment))?;
+        let _alone_with_file = self.mount_locks.lock(attachment.device.file()).await;
+        let found = VolumeState::of(&attachment, volume)?;
+        let kind = self.encryption_of(&attachment, &found, volume, &request)?;
+        self.refuse_used(&attachment, &found, volume)?;
+        let permit = self.cleartext_quota.acquire(caller.uid())?;
+        let shown = found.shown(&attachment);
+        // Two file systems on the same bytes destroy each other. The mapping is what can be written to.
+        let device = Device { read_only: found.read_only || request.read_only, ..attachment.device.clone() };
+        let _claims = self.claim_others(&device, found.bytes.clone(), operation(&shown)).await?;
+        let unlocking = Unlocking {
+            volume,
+            shown: shown.clone(),
+            number: device.number,
+            name: mapping_name(volume.attachment, volume.partition),
+            closing: closing_of(&attachment),
+        };
+        let command = UnlockCommand {
+            device: found.node,
+            device_number: found.device_number,
+            shown,
+            name: unlocking.name.clone(),
+            kind,
+            request: UnlockRequest { read_only: device.read_only, ..request },
+            timeout: self.settings().wait_for_unlock,
+        };
+        let unlocked = self.run_unlock(command, caller).await;
+        let kept = match unlocked {
+            Ok(unlocked) => self.keep_unlocked(&unlocking, unlocked, permit, caller).await,
+            Err(error) => Err(error),
+        };
+        if kept.is_err() {
+            self.undo_unlock(&unlocking).await;
+        }
+        if let Ok(cleartext) = &kept {
+            audit("unlocked", &unlocking.shown, caller.uid(), &cleartext.mapping);
+        }
+        kept
     }
 
-    /// Locks a volume. Not lazy: returns when the cleartext is gone, or fails with `Busy` and has changed nothing.
-    /// Lazy: returns at once, and the cleartext goes with its last user.
+    /// How a volume is encrypted.
     ///
     /// # Errors
-    /// `NotFound` if it is not unlocked; `Busy`, `Timeout`, `Kernel`.
-    pub async fn lock(self: &Arc<Self>, volume: VolumeId, lazy: bool) -> Result<(), Error> {
-        let _ = (volume, lazy);
-        todo!("lock")
+    /// `NotSupported` if it is not known to be, or may not be unlocked; `Busy` if it is being detached.
+    fn encryption_of(
+        &self,
+        attachment: &Snapshot,
+        found: &VolumeState,
+        volume: VolumeId,
+        request: &UnlockRequest<K::File>,
+    ) -> Result<EncryptionType, Error> {
+        let shown = found.shown(attachment);
+        let refused = |reason: String| Err(Error::NotSupported { operation: operation(&shown), reason });
+        if attachment.state == State::Detaching {
+            let reason = "it is being detached; take that back first (SetLifetime), or wait until its last user is gone";
+            return Err(Error::Busy { operation: operation(&shown), reason: reason.to_owned() });
+        }
+        if volume.is_cleartext {
+            return refused("it is a cleartext, and what is encrypted in it is not unlocked".to_owned());
+        }
+        let has_table = volume.partition.is_none() && !attachment.partitions.is_empty();
+        let kind = match kind_of(&found.file_system, request) {
+            Err(reason) => return refused(reason),
+            Ok(_) if has_table && found.file_system.usage != CRYPTO => {
+                return refused("it has a partition table; unlock one of its partitions".to_owned());
+            }
+            Ok(kind) => kind,
+        };
+        let allowed = self.settings().unlock_types;
+        if !allowed.contains(&kind) {
+            let all: Vec<&str> = allowed.iter().map(|kind| kind.as_str()).collect();
+            return refused(format!(
+                "the type {kind} is not among those that may be unlocked here ({}); an administrator can add it \
+                 (unlock-types in /etc/loopd/loopd.toml), or unlock it as root",
+                all.join(", ")
+            ));
+        }
+        Ok(kind)
     }
 
-    /// Handles an event of a mapping.
-    pub fn observe_mapping(self: &Arc<Self>, event: &MappingEvent) {
-        let _ = event;
-        todo!("observe_mapping")
+    /// Refuses a volume whose bytes this device shows mounted or mapped.
+    fn refuse_used(&self, attachment: &Snapshot, found: &VolumeState, volume: VolumeId) -> Result<(), Error> {
+        let busy =
+            |reason: String| Err(Error::Busy { operation: operation(&found.shown(attachment)), reason });
+        if let Some((node, path)) = attachment.mounted_with(volume.partition) {
+            return busy(format!("{node} is mounted on {}; unmount that first", show(path)));
+        }
+        for (partition, mapping) in self.kernel.mappings(attachment.device.number)? {
+            // A disk and its partitions share their bytes.
+            if partition.is_some() && volume.partition.is_some() && partition != volume.partition {
+                continue;
+            }
+            let known = attachment.cleartext_of(partition).is_some_and(|known| known.mapping.is(&mapping));
+            return busy(match known {
+                true if partition == volume.partition => {
+                    format!("it is unlocked as {} already", mapping.node())
+                }
+                true => format!(
+                    "{} is unlocked as {}; lock it first",
+                    node(attachment, partition),
+                    mapping.node()
+                ),
+                false => {
+                    format!("{} is held by {}; end that first", node(attachment, partition), mapping.shown())
+                }
+            });
+        }
+        Ok(())
     }
+
+    /// Makes the mapping, unless the caller disconnects or the daemon stops.
+    async fn run_unlock(
+        &self,
+        command: UnlockCommand<K::File>,
+        caller: &impl Caller,
+    ) -> Result<Box<dyn Unlocked>, Error> {
+        let volume = command.shown.clone();
+        tokio::select! {
+            biased;
+            () = caller.disconnected() => Err(Error::UnlockAbandoned { volume }),
+            () = self.aborted() => Err(Error::UnlockAbandoned { volume }),
+            unlocked = self.unlocker.unlock(command) => unlocked,
+        }
+    }
+
+    /// Holds the mapping, and records it.
+    async fn keep_unlocked(
+        self: &Arc<Self>,
+        unlocking: &Unlocking,
+        unlocked: Box<dyn Unlocked>,
+        permit: Permit,
+        caller: &impl Caller,
+    ) -> Result<CleartextSnapshot, Error> {
+        let volume = unlocking.volume;
+        let locked = || Error::LockedByOthers { volume: unlocking.shown.clone() };
+        let mapping = self.find_mapping(unlocking)?.ok_or_else(locked)?;
+        let hold = match unlocking.closing {
+            Closing::AtLastClose => Some(self.kernel.hold_mapping(&mapping).await?.ok_or_else(locked)?),
+            Closing::OnRequest => None,
+        };
+        if let Err(error) = unlocked.keep(unlocking.closing).await {
+            if let Some(hold) = hold {
+                self.kernel.release(hold).await;
+            }
+            return Err(error);
+        }
+        let file_system = self.kernel.stored_mapping(mapping.number).unwrap_or_default();
+        let (since, uid) = (microseconds_now(), caller.uid());
+        let record =
+            CleartextRecord { mapping, since, uid, file_system, hold, closing: false, _permit: permit };
+        let saved = record.saved(volume.partition);
+        if let Some(hold) = self.record_cleartext(volume, record) {
+            self.kernel.release(hold).await;
+        }
+        // One that is not saved is closed by the next daemon.
+        self.state_writer.add_cleartext(volume.attachment, saved)?;
+        self.reap_cleartexts(volume.attachment);
+        if caller.is_disconnected() {
+            return Err(Error::UnlockAbandoned { volume: unlocking.shown.clone() });
+        }
+        let attachment = self.find(volume.attachment).ok_or_else(|| gone(volume.attachment))?;
+        attachment.cleartext_of(volume.partition).cloned().ok_or_else(locked)
+    }
+
+    fn find_mapping(&self, unlocking: &Unlocking) -> Result<Option<Mapping>, Error> {
+        let mappings = self.kernel.mappings(unlocking.number)?.into_iter();
+        let mut made = mappings.filter(|(partition, _)| *partition == unlocking.volume.partition);
+        Ok(made.find(|(_, mapping)| mapping.name == unlocking.name).map(|(_, mapping)| mapping))
+    }
+
+    /// Closes what was made, and waits a bounded time for that.
+    async fn undo_unlock(self: &Arc<Self>, unlocking: &Unlocking) {
+        let VolumeId { attachment, partition, .. } = unlocking.volume;
+        let hold = self.begin_closing(attachment, partition);
+        if let Some(hold) = hold {
+            self.kernel.release(hold).await;
+        }
+        let name = unlocking.name.clone();
+        if let Err(error) = self.unlocker.set_closing(name, Closing::AtLastClose, UNDO).await {
+            tracing::warn!("{} may be left unlocked: {error}", unlocking.shown);
+        }
+        self.await_closed(attachment, partition).await;
+    }
+}
+
+/// `ID_FS_USAGE` of an encrypted volume.
+const CRYPTO: &str = "crypto";
+
+/// When the mapping of a volume of this attachment is closed.
+pub(super) fn closing_of(attachment: &Snapshot) -> Closing {
+    match attachment.ownership.as_ref().map(|ownership| ownership.lifetime) {
+        Some(Lifetime::Client | Lifetime::Mount) => Closing::AtLastClose,
+        Some(Lifetime::Persistent) | None => Closing::OnRequest,
+    }
+}
+
+/// The type that is requested, or that udev has found.
+fn kind_of<F>(found: &FileSystem, request: &UnlockRequest<F>) -> Result<EncryptionType, String> {
+    let requested = request.kind.or_else(|| request.header.is_some().then_some(EncryptionType::Luks));
+    match (found.usage.as_str(), found.kind.as_str(), requested) {
+        (CRYPTO | "", _, Some(kind)) => Ok(kind),
+        (CRYPTO, "crypto_LUKS", None) => Ok(EncryptionType::Luks),
+        (CRYPTO, "BitLocker", None) => Ok(EncryptionType::BitLocker),
+        (CRYPTO, other, None) => {
+            Err(format!("it is encrypted as {}, which loopd does not unlock", printable(other.as_bytes())))
+        }
+        ("", _, None) => {
+            Err("it is not known to be encrypted; name the type (option type) if you know better".to_owned())
+        }
+        (_, kind, _) => Err(format!("it is not encrypted: it is {}", printable(kind.as_bytes()))),
+    }
+}
+
+fn operation(shown: &str) -> String {
+    format!("unlock {shown}")
+}
+
+fn node(attachment: &Snapshot, partition: Option<u32>) -> String {
+    match partition {
+        None => attachment.device.node(),
+        Some(number) => attachment.device.partition_node(number),
+    }
+}
+
+fn show(path: &Path) -> String {
+    printable(path.as_os_str().as_encoded_bytes())
+}
+
+/// Logs a change of a cleartext, for the administrator.
+fn audit(event: &str, shown: &str, uid: u32, mapping: &Mapping) {
+    info!(uid, cleartext = mapping.node(), "{event}: {shown}");
 }

@@ -62,25 +62,28 @@ pub enum Closing {
     OnRequest,
 }
 
-/// A mapping that was just made. It is closed again if this is dropped, also by the daemon's death.
+/// A mapping that was just made. It is closed again if this is dropped, also by the daemon's death; at its last close
+/// if it is in use.
 pub trait Unlocked: Send + 'static {
     /// Keeps the mapping.
     ///
     /// # Errors
-    /// The program has ended; the mapping is closed.
+    /// The program has ended, and the mapping may be left.
     fn keep(self: Box<Self>, closing: Closing) -> BoxFuture<'static, Result<(), Error>>;
 }
 
 /// Unlocks volumes.
 pub trait Unlocker<F>: Send + Sync + 'static {
     /// Makes the mapping. Fails with `WrongSecret`, `InvalidArgs` for a secret that cannot be read, `NotSupported`
-    /// if a program or the service manager is missing, `Timeout`, `Busy`.
+    /// if a program or the service manager is missing, `Timeout`, `Busy`. Dropping the future has the effect of
+    /// dropping its result.
     fn unlock(&self, command: UnlockCommand<F>) -> BoxFuture<'_, Result<Box<dyn Unlocked>, Error>>;
 
-    /// Closes a mapping. Does nothing if it is gone. Fails with `Busy` if it is in use.
+    /// Closes a mapping, also one that is being made. Does nothing if it is gone. Fails with `Busy` if it is in use.
     fn close(&self, name: String, timeout: Duration) -> BoxFuture<'_, Result<(), Error>>;
 
-    /// Sets when a mapping is closed. Does nothing if it is gone.
+    /// Sets when a mapping is closed. With `AtLastClose` one that is not in use is closed now. Does nothing if it is
+    /// gone.
     fn set_closing(
         &self,
         name: String,

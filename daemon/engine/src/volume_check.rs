@@ -10,7 +10,7 @@ use crate::ownership::is_root;
 use crate::signature::LENGTH;
 use crate::snapshot::Snapshot;
 use crate::superblock::Btrfs;
-use crate::volume::VolumeState;
+use crate::volume::{VolumeId, VolumeState};
 
 impl<K: Kernel> Engine<K> {
     /// Looks at a volume again if udev knows no file system in it, or one that is provably gone: it may have been made
@@ -21,16 +21,16 @@ impl<K: Kernel> Engine<K> {
     pub(super) async fn look_again(
         &self,
         attachment: &Snapshot,
-        partition: Option<u32>,
+        volume: VolumeId,
         found: &mut VolumeState,
     ) -> Result<(), Error> {
-        let has_partitions = partition.is_none() && !attachment.partitions.is_empty();
+        let is_disk = volume.partition.is_none() && !volume.is_cleartext;
+        let has_partitions = is_disk && !attachment.partitions.is_empty();
         if has_partitions || !matches!(found.file_system.usage.as_str(), "" | "filesystem") {
             return Ok(());
         }
-        let device = &attachment.device;
         let length = usize::try_from(found.size).map_or(LENGTH, |size| size.min(LENGTH));
-        let start = self.kernel.read(device.number, device.disk_sequence, found.start, length).await?;
+        let start = self.read_volume(attachment, found, 0, length).await?;
         let known = found.file_system.kind.as_str();
         if !known.is_empty() && !crate::signature::is_gone(known, &start) {
             return Ok(());
@@ -46,13 +46,33 @@ impl<K: Kernel> Engine<K> {
         }
         let Some(seen) = all.pop() else { return Ok(()) };
         found.file_system = seen.clone();
-        match partition {
+        match volume.partition {
+            _ if volume.is_cleartext => self.update(attachment.id, |record| {
+                let cleartext = record.cleartexts.get_mut(&volume.partition);
+                cleartext.into_iter().for_each(|cleartext| cleartext.file_system = seen.clone());
+            }),
             None => self.update_outline(attachment.id, |record| record.file_system = seen),
             Some(number) => {
                 self.update_partition(attachment.id, number, |partition| partition.file_system = seen)
             }
         }
         Ok(())
+    }
+
+    /// Bytes of a volume from an offset on.
+    async fn read_volume(
+        &self,
+        attachment: &Snapshot,
+        found: &VolumeState,
+        offset: u64,
+        length: usize,
+    ) -> Result<Vec<u8>, Error> {
+        let device = &attachment.device;
+        let start = found.bytes.start.saturating_add(offset);
+        match &found.mapping {
+            Some(mapping) => self.kernel.read_mapping(mapping, offset, length).await,
+            None => self.kernel.read(device.number, device.disk_sequence, start, length).await,
+        }
     }
 
     /// Refuses a read-only device with a journal to replay. The kernel's error would only name the device read-only.
@@ -63,12 +83,10 @@ impl<K: Kernel> Engine<K> {
         plan: &Plan,
     ) -> Result<(), Error> {
         let journal = crate::journal::Journal::of(&plan.kind);
-        let Some(journal) = journal.filter(|_| attachment.device.read_only && !plan.skips_journal) else {
+        let Some(journal) = journal.filter(|_| found.read_only && !plan.skips_journal) else {
             return Ok(());
         };
-        let device = &attachment.device;
-        let offset = found.start + journal.offset;
-        let bytes = self.kernel.read(device.number, device.disk_sequence, offset, journal.length).await?;
+        let bytes = self.read_volume(attachment, found, journal.offset, journal.length).await?;
         if !journal.needs_replay(&bytes) {
             return Ok(());
         }
@@ -86,11 +104,9 @@ impl<K: Kernel> Engine<K> {
         found: &VolumeState,
         plan: &Plan,
     ) -> Result<Vec<String>, Error> {
-        let device = &attachment.device;
         let mut parts = Vec::new();
         for (offset, length) in crate::superblock::extents(&plan.kind) {
-            let offset = found.start + offset;
-            parts.push(self.kernel.read(device.number, device.disk_sequence, offset, *length).await?);
+            parts.push(self.read_volume(attachment, found, *offset, *length).await?);
         }
         if let Some(reason) = crate::superblock::refusal(&plan.kind, &parts, plan.skips_journal) {
             return Err(not_supported(found, attachment, reason));
@@ -152,7 +168,9 @@ impl<K: Kernel> Engine<K> {
             let partitions = shown.partitions.iter().filter(|partition| has(&partition.file_system));
             let nodes =
                 partitions.map(|partition| shown.device.partition_node(partition.partition.node.number));
-            disk.into_iter().chain(nodes).collect::<Vec<_>>()
+            let cleartexts = shown.cleartexts().filter(|(_, cleartext)| has(&cleartext.file_system));
+            let mapped = cleartexts.map(|(_, cleartext)| cleartext.mapping.node());
+            disk.into_iter().chain(nodes).chain(mapped).collect::<Vec<_>>()
         };
         self.list().iter().filter(|shown| is_own(shown)).flat_map(volumes).collect()
     }

@@ -1,9 +1,10 @@
-//! A read-only descriptor of a loop device, which keeps an autoclear device attached.
+//! A read-only descriptor of a loop device, which keeps an autoclear device attached, or of a mapping, which keeps one
+//! that is closed with its last user.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use loopd_engine::Error;
 use loopd_engine::kernel::DiskSequence;
+use loopd_engine::{Error, Mapping};
 
 use crate::descriptor_store::DescriptorStore;
 use crate::device;
@@ -24,6 +25,12 @@ impl Hold {
     pub fn open(number: u32, disk_sequence: DiskSequence) -> Result<Option<Self>, Error> {
         let descriptor = device::open_attached(number, disk_sequence)?;
         Ok(descriptor.map(|descriptor| Self { descriptor, disk_sequence }))
+    }
+
+    /// Opens a mapping; `None` if it is gone.
+    pub fn open_mapping(mapping: &Mapping) -> Result<Option<Self>, Error> {
+        let descriptor = device::open_mapping(mapping)?;
+        Ok(descriptor.map(|descriptor| Self { descriptor, disk_sequence: mapping.disk_sequence }))
     }
 
     /// The disk sequence of the device.

@@ -18,7 +18,7 @@ use crate::descriptor_store::DescriptorStore;
 use crate::hold::Hold;
 use crate::numbers::{Claim, Control, Numbers};
 use crate::shared::Shared;
-use crate::sysfs::{self, loop_device};
+use crate::sysfs::{self, Block, loop_device};
 use crate::untrusted::{Untrusted, unmarked};
 use crate::{
     attach, backing_file, change, detach, device, difference, mounts, overlapping, partitions, release,
@@ -66,8 +66,7 @@ impl Linux {
 
 impl Udev for Linux {
     fn stored_mapping(&self, number: u32) -> Option<FileSystem> {
-        let _ = number;
-        todo!("mappings")
+        udev::stored_mapping(number)
     }
 
     fn udev_runs(&self) -> bool {
@@ -284,12 +283,34 @@ impl Kernel for Linux {
     }
 
     fn mappings(&self, number: u32) -> Result<Vec<(Option<u32>, Mapping)>, Error> {
-        let _ = number;
-        todo!("mappings")
+        let found = sysfs::cleartexts(&Block::of_loop(number));
+        found.map_err(|source| Error::Io {
+            operation: format!("determine the cleartexts of {}", node(number)),
+            source,
+        })
     }
 
     fn hold_mapping<'a>(&'a self, mapping: &'a Mapping) -> BoxFuture<'a, Result<Option<Hold>, Error>> {
+        let mapping = mapping.clone();
+        self.blocking(move |shared| {
+            let hold = Hold::open_mapping(&mapping)?;
+            hold.iter().for_each(|hold| hold.store(&*shared.fd_store));
+            Ok(hold)
+        })
+    }
+
+    fn mapping_users<'a>(&'a self, mapping: &'a Mapping) -> BoxFuture<'a, Result<Users, Error>> {
         let _ = mapping;
+        todo!("mappings")
+    }
+
+    fn read_mapping<'a>(
+        &'a self,
+        mapping: &'a Mapping,
+        offset: u64,
+        length: usize,
+    ) -> BoxFuture<'a, Result<Vec<u8>, Error>> {
+        let _ = (mapping, offset, length);
         todo!("mappings")
     }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use loopd_engine::kernel::{DiskSequence, FileSystem, ProbeResult, TableEntry};
-use loopd_engine::{Error, Uevent};
+use loopd_engine::{Error, MappingEvent, Uevent};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use tokio::io::Interest;
@@ -34,6 +34,8 @@ const AT_ONCE: usize = 8;
 pub enum Notice {
     /// A loop device changed.
     Uevent(Box<Uevent>),
+    /// A mapping changed.
+    Mapping(Box<MappingEvent>),
     /// Events were lost, and udev is idle since: everything has to be read again.
     Lost,
 }
@@ -112,8 +114,8 @@ async fn drain(socket: &Socket, publish: &mut impl FnMut(Notice)) -> bool {
     for read_at_once in 1usize.. {
         match socket.socket.iter().next() {
             Some(event) => {
-                if let Some(uevent) = read(&event, socket.from_udev) {
-                    publish(Notice::Uevent(Box::new(uevent)));
+                if let Some(notice) = read(&event, socket.from_udev) {
+                    publish(notice);
                 }
             }
             // The crate reports an overflow as "no event"; libudev has left the errno.
@@ -185,17 +187,43 @@ fn nodes_with_uuid(uuid: &str) -> std::io::Result<Vec<String>> {
     Ok(enumerator.scan_devices()?.filter_map(node).collect())
 }
 
-fn read(event: &udev::Event, from_udev: bool) -> Option<Uevent> {
-    let (number, partition) = numbers(event.sysname().to_str()?)?;
+fn read(event: &udev::Event, from_udev: bool) -> Option<Notice> {
+    let name = event.sysname().to_str()?;
     let disk_sequence = text(event.property_value("DISKSEQ")).parse().ok().map(DiskSequence);
-    Some(Uevent {
+    let removed = event.event_type() == udev::EventType::Remove;
+    if let Some(number) = mapping_number(name) {
+        // A mapping is added before it has a table. udev probes it at a change.
+        let is_probed = from_udev && event.event_type() == udev::EventType::Change && is_ready(event);
+        let file_system = is_probed.then(|| file_system(event));
+        return Some(Notice::Mapping(Box::new(MappingEvent { number, removed, disk_sequence, file_system })));
+    }
+    let (number, partition) = numbers(name)?;
+    Some(Notice::Uevent(Box::new(Uevent {
         number,
         partition,
-        removed: event.event_type() == udev::EventType::Remove,
+        removed,
         disk_sequence,
         processed: from_udev.then(|| found(event)),
         resized: event.property_value("RESIZE").is_some(),
-    })
+    })))
+}
+
+/// The number in `dm-0`.
+fn mapping_number(name: &str) -> Option<u32> {
+    name.strip_prefix("dm-")?.parse().ok()
+}
+
+/// Whether the rules of dmsetup let other rules act on a mapping: it has a table and is not suspended. Without those
+/// rules, udev probes no mapping.
+fn is_ready(mapping: &udev::Device) -> bool {
+    mapping.property_value("DM_UDEV_DISABLE_OTHER_RULES_FLAG").is_none_or(|flag| flag != "1")
+}
+
+/// The file system on a mapping by udev's database; `None` if udev has not probed it.
+#[must_use]
+pub fn stored_mapping(number: u32) -> Option<FileSystem> {
+    let device = udev::Device::from_subsystem_sysname("block".to_owned(), format!("dm-{number}")).ok()?;
+    (device.is_initialized() && is_ready(&device)).then(|| file_system(&device))
 }
 
 /// The numbers in `loop0` and `loop0p1`.
@@ -265,7 +293,7 @@ fn unescape(encoded: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{numbers, unescape};
+    use super::{mapping_number, numbers, unescape};
 
     #[test]
     fn names_of_disks_and_partitions_are_parsed() {
@@ -273,6 +301,8 @@ mod tests {
         assert_eq!(numbers("loop12p3"), Some((12, Some(3))));
         assert_eq!(numbers("loopp"), None);
         assert_eq!(numbers("sda1"), None);
+        assert_eq!((numbers("dm-1"), mapping_number("dm-1")), (None, Some(1)));
+        assert_eq!((mapping_number("loop1"), mapping_number("dm-")), (None, None));
     }
 
     #[test]

@@ -34,7 +34,7 @@ use calls::Calls;
 pub use descriptors::Descriptors;
 pub use policy::{CallPolicy, Policy, Users};
 pub use queue::Backlog;
-pub use reader::Reader;
+pub use reader::{Reader, USED_TWICE};
 pub use writer::{LONGEST_SENT, Writer};
 
 /// How many replies to refused calls may wait to be sent. Beyond that a caller gets no reply.

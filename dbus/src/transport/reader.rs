@@ -37,6 +37,8 @@ const ROOT: u32 = 0;
 /// The sender name of the bus itself, which no client can have.
 const BUS: &str = "org.freedesktop.DBus";
 const LIMITS_EXCEEDED: &str = "org.freedesktop.DBus.Error.LimitsExceeded";
+/// The error of a call that refers to a descriptor more than once.
+pub const USED_TWICE: &str = "a file descriptor is used twice in this call; pass each one once";
 pub(super) const INVALID_ARGS: &str = "org.freedesktop.DBus.Error.InvalidArgs";
 /// A long message is allocated step by step as it arrives, so much at a time.
 const CHUNK: usize = 256 << 10;
@@ -141,7 +143,7 @@ impl Reader {
                 Ok(message) => return Ok(Some(message)),
                 Err(refusal) => refusal,
             },
-            Verdict::Queue(uid) => match self.enqueue(uid, head.descriptors, parts.clone(), lengths).await? {
+            Verdict::Queue(uid) => match self.enqueue(uid, &head, parts.clone(), lengths).await? {
                 Ok(()) => return Ok(None),
                 Err(refusal) => refusal,
             },
@@ -234,15 +236,19 @@ impl Reader {
     async fn enqueue(
         &mut self,
         uid: u32,
-        descriptors: u32,
+        head: &Head<'_>,
         parts: Parts,
         lengths: Lengths,
     ) -> zbus::Result<Result<(), Refusal>> {
+        let descriptors = head.descriptors;
         let mut files = Vec::new();
         let message = self.receive(lengths.message, (descriptors > 0).then_some(&mut files)).await?;
-        let message = header::normalize(message, &parts);
         let Some(policy) = &self.policy.calls else { return Ok(Ok(())) };
         let files = files.into_iter().map(|file| policy.descriptors.closer().adopt(uid, file)).collect();
+        if descriptors > 0 && handles(head, lengths, &message) > descriptors as usize {
+            return Ok(Err(Refusal::new(INVALID_ARGS, USED_TWICE)));
+        }
+        let message = header::normalize(message, &parts);
         let (placeholders, keys) = match keep(policy, files, descriptors) {
             Ok(kept) => kept,
             Err(refusal) => return Ok(Err(refusal)),
@@ -367,6 +373,12 @@ async fn due(next: Option<Instant>) {
         Some(next) => sleep_until(next).await,
         None => std::future::pending().await,
     }
+}
+
+/// How many times the body of a message refers to its descriptors.
+fn handles(head: &Head<'_>, lengths: Lengths, message: &[u8]) -> usize {
+    let (Some(types), Some(endian)) = (head.signature, header::endian(message[0])) else { return 0 };
+    message.get(lengths.header..).map_or(0, |body| values::handles(types, body, endian))
 }
 
 fn exceeds_limits(head: &Head<'_>, lengths: Lengths, message: &[u8]) -> bool {

@@ -15,16 +15,15 @@ const DEEPEST: usize = 128;
 /// Whether a body with this signature has more than [`MOST`] values, or a text longer than [`LONGEST_TEXT`]. `false`
 /// for an invalid body, which the library rejects.
 pub fn exceed_limits(signature: &str, body: &[u8], endian: Endian) -> bool {
-    let mut walk = Walk { body, at: 0, left: MOST, endian };
-    let mut rest = signature.as_bytes();
-    while !rest.is_empty() {
-        match walk.value(rest, 0) {
-            Ok(after) => rest = after,
-            Err(End::Unreadable) => return false,
-            Err(End::OverLimit) => return true,
-        }
-    }
-    false
+    matches!(Walk::new(body, endian).all(signature), Err(End::OverLimit))
+}
+
+/// How many times a body with this signature refers to a descriptor of its message, up to its end or the first invalid
+/// value. The library duplicates the descriptor for each, and a call of 64 KiB may have 16,000 of them.
+pub fn handles(signature: &str, body: &[u8], endian: Endian) -> usize {
+    let mut walk = Walk::new(body, endian);
+    let _an_invalid_body_is_rejected_later = walk.all(signature);
+    walk.handles
 }
 
 /// Why no value follows.
@@ -37,10 +36,24 @@ struct Walk<'b> {
     body: &'b [u8],
     at: usize,
     left: usize,
+    handles: usize,
     endian: Endian,
 }
 
 impl<'b> Walk<'b> {
+    fn new(body: &'b [u8], endian: Endian) -> Self {
+        Self { body, at: 0, left: MOST, handles: 0, endian }
+    }
+
+    /// Skips the values of all types.
+    fn all(&mut self, signature: &str) -> Result<(), End> {
+        let mut rest = signature.as_bytes();
+        while !rest.is_empty() {
+            rest = self.value(rest, 0)?;
+        }
+        Ok(())
+    }
+
     /// Skips a value of the first type; returns the types after it.
     fn value<'s>(&mut self, signature: &'s [u8], depth: usize) -> Result<&'s [u8], End>
     where
@@ -67,6 +80,7 @@ impl<'b> Walk<'b> {
                 let size = fixed_size(first).ok_or(End::Unreadable)?;
                 self.align(size);
                 self.skip(size)?;
+                self.count_handles(first, 1);
             }
         }
         Ok(rest)
@@ -82,6 +96,7 @@ impl<'b> Walk<'b> {
             self.align(size);
             self.skip(length)?;
             self.count(length / size)?;
+            self.count_handles(first, length / size);
             if first == b'y' {
                 measure(length)?;
             }
@@ -137,6 +152,12 @@ impl<'b> Walk<'b> {
     fn skip(&mut self, length: usize) -> Result<(), End> {
         self.at = self.at.checked_add(length).filter(|at| *at <= self.body.len()).ok_or(End::Unreadable)?;
         Ok(())
+    }
+
+    fn count_handles(&mut self, kind: u8, values: usize) {
+        if kind == b'h' {
+            self.handles = self.handles.saturating_add(values);
+        }
     }
 
     fn count(&mut self, values: usize) -> Result<(), End> {
@@ -205,6 +226,19 @@ mod tests {
         assert!(judge(&vec![0_u16; MOST]));
         assert!(judge(&Variant::from(vec![7_u64; MOST])));
         assert!(judge(&vec![""; MOST]));
+    }
+
+    #[test]
+    fn handles_are_counted_wherever_they_are() {
+        let count = |signature: &str, body: &[u8]| handles(signature, body, Endian::Little);
+        assert_eq!(count("h", &[0; 4]), 1);
+        assert_eq!(count("hu", &[0; 8]), 1);
+        assert_eq!(count("u", &[0; 4]), 0);
+        assert_eq!(count("ah", &[8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]), 2);
+        assert_eq!(count("v", &[1, b'h', 0, 0, 0, 0, 0, 0]), 1);
+        assert_eq!(count("v", &[2, b'a', b'h', 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]), 2);
+        assert_eq!(count("h(uh)", &[0; 16]), 2);
+        assert_eq!(count("hs", &[0, 0, 0, 0, 255, 255, 0, 0]), 1, "up to the first invalid value");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use loopd_common::Lifetime;
 
 use super::file::SimulatedFile;
 use super::machine::{Bound, Claim, Claims, Happened, Hold, Simulated, nodes, partition_node};
+use super::mappings::Mapped;
 use crate::error::Error;
 use crate::future::BoxFuture;
 use crate::kernel::{
@@ -18,8 +19,10 @@ use crate::request::AttachRequest;
 
 impl Udev for Simulated {
     fn stored_mapping(&self, number: u32) -> Option<FileSystem> {
-        let _ = number;
-        todo!("simulated mappings")
+        let machine = self.lock();
+        // cryptsetup waits for udev before it ends.
+        let mapped = machine.mapped.get(&number).filter(|_| machine.udev_runs)?;
+        Some(machine.found_on_mapping(mapped.mapping.disk_sequence))
     }
 
     fn udev_runs(&self) -> bool {
@@ -27,7 +30,7 @@ impl Udev for Simulated {
     }
 
     fn udev_is_idle(&self) -> bool {
-        self.lock().uevents.untold.is_empty()
+        self.lock().are_events_told()
     }
 
     fn stored(&self, number: u32, partition: Option<u32>) -> Option<ProbeResult> {
@@ -83,12 +86,21 @@ impl Udev for Simulated {
 
 impl StoredHolds for Simulated {
     fn has_stored_hold(&self, disk_sequence: DiskSequence) -> bool {
-        self.lock().bound.values().any(|bound| bound.sequence == disk_sequence && bound.stored_copies > 0)
+        let machine = self.lock();
+        let mut mapped = machine.mapped.values();
+        machine.bound.values().any(|bound| bound.sequence == disk_sequence && bound.stored_copies > 0)
+            || mapped.any(|mapped| mapped.mapping.disk_sequence == disk_sequence && mapped.stored_copies > 0)
     }
 
     fn release_unadopted<'a>(&'a self, except: &'a HashSet<DiskSequence>) -> BoxFuture<'a, ()> {
         Box::pin(async move {
             let _interfered = self.step().await;
+            let mapped: Vec<u32> = self.lock().mapped.keys().copied().collect();
+            for number in mapped {
+                let is_unclaimed =
+                    |mapped: &Mapped| mapped.holds == 0 && !except.contains(&mapped.mapping.disk_sequence);
+                self.alter_mapping(number, is_unclaimed, |mapped| mapped.stored_copies = 0);
+            }
             let numbers: Vec<u32> = self.lock().bound.keys().copied().collect();
             for number in numbers {
                 let is_unclaimed = |bound: &Bound| bound.holds == 0 && !except.contains(&bound.sequence);
@@ -153,7 +165,7 @@ impl Kernel for Simulated {
                 }
                 (machine.device(number).expect("it was just attached"), sequence)
             };
-            let hold = held.then(|| Hold { machine: self.clone(), number, attach: sequence });
+            let hold = held.then(|| Hold { machine: self.clone(), number, sequence, is_of_mapping: false });
             self.answer().await;
             let missing = request.partition_scan && self.lock().partitions > 0;
             let partitioning = Partitioning { missing, findings, ..Partitioning::default() };
@@ -165,7 +177,7 @@ impl Kernel for Simulated {
         Box::pin(async move {
             // A close cannot fail, but the daemon may die.
             let _interfered = self.step().await;
-            self.alter(hold.number, |bound| bound.attach == hold.attach, |bound| bound.stored_copies = 0);
+            hold.drop_copy();
             drop(hold);
             self.answer().await;
         })
@@ -181,7 +193,7 @@ impl Kernel for Simulated {
                 bound.map(|bound| {
                     bound.holds += 1;
                     bound.stored_copies = usize::from(stores_holds);
-                    Hold { machine: self.clone(), number, attach: bound.attach }
+                    Hold { machine: self.clone(), number, sequence: bound.attach, is_of_mapping: false }
                 })
             };
             self.answer().await;
@@ -328,7 +340,9 @@ impl Kernel for Simulated {
             let machine = self.lock();
             let mounts = machine.bound.get(&number).map(|bound| &bound.mounts[..]).unwrap_or_default();
             let mount_points = mounts.iter().map(|(_, path)| path.clone()).collect();
-            Ok(Users { mount_points, ..Users::default() })
+            let mapped = machine.mapped.values().filter(|mapped| mapped.loop_number == number);
+            let holders = mapped.map(|mapped| mapped.mapping.shown()).collect();
+            Ok(Users { mount_points, holders, ..Users::default() })
         })
     }
 
@@ -336,7 +350,9 @@ impl Kernel for Simulated {
         Box::pin(async move {
             let _done = self.step().await;
             let machine = self.lock();
-            machine.bound.get(&number).is_some_and(|bound| bound.claimed || !bound.mounts.is_empty())
+            machine.bound.get(&number).is_some_and(|bound| {
+                bound.claimed || !bound.mounts.is_empty() || machine.is_mapped(number, None)
+            })
         })
     }
 
@@ -389,6 +405,10 @@ impl Kernel for Simulated {
                         None => Error::Timeout { operation, reason },
                     });
                 }
+                if machine.is_mapped(number, None) {
+                    let reason = format!("/dev/loop{number} is held by a mapping");
+                    return Err(Error::Busy { operation, reason });
+                }
                 numbers.push(number);
             }
             machine.exclusive.extend(&numbers);
@@ -439,13 +459,56 @@ impl Kernel for Simulated {
     }
 
     fn mappings(&self, number: u32) -> Result<Vec<(Option<u32>, Mapping)>, Error> {
-        let _ = number;
-        todo!("simulated mappings")
+        if self.lock().is_unreadable {
+            let source = std::io::Error::other("too many open files");
+            return Err(Error::Io { operation: format!("read the mappings of {}", node(number)), source });
+        }
+        Ok(self.mappings_on(number))
     }
 
     fn hold_mapping<'a>(&'a self, mapping: &'a Mapping) -> BoxFuture<'a, Result<Option<Hold>, Error>> {
-        let _ = mapping;
-        todo!("simulated mappings")
+        Box::pin(async move {
+            self.step().await?;
+            let stored_copies = usize::from(self.lock().stores_holds);
+            let mut hold = None;
+            self.alter_mapping(
+                mapping.number,
+                |mapped| mapped.mapping.is(mapping),
+                |mapped| {
+                    (mapped.holds, mapped.stored_copies) = (mapped.holds + 1, stored_copies);
+                    hold = Some(Hold {
+                        machine: self.clone(),
+                        number: mapping.number,
+                        sequence: mapping.disk_sequence,
+                        is_of_mapping: true,
+                    });
+                },
+            );
+            self.answer().await;
+            Ok(hold)
+        })
+    }
+
+    fn mapping_users<'a>(&'a self, mapping: &'a Mapping) -> BoxFuture<'a, Result<Users, Error>> {
+        Box::pin(async move {
+            self.step().await?;
+            Ok(self.users_of_mapping(mapping))
+        })
+    }
+
+    fn read_mapping<'a>(
+        &'a self,
+        _: &'a Mapping,
+        offset: u64,
+        length: usize,
+    ) -> BoxFuture<'a, Result<Vec<u8>, Error>> {
+        Box::pin(async move {
+            self.step().await?;
+            let machine = self.lock();
+            let start = usize::try_from(offset).unwrap_or(usize::MAX);
+            let stored = machine.cleartext_contents.iter().skip(start).copied();
+            Ok(stored.chain(std::iter::repeat(0)).take(length).collect())
+        })
     }
 
     fn peek(&self, number: u32) -> Result<Binding, Error> {

@@ -8,6 +8,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use super::file::SimulatedFile;
+use super::mappings::Mapped;
+use crate::cleartext::MappingEvent;
 use crate::error::Error;
 use crate::event::Uevent;
 use crate::kernel::{
@@ -25,6 +27,9 @@ pub struct Simulated {
     /// Woken when the daemon dies.
     death: Arc<Notify>,
 }
+
+/// More than any image has.
+const MOST_PARTITIONS: u32 = 16;
 
 type Hook = Box<dyn FnMut(usize) -> Interference + Send>;
 type Watcher = Arc<dyn Fn() + Send + Sync>;
@@ -49,6 +54,17 @@ pub(super) struct Machine {
     pub(super) exclusive: Vec<u32>,
     pub(super) last_sequence: u64,
     pub(super) uevents: Uevents,
+    /// The mappings, by the number of their nodes.
+    pub(super) mapped: BTreeMap<u32, Mapped>,
+    pub(super) mapping_events: VecDeque<MappingEvent>,
+    /// The file system on all mappings.
+    pub(super) cleartext_file_system: Option<FileSystem>,
+    /// The first bytes of all mappings; the rest are zeros.
+    pub(super) cleartext_contents: Vec<u8>,
+    /// Whether secrets are wrong.
+    pub(super) wrong_secret: bool,
+    /// Whether programs that unlock die with the daemon.
+    pub(super) programs_die: bool,
     /// The file system on all devices and partitions.
     pub(super) file_system: Option<FileSystem>,
     /// The first bytes of all devices; the rest are zeros.
@@ -166,21 +182,41 @@ pub(super) struct Bound {
 
 impl Bound {
     /// In bytes, as the kernel has it.
-    fn size(&self) -> u64 {
+    pub(super) fn size(&self) -> u64 {
         self.file.part(self.offset, self.size_limit) / 512 * 512
     }
 }
 
-/// A hold.
+/// A hold of a device or a mapping.
 pub struct Hold {
     pub(super) machine: Simulated,
     pub(super) number: u32,
-    pub(super) attach: DiskSequence,
+    /// The disk sequence of the attach or of the mapping.
+    pub(super) sequence: DiskSequence,
+    pub(super) is_of_mapping: bool,
+}
+
+impl Hold {
+    /// The service manager closes its copy.
+    pub(super) fn drop_copy(&self) {
+        if self.is_of_mapping {
+            let is_it = |mapped: &Mapped| mapped.mapping.disk_sequence == self.sequence;
+            self.machine.alter_mapping(self.number, is_it, |mapped| mapped.stored_copies = 0);
+        } else {
+            let is_it = |bound: &Bound| bound.attach == self.sequence;
+            self.machine.alter(self.number, is_it, |bound| bound.stored_copies = 0);
+        }
+    }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.machine.alter(self.number, |bound| bound.attach == self.attach, |bound| bound.holds -= 1);
+        if self.is_of_mapping {
+            let is_it = |mapped: &Mapped| mapped.mapping.disk_sequence == self.sequence;
+            self.machine.alter_mapping(self.number, is_it, |mapped| mapped.holds -= 1);
+        } else {
+            self.machine.alter(self.number, |bound| bound.attach == self.sequence, |bound| bound.holds -= 1);
+        }
     }
 }
 
@@ -280,7 +316,7 @@ impl Simulated {
     /// Whether no call is in progress, and udev has processed all events.
     pub fn is_idle(&self) -> bool {
         let machine = self.lock();
-        machine.pausing == 0 && machine.uevents.untold.is_empty()
+        machine.pausing == 0 && machine.are_events_told()
     }
 
     /// Removes the watcher.
@@ -368,8 +404,9 @@ impl Simulated {
     /// Drops the events that were not received yet; returns whether there were any.
     pub fn lose_uevents(&self) -> bool {
         let mut machine = self.lock();
-        let lost = !machine.uevents.untold.is_empty();
+        let lost = !machine.are_events_told();
         machine.uevents.untold.clear();
+        machine.mapping_events.clear();
         lost
     }
 
@@ -424,6 +461,9 @@ impl Simulated {
     pub fn drop_partitions(&self, number: u32) {
         self.news.notify_one();
         let mut machine = self.lock();
+        if (1..=MOST_PARTITIONS).any(|partition| machine.is_mapped(number, Some(partition))) {
+            return;
+        }
         let Some(bound) = machine.bound.get_mut(&number) else { return };
         let (dropped, sequence) = (std::mem::take(&mut bound.partitions), bound.sequence);
         for partition in 1..=dropped {
@@ -443,6 +483,9 @@ impl Simulated {
         self.news.notify_one();
         let mut guard = self.lock();
         let machine = &mut *guard;
+        if (1..=MOST_PARTITIONS).any(|partition| machine.is_mapped(number, Some(partition))) {
+            return;
+        }
         let Some(bound) = machine.bound.get_mut(&number) else { return };
         let sequence = bound.sequence;
         for partition in 1..=bound.partitions {
@@ -514,12 +557,10 @@ impl Simulated {
     pub fn mount_on(&self, number: u32, partition: Option<u32>, path: PathBuf) -> bool {
         self.news.notify_one();
         let mut machine = self.lock();
-        let exclusive = machine.exclusive.clone();
+        let is_free = !machine.exclusive.contains(&number) && !machine.is_mapped(number, partition);
         let bound = machine.bound.get_mut(&number);
-        let there = bound.filter(|bound| {
-            !exclusive.contains(&bound.number)
-                && partition.is_none_or(|partition| partition <= bound.partitions)
-        });
+        let there =
+            bound.filter(|bound| is_free && partition.is_none_or(|partition| partition <= bound.partitions));
         let mounted = there.map(|bound| bound.mounts.push((partition, path))).is_some();
         machine.mount_changes += 1;
         mounted
@@ -538,7 +579,7 @@ impl Simulated {
             let mut all = machine.bound.iter();
             all.find(|(_, bound)| bound.mounts.iter().any(is_there)).map(|(number, _)| *number)
         };
-        let Some(number) = number else { return false };
+        let Some(number) = number else { return self.unmount_mapping_from(path) };
         self.change_number(number, |bound| bound.mounts.retain(|mount| !is_there(mount)));
         true
     }
@@ -555,6 +596,7 @@ impl Simulated {
 
     /// All other programs close and unmount a device.
     pub fn leave_alone(&self, number: u32) {
+        self.leave_mappings_alone(number);
         self.change_number(number, |bound| {
             (bound.openers, bound.claimed) = (0, false);
             bound.mounts.clear();
@@ -569,6 +611,11 @@ impl Simulated {
                 let (major, minor) =
                     partition.map_or((7, *number), |number| (259, bound.number * 256 + number));
                 text.push_str(&format!("1 1 {major}:{minor} / {} rw - fs dev rw\n", path.display()));
+            }
+        }
+        for (number, mapped) in &self.lock().mapped {
+            for path in &mapped.mounts {
+                text.push_str(&format!("1 1 253:{number} / {} rw - fs dev rw\n", path.display()));
             }
         }
         MountTable::parse(text.as_bytes(), |_| Vec::new())
@@ -645,6 +692,7 @@ impl Simulated {
     /// The device is detached although it is in use.
     pub fn take_down(&self, number: u32) {
         let mut machine = self.lock();
+        machine.mapped.retain(|_, mapped| mapped.loop_number != number);
         let Some(Bound { sequence, .. }) = machine.bound.remove(&number) else { return };
         machine.last_sequence += 1;
         machine.uevents.push(Happened { number, sequence, ..Happened::default() });
@@ -669,6 +717,7 @@ impl Simulated {
         self.news.notify_one();
         let mut guard = self.lock();
         let machine = &mut *guard;
+        let is_mapped = machine.is_mapped(number, None);
         let Some(bound) = machine.bound.get_mut(&number).filter(|bound| meant(bound)) else { return };
         let before = bound.mounts.len();
         change(bound);
@@ -677,6 +726,7 @@ impl Simulated {
         if bound.autoclear
             && bound.holds + bound.stored_copies == 0
             && bound.openers == 0
+            && !is_mapped
             && bound.mounts.is_empty()
         {
             machine.bound.remove(&number);
@@ -784,6 +834,11 @@ impl Simulated {
 }
 
 impl Machine {
+    /// Whether udev has processed all events.
+    pub(super) fn are_events_told(&self) -> bool {
+        self.uevents.untold.is_empty() && self.mapping_events.is_empty()
+    }
+
     fn emit(&self, happened: &Happened) -> Uevent {
         let found = self.found(happened.sequence);
         // udev cannot probe a partition that was made again since.

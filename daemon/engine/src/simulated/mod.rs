@@ -5,6 +5,7 @@ mod file;
 mod files;
 mod kernel;
 mod machine;
+mod mappings;
 mod mounts;
 mod unlocker;
 

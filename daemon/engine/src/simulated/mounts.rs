@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::machine::Simulated;
+use super::mappings::parse_loop;
 use crate::error::Error;
 use crate::future::BoxFuture;
 use crate::mounter::{Account, MountCommand, Mounter};
@@ -55,6 +56,15 @@ impl SimulatedMounts {
         }
     }
 
+    /// Mounts a node; false if the device is gone or claimed.
+    fn mount_node(&self, node: &str, directory: PathBuf) -> bool {
+        if let Some(number) = node.strip_prefix("/dev/dm-").and_then(|number| number.parse().ok()) {
+            return self.machine.mount_mapping(number, directory);
+        }
+        let device = parse_loop(node);
+        device.is_some_and(|(number, partition)| self.machine.mount_on(number, partition, directory))
+    }
+
     async fn start(&self, order: MountCommand) -> Result<(), Error> {
         self.machine.step().await?;
         let hangs = self.host().hangs;
@@ -63,10 +73,7 @@ impl SimulatedMounts {
             return Err(Error::Timeout { operation: "mount".to_owned(), reason: "it hangs".to_owned() });
         }
         assert!(self.host().directories.contains(&order.directory), "{:?} was not made", order.directory);
-        let device = parse(&order.device);
-        if !device
-            .is_some_and(|(number, partition)| self.machine.mount_on(number, partition, order.directory))
-        {
+        if !self.mount_node(&order.device, order.directory) {
             return Err(Error::Failed {
                 operation: "mount".to_owned(),
                 reason: "the device is gone".to_owned(),
@@ -75,15 +82,6 @@ impl SimulatedMounts {
         // It is mounted, and the call has not returned yet.
         self.machine.step().await
     }
-}
-
-/// The numbers in `/dev/loop0` or `/dev/loop0p1`.
-fn parse(node: &str) -> Option<(u32, Option<u32>)> {
-    let numbers = node.strip_prefix("/dev/loop")?;
-    let Some((number, partition)) = numbers.split_once('p') else {
-        return Some((numbers.parse().ok()?, None));
-    };
-    Some((number.parse().ok()?, Some(partition.parse().ok()?)))
 }
 
 impl Mounter for SimulatedMounts {

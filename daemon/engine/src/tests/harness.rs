@@ -116,6 +116,9 @@ async fn udev(machine: Simulated, engine: SimulatedEngine, seed: u64) {
                 tokio::time::sleep(Duration::from_micros(random.u64(..2000))).await;
             }
         }
+        while let Some(event) = machine.take_mapping_event() {
+            engine.observe_mapping(&event);
+        }
         if lost {
             engine.events_lost();
         }

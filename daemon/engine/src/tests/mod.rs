@@ -18,5 +18,6 @@ mod races;
 mod restart;
 mod silent_udev;
 mod simulation;
+mod unlock;
 mod volume_check;
 mod warnings;

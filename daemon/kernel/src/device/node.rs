@@ -30,12 +30,17 @@ fn not_read(number: u32, source: std::io::Error) -> Error {
 
 /// Opens the node of a loop device: `O_RDONLY` or `O_RDWR`, and `O_EXCL` to claim it.
 pub fn open(number: u32, access: OFlag) -> nix::Result<OwnedFd> {
+    open_node(&node(number), access)
+}
+
+/// Opens the node of a block device.
+pub fn open_node(node: &str, access: OFlag) -> nix::Result<OwnedFd> {
     let claim = access & OFlag::O_EXCL;
     let file = OpenOptions::new()
         .read(true)
         .write(access & OFlag::O_ACCMODE == OFlag::O_RDWR)
         .custom_flags((claim | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
-        .open(node(number))
+        .open(node)
         .map_err(|error| errno_of(&error))?;
     let is_block_device = file.metadata().is_ok_and(|metadata| metadata.file_type().is_block_device());
     if is_block_device { Ok(file.into()) } else { Err(Errno::ENOTBLK) }

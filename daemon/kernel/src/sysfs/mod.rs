@@ -2,7 +2,9 @@
 
 mod block;
 pub mod loop_device;
+mod mapping;
 mod multi_device;
 
 pub use block::{Block, DeviceNumber};
+pub use mapping::cleartexts;
 pub use multi_device::{MultiDevice, mounted_btrfs};

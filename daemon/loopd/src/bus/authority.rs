@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use loopd_common::Pace;
-use loopd_dbus::names::{ACTION_ATTACH, ACTION_ATTACH_DEVICE, ACTION_MANAGE_OTHERS, ACTION_MOUNT};
+use loopd_dbus::names::{
+    ACTION_ATTACH, ACTION_ATTACH_DEVICE, ACTION_MANAGE_OTHERS, ACTION_MOUNT, ACTION_UNLOCK,
+};
 use loopd_dbus::{Error, ErrorKind};
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -42,6 +44,10 @@ pub enum Request<'a> {
     Mount(&'a Snapshot, Option<u32>),
     /// Unmount a file system that loopd did not mount for the caller.
     UnmountOthers(&'a Snapshot, Option<u32>),
+    /// Unlock the whole device of this attachment, or this partition.
+    Unlock(&'a Snapshot, Option<u32>),
+    /// Lock it.
+    Lock(&'a Snapshot, Option<u32>),
 }
 
 /// The details of a request that a prompt shows. Unknown values are empty.
@@ -164,9 +170,14 @@ impl Request<'_> {
                 FileKind::Regular => ACTION_ATTACH,
                 FileKind::BlockDevice => ACTION_ATTACH_DEVICE,
             }),
-            Self::Change(attachment) => (!attachment.may_be_changed_by(uid)).then_some(ACTION_MANAGE_OTHERS),
+            Self::Change(attachment) | Self::Lock(attachment, _) => {
+                (!attachment.may_be_changed_by(uid)).then_some(ACTION_MANAGE_OTHERS)
+            }
             Self::Mount(attachment, _) if attachment.is_owned_by(uid) => Some(ACTION_MOUNT),
-            Self::Remove(_) | Self::Mount(..) | Self::UnmountOthers(..) => Some(ACTION_MANAGE_OTHERS),
+            Self::Unlock(attachment, _) if attachment.is_owned_by(uid) => Some(ACTION_UNLOCK),
+            Self::Remove(_) | Self::Mount(..) | Self::Unlock(..) | Self::UnmountOthers(..) => {
+                Some(ACTION_MANAGE_OTHERS)
+            }
         }
     }
 
@@ -181,9 +192,10 @@ impl Request<'_> {
                 owner: uid.to_string(),
             },
             Self::Change(attachment) => Details::of(attachment, None),
-            Self::Mount(attachment, partition) | Self::UnmountOthers(attachment, partition) => {
-                Details::of(attachment, partition)
-            }
+            Self::Mount(attachment, partition)
+            | Self::UnmountOthers(attachment, partition)
+            | Self::Unlock(attachment, partition)
+            | Self::Lock(attachment, partition) => Details::of(attachment, partition),
         }
     }
 }

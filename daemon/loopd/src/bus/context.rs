@@ -3,7 +3,8 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use loopd_dbus::transport::Descriptors;
+use loopd_common::CallerFile;
+use loopd_dbus::transport::{Descriptors, USED_TWICE};
 use loopd_dbus::{Error, ErrorKind, ErrorReply, InvalidOption};
 use tracing::info;
 use zbus::message::Header;
@@ -128,11 +129,20 @@ impl Context {
     /// # Errors
     /// `InvalidArgs` if the file was taken before.
     pub fn claim(&self, placeholder: impl AsFd) -> Result<File, CallError> {
-        let file = self.descriptors.claim(placeholder).ok_or_else(|| {
-            let message = "a file descriptor is used twice in this call; pass each one once";
-            Error::new(ErrorKind::InvalidArgs, message)
-        })?;
-        Ok(platform::file(file)?)
+        Ok(platform::file(self.take(placeholder)?)?)
+    }
+
+    /// Takes a file that is not to be attached, such as a secret: it may be a pipe, and is not looked at.
+    ///
+    /// # Errors
+    /// As [`Context::claim`].
+    pub fn claim_unseen(&self, placeholder: impl AsFd) -> Result<File, CallError> {
+        Ok(platform::unseen_file(self.take(placeholder)?))
+    }
+
+    fn take(&self, placeholder: impl AsFd) -> Result<CallerFile, CallError> {
+        let file = self.descriptors.claim(placeholder);
+        file.ok_or_else(|| Error::new(ErrorKind::InvalidArgs, USED_TWICE).into())
     }
 
     /// The objects on the bus.

@@ -3,15 +3,15 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use loopd_dbus::names::attachment_path;
+use loopd_dbus::names::{attachment_path, volume_path};
 use loopd_dbus::properties::{NO_OWNER, to_bus_path};
 use loopd_dbus::{
-    AttachOptions, AttachmentProperties, MountOptions, PartitionProperties, VolumeProperties, Warning,
-    Warnings,
+    AttachOptions, AttachmentProperties, CleartextProperties, MountOptions, PartitionProperties,
+    VolumeProperties, Warning, Warnings,
 };
 
 use loopd_engine::kernel::{DiskSequence, FileSystem, Partition, partition_node};
-use loopd_engine::{AttachRequest, MountRequest, PartitionSnapshot, Snapshot};
+use loopd_engine::{AttachRequest, CleartextSnapshot, MountRequest, PartitionSnapshot, Snapshot};
 
 /// The request for the options of `SetupLoop`.
 pub fn attach_request(options: AttachOptions) -> AttachRequest {
@@ -102,6 +102,26 @@ pub fn partition_volume(number: u32, partition: &PartitionSnapshot) -> VolumePro
     let node = &partition.partition.node;
     let device = partition_node(number, node.number);
     volume_of(device, node.size, &partition.file_system, &partition.mount_points)
+}
+
+/// The properties of the `org.loopd1.Cleartext` of a volume: a partition, or the whole device (`None`).
+pub fn cleartext(
+    attachment: DiskSequence,
+    partition: Option<u32>,
+    snapshot: &CleartextSnapshot,
+) -> CleartextProperties {
+    CleartextProperties {
+        device: snapshot.mapping.node(),
+        crypto: volume_path(attachment.0, partition).into(),
+        kind: snapshot.mapping.kind.as_str().to_owned(),
+        since: snapshot.since,
+    }
+}
+
+/// The properties of the `org.loopd1.Volume` of a cleartext.
+pub fn cleartext_volume(snapshot: &CleartextSnapshot) -> VolumeProperties {
+    let CleartextSnapshot { mapping, file_system, mount_points, .. } = snapshot;
+    volume_of(mapping.node(), mapping.size, file_system, mount_points)
 }
 
 fn volume_of(

@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use loopd_dbus::names::{ATTACHMENT, PARTITION, VOLUME};
-use loopd_dbus::{AttachmentProperties, PartitionProperties, VolumeProperties};
+use loopd_dbus::names::{ATTACHMENT, CLEARTEXT, ENCRYPTED, PARTITION, VOLUME};
+use loopd_dbus::{
+    AttachmentProperties, CleartextProperties, EncryptedProperties, PartitionProperties, VolumeProperties,
+};
 use serde::ser::{Serialize, SerializeMap as _, Serializer};
 use zbus::wire::Signature;
 use zbus::{Type, Variant};
@@ -36,39 +38,81 @@ impl<T> Shared<T> {
 }
 
 /// The properties of an object, by interface. It is sent as `a{sa{sv}}`.
+#[derive(Clone, Default)]
+pub struct Interfaces {
+    main: Option<Main>,
+    volume: Option<Shared<VolumeProperties>>,
+    encrypted: Option<Shared<EncryptedProperties>>,
+}
+
+/// The interface that an object of one kind has.
 #[derive(Clone)]
-pub enum Interfaces {
-    /// Of an attachment.
-    Attachment(Shared<AttachmentProperties>, Shared<VolumeProperties>),
-    /// Of a partition.
-    Partition(Shared<PartitionProperties>, Shared<VolumeProperties>),
+enum Main {
+    Attachment(Shared<AttachmentProperties>),
+    Partition(Shared<PartitionProperties>),
+    Cleartext(Shared<CleartextProperties>),
+}
+
+impl Main {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Attachment(_) => ATTACHMENT,
+            Self::Partition(_) => PARTITION,
+            Self::Cleartext(_) => CLEARTEXT,
+        }
+    }
 }
 
 impl Interfaces {
+    /// Those of an attachment.
+    pub fn attachment(attachment: Shared<AttachmentProperties>, volume: Shared<VolumeProperties>) -> Self {
+        Self::of(Main::Attachment(attachment), volume)
+    }
+
+    /// Those of a partition.
+    pub fn partition(partition: Shared<PartitionProperties>, volume: Shared<VolumeProperties>) -> Self {
+        Self::of(Main::Partition(partition), volume)
+    }
+
+    /// Those of a cleartext.
+    pub fn cleartext(cleartext: Shared<CleartextProperties>, volume: Shared<VolumeProperties>) -> Self {
+        Self::of(Main::Cleartext(cleartext), volume)
+    }
+
+    fn of(main: Main, volume: Shared<VolumeProperties>) -> Self {
+        Self { main: Some(main), volume: Some(volume), encrypted: None }
+    }
+
+    /// The same, with `org.loopd1.Encrypted` if the volume may be encrypted.
+    #[must_use]
+    pub fn with_encrypted(self, encrypted: Option<Shared<EncryptedProperties>>) -> Self {
+        Self { encrypted, ..self }
+    }
+
     /// The names of the interfaces.
-    pub fn names(&self) -> [&'static str; 2] {
-        match self {
-            Self::Attachment(..) => [ATTACHMENT, VOLUME],
-            Self::Partition(..) => [PARTITION, VOLUME],
-        }
+    pub fn names(&self) -> Vec<&'static str> {
+        let main = self.main.as_ref().map(Main::name);
+        let volume = self.volume.as_ref().map(|_| VOLUME);
+        let encrypted = self.encrypted.as_ref().map(|_| ENCRYPTED);
+        main.into_iter().chain(volume).chain(encrypted).collect()
     }
 }
 
 impl Serialize for Interfaces {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(2))?;
-        let [first, second] = self.names();
-        let volume = match self {
-            Self::Attachment(attachment, volume) => {
-                map.serialize_entry(first, &*attachment.read())?;
-                volume
-            }
-            Self::Partition(partition, volume) => {
-                map.serialize_entry(first, &*partition.read())?;
-                volume
-            }
-        };
-        map.serialize_entry(second, &*volume.read())?;
+        let mut map = serializer.serialize_map(None)?;
+        match &self.main {
+            Some(Main::Attachment(attachment)) => map.serialize_entry(ATTACHMENT, &*attachment.read())?,
+            Some(Main::Partition(partition)) => map.serialize_entry(PARTITION, &*partition.read())?,
+            Some(Main::Cleartext(cleartext)) => map.serialize_entry(CLEARTEXT, &*cleartext.read())?,
+            None => {}
+        }
+        if let Some(volume) = &self.volume {
+            map.serialize_entry(VOLUME, &*volume.read())?;
+        }
+        if let Some(encrypted) = &self.encrypted {
+            map.serialize_entry(ENCRYPTED, &*encrypted.read())?;
+        }
         map.end()
     }
 }

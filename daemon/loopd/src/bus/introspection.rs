@@ -12,7 +12,9 @@ use zbus::object_server::{Interface, ObjectServer};
 use super::attachment::Attachment;
 use super::authority::Request;
 use super::call_error::CallError;
+use super::cleartext::Cleartext;
 use super::context::{Call, Context, Operation};
+use super::encrypted::Encrypted;
 use super::large_replies::LargeReply;
 use super::manager::Manager;
 use super::object_manager::ObjectManager;
@@ -144,14 +146,27 @@ async fn describe(server: &ObjectServer, path: &str, xml: &mut String) -> zbus::
             write_interface::<ObjectManager>(server, path, xml).await?;
             write_interface::<Manager>(server, path, xml).await
         }
+        Some(below) if below.ends_with("/cleartext") => {
+            write_interface::<Cleartext>(server, path, xml).await?;
+            write_interface::<Volume>(server, path, xml).await
+        }
         Some(below) if below.contains('/') => {
             write_interface::<Partition>(server, path, xml).await?;
-            write_interface::<Volume>(server, path, xml).await
+            write_volume(server, path, xml).await
         }
         Some(_) => {
             write_interface::<Attachment>(server, path, xml).await?;
-            write_interface::<Volume>(server, path, xml).await
+            write_volume(server, path, xml).await
         }
+    }
+}
+
+/// Describes the interfaces of a volume, which may be encrypted.
+async fn write_volume(server: &ObjectServer, path: &str, xml: &mut String) -> zbus::Result<()> {
+    write_interface::<Volume>(server, path, xml).await?;
+    match write_interface::<Encrypted>(server, path, xml).await {
+        Err(zbus::Error::InterfaceNotFound) => Ok(()),
+        written => written,
     }
 }
 

@@ -3,13 +3,17 @@
 mod accounts;
 mod attachment;
 mod authority;
+mod board;
 mod call_error;
 mod caller;
+mod cleartext;
 mod clients;
 mod connection;
 mod context;
 mod convert;
 mod detach;
+mod encrypted;
+mod encryption;
 mod interfaces;
 mod introspection;
 mod large_replies;

@@ -90,7 +90,31 @@ pub async fn add(
     interfaces: Interfaces,
 ) -> zbus::Result<()> {
     objects.add(path, interfaces.clone());
-    ObjectManager::interfaces_added(emitter, path.clone(), &interfaces).await
+    announce(emitter, path, &interfaces).await
+}
+
+/// Emits `InterfacesAdded`.
+///
+/// # Errors
+/// The connection failed.
+pub async fn announce(
+    emitter: &SignalEmitter<'_>,
+    path: &ObjectPath<'_>,
+    interfaces: &Interfaces,
+) -> zbus::Result<()> {
+    ObjectManager::interfaces_added(emitter, path.clone(), interfaces).await
+}
+
+/// Emits `InterfacesRemoved`.
+///
+/// # Errors
+/// The connection failed.
+pub async fn withdraw(
+    emitter: &SignalEmitter<'_>,
+    path: &ObjectPath<'_>,
+    interfaces: &[&str],
+) -> zbus::Result<()> {
+    ObjectManager::interfaces_removed(emitter, path.clone(), interfaces).await
 }
 
 /// Removes an object from the registry and emits `InterfacesRemoved`.
@@ -103,18 +127,19 @@ pub async fn remove(
     path: &ObjectPath<'_>,
 ) -> zbus::Result<()> {
     match objects.remove(path) {
-        Some(interfaces) => {
-            ObjectManager::interfaces_removed(emitter, path.clone(), &interfaces.names()).await
-        }
+        Some(interfaces) => withdraw(emitter, path, &interfaces.names()).await,
         None => Ok(()),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use loopd_dbus::names::{attachment_path, partition_path};
+    use loopd_dbus::names::{attachment_path, cleartext_path, partition_path};
     use loopd_dbus::transport::LONGEST_SENT;
-    use loopd_dbus::{AttachmentProperties, PartitionProperties, VolumeProperties, Warning, Warnings};
+    use loopd_dbus::{
+        AttachmentProperties, CleartextProperties, EncryptedProperties, PartitionProperties,
+        VolumeProperties, Warning, Warnings,
+    };
 
     use super::super::interfaces::Shared;
     use super::*;
@@ -175,6 +200,15 @@ mod tests {
         }
     }
 
+    fn longest_cleartext() -> CleartextProperties {
+        CleartextProperties {
+            device: "/dev/dm-1048575".to_owned(),
+            crypto: partition_path(u64::MAX, 255).into(),
+            kind: "bitlocker".to_owned(),
+            ..CleartextProperties::default()
+        }
+    }
+
     /// The bytes that an object adds to the reply.
     fn bytes_of(path: OwnedObjectPath, interfaces: Interfaces) -> usize {
         let reply_size = |objects: ManagedObjects| {
@@ -190,25 +224,37 @@ mod tests {
     /// (`an_answer_that_the_bus_would_not_take_is_an_error`).
     #[test]
     fn the_objects_within_the_default_limits_fit_into_one_reply() {
-        let Settings { attachments, partitions, mounts, .. } = Settings::default();
+        let Settings { attachments, partitions, mounts, cleartexts, .. } = Settings::default();
         // A quarter more is reserved for users who have none.
         let maximum = |limits: Limits| limits.all + limits.all.div_ceil(4);
+        let volume = || Shared::new(longest_volume(Vec::new()));
+        let encrypted = |partition| {
+            let cleartext = cleartext_path(u64::MAX, partition).into();
+            Some(Shared::new(EncryptedProperties { cleartext }))
+        };
         let attachment = bytes_of(
             attachment_path(u64::MAX).into(),
-            Interfaces::Attachment(
-                Shared::new(longest_attachment()),
-                Shared::new(longest_volume(Vec::new())),
-            ),
+            Interfaces::attachment(Shared::new(longest_attachment()), volume())
+                .with_encrypted(encrypted(None)),
         );
         let partition = bytes_of(
             partition_path(u64::MAX, 255).into(),
-            Interfaces::Partition(Shared::new(longest_partition()), Shared::new(longest_volume(Vec::new()))),
+            Interfaces::partition(Shared::new(longest_partition()), volume())
+                .with_encrypted(encrypted(Some(255))),
+        );
+        let cleartext = bytes_of(
+            cleartext_path(u64::MAX, Some(255)).into(),
+            Interfaces::cleartext(Shared::new(longest_cleartext()), volume()),
         );
         // Below /run/media/USER: two names of 255 bytes at most, and the length of the array.
         let mount = "/run/media/".len() + 2 * 256 + 8;
-        let bytes =
-            maximum(attachments) * attachment + maximum(partitions) * partition + maximum(mounts) * mount;
-        println!("{attachment} bytes an attachment, {partition} a partition, {mount} a mount: {bytes}");
+        let bytes = maximum(attachments) * attachment
+            + maximum(partitions) * partition
+            + maximum(cleartexts) * cleartext
+            + maximum(mounts) * mount;
+        println!(
+            "{attachment} bytes an attachment, {partition} a partition, {cleartext} a cleartext, {mount} a mount: {bytes}"
+        );
         assert!(bytes < LONGEST_SENT, "{bytes} bytes; {LONGEST_SENT} can be sent");
     }
 }

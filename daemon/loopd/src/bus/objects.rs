@@ -46,12 +46,12 @@ impl Objects {
 
     /// Removes an object, and returns its interfaces.
     pub fn remove(&self, path: &ObjectPath<'_>) -> Option<Interfaces> {
-        let mut registry = self.registry();
-        let removed = registry.objects.remove(&OwnedObjectPath::from(path.to_owned()));
-        let children = &mut registry.children;
+        let Registry { objects, children } = &mut *self.registry();
+        let removed = objects.remove(path);
         let mut path = path.as_str();
         while let Some((parent, name)) = split(path)
             && !children.contains_key(path)
+            && !objects.contains_key(&ObjectPath::from_str_unchecked(path))
             && let Some(siblings) = children.get_mut(parent)
         {
             siblings.remove(name);
@@ -98,22 +98,23 @@ mod tests {
         let objects = Objects::default();
         let children = |path: &str| {
             let mut xml = String::new();
-            objects.write_children(path, 2, &mut xml);
+            objects.write_children(path, 3, &mut xml);
             xml.matches("<node name=").count()
         };
         let attachment = "/org/loopd1/attachment";
         let interfaces = || {
             let properties = Shared::new(AttachmentProperties::default());
-            Interfaces::Attachment(properties, Shared::new(VolumeProperties::default()))
+            Interfaces::attachment(properties, Shared::new(VolumeProperties::default()))
         };
         assert_eq!((children("/"), children("/org"), children("/org/loopd1")), (1, 1, 0));
         objects.add(&attachment_path(7), interfaces());
         objects.add(&partition_path(7, 1), interfaces());
         objects.add(&attachment_path(8), interfaces());
         objects.add(&attachment_path(9), interfaces());
-        assert_eq!((children("/org/loopd1"), children(attachment)), (1, 2));
+        assert_eq!((children("/org/loopd1"), children(attachment)), (1, 3));
         assert_eq!(children("/org/loopd1/attachment/7"), 1);
         objects.remove(&partition_path(7, 1));
+        assert_eq!(children(attachment), 3, "the parent of a removed object stays");
         for number in 7..10 {
             assert_eq!(children("/org/loopd1"), 1);
             objects.remove(&attachment_path(number));

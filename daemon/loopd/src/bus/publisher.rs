@@ -1,33 +1,28 @@
 //! Publishes the engine's events: adds, changes and removes objects on the bus. It is the only one that does,
 //! so that signals have the order of the events.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 
-use loopd_dbus::names::{ATTACHMENT, PARTITION, ROOT_PATH, VOLUME, attachment_path, partition_path};
+use loopd_dbus::names::{ATTACHMENT, PARTITION, VOLUME, attachment_path, partition_path};
 use loopd_dbus::{AttachmentProperties, PartitionProperties, VolumeProperties};
 use tracing::error;
-use zbus::fdo::Properties;
-use zbus::names::InterfaceName;
-use zbus::object_server::SignalEmitter;
-use zbus::wire::ObjectPath;
-use zbus::{Connection, Variant};
+use zbus::Connection;
 
 use super::attachment::Attachment;
+use super::board::Board;
 use super::context::Context;
+use super::encryption::{Encryption, may_be_encrypted};
 use super::interfaces::{Interfaces, Shared};
 use super::partition::Partition;
 use super::volume::Volume;
-use super::{convert, introspection, object_manager};
+use super::{convert, introspection};
 use crate::platform::return_free_pages;
 use loopd_engine::kernel::DiskSequence;
 use loopd_engine::{Changes, Event, EventStream, PartitionSnapshot, Snapshot, VolumeId};
 
 /// Publishes the objects below the root object.
 pub struct Publisher {
-    connection: Connection,
-    context: Context,
+    board: Board,
     objects: HashMap<DiskSequence, Published>,
     /// How many objects were removed since free memory was last returned.
     removed: usize,
@@ -40,20 +35,34 @@ const MANY: usize = 64;
 struct Published {
     attachment: Shared<AttachmentProperties>,
     volume: Shared<VolumeProperties>,
+    encryption: Encryption,
     partitions: HashMap<u32, PublishedPartition>,
+}
+
+impl Published {
+    fn interfaces(&self) -> Interfaces {
+        Interfaces::attachment(self.attachment.clone(), self.volume.clone())
+    }
 }
 
 /// The properties of the object of one partition.
 struct PublishedPartition {
     partition: Shared<PartitionProperties>,
     volume: Shared<VolumeProperties>,
+    encryption: Encryption,
+}
+
+impl PublishedPartition {
+    fn interfaces(&self) -> Interfaces {
+        Interfaces::partition(self.partition.clone(), self.volume.clone())
+    }
 }
 
 impl Publisher {
     /// Publishes on this connection.
     #[must_use]
     pub fn new(connection: Connection, context: Context) -> Self {
-        Self { connection, context, objects: HashMap::new(), removed: 0 }
+        Self { board: Board::new(connection, context), objects: HashMap::new(), removed: 0 }
     }
 
     /// Publishes the engine's events until the engine stops.
@@ -97,34 +106,50 @@ impl Publisher {
             self.change_attachment(snapshot, object).await?;
         }
         for number in &changes.gone {
-            if object.partitions.remove(number).is_some() {
-                self.remove_partition(changes.id, *number).await?;
+            if let Some(partition) = object.partitions.remove(number) {
+                self.remove_partition(changes.id, *number, partition).await?;
             }
         }
-        self.publish_partitions(changes.id, changes.number, &changes.partitions, object).await
+        self.publish_partitions(changes.id, changes.number, &changes.partitions, object).await?;
+        // A disk that has partitions now is not encrypted as a whole.
+        let may_be_encrypted = may_be_encrypted(&object.volume.read().usage, !object.partitions.is_empty());
+        let interfaces = object.interfaces();
+        object.encryption.set_encrypted(&self.board, may_be_encrypted, interfaces).await
     }
 
     async fn add_attachment(&self, snapshot: &Snapshot) -> zbus::Result<Published> {
         let attachment = Shared::new(convert::attachment(snapshot));
         let volume = Shared::new(convert::volume(snapshot));
         let path = attachment_path(snapshot.id.0);
-        let server = self.connection.object_server();
+        let (server, context) = (self.board.server(), self.board.context());
         server.at(&path, self.volume(snapshot.id, None, &volume)).await?;
-        let object = Attachment::new(self.context.clone(), snapshot.id, attachment.clone());
-        server.at(&path, object).await?;
-        introspection::serve(server, &path, &self.context).await?;
-        introspection::serve_above(server, &self.context).await?;
-        self.add_object(&path, Interfaces::Attachment(attachment.clone(), volume.clone())).await?;
-        Ok(Published { attachment, volume, partitions: HashMap::new() })
+        server.at(&path, Attachment::new(context.clone(), snapshot.id, attachment.clone())).await?;
+        let mut encryption = Encryption::new(snapshot.id, None);
+        let usage = &snapshot.file_system.usage;
+        let is_encrypted =
+            may_be_encrypted(usage, !snapshot.partitions.is_empty()) || snapshot.cleartext.is_some();
+        encryption.serve(&self.board, is_encrypted).await?;
+        introspection::serve(server, &path, context).await?;
+        introspection::serve_above(server, context).await?;
+        let mut object = Published { attachment, volume, encryption, partitions: HashMap::new() };
+        let interfaces = object.interfaces().with_encrypted(object.encryption.encrypted());
+        self.board.announce(&path, interfaces).await?;
+        object.encryption.set_cleartext(&self.board, snapshot.cleartext.as_ref()).await?;
+        Ok(object)
     }
 
-    async fn change_attachment(&self, snapshot: &Snapshot, object: &Published) -> zbus::Result<()> {
+    async fn change_attachment(&self, snapshot: &Snapshot, object: &mut Published) -> zbus::Result<()> {
         let path = attachment_path(snapshot.id.0);
         let (attachment, volume) = (convert::attachment(snapshot), convert::volume(snapshot));
         let of_attachment = attachment.changes_since(&object.attachment.replace(attachment.clone()));
         let of_volume = volume.changes_since(&object.volume.replace(volume.clone()));
-        self.emit(&path, ATTACHMENT, of_attachment).await?;
-        self.emit(&path, VOLUME, of_volume).await
+        self.board.emit(&path, ATTACHMENT, of_attachment).await?;
+        self.board.emit(&path, VOLUME, of_volume).await?;
+        if snapshot.cleartext.is_some() {
+            let interfaces = object.interfaces();
+            object.encryption.set_encrypted(&self.board, true, interfaces).await?;
+        }
+        object.encryption.set_cleartext(&self.board, snapshot.cleartext.as_ref()).await
     }
 
     /// Adds or updates partitions of the attachment, whose loop device has this number.
@@ -139,20 +164,40 @@ impl Publisher {
             let partition = snapshot.partition.node.number;
             let new = convert::partition(attachment, snapshot);
             let volume = convert::partition_volume(number, snapshot);
-            match object.partitions.entry(partition) {
-                Entry::Occupied(known) => {
-                    let path = partition_path(attachment.0, partition);
-                    let changes = new.changes_since(&known.get().partition.replace(new.clone()));
-                    self.emit(&path, PARTITION, changes).await?;
-                    let changes = volume.changes_since(&known.get().volume.replace(volume.clone()));
-                    self.emit(&path, VOLUME, changes).await?;
+            match object.partitions.get_mut(&partition) {
+                Some(known) => self.change_partition(attachment, known, snapshot, new, volume).await?,
+                None => {
+                    let added = self.add_partition(attachment, snapshot, new, volume).await?;
+                    object.partitions.insert(partition, added);
                 }
-                Entry::Vacant(free) => drop(free.insert(self.add_partition(attachment, new, volume).await?)),
             }
             // There may be hundreds of partitions: let calls run in between.
             tokio::task::yield_now().await;
         }
         Ok(())
+    }
+
+    async fn change_partition(
+        &self,
+        attachment: DiskSequence,
+        known: &mut PublishedPartition,
+        snapshot: &PartitionSnapshot,
+        partition: PartitionProperties,
+        volume: VolumeProperties,
+    ) -> zbus::Result<()> {
+        let path = partition_path(attachment.0, partition.number);
+        let changes = partition.changes_since(&known.partition.replace(partition.clone()));
+        self.board.emit(&path, PARTITION, changes).await?;
+        let changes = volume.changes_since(&known.volume.replace(volume.clone()));
+        self.board.emit(&path, VOLUME, changes).await?;
+        let (cleartext, interfaces) = (snapshot.cleartext.as_ref(), known.interfaces());
+        let may_be_encrypted = may_be_encrypted(&volume.usage, false);
+        if may_be_encrypted || cleartext.is_some() {
+            known.encryption.set_encrypted(&self.board, true, interfaces).await?;
+            return known.encryption.set_cleartext(&self.board, cleartext).await;
+        }
+        known.encryption.set_cleartext(&self.board, None).await?;
+        known.encryption.set_encrypted(&self.board, false, interfaces).await
     }
 
     fn volume(
@@ -162,7 +207,7 @@ impl Publisher {
         properties: &Shared<VolumeProperties>,
     ) -> Volume {
         Volume::new(
-            self.context.clone(),
+            self.board.context().clone(),
             VolumeId { attachment, partition, is_cleartext: false },
             properties.clone(),
         )
@@ -171,55 +216,40 @@ impl Publisher {
     async fn add_partition(
         &self,
         attachment: DiskSequence,
+        snapshot: &PartitionSnapshot,
         partition: PartitionProperties,
         volume: VolumeProperties,
     ) -> zbus::Result<PublishedPartition> {
         let number = partition.number;
         let path = &partition_path(attachment.0, number);
+        let may_be_encrypted = may_be_encrypted(&volume.usage, false) || snapshot.cleartext.is_some();
         let (partition, volume) = (Shared::new(partition), Shared::new(volume));
-        let server = self.connection.object_server();
+        let server = self.board.server();
         server.at(path, self.volume(attachment, Some(number), &volume)).await?;
         server.at(path, Partition::new(partition.clone())).await?;
-        introspection::serve(server, path, &self.context).await?;
-        self.add_object(path, Interfaces::Partition(partition.clone(), volume.clone())).await?;
-        Ok(PublishedPartition { partition, volume })
-    }
-
-    async fn emit(
-        &self,
-        path: &ObjectPath<'_>,
-        interface: &'static str,
-        changes: HashMap<&'static str, Variant<'static>>,
-    ) -> zbus::Result<()> {
-        if changes.is_empty() {
-            return Ok(());
-        }
-        let emitter = SignalEmitter::new(&self.connection, path)?;
-        let interface = InterfaceName::from_static_str_unchecked(interface);
-        Properties::properties_changed(&emitter, interface, changes, Cow::Borrowed(&[])).await
-    }
-
-    async fn add_object(&self, path: &ObjectPath<'_>, interfaces: Interfaces) -> zbus::Result<()> {
-        object_manager::add(self.context.objects(), &self.root()?, path, interfaces).await
-    }
-
-    /// Emits the signals of the object manager.
-    fn root(&self) -> zbus::Result<SignalEmitter<'static>> {
-        SignalEmitter::new(&self.connection, ROOT_PATH)
+        let mut encryption = Encryption::new(attachment, Some(number));
+        encryption.serve(&self.board, may_be_encrypted).await?;
+        introspection::serve(server, path, self.board.context()).await?;
+        let mut object = PublishedPartition { partition, volume, encryption };
+        let interfaces = object.interfaces().with_encrypted(object.encryption.encrypted());
+        self.board.announce(path, interfaces).await?;
+        object.encryption.set_cleartext(&self.board, snapshot.cleartext.as_ref()).await?;
+        Ok(object)
     }
 
     async fn remove(&mut self, id: DiskSequence) -> zbus::Result<()> {
         let Some(object) = self.objects.remove(&id) else { return Ok(()) };
         self.count_removed(1 + object.partitions.len());
-        for number in object.partitions.into_keys() {
-            self.remove_partition(id, number).await?;
+        for (number, partition) in object.partitions {
+            self.remove_partition(id, number, partition).await?;
             tokio::task::yield_now().await;
         }
         let path = attachment_path(id.0);
-        let server = self.connection.object_server();
+        object.encryption.remove(&self.board).await?;
+        let server = self.board.server();
         server.remove::<Attachment, _>(&path).await?;
         server.remove::<Volume, _>(&path).await?;
-        object_manager::remove(self.context.objects(), &self.root()?, &path).await
+        self.board.withdraw(&path).await
     }
 
     fn count_removed(&mut self, objects: usize) {
@@ -230,11 +260,17 @@ impl Publisher {
         }
     }
 
-    async fn remove_partition(&self, id: DiskSequence, number: u32) -> zbus::Result<()> {
+    async fn remove_partition(
+        &self,
+        id: DiskSequence,
+        number: u32,
+        partition: PublishedPartition,
+    ) -> zbus::Result<()> {
         let path = partition_path(id.0, number);
-        let server = self.connection.object_server();
+        partition.encryption.remove(&self.board).await?;
+        let server = self.board.server();
         server.remove::<Partition, _>(&path).await?;
         server.remove::<Volume, _>(&path).await?;
-        object_manager::remove(self.context.objects(), &self.root()?, &path).await
+        self.board.withdraw(&path).await
     }
 }

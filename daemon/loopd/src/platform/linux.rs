@@ -77,6 +77,12 @@ pub fn file(file: CallerFile) -> Result<CallerFile, Error> {
     Ok(file)
 }
 
+/// A file of a caller that is not to be attached.
+#[must_use]
+pub fn unseen_file(file: CallerFile) -> CallerFile {
+    file
+}
+
 /// The sources of events.
 pub struct Events {
     udev: udev::Monitor,
@@ -106,6 +112,7 @@ impl Events {
 fn handle(engine: &Arc<Engine<Linux>>, notice: udev::Notice) {
     match notice {
         udev::Notice::Uevent(uevent) => engine.observe(*uevent),
+        udev::Notice::Mapping(event) => engine.observe_mapping(&event),
         udev::Notice::Lost => {
             warn!("udev events were lost; looking at all devices again");
             engine.events_lost();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use loopd_common::CallerFile;
-use loopd_engine::kernel::{FileSystem, Findings};
+use loopd_engine::kernel::{FileFacts, FileIdentity, FileKind, FileSystem, Findings};
 use loopd_engine::mount_table::MountTable;
 use loopd_engine::simulated::{Files, Simulated, SimulatedFile, SimulatedMounts};
 use loopd_engine::{Engine, Error, Mounter, Store, Unlocker};
@@ -115,6 +115,20 @@ pub fn file(file: CallerFile) -> Result<SimulatedFile, Error> {
     })
 }
 
+/// A file of a caller that is not to be attached. The simulation does not read it.
+#[must_use]
+pub fn unseen_file(_: CallerFile) -> SimulatedFile {
+    let facts = FileFacts {
+        kind: FileKind::Regular,
+        path: Vec::new(),
+        identity: FileIdentity { device: 0, inode: 0 },
+        writable: false,
+        appends: false,
+        only_root_writes: false,
+    };
+    SimulatedFile { facts, size: 0, findings: Findings::default() }
+}
+
 /// The sources of events.
 pub struct Events(Simulated);
 
@@ -136,6 +150,9 @@ impl Events {
             if mount_changes != machine.mount_changes() {
                 mount_changes = machine.mount_changes();
                 engine.mounts_changed(machine.mount_table());
+            }
+            while let Some(event) = machine.take_mapping_event() {
+                engine.observe_mapping(&event);
             }
             match machine.take_uevent() {
                 Some(event) => {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::state_file::{self, SUFFIX, VERSION};
 use loopd_engine::kernel::{DiskSequence, FileEnd, FileIdentity, ImageFormat};
-use loopd_engine::{ClientId, Ownership, SavedAttachment};
+use loopd_engine::{ClientId, Ownership, SavedAttachment, SavedCleartext};
 
 /// The suffix of the name of an empty file that announces an attachment; the rest is its mark.
 const ANNOUNCED: &str = ".announced";
@@ -51,6 +51,34 @@ struct Contents {
     file_bytes: u64,
     #[serde(default)]
     file_format: Option<String>,
+    /// Older daemons do not unlock.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    cleartexts: Vec<Cleartext>,
+}
+
+/// A cleartext in a state file. The `partition` of a whole device is absent.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Cleartext {
+    partition: Option<u32>,
+    disk_sequence: u64,
+    since: u64,
+    user: u32,
+    closing: bool,
+}
+
+impl From<SavedCleartext> for Cleartext {
+    fn from(saved: SavedCleartext) -> Self {
+        let SavedCleartext { partition, disk_sequence, since, uid, closing } = saved;
+        Self { partition, disk_sequence: disk_sequence.0, since, user: uid, closing }
+    }
+}
+
+impl From<Cleartext> for SavedCleartext {
+    fn from(contents: Cleartext) -> Self {
+        let Cleartext { partition, disk_sequence, since, user, closing } = contents;
+        Self { partition, disk_sequence: DiskSequence(disk_sequence), since, uid: user, closing }
+    }
 }
 
 impl AttachmentFiles {
@@ -125,6 +153,7 @@ impl AttachmentFiles {
             next_file,
             file_end,
             ref ownership,
+            ref cleartexts,
             ..
         } = *attachment;
         Contents {
@@ -143,6 +172,7 @@ impl AttachmentFiles {
             next_file: next_file.map(|file| (file.device.cast_signed(), file.inode.cast_signed())),
             file_bytes: file_end.bytes,
             file_format: file_end.format.map(|format| format.as_str().to_owned()),
+            cleartexts: cleartexts.iter().copied().map(Cleartext::from).collect(),
         }
     }
 
@@ -173,6 +203,7 @@ impl AttachmentFiles {
                 bytes: contents.file_bytes,
                 format: contents.file_format.as_deref().and_then(ImageFormat::named),
             },
+            cleartexts: contents.cleartexts.into_iter().map(SavedCleartext::from).collect(),
         })
     }
 }
@@ -213,7 +244,19 @@ mod tests {
             node_made: true,
             next_file: Some(FileIdentity { device: 7, inode: u64::MAX }),
             file_end: FileEnd { bytes: 1_000_001, format: Some(ImageFormat::Dmg) },
+            cleartexts: cleartexts(),
         }
+    }
+
+    fn cleartexts() -> Vec<SavedCleartext> {
+        let cleartext = |partition, disk_sequence, closing| SavedCleartext {
+            partition,
+            disk_sequence: DiskSequence(disk_sequence),
+            since: 1_700_000_000_000_000,
+            uid: 1001,
+            closing,
+        };
+        vec![cleartext(None, 9, false), cleartext(Some(2), 10, true)]
     }
 
     fn files() -> (tempfile::TempDir, AttachmentFiles) {
@@ -325,6 +368,7 @@ mod tests {
             node_made: true,
             next_file: None,
             file_end: FileEnd::default(),
+            cleartexts: Vec::new(),
         };
         let client = || saved(Lifetime::Client, Some(":1.5"));
         let mut mounted = saved(Lifetime::Mount, None);
@@ -340,6 +384,10 @@ mod tests {
             (include_str!("fixtures/grace.toml"), in_grace),
             (include_str!("fixtures/next-file.toml"), SavedAttachment { next_file, ..client() }),
             (include_str!("fixtures/file-end.toml"), SavedAttachment { file_end, ..client() }),
+            (
+                include_str!("fixtures/cleartexts.toml"),
+                SavedAttachment { cleartexts: cleartexts(), ..client() },
+            ),
             (include_str!("fixtures/later.toml"), client()),
         ] {
             let path = files.path(DiskSequence(5));

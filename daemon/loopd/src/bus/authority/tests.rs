@@ -210,6 +210,8 @@ async fn root_needs_no_authorization() {
         Request::Remove(5),
         Request::Mount(&others, None),
         Request::UnmountOthers(&others, None),
+        Request::Unlock(&others, None),
+        Request::Lock(&others, None),
     ] {
         fixture.authority.authorize(&root, request).await.unwrap();
     }
@@ -222,7 +224,9 @@ async fn root_needs_no_authorization() {
 async fn owners_change_their_attachments_without_authorization() {
     let fixture = Fixture::new(NO).await;
     let own = attachment(Some(UID));
-    fixture.authority.authorize(&fixture.caller(UID, false), Request::Change(&own)).await.unwrap();
+    for request in [Request::Change(&own), Request::Lock(&own, None), Request::Lock(&own, Some(2))] {
+        fixture.authority.authorize(&fixture.caller(UID, false), request).await.unwrap();
+    }
     assert_eq!(fixture.polkit.checks(), []);
 }
 
@@ -246,6 +250,12 @@ async fn each_request_has_its_action_and_details() {
         (Request::Mount(&foreign, Some(2)), "manage-others", "/dev/loop3p2", y, ""),
         (Request::UnmountOthers(&own, None), "manage-others", "/dev/loop3", y, "1000"),
         (Request::UnmountOthers(&others, Some(2)), "manage-others", "/dev/loop3p2", y, "1001"),
+        (Request::Unlock(&own, None), "unlock", "/dev/loop3", y, "1000"),
+        (Request::Unlock(&own, Some(2)), "unlock", "/dev/loop3p2", y, "1000"),
+        (Request::Unlock(&others, None), "manage-others", "/dev/loop3", y, "1001"),
+        (Request::Unlock(&foreign, Some(2)), "manage-others", "/dev/loop3p2", y, ""),
+        (Request::Lock(&others, Some(2)), "manage-others", "/dev/loop3p2", y, "1001"),
+        (Request::Lock(&foreign, None), "manage-others", "/dev/loop3", y, ""),
     ] {
         fixture.authority.authorize(&caller, request).await.unwrap();
         let Check { cancellation_id, .. } = fixture.polkit.last_check();
