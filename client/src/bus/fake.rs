@@ -33,6 +33,8 @@ pub struct State {
     pub is_attached: bool,
     /// The secret that unlocks its volumes.
     pub secret: Vec<u8>,
+    /// Whether no volume has the interface `Encrypted`.
+    pub lacks_encrypted: bool,
     /// The error of `Mount`.
     pub mount_error: Option<ErrorKind>,
     /// The calls, each with the end of the object's path.
@@ -52,6 +54,7 @@ impl FakeLoopd {
             info,
             is_attached: false,
             secret: b"secret".to_vec(),
+            lacks_encrypted: false,
             mount_error: None,
             calls: Vec::new(),
             unlock_options: Vec::new(),
@@ -101,6 +104,10 @@ impl FakeLoopd {
                 self.state().is_attached = true;
                 let path = self.state().info.path.clone();
                 connection.reply(&header, &(path, "/dev/loop0")).await.unwrap();
+            }
+            "Lock" | "Unlock" if self.state().lacks_encrypted => {
+                let name = "org.freedesktop.DBus.Error.UnknownInterface";
+                connection.reply_error(&header, name, &"unknown").await.unwrap();
             }
             "Unlock" => match self.unlock(&path, message).await {
                 Some(info) => connection.reply(&header, &(info.path, info.cleartext.device)).await.unwrap(),

@@ -15,7 +15,7 @@ use super::backing_file;
 use super::volume::Volume;
 use crate::bus::attachment::AttachmentInfo;
 use crate::bus::connection::Bus;
-use crate::bus::error::{explain, is_gone, kind};
+use crate::bus::error::{explain, is_gone, kind, lacks_interface};
 use crate::cli::{EncryptionArgs, PassphraseArgs};
 use crate::message::{printable, reason};
 use crate::passphrase::pipe;
@@ -126,30 +126,42 @@ pub async fn unlock(
     request: &UnlockRequest<'_>,
 ) -> anyhow::Result<(OwnedObjectPath, String)> {
     let subject = subject(info, volume);
-    if !request.is_explicit() {
-        ensure_recognized(volume, &subject)?;
-    }
+    ensure_encrypted(volume, &subject, request.is_explicit())?;
     let encrypted = bus.encrypted(volume.path).await?;
     let attempt = async |secret: &Secret| {
         let options = request.options()?;
         let call = async |pipe: OwnedFd| encrypted.unlock(pipe.as_fd(), &options).await;
-        match pipe::send(secret, call).await?.map_err(explain) {
-            Err(error) if kind(&error) == Some(ErrorKind::WrongSecret) => Ok(Try::Wrong(error)),
-            result => result.map(Try::Done),
-        }
+        let error = match pipe::send(secret, call).await? {
+            Ok(unlocked) => return Ok(Try::Done(unlocked)),
+            Err(error) if lacks_interface(&error) => anyhow::bail!("{}", not_unlockable(&subject)),
+            Err(error) => explain(error),
+        };
+        if kind(&error) == Some(ErrorKind::WrongSecret) { Ok(Try::Wrong(error)) } else { Err(error) }
     };
     request.source.attempt(&subject, attempt).await
 }
 
-fn ensure_recognized(volume: &Volume<'_>, subject: &str) -> anyhow::Result<()> {
+/// `is_explicit`: the user has said how a volume on which nothing is recognized is encrypted.
+fn ensure_encrypted(volume: &Volume<'_>, subject: &str, is_explicit: bool) -> anyhow::Result<()> {
     if volume.is_encrypted() {
         return Ok(());
     }
     let found = &volume.properties.filesystem_type;
     anyhow::ensure!(found.is_empty(), "{subject} is not encrypted: it has {}", printable(found.as_bytes()));
+    if is_explicit {
+        return Ok(());
+    }
     anyhow::bail!(
         "{subject} is not recognized as encrypted; a VeraCrypt volume needs --type veracrypt (of `loopctl mount`: \
          --encryption-type), and a detached LUKS header --header"
+    )
+}
+
+/// loopd offers to unlock each volume that is recognized as encrypted or on which nothing is recognized.
+fn not_unlockable(subject: &str) -> String {
+    format!(
+        "{subject} cannot be unlocked: it has a partition table, of which --partition chooses a partition; or loopd is older \
+         than loopctl"
     )
 }
 
@@ -167,9 +179,12 @@ fn subject(info: &AttachmentInfo, volume: &Volume<'_>) -> String {
 /// # Errors
 /// `Busy` if the cleartext is in use and `lazy` is not set, or another error of loopd's.
 pub async fn lock(bus: &Bus, volume: &OwnedObjectPath, lazy: bool) -> anyhow::Result<()> {
-    match bus.encrypted(volume).await?.lock(LockOptions { lazy }).await.map_err(explain) {
-        Err(error) if is_gone(&error) => Ok(()),
-        result => result,
+    match bus.encrypted(volume).await?.lock(LockOptions { lazy }).await {
+        Err(error) if lacks_interface(&error) => Ok(()),
+        result => match result.map_err(explain) {
+            Err(error) if is_gone(&error) => Ok(()),
+            result => result,
+        },
     }
 }
 
@@ -259,6 +274,14 @@ mod tests {
         });
         assert_eq!(loopd.state().unlock_options, ["type"]);
         assert_eq!(loopd.state().calls, ["Unlock 12", "Lock 12", "Lock 12"]);
+        loopd.state().lacks_encrypted = true;
+        let error = runtime.block_on(async {
+            let (bus, info) = (loopd.connect().await, attachment());
+            lock(&bus, &info.path, false).await.unwrap();
+            let request = UnlockRequest::new(&args, luks, false, Interaction::Forbidden).unwrap();
+            unlock(&bus, &info, &volume::of(&info)[0], &request).await.unwrap_err()
+        });
+        assert!(error.to_string().starts_with("/home/a/x.img cannot be unlocked: it has a partition table"));
     }
 
     #[test]
@@ -266,12 +289,14 @@ mod tests {
         let mut info = attachment();
         let explain = |info: &AttachmentInfo| {
             let whole = volume::of(info)[0];
-            ensure_recognized(&whole, &subject(info, &whole)).err().map(|error| error.to_string())
+            ensure_encrypted(&whole, &subject(info, &whole), false).err().map(|error| error.to_string())
         };
+        ensure_encrypted(&volume::of(&info)[0], "x.img", true).unwrap();
         let text = explain(&info).unwrap();
         assert!(text.starts_with("/home/a/x.img is not recognized as encrypted; a VeraCrypt"), "{text}");
         info.volume.filesystem_type = "ext4".to_owned();
         assert_eq!(explain(&info).unwrap(), "/home/a/x.img is not encrypted: it has ext4");
+        assert!(ensure_encrypted(&volume::of(&info)[0], "x.img", true).is_err());
         info.cleartext = Some(cleartext(None));
         assert_eq!(explain(&info), None);
         assert_eq!(subject(&info, &volume::of(&info)[1]), "partition 1 of /home/a/x.img");
