@@ -244,7 +244,12 @@ fn ignored_signals(status: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+    use crate::bus::example;
+    use crate::bus::fake::FakeLoopd;
+    use crate::cli::{Cli, Verb};
 
     #[test]
     fn braces_are_replaced_by_the_device() {
@@ -281,6 +286,45 @@ mod tests {
 
     fn block_on<T>(future: impl Future<Output = T>) -> T {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    }
+
+    fn run_arguments(line: &str) -> Run {
+        match Cli::try_parse_from(line.split(' ')).map(|cli| cli.verb) {
+            Ok(Verb::Run(run)) => run,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_volume_of_unlock_is_unlocked_and_locked() {
+        let key = tempfile::NamedTempFile::new().unwrap();
+        fs::write(key.path(), "secret").unwrap();
+        let line = format!("loopctl run x.img --unlock --key-file {} -- true", key.path().display());
+        let args = run_arguments(&line);
+        let request = unlock_request(&args, Interaction::Forbidden).unwrap().unwrap();
+        let mut info = example::attachment();
+        info.partitions[0].volume.usage = "crypto".to_owned();
+        let loopd = FakeLoopd::new(info.clone());
+        loopd.state().is_attached = true;
+        block_on(async {
+            let bus = loopd.connect().await;
+            let (volume, device) = unlock_volume(&bus, &args, &info.path, &request).await.unwrap();
+            assert_eq!(device, "/dev/dm-3");
+            lock_volume(&bus, &volume).await;
+        });
+        assert_eq!(loopd.state().calls, ["Unlock 12/p1", "Lock 12/p1"]);
+    }
+
+    #[test]
+    fn options_of_unlock_need_it() {
+        let args = run_arguments("loopctl run x.img --key-file k -- true");
+        let error = unlock_request(&args, Interaction::Forbidden).err().unwrap();
+        assert_eq!(error.to_string(), "--key-file needs --unlock");
+        assert!(
+            unlock_request(&run_arguments("loopctl run x.img -- true"), Interaction::Forbidden)
+                .unwrap()
+                .is_none()
+        );
     }
 
     #[test]
