@@ -28,6 +28,7 @@ base     | wanted | xorriso               | xorriso                | xorriso    
 base     | wanted | mkfs.vfat             | dosfstools             | dosfstools          | dosfstools
 base     | wanted | mkfs.xfs              | xfsprogs               | xfsprogs            | xfsprogs
 base     | wanted | mkfs.btrfs            | btrfs-progs            | btrfs-progs         | btrfs-progs
+base     | wanted | cryptsetup            | cryptsetup-bin         | cryptsetup          | cryptsetup
 base     | wanted | isohdpfx.bin          | isolinux               | syslinux-nonlinux   | syslinux
 base     | wanted | strace                | strace                 | strace              | strace
 base     | wanted | busctl                | systemd                | systemd             | systemd

@@ -15,6 +15,7 @@ const CRATES: &[&str] = &[
     "daemon/kernel",
     "daemon/loopd",
     "daemon/partition-table",
+    "daemon/unlock",
     "dbus",
     "dbus/common",
 ];

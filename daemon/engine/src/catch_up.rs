@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::engine::Engine;
-use crate::kernel::{Device, Difference, Kernel};
+use crate::kernel::{Device, Difference, DiskSequence, Kernel};
 use crate::limiter::Limiter;
 
 /// How long a list waits for devices whose backing files hang: they stay as they were known.
@@ -45,6 +45,12 @@ impl<K: Kernel> Engine<K> {
         }
         let _some_hang = tokio::time::timeout(PATIENCE, tasks.join_all()).await;
         self.refresh_mounts();
+        let unlocked: Vec<DiskSequence> = {
+            let state = self.state();
+            let unlocked = state.records.iter().filter(|(_, record)| !record.cleartexts.is_empty());
+            unlocked.map(|(id, _)| *id).collect()
+        };
+        unlocked.into_iter().for_each(|id| self.reap_cleartexts(id));
     }
 
     /// The backing file was renamed or deleted.

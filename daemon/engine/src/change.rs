@@ -27,7 +27,7 @@ impl<K: Kernel> Engine<K> {
 
     /// A change of the block size damages a mounted file system.
     async fn refuse_in_use(&self, attachment: &Snapshot) -> Result<(), Error> {
-        let users = self.kernel.users(attachment.device.number).await?;
+        let users = self.known_users(attachment).await?;
         if users.is_empty() {
             return Ok(());
         }

@@ -45,11 +45,20 @@ impl Mapping {
     }
 }
 
+/// What the name of each mapping of loopd begins with.
+const PREFIX: &str = "loopd-";
+
+/// Whether loopd has made the mapping, by its name: of this attachment, or of an earlier one of the device.
+pub(super) fn is_named_by_loopd(mapping: &Mapping) -> bool {
+    let rest = mapping.name.strip_prefix(PREFIX);
+    rest.is_some_and(|rest| rest.bytes().all(|byte| byte.is_ascii_digit() || byte == b'p'))
+}
+
 /// The name of the mapping that loopd makes for a volume. The disk sequence of the attach is never used again.
 pub(super) fn mapping_name(attachment: DiskSequence, partition: Option<u32>) -> String {
     match partition {
-        None => format!("loopd-{attachment}"),
-        Some(number) => format!("loopd-{attachment}p{number}"),
+        None => format!("{PREFIX}{attachment}"),
+        Some(number) => format!("{PREFIX}{attachment}p{number}"),
     }
 }
 

@@ -1,14 +1,21 @@
 //! The records of cleartexts: follows the mappings that the kernel has.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::cleartext::MappingEvent;
+use crate::cleartext::{MappingEvent, is_named_by_loopd};
+use crate::clock::microseconds_now;
 use crate::engine::Engine;
+use crate::error::Error;
 use crate::kernel::{DiskSequence, Kernel, Mapping};
 use crate::record::{CleartextRecord, Record};
+use crate::saved::SavedCleartext;
 use crate::volume::VolumeId;
+
+/// Who has unlocked a device of another program, as far as a restarted daemon knows: nobody's limit counts it.
+const ROOT: u32 = 0;
 
 impl<K: Kernel> Engine<K> {
     /// Handles an event of a mapping.
@@ -76,12 +83,68 @@ impl<K: Kernel> Engine<K> {
             let is_it = record.cleartexts.get(&partition).is_some_and(|known| known.mapping.is(mapping));
             removed = is_it.then(|| record.cleartexts.remove(&partition)).flatten();
         });
+        // A cleartext that is gone is not mounted, and its mount may have been the last one.
+        let is_over = {
+            let state = self.state();
+            let record = state.records.get(&id).filter(|_| removed.is_some());
+            record.is_some_and(|record| record.has_lost_last_mount(&state.mounts))
+        };
+        if is_over {
+            self.spawn_end_with_last_mount(id);
+        }
         let Some(hold) = removed.and_then(|removed| removed.hold) else { return };
         let engine = Arc::clone(self);
         tokio::spawn(async move {
             let _permit = engine.background.acquire(owner).await;
             engine.kernel.release(hold).await;
         });
+    }
+
+    /// Reads again what udev has found on the cleartexts of a number, and whether they are there.
+    pub(super) fn refresh_cleartexts(self: &Arc<Self>, number: u32) {
+        let Some(id) = self.state().by_number.get(&number).copied() else { return };
+        self.reap_cleartexts(id);
+        self.update(id, |record| {
+            for cleartext in record.cleartexts.values_mut() {
+                let found = self.kernel.stored_mapping(cleartext.mapping.number);
+                found.into_iter().for_each(|found| cleartext.file_system = found);
+            }
+        });
+    }
+
+    /// The cleartexts of a device of another program that the last daemon has unlocked: no state file has them.
+    pub(super) fn cleartexts_of_foreign(&self, number: u32) -> BTreeMap<Option<u32>, CleartextRecord<K>> {
+        let mappings = self.kernel.mappings(number).unwrap_or_default().into_iter();
+        let own = mappings.filter(|(_, mapping)| is_named_by_loopd(mapping));
+        own.map(|(partition, mapping)| {
+            let saved = SavedCleartext {
+                partition,
+                disk_sequence: mapping.disk_sequence,
+                since: microseconds_now(),
+                uid: ROOT,
+                closing: false,
+            };
+            (partition, self.adopted(saved, mapping, None))
+        })
+        .collect()
+    }
+
+    /// The record of a cleartext of the last daemon.
+    pub(super) fn adopted(
+        &self,
+        saved: SavedCleartext,
+        mapping: Mapping,
+        hold: Option<K::Hold>,
+    ) -> CleartextRecord<K> {
+        CleartextRecord {
+            since: saved.since,
+            uid: saved.uid,
+            file_system: self.kernel.stored_mapping(mapping.number).unwrap_or_default(),
+            mapping,
+            hold,
+            closing: saved.closing,
+            _permit: self.cleartext_quota.adopt(saved.uid),
+        }
     }
 
     /// Waits a bounded time until the cleartext of a volume is gone; false if it is not.
@@ -107,9 +170,11 @@ impl<K: Kernel> Engine<K> {
         volume: VolumeId,
         cleartext: CleartextRecord<K>,
     ) -> Option<K::Hold> {
+        let mounts = self.state().mounts.clone();
         let mut cleartext = Some(cleartext);
         self.update(volume.attachment, |record| {
             record.cleartexts.extend(cleartext.take().map(|cleartext| (volume.partition, cleartext)));
+            record.note_mounts(&mounts);
         });
         cleartext.and_then(|cleartext| cleartext.hold)
     }
@@ -121,8 +186,27 @@ impl<K: Kernel> Engine<K> {
         record.cleartexts.get_mut(&partition)?.hold.take()
     }
 
+    /// Opens a hold of a cleartext; false if that is gone.
+    pub(super) async fn hold_cleartext(
+        self: &Arc<Self>,
+        id: DiskSequence,
+        partition: Option<u32>,
+        mapping: &Mapping,
+    ) -> Result<bool, Error> {
+        let Some(hold) = self.kernel.hold_mapping(mapping).await? else {
+            self.remove_cleartext(id, partition, mapping);
+            return Ok(false);
+        };
+        let unclaimed = self.restore_cleartext_hold(id, partition, mapping, hold);
+        let is_held = unclaimed.is_none();
+        if let Some(unclaimed) = unclaimed {
+            self.kernel.release(unclaimed).await;
+        }
+        Ok(is_held)
+    }
+
     /// Puts a hold into the record of a cleartext; returns it if that is gone.
-    pub(super) fn restore_cleartext_hold(
+    fn restore_cleartext_hold(
         &self,
         id: DiskSequence,
         partition: Option<u32>,

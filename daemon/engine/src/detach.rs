@@ -28,7 +28,7 @@ impl<K: Kernel> Engine<K> {
         }
         let _alone = self.lock_device(id).await?;
         let Some(attachment) = self.find(id) else { return Err(gone(id)) };
-        let users = self.kernel.users(attachment.device.number).await?;
+        let users = self.known_users(&attachment).await?;
         if !users.is_empty() {
             return Err(in_use("detach", &attachment, users, OR_LAZILY));
         }
@@ -46,10 +46,9 @@ impl<K: Kernel> Engine<K> {
     }
 
     async fn detach_at_once(self: &Arc<Self>, id: DiskSequence) -> Result<(), Error> {
-        let at_once = self.settings().wait_for_users;
-        let locked = tokio::time::timeout(at_once, self.lock_device(id)).await;
+        let alone = self.lock_device_soon(id, "detach").await?;
         let attachment = self.find(id).ok_or_else(|| gone(id))?;
-        let alone = locked.unwrap_or_else(|_| Err(in_progress(&attachment)))?;
+        self.defer_cleartexts(&attachment).await?;
         self.detach_lazily(&attachment, "detached lazily", alone).await;
         Ok(())
     }
@@ -88,15 +87,5 @@ impl<K: Kernel> Engine<K> {
                 Ok(false) | Err(_) => Err(error),
             },
         }
-    }
-}
-
-/// Error for a device that has another operation in progress.
-fn in_progress(attachment: &Snapshot) -> Error {
-    Error::Busy {
-        operation: format!("detach {}", attachment.device.shown()),
-        reason: "another operation is in progress on it and does not end, so its backing file may hang; try again \
-                 when it answers"
-            .to_owned(),
     }
 }

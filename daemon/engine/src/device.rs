@@ -153,6 +153,8 @@ pub enum Change {
 pub struct Users {
     /// Where the device or a partition of it is mounted.
     pub mount_points: Vec<PathBuf>,
+    /// The cleartexts of the device and of its partitions: words for a message.
+    pub cleartexts: Vec<String>,
     /// Block devices built on it, swap, further loop devices: words for a message.
     pub holders: Vec<String>,
     /// Set if somebody has claimed the device or a partition of it, and nothing above explains that.
@@ -182,7 +184,9 @@ impl Users {
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.mount_points.is_empty() && self.holders.is_empty() && self.claim.is_none()
+        let is_listed =
+            !(self.mount_points.is_empty() && self.cleartexts.is_empty() && self.holders.is_empty());
+        !is_listed && self.claim.is_none()
     }
 }
 

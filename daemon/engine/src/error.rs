@@ -348,6 +348,7 @@ impl From<Error> for loopd_common::Error {
 fn in_words(users: &Users) -> String {
     let mounts = users.mount_points.iter().map(|path| printable(path.as_os_str().as_encoded_bytes()));
     let mut all: Vec<String> = mounts.map(|path| format!("mounted on {path}")).collect();
+    all.extend(users.cleartexts.iter().cloned());
     all.extend(users.holders.iter().map(|holder| format!("held by {holder}")));
     all.extend(users.claim.as_ref().map(ToString::to_string));
     match all.len().checked_sub(MOST_USERS) {

@@ -49,6 +49,7 @@ mod state_writer;
 mod attach;
 mod catch_up;
 mod change;
+mod closing;
 mod detach;
 mod lifetime;
 mod lock;

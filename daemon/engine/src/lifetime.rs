@@ -15,6 +15,7 @@ use crate::operation::{audit, gone};
 use crate::ownership::{Ownership, is_root};
 use crate::record::Record;
 use crate::snapshot::Snapshot;
+use crate::unlocker::Closing;
 
 impl<K: Kernel> Engine<K> {
     /// Changes the lifetime of an attachment: `Client` binds it to the caller's connection, and so does `Mount` if it
@@ -82,7 +83,12 @@ impl<K: Kernel> Engine<K> {
 
     /// Without autoclear and without a hold the device stays until it is detached.
     async fn make_persistent(self: &Arc<Self>, attachment: &Snapshot) -> Result<(), Error> {
-        self.apply(attachment, Change::Autoclear(false)).await?;
+        let before = self.set_closing(attachment, Closing::OnRequest).await?;
+        if let Err(error) = self.apply(attachment, Change::Autoclear(false)).await {
+            self.restore_closing(attachment.id, &before).await;
+            return Err(error);
+        }
+        self.commit_closing(attachment.id, before, Closing::OnRequest).await;
         let hold = self.state().records.get_mut(&attachment.id).and_then(|record| record.hold.take());
         if let Some(hold) = hold {
             self.kernel.release(hold).await;
@@ -90,8 +96,18 @@ impl<K: Kernel> Engine<K> {
         Ok(())
     }
 
-    /// With autoclear the device stays as long as the hold is open.
+    /// With autoclear the device stays as long as the hold is open, and so do its cleartexts.
     async fn make_autoclear(self: &Arc<Self>, attachment: &Snapshot) -> Result<(), Error> {
+        let before = self.set_closing(attachment, Closing::AtLastClose).await?;
+        let made = self.make_device_autoclear(attachment).await;
+        match made {
+            Ok(()) => self.commit_closing(attachment.id, before, Closing::AtLastClose).await,
+            Err(_) => self.restore_closing(attachment.id, &before).await,
+        }
+        made
+    }
+
+    async fn make_device_autoclear(self: &Arc<Self>, attachment: &Snapshot) -> Result<(), Error> {
         let id = attachment.id;
         let held = self.state().records.get(&id).is_some_and(|record| record.hold.is_some());
         if !held && !self.take_hold(attachment).await? {

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use loopd_common::ErrorKind;
 use loopd_common::text::printable;
+use tokio::sync::OwnedMutexGuard;
 use tracing::info;
 
-use crate::cleartext::CleartextSnapshot;
 use crate::engine::Engine;
 use crate::error::Error;
-use crate::kernel::{Kernel, Mapping, Users};
+use crate::kernel::{Kernel, Mapping};
 use crate::operation::gone;
 use crate::snapshot::Snapshot;
 use crate::unlocker::Closing;
@@ -24,24 +24,26 @@ impl<K: Kernel> Engine<K> {
     /// # Errors
     /// `NotFound` if it is not unlocked; `Busy`, `Timeout`, `Kernel`.
     pub async fn lock(self: &Arc<Self>, volume: VolumeId, lazy: bool) -> Result<(), Error> {
-        let _alone = self.lock_device(volume.attachment).await?;
+        let alone = if lazy {
+            self.lock_device_soon(volume.attachment, "lock").await?
+        } else {
+            self.lock_device(volume.attachment).await?
+        };
         self.refresh_mounts();
         self.reap_cleartexts(volume.attachment);
         let attachment = self.find(volume.attachment).ok_or_else(|| gone(volume.attachment))?;
-        let shown =
-            VolumeState::of(&attachment, VolumeId { is_cleartext: false, ..volume })?.shown(&attachment);
+        let encrypted = VolumeState::of(&attachment, VolumeId { is_cleartext: false, ..volume })?;
+        let shown = encrypted.shown(&attachment);
         let cleartext = attachment.cleartext_of(volume.partition).cloned();
         let cleartext = cleartext.ok_or_else(|| Error::NotUnlocked { volume: shown.clone() })?;
-        if lazy {
-            self.lock_lazily(volume, &cleartext.mapping).await?;
+        let event = if lazy {
+            self.lock_lazily(volume, &cleartext.mapping, attachment.owner(), alone).await?;
+            "locked lazily"
         } else {
-            self.lock_now(&attachment, volume, &cleartext).await?;
-        }
-        info!(
-            cleartext = cleartext.mapping.node(),
-            "{}: {shown}",
-            if lazy { "locked lazily" } else { "locked" }
-        );
+            self.lock_now(&attachment, volume, &cleartext.mapping).await?;
+            "locked"
+        };
+        info!(cleartext = cleartext.mapping.node(), "{event}: {shown}");
         Ok(())
     }
 
@@ -49,15 +51,20 @@ impl<K: Kernel> Engine<K> {
         self: &Arc<Self>,
         attachment: &Snapshot,
         volume: VolumeId,
-        cleartext: &CleartextSnapshot,
+        mapping: &Mapping,
     ) -> Result<(), Error> {
-        let mapping = &cleartext.mapping;
         let users = self.kernel.mapping_users(mapping).await?;
         if users.is_empty() && self.try_close(volume, mapping).await? {
             return Ok(());
         }
         let users = self.kernel.mapping_users(mapping).await.unwrap_or(users);
-        Err(cleartext_in_use(attachment, mapping, users))
+        Err(Error::InUse {
+            operation: "lock",
+            device: mapping.node(),
+            file: printable(&attachment.device.backing_file),
+            users: Box::new(users),
+            remedy: OR_LAZILY,
+        })
     }
 
     /// Closes a cleartext, and waits a bounded time for passing users. If one stays, it is held again; false then.
@@ -70,23 +77,12 @@ impl<K: Kernel> Engine<K> {
         if self.await_closed(id, partition).await {
             return Ok(true);
         }
-        match self.kernel.hold_mapping(mapping).await {
-            Ok(Some(hold)) => {
-                if let Some(unclaimed) = self.restore_cleartext_hold(id, partition, mapping, hold) {
-                    self.kernel.release(unclaimed).await;
-                }
-                Ok(false)
-            }
-            Ok(None) => {
-                self.remove_cleartext(id, partition, mapping);
-                Ok(true)
-            }
-            Err(error) => {
-                // Nothing holds it any more.
-                self.begin_closing(id, partition);
-                Err(error)
-            }
+        let held = self.hold_cleartext(id, partition, mapping).await;
+        if held.is_err() {
+            // It is closed with its last user now.
+            self.begin_closing(id, partition);
         }
+        held.map(|held| !held)
     }
 
     async fn close_on_request(self: &Arc<Self>, volume: VolumeId, mapping: &Mapping) -> Result<bool, Error> {
@@ -101,8 +97,15 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    /// Makes a cleartext close with its last user.
-    async fn lock_lazily(self: &Arc<Self>, volume: VolumeId, mapping: &Mapping) -> Result<(), Error> {
+    /// Makes a cleartext close with its last user. The last close writes to the backing file: if that hangs, the caller
+    /// does not wait for it, and the device stays locked.
+    async fn lock_lazily(
+        self: &Arc<Self>,
+        volume: VolumeId,
+        mapping: &Mapping,
+        owner: Option<u32>,
+        alone: OwnedMutexGuard<()>,
+    ) -> Result<(), Error> {
         let VolumeId { attachment: id, partition, .. } = volume;
         let closes_itself = {
             let state = self.state();
@@ -113,21 +116,17 @@ impl<K: Kernel> Engine<K> {
             let timeout = self.settings().wait_for_mount;
             self.unlocker.set_closing(mapping.name.clone(), Closing::AtLastClose, timeout).await?;
         }
-        if let Some(hold) = self.begin_closing(id, partition) {
-            self.kernel.release(hold).await;
-        }
-        self.reap_cleartexts(id);
+        let hold = self.begin_closing(id, partition);
+        let engine = Arc::clone(self);
+        let closing = tokio::spawn(async move {
+            let _permit = engine.background.acquire(owner).await;
+            if let Some(hold) = hold {
+                engine.kernel.release(hold).await;
+            }
+            engine.reap_cleartexts(id);
+            alone
+        });
+        let _alone = tokio::time::timeout(self.settings().wait_for_users, closing).await;
         Ok(())
-    }
-}
-
-/// Error for a cleartext that is in use.
-fn cleartext_in_use(attachment: &Snapshot, mapping: &Mapping, users: Users) -> Error {
-    Error::InUse {
-        operation: "lock",
-        device: mapping.node(),
-        file: printable(&attachment.device.backing_file),
-        users: Box::new(users),
-        remedy: OR_LAZILY,
     }
 }

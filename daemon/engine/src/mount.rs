@@ -41,6 +41,7 @@ impl<K: Kernel> Engine<K> {
         let attachment = self.find(volume.attachment).ok_or_else(|| gone(volume.attachment))?;
         let _alone_with_file = self.mount_locks.lock(attachment.device.file()).await;
         let mut found = VolumeState::of(&attachment, volume)?;
+        refuse_unlocked(&attachment, &found, volume)?;
         if wanted.filesystem.is_empty() {
             self.look_again(&attachment, volume, &mut found).await?;
         }
@@ -235,6 +236,21 @@ impl<K: Kernel> Engine<K> {
     }
 }
 
+/// The kernel mounts no device that has a mapping.
+fn refuse_unlocked(attachment: &Snapshot, found: &VolumeState, volume: VolumeId) -> Result<(), Error> {
+    let unlocked = attachment.unlocked_with(volume.partition).filter(|_| !volume.is_cleartext);
+    let Some((partition, node, cleartext)) = unlocked else { return Ok(()) };
+    let cleartext = cleartext.mapping.node();
+    Err(Error::Busy {
+        operation: format!("mount {}", found.shown(attachment)),
+        reason: if partition == volume.partition {
+            format!("it is unlocked as {cleartext}; mount that")
+        } else {
+            format!("{node} is unlocked as {cleartext}; lock it first")
+        },
+    })
+}
+
 /// A disk and its partitions share their bytes: writing to one damages the other.
 fn refuse_mounted(attachment: &Snapshot, found: &VolumeState, volume: VolumeId) -> Result<(), Error> {
     let shown = found.shown(attachment);
@@ -242,12 +258,8 @@ fn refuse_mounted(attachment: &Snapshot, found: &VolumeState, volume: VolumeId) 
     if let Some(path) = found.mount_points.first() {
         return refused(format!("it is mounted on {} already", show(path)));
     }
-    // The kernel mounts no device that has a mapping.
     if volume.is_cleartext {
         return Ok(());
-    }
-    if let Some((_, node, cleartext)) = attachment.unlocked_with(volume.partition) {
-        return refused(format!("{node} is unlocked as {}; lock it first", cleartext.mapping.node()));
     }
     match (attachment.mounted_with(volume.partition), volume.partition) {
         (None, _) => Ok(()),

@@ -159,10 +159,11 @@ impl<K: Kernel> Engine<K> {
 
     fn add_foreign(&self, device: Device) -> DiskSequence {
         let number = device.number;
+        let cleartexts = self.cleartexts_of_foreign(number);
         let mut state = self.state();
         let seen = state.take_seen(number, Some(device.disk_sequence));
         let found = seen.or_else(|| self.kernel.stored(number, None)).unwrap_or_default();
-        let id = state.insert(Record::foreign(device, found.file_system));
+        let id = state.insert(Record { cleartexts, ..Record::foreign(device, found.file_system) });
         if let Some(record) = state.records.get(&id) {
             let snapshot = record.snapshot(id, &state.mounts);
             self.emit(Event::Added(Box::new(snapshot)));

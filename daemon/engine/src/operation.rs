@@ -24,6 +24,26 @@ impl<K: Kernel> Engine<K> {
         Ok(operation.ok_or_else(|| gone(id))?.lock_owned().await)
     }
 
+    /// The same for a call that returns at once. `operation` completes "cannot", without the device.
+    ///
+    /// # Errors
+    /// `Busy` if another operation does not end; `NotFound`.
+    pub(super) async fn lock_device_soon(
+        &self,
+        id: DiskSequence,
+        operation: &str,
+    ) -> Result<OwnedMutexGuard<()>, Error> {
+        let at_once = self.settings().wait_for_users;
+        let locked = tokio::time::timeout(at_once, self.lock_device(id)).await;
+        let attachment = self.outline(id).ok_or_else(|| gone(id))?;
+        locked.unwrap_or_else(|_| {
+            let reason = "another operation is in progress on it and does not end, so its backing file may hang; try \
+                          again when it answers";
+            let operation = format!("{operation} {}", attachment.device.shown());
+            Err(Error::Busy { operation, reason: reason.to_owned() })
+        })
+    }
+
     /// Waits until calls are aborted, since the daemon stops.
     pub(super) async fn aborted(&self) {
         let _closed = self.ending.acquire().await;
@@ -183,15 +203,17 @@ impl<K: Kernel> Engine<K> {
         } else {
             self.state_writer.end(id);
         }
-        let (number, node_made, hold) = (record.device.number, record.node_made, record.hold);
+        let (number, node_made) = (record.device.number, record.node_made);
+        let of_cleartexts = record.cleartexts.into_values().filter_map(|cleartext| cleartext.hold);
+        let holds: Vec<K::Hold> = of_cleartexts.chain(record.hold).collect();
         let owner = record.ownership.map(|ownership| ownership.uid);
-        if !node_made && hold.is_none() {
+        if !node_made && holds.is_empty() {
             return;
         }
         let engine = Arc::clone(self);
         tokio::spawn(async move {
             let _permit = engine.background.acquire(owner).await;
-            if let Some(hold) = hold {
+            for hold in holds {
                 engine.kernel.release(hold).await;
             }
             if node_made {
@@ -249,6 +271,7 @@ impl<K: Kernel> Engine<K> {
         let (engine, id, owner) = (Arc::clone(self), attachment.id, attachment.owner());
         let going = tokio::spawn(async move {
             let _permit = engine.background.acquire(owner).await;
+            engine.release_cleartexts(id).await;
             engine.release(id).await;
             alone
         });

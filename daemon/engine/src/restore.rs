@@ -7,19 +7,23 @@ use loopd_common::Lifetime;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
+use crate::cleartext::is_named_by_loopd;
 use crate::client::ClientId;
 use crate::engine::{Engine, Pending};
 use crate::error::Error;
 use crate::event::Event;
 use crate::findings::{FileEnd, Findings};
-use crate::kernel::{Change, Device, DiskSequence, Kernel, Partition, ScanReason, node};
+use crate::kernel::{Change, Device, DiskSequence, Kernel, Mapping, Partition, ScanReason, node};
 use crate::lifecycle::Lifecycle;
 use crate::limiter::Limiter;
 use crate::operation::audit;
 use crate::ownership::{Ownership, is_root};
 use crate::quota::Permit;
-use crate::record::{PartitionRecord, Record};
-use crate::saved::{Phase, SavedAttachment};
+use crate::record::{CleartextRecord, PartitionRecord, Record};
+use crate::saved::{Phase, SavedAttachment, SavedCleartext};
+
+/// The cleartexts of an attachment.
+type Cleartexts<K> = BTreeMap<Option<u32>, CleartextRecord<K>>;
 
 impl<K: Kernel> Engine<K> {
     /// Saves the phase of a new attachment that is not published yet.
@@ -62,8 +66,8 @@ impl<K: Kernel> Engine<K> {
         self.kernel.release_unadopted(&self.pending_holds()).await;
     }
 
-    /// The devices that only their copy in the descriptor store keeps attached, since they could not be adopted or
-    /// opened: a transient error must not detach them.
+    /// The devices and mappings that only their copy in the descriptor store keeps, since they could not be adopted or
+    /// opened: a transient error must not end them.
     fn pending_holds(&self) -> HashSet<DiskSequence> {
         let state = self.state();
         let needs_hold = |saved: &&SavedAttachment| {
@@ -72,9 +76,19 @@ impl<K: Kernel> Engine<K> {
         let has_hold = |saved: &&SavedAttachment| {
             state.records.get(&saved.id).is_some_and(|record| record.hold.is_some())
         };
+        let lacks_hold = |saved: &SavedAttachment, cleartext: &SavedCleartext| {
+            let Some(record) = state.records.get(&saved.id) else { return true };
+            let known = record.cleartexts.get(&cleartext.partition);
+            known.is_some_and(|known| known.hold.is_none() && !known.closing)
+        };
         let written = self.state_writer.written();
-        let waiting = written.values().filter(needs_hold).filter(|saved| !has_hold(saved));
-        waiting.map(|saved| saved.disk_sequence).collect()
+        let all = || written.values().filter(needs_hold);
+        let devices = all().filter(|saved| !has_hold(saved)).map(|saved| saved.disk_sequence);
+        let cleartexts = all().flat_map(|saved| {
+            let waiting = saved.cleartexts.iter().filter(|cleartext| !cleartext.closing);
+            waiting.filter(|cleartext| lacks_hold(saved, cleartext)).map(|cleartext| cleartext.disk_sequence)
+        });
+        devices.chain(cleartexts).collect()
     }
 
     async fn adopt_or_end<F: Future<Output = bool>>(
@@ -147,11 +161,16 @@ impl<K: Kernel> Engine<K> {
         // Other tasks that read its state wait, and find it adopted.
         let _alone = self.status_locks.lock(number).await;
         let permit = self.attachment_quota.adopt(saved.ownership.uid);
-        match self.kernel.status(number).await {
+        let found = match self.kernel.status(number).await {
             Ok(Some(device)) if saved.is_of(&device) => {
-                self.adopt_device(saved, device, permit).await;
+                self.kernel.mappings(number).map(|mappings| Some((device, mappings)))
             }
-            Ok(_) => {
+            Ok(_) => Ok(None),
+            Err(error) => Err(error),
+        };
+        match found {
+            Ok(Some((device, mappings))) => self.adopt_device(saved, device, mappings, permit).await,
+            Ok(None) => {
                 info!(number, disk_sequence = id.0, "it ended while loopd did not run");
                 self.state_writer.end(id);
                 if saved.node_made {
@@ -199,8 +218,15 @@ impl<K: Kernel> Engine<K> {
             self.forget_pending(device.number);
             return false;
         }
+        let mappings = match self.kernel.mappings(device.number) {
+            Ok(mappings) => mappings,
+            Err(error) => {
+                warn!(number = device.number, "not adopted yet: {error}");
+                return true;
+            }
+        };
         let Some(Pending { saved, permit }) = self.pending().remove(&device.number) else { return false };
-        self.adopt_device(&saved, device.clone(), permit).await;
+        self.adopt_device(&saved, device.clone(), mappings, permit).await;
         let (lifetime, has_client) = (saved.ownership.lifetime, saved.ownership.client.is_some());
         if saved.phase == Phase::Attached && !has_client {
             match lifetime {
@@ -214,7 +240,13 @@ impl<K: Kernel> Engine<K> {
         true
     }
 
-    async fn adopt_device(self: &Arc<Self>, saved: &SavedAttachment, device: Device, permit: Permit) {
+    async fn adopt_device(
+        self: &Arc<Self>,
+        saved: &SavedAttachment,
+        device: Device,
+        mappings: Vec<(Option<u32>, Mapping)>,
+        permit: Permit,
+    ) {
         let id = saved.id;
         // An older daemon, which made no marks for udev, may have attached it.
         if !is_root(saved.ownership.uid)
@@ -242,12 +274,15 @@ impl<K: Kernel> Engine<K> {
         if let Err(error) = self.state_writer.end_replacement(id, device.disk_sequence, file_end) {
             warn!(device = device.node(), disk_sequence = id.0, "{error}");
         }
+        let cleartexts = self.adopt_cleartexts(saved, mappings, is_detaching).await;
+        let adopted: Vec<Option<u32>> = cleartexts.keys().copied().collect();
         if is_detaching || !is_held {
-            self.insert_saved(saved, device, None, is_detaching, permit);
+            self.insert_saved(saved, device, None, cleartexts, is_detaching, permit);
         } else {
             let (device, hold) = self.hold_again(device, ends_by_itself).await;
-            self.insert_saved(saved, device, hold, is_detaching, permit);
+            self.insert_saved(saved, device, hold, cleartexts, is_detaching, permit);
         }
+        adopted.into_iter().for_each(|partition| self.spawn_closing(id, partition));
         if let Some(snapshot) = self.find(id) {
             audit("adopted", &snapshot);
             self.emit(Event::Added(Box::new(snapshot)));
@@ -262,6 +297,46 @@ impl<K: Kernel> Engine<K> {
         let engine = Arc::clone(self);
         // In a task, since reading the device may hang.
         tokio::spawn(async move { engine.scan_partitions_or_log(id, ScanReason::Changed).await });
+    }
+
+    /// Holds the cleartexts that the last daemon has left, as far as they have holds, and closes those of which it had
+    /// not told anybody.
+    async fn adopt_cleartexts(
+        self: &Arc<Self>,
+        saved: &SavedAttachment,
+        mappings: Vec<(Option<u32>, Mapping)>,
+        is_detaching: bool,
+    ) -> Cleartexts<K> {
+        let mut adopted = Cleartexts::new();
+        for (partition, mapping) in mappings {
+            let known = saved
+                .cleartexts
+                .iter()
+                .find(|known| (known.partition, known.disk_sequence) == (partition, mapping.disk_sequence));
+            if known.is_none() && !is_named_by_loopd(&mapping) {
+                continue;
+            }
+            let Some(known) = known else {
+                info!(cleartext = mapping.node(), "its unlock was not finished: locked");
+                self.spawn_close_unfinished(mapping);
+                continue;
+            };
+            let closing = known.closing || is_detaching;
+            let ends_itself = saved.ownership.lifetime != Lifetime::Persistent && !closing;
+            let hold = match ends_itself {
+                true => match self.kernel.hold_mapping(&mapping).await {
+                    Ok(None) => continue,
+                    Ok(hold) => hold,
+                    Err(error) => {
+                        warn!(cleartext = mapping.node(), "{error}");
+                        None
+                    }
+                },
+                false => None,
+            };
+            adopted.insert(partition, self.adopted(SavedCleartext { closing, ..*known }, mapping, hold));
+        }
+        adopted
     }
 
     /// Makes a device end at its last close, or not. The last daemon could not do so, or died before.
@@ -296,6 +371,7 @@ impl<K: Kernel> Engine<K> {
         saved: &SavedAttachment,
         device: Device,
         hold: Option<K::Hold>,
+        cleartexts: Cleartexts<K>,
         is_detaching: bool,
         permit: Permit,
     ) {
@@ -323,7 +399,7 @@ impl<K: Kernel> Engine<K> {
             lifecycle,
             file_system,
             partitions,
-            cleartexts: BTreeMap::new(),
+            cleartexts,
             // Read again with the partitions, which follow.
             findings: Findings::default(),
             file_end: if same_file { saved.file_end } else { FileEnd::default() },

@@ -44,11 +44,13 @@ impl<K: Kernel> Engine<K> {
             ScanKind::Database => {
                 self.recover_partitions(number).await;
                 self.recover_processed(number).await;
+                self.refresh_cleartexts(number);
             }
             ScanKind::Everything => {
                 self.refresh(number).await;
                 self.recover_partitions(number).await;
                 self.recover_processed(number).await;
+                self.refresh_cleartexts(number);
             }
         }
     }

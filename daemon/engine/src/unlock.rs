@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use loopd_common::text::printable;
 use loopd_common::{EncryptionType, Lifetime, State};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::cleartext::{CleartextSnapshot, mapping_name};
 use crate::client::Caller;
@@ -85,11 +85,9 @@ impl<K: Kernel> Engine<K> {
             Ok(unlocked) => self.keep_unlocked(&unlocking, unlocked, permit, caller).await,
             Err(error) => Err(error),
         };
-        if kept.is_err() {
-            self.undo_unlock(&unlocking).await;
-        }
-        if let Ok(cleartext) = &kept {
-            audit("unlocked", &unlocking.shown, caller.uid(), &cleartext.mapping);
+        match &kept {
+            Ok(cleartext) => audit("unlocked", &unlocking.shown, caller.uid(), &cleartext.mapping),
+            Err(error) => self.undo_unlock(&unlocking, error).await,
         }
         kept
     }
@@ -127,7 +125,7 @@ impl<K: Kernel> Engine<K> {
             let all: Vec<&str> = allowed.iter().map(|kind| kind.as_str()).collect();
             return refused(format!(
                 "the type {kind} is not among those that may be unlocked here ({}); an administrator can add it \
-                 (unlock-types in /etc/loopd/loopd.toml), or unlock it as root",
+                 (types below [unlock] in /etc/loopd/loopd.toml), or unlock it as root",
                 all.join(", ")
             ));
         }
@@ -225,15 +223,21 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Closes what was made, and waits a bounded time for that.
-    async fn undo_unlock(self: &Arc<Self>, unlocking: &Unlocking) {
+    async fn undo_unlock(self: &Arc<Self>, unlocking: &Unlocking, error: &Error) {
         let VolumeId { attachment, partition, .. } = unlocking.volume;
-        let hold = self.begin_closing(attachment, partition);
-        if let Some(hold) = hold {
+        if let Some(hold) = self.begin_closing(attachment, partition) {
             self.kernel.release(hold).await;
         }
-        let name = unlocking.name.clone();
-        if let Err(error) = self.unlocker.set_closing(name, Closing::AtLastClose, UNDO).await {
-            tracing::warn!("{} may be left unlocked: {error}", unlocking.shown);
+        let mut undone = Ok(());
+        if matches!(error, Error::UnlockAbandoned { .. }) {
+            // The program may still be making it.
+            undone = self.unlocker.close(unlocking.name.clone(), UNDO).await;
+        }
+        if !matches!(self.find_mapping(unlocking), Ok(None)) {
+            undone = self.unlocker.set_closing(unlocking.name.clone(), Closing::AtLastClose, UNDO).await;
+        }
+        if let Err(error) = undone {
+            warn!("{} may be left unlocked: {error}", unlocking.shown);
         }
         self.await_closed(attachment, partition).await;
     }

@@ -300,8 +300,8 @@ impl Kernel for Linux {
     }
 
     fn mapping_users<'a>(&'a self, mapping: &'a Mapping) -> BoxFuture<'a, Result<Users, Error>> {
-        let _ = mapping;
-        todo!("mappings")
+        let mapping = mapping.clone();
+        self.blocking(move |_| users::of_mapping(&mapping))
     }
 
     fn read_mapping<'a>(
@@ -310,8 +310,8 @@ impl Kernel for Linux {
         offset: u64,
         length: usize,
     ) -> BoxFuture<'a, Result<Vec<u8>, Error>> {
-        let _ = (mapping, offset, length);
-        todo!("mappings")
+        let mapping = mapping.clone();
+        self.blocking(move |_| device::read_mapping(&mapping, offset, length))
     }
 
     fn peek(&self, number: u32) -> Result<Binding, Error> {

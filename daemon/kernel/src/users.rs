@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use loopd_common::swaps;
 use loopd_common::text::printable;
-use loopd_engine::Error;
 use loopd_engine::kernel::{Users, node};
 use loopd_engine::mount_table::MountTable;
+use loopd_engine::{Error, Mapping};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::makedev;
@@ -20,8 +20,8 @@ use crate::{device, mounts};
 /// How far stacked devices are followed.
 const DEEPEST: usize = 16;
 
-fn unknown(number: u32, source: io::Error) -> Error {
-    Error::Io { operation: format!("determine the users of {}", node(number)), source }
+fn unknown(node: &str, source: io::Error) -> Error {
+    Error::Io { operation: format!("determine the users of {node}"), source }
 }
 
 /// The users of a loop device that the kernel lists.
@@ -29,11 +29,28 @@ fn unknown(number: u32, source: io::Error) -> Error {
 /// # Errors
 /// `Kernel` if the mount table or sysfs cannot be read.
 pub fn of_loop(number: u32) -> Result<Users, Error> {
+    of_block(&Block::of_loop(number)).map_err(|error| unknown(&node(number), error))
+}
+
+/// The users of a mapping that the kernel lists; none if it is gone.
+///
+/// # Errors
+/// `Kernel` if the mount table or sysfs cannot be read.
+pub fn of_mapping(mapping: &Mapping) -> Result<Users, Error> {
+    let block = Block::named(&format!("dm-{}", mapping.number));
+    let users = match block.read_value("diskseq") {
+        Ok(sequence) if sequence == Some(mapping.disk_sequence.0) => of_block(&block),
+        Ok(_) => Ok(Users::default()),
+        Err(error) => Err(error),
+    };
+    users.map_err(|error| unknown(&mapping.node(), error))
+}
+
+fn of_block(disk: &Block) -> io::Result<Users> {
     // The sandbox of the unit hides the file.
     let swaps = fs::read(swaps::FILE).unwrap_or_default();
     let swaps: Vec<PathBuf> = swaps::devices(&swaps).collect();
-    let users = mounts::read().and_then(|mounts| listed(&Block::of_loop(number), &mounts, &swaps));
-    users.map_err(|error| unknown(number, error))
+    listed(disk, &mounts::read()?, &swaps)
 }
 
 fn listed(disk: &Block, mounts: &MountTable, swaps: &[PathBuf]) -> io::Result<Users> {

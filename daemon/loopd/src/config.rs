@@ -9,6 +9,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tracing::warn;
 
+use loopd_common::EncryptionType;
 use loopd_engine::{Limits, Policy, Settings};
 
 const FILE: &str = "/etc/loopd/loopd.toml";
@@ -39,6 +40,7 @@ pub struct Config {
     all_users: AllUsers,
     times: Times,
     mount: Mount,
+    unlock: Unlock,
 }
 
 /// Limits for each user.
@@ -48,6 +50,7 @@ struct EachUser {
     attachments: Option<u32>,
     partitions: Option<u32>,
     mounts: Option<u32>,
+    cleartexts: Option<u32>,
     calls: Option<NonZeroU32>,
     prompts: Option<u32>,
 }
@@ -59,6 +62,7 @@ struct AllUsers {
     attachments: Option<u32>,
     partitions: Option<u32>,
     mounts: Option<u32>,
+    cleartexts: Option<u32>,
     calls: Option<Calls>,
     prompts: Option<u32>,
 }
@@ -90,6 +94,7 @@ struct Times {
     wait_for_udev: Option<Seconds>,
     wait_for_users: Option<Seconds>,
     wait_for_mount: Option<Seconds>,
+    wait_for_unlock: Option<Seconds>,
     mount_grace: Option<Seconds>,
 }
 
@@ -99,6 +104,33 @@ struct Times {
 struct Mount {
     filesystems: Option<Vec<FileSystemName>>,
     exec: Option<bool>,
+}
+
+/// Which encrypted volumes may be unlocked.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+struct Unlock {
+    types: Option<Vec<UnlockType>>,
+}
+
+/// A type of encryption, by its name on the bus.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct UnlockType(EncryptionType);
+
+impl<'de> Deserialize<'de> for UnlockType {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        name.parse().map(Self).map_err(|_| {
+            let known: Vec<_> = EncryptionType::ALL.iter().map(|kind| kind.as_str()).collect();
+            D::Error::custom(format!("{name:?} is not one of the types {}", known.join(", ")))
+        })
+    }
+}
+
+impl Serialize for UnlockType {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.0.as_str())
+    }
 }
 
 /// The name of a file system type in the kernel and mount(8).
@@ -263,20 +295,24 @@ impl Config {
         take(&mut self.limits.attachments, other.limits.attachments);
         take(&mut self.limits.partitions, other.limits.partitions);
         take(&mut self.limits.mounts, other.limits.mounts);
+        take(&mut self.limits.cleartexts, other.limits.cleartexts);
         take(&mut self.limits.calls, other.limits.calls);
         take(&mut self.limits.prompts, other.limits.prompts);
         take(&mut self.all_users.attachments, other.all_users.attachments);
         take(&mut self.all_users.partitions, other.all_users.partitions);
         take(&mut self.all_users.mounts, other.all_users.mounts);
+        take(&mut self.all_users.cleartexts, other.all_users.cleartexts);
         take(&mut self.all_users.calls, other.all_users.calls);
         take(&mut self.all_users.prompts, other.all_users.prompts);
         take(&mut self.times.idle_exit, other.times.idle_exit);
         take(&mut self.times.wait_for_udev, other.times.wait_for_udev);
         take(&mut self.times.wait_for_users, other.times.wait_for_users);
         take(&mut self.times.wait_for_mount, other.times.wait_for_mount);
+        take(&mut self.times.wait_for_unlock, other.times.wait_for_unlock);
         take(&mut self.times.mount_grace, other.times.mount_grace);
         take(&mut self.mount.filesystems, other.mount.filesystems);
         take(&mut self.mount.exec, other.mount.exec);
+        take(&mut self.unlock.types, other.unlock.types);
     }
 
     /// The settings, with defaults for absent keys.
@@ -289,15 +325,16 @@ impl Config {
         };
         let time = |configured: Option<Seconds>, default| configured.map_or(default, |Seconds(time)| time);
         let default = Settings::default();
-        let Self { limits, all_users: all, times, mount } = self;
+        let Self { limits, all_users: all, times, mount, unlock } = self;
         let names = |configured: &Vec<FileSystemName>| {
             configured.iter().map(|FileSystemName(name)| name.clone()).collect()
         };
+        let kinds = |configured: &Vec<UnlockType>| configured.iter().map(|UnlockType(kind)| *kind).collect();
         let file_systems = mount.filesystems.as_ref().map_or(default.mounting.file_systems, names);
         Settings {
-            cleartexts: Settings::default().cleartexts,
-            unlock_types: Settings::default().unlock_types,
-            wait_for_unlock: Settings::default().wait_for_unlock,
+            cleartexts: limit(limits.cleartexts, all.cleartexts, default.cleartexts),
+            unlock_types: unlock.types.as_ref().map_or(default.unlock_types, kinds),
+            wait_for_unlock: time(times.wait_for_unlock, default.wait_for_unlock),
             mounting: Policy { file_systems, programs: mount.exec.unwrap_or(default.mounting.programs) },
             wait_for_mount: time(times.wait_for_mount, default.wait_for_mount),
             mount_grace: time(times.mount_grace, default.mount_grace),
@@ -349,7 +386,10 @@ mod tests {
     #[test]
     fn drop_ins_override_in_the_order_of_their_names() {
         let (_directory, source) = source(&[
-            ("loopd.toml", "[limits]\nattachments = 1\ncalls = 1\nprompts = 0\n[times]\nidle-exit = 0\n"),
+            (
+                "loopd.toml",
+                "[limits]\nattachments = 1\ncalls = 1\nprompts = 0\n[times]\nidle-exit = 0\n[unlock]\ntypes = []\n",
+            ),
             ("loopd.toml.d/20-b.toml", "[limits]\nattachments = 3\n"),
             (
                 "loopd.toml.d/10-a.toml",
@@ -358,7 +398,9 @@ mod tests {
             ),
             (
                 "loopd.toml.d/25-c.toml",
-                "[mount]\nfilesystems = [\"ext4\"]\nexec = false\n[times]\nmount-grace = 5\n",
+                "[mount]\nfilesystems = [\"ext4\"]\nexec = false\n[times]\nmount-grace = 5\n\
+                 wait-for-unlock = 45\n[unlock]\ntypes = [\"luks\"]\n[limits]\ncleartexts = 5\n\
+                 [all-users]\ncleartexts = 50\n",
             ),
             ("loopd.toml.d/30-c.toml~", "nonsense"),
             ("loopd.toml.d/.40-d.toml", "nonsense"),
@@ -369,9 +411,9 @@ mod tests {
             partitions: Limits { each: 20, all: 200 },
             calls: Limits { each: 2, all: 9 },
             prompts: Limits { each: 0, ..default.prompts },
-            cleartexts: Settings::default().cleartexts,
-            unlock_types: Settings::default().unlock_types,
-            wait_for_unlock: Settings::default().wait_for_unlock,
+            cleartexts: Limits { each: 5, all: 50 },
+            unlock_types: vec![EncryptionType::Luks],
+            wait_for_unlock: Duration::from_secs(45),
             mounting: Policy { file_systems: vec!["ext4".to_owned()], programs: false },
             mount_grace: Duration::from_secs(5),
             idle_exit: Duration::ZERO,
@@ -398,6 +440,12 @@ mod tests {
             ("[mount]\nfilesystems = \"ext4\"\n", "loopd.toml:2:15: invalid type"),
             ("[mount]\nfilesystems = [\"\"]\n", "loopd.toml:2:15: \"\" is not the name"),
             ("[mount]\nexec = 1\n", "loopd.toml:2:8: invalid type"),
+            (
+                "[unlock]\ntypes = [\"luks\", \"plain\"]\n",
+                "loopd.toml:2:9: \"plain\" is not one of the types luks,",
+            ),
+            ("[unlock]\ntypes = \"luks\"\n", "loopd.toml:2:9: invalid type"),
+            ("[unlock]\ntype = []\n", "loopd.toml:2:1: unknown field"),
             ("[limits\n", "loopd.toml:1:"),
             ("\u{e9} = 1 2", "loopd.toml:1:"),
         ] {
@@ -447,17 +495,18 @@ mod tests {
     #[test]
     fn the_example_has_every_key_with_its_default() {
         let example = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/loopd.toml"));
-        let Config { limits, all_users, times, mount } = read(example).unwrap();
-        let EachUser { attachments, partitions, mounts, calls, prompts } = limits;
+        let Config { limits, all_users, times, mount, unlock } = read(example).unwrap();
+        let EachUser { attachments, partitions, mounts, cleartexts, calls, prompts } = limits;
         assert!(attachments.is_some() && mounts.is_some() && calls.is_some() && prompts.is_some());
-        assert!(partitions.is_some());
-        let AllUsers { attachments, partitions, mounts, calls, prompts } = all_users;
+        assert!(partitions.is_some() && cleartexts.is_some());
+        let AllUsers { attachments, partitions, mounts, cleartexts, calls, prompts } = all_users;
         assert!(attachments.is_some() && mounts.is_some() && calls.is_some() && prompts.is_some());
-        assert!(partitions.is_some());
-        let Times { idle_exit, wait_for_udev, wait_for_users, wait_for_mount, mount_grace } = times;
+        assert!(partitions.is_some() && cleartexts.is_some());
+        let Times { idle_exit, wait_for_udev, wait_for_users, wait_for_mount, wait_for_unlock, mount_grace } =
+            times;
         assert!(idle_exit.is_some() && wait_for_udev.is_some() && wait_for_users.is_some());
-        assert!(wait_for_mount.is_some() && mount_grace.is_some());
-        assert!(mount.filesystems.is_some() && mount.exec.is_some());
+        assert!(wait_for_mount.is_some() && wait_for_unlock.is_some() && mount_grace.is_some());
+        assert!(mount.filesystems.is_some() && mount.exec.is_some() && unlock.types.is_some());
         let source = Source::named(example.to_owned());
         assert_eq!(source.read().unwrap().settings(), Settings::default());
     }

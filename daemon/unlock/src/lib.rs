@@ -9,6 +9,8 @@
 //!
 //! The secret is read here, written to a pipe of cryptsetup, and nowhere else.
 
+#![forbid(unsafe_code)]
+
 pub mod channel;
 mod cryptsetup;
 mod input;

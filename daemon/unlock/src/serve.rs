@@ -94,7 +94,7 @@ fn open(
     let checked = match cryptsetup.cipher(&request.name) {
         Ok(Some(_)) => return Ok(()),
         Ok(None) => {
-            let reason = "its header has no cipher, so that everybody can change what it contains";
+            let reason = "it has no cipher, so that the content is not encrypted";
             Err(Stopped::Failed(Reply::new(Outcome::UnusableHeader, reason)))
         }
         Err(stopped) => Err(stopped),

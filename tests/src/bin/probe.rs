@@ -13,6 +13,8 @@
 //!   remove DEVICE
 //!   mount PATH [key=sig:value…]        PATH: the object of an attachment or a partition
 //!   unmount PATH [key=sig:value…]
+//!   unlock PATH KIND SECRET [key=sig:value…]   SECRET: a file, opened as for setup
+//!   lock PATH [key=sig:value…]
 //!   storm ROUNDS CALLS FROM TO         CALLS within 20 ms, at a random moment FROM to TO ms after
 //!                                      the last; prints how many got no reply
 //!   burst CALLS PATH                   attaches the file CALLS times at once, with an offset past its end; prints how
@@ -52,6 +54,7 @@ use zbus::wire::{DynamicType, OwnedObjectPath};
 use zbus::{Connection, Fd, OwnedVariant, Variant};
 
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
+const ENCRYPTED: &str = "org.loopd1.Encrypted";
 
 fn main() -> Result<()> {
     let (flags, call): (Vec<_>, Vec<_>) =
@@ -176,6 +179,18 @@ async fn make(arguments: &[OsString], connection: &Connection, flags: MethodFlag
         "unmount" => {
             let body = (options(&arguments[2..])?,);
             let () = call(connection, text(1)?, VOLUME, "Unmount", flags, &body).await?;
+            Ok(Value::Null)
+        }
+        "unlock" => {
+            let secret = open(text(2)?, Path::new(text(3)?))?;
+            let body = (Fd::from(secret.as_fd()), options(&arguments[4..])?);
+            let (cleartext, device): (OwnedObjectPath, String) =
+                call(connection, text(1)?, ENCRYPTED, "Unlock", flags, &body).await?;
+            Ok(json!({ "cleartext": cleartext.as_str(), "device": device }))
+        }
+        "lock" => {
+            let body = (options(&arguments[2..])?,);
+            let () = call(connection, text(1)?, ENCRYPTED, "Lock", flags, &body).await?;
             Ok(Value::Null)
         }
         "remove" => {

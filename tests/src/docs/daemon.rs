@@ -53,6 +53,11 @@ const FILES: &[(&str, &str)] = &[
         "A drop-in for the unit: loopd creates the nodes of partitions if the kernel does not.",
     ),
     ("63-untrusted-loop.rules", "Prevents activation by udev: see above."),
+    ("66-loopd-cleartext.rules", "Hides cleartexts of loopd from UDisks2 (UDISKS_IGNORE)."),
+    (
+        "loopd-unlock",
+        "Reads the secret of an encrypted volume and runs cryptsetup, in a sandboxed unit of its own.",
+    ),
     ("org.loopd1.policy", "The polkit actions and their default authorizations."),
     ("org.loopd1.conf", "The policy of the message bus."),
 ];

@@ -138,6 +138,11 @@ impl Simulated {
         machine.mapped.get(&number).map(|mapped| (mapped.holds, mapped.stored_copies, mapped.deferred))
     }
 
+    /// Whether a service manager keeps copies of holds.
+    pub fn keeps_holds(&self) -> bool {
+        self.lock().stores_holds
+    }
+
     /// Another program makes a mapping; false if it cannot.
     pub fn map_elsewhere(&self, loop_number: u32, partition: Option<u32>, name: &str) -> bool {
         let (name, kind) = (name.to_owned(), EncryptionType::Luks);

@@ -29,7 +29,8 @@ impl UnlockProgram {
 impl Drop for UnlockProgram {
     /// It closes what it has unlocked, unless it died with the daemon.
     fn drop(&mut self) {
-        if !self.has_ended && !(self.machine.is_dead() && self.machine.lock().programs_die) {
+        let died = self.machine.is_dead() && self.machine.lock().programs_die;
+        if !self.has_ended && !died {
             self.machine.alter_mapping(self.number, self.is_it(), |mapped| mapped.deferred = true);
         }
     }

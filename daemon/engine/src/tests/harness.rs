@@ -10,7 +10,7 @@ use loopd_common::{Lifetime, State};
 use tokio::sync::Notify;
 
 use crate::error::Error;
-use crate::kernel::DiskSequence;
+use crate::kernel::{DiskSequence, Mapping};
 use crate::simulated::{Files, Interference, Simulated, SimulatedMounts};
 use crate::{AttachRequest, Caller, ClientId, Engine, Event, EventStream, Settings, Snapshot};
 
@@ -223,6 +223,32 @@ impl Harness {
                     .as_ref()
                     .is_some_and(|ownership| ownership.lifetime != Lifetime::Persistent);
             assert_eq!(self.machine.holds(number), usize::from(held), "descriptors of /dev/loop{number}");
+            self.agree_on_cleartexts(&attachment, held);
+        }
+    }
+
+    /// The engine and the machine agree on the cleartexts of an attachment, which are held if it is.
+    fn agree_on_cleartexts(&self, attachment: &Snapshot, is_held: bool) {
+        let number = attachment.device.number;
+        let is_ours = |mapping: &Mapping| mapping.name.starts_with("loopd-");
+        let mut mapped = self.machine.mappings_on(number);
+        mapped.retain(|(_, mapping)| is_ours(mapping));
+        mapped.sort_by_key(|(partition, _)| *partition);
+        let known: Vec<_> = {
+            let state = self.engine.state();
+            let cleartexts = state.records[&attachment.id].cleartexts.iter();
+            cleartexts.map(|(partition, cleartext)| (*partition, cleartext.mapping.clone())).collect()
+        };
+        assert_eq!(known, mapped, "the cleartexts of /dev/loop{number}");
+        for ((_, mapping), saved) in mapped.iter().zip(&attachment.saved_cleartexts) {
+            let is_held = is_held && !saved.closing;
+            let (holds, copies) = (usize::from(is_held), usize::from(is_held && self.machine.keeps_holds()));
+            assert_eq!(
+                self.machine.mapping_holds(mapping.number),
+                Some((holds, copies, is_held || saved.closing)),
+                "descriptors of {}, their copies, and whether it is closed by itself",
+                mapping.node()
+            );
         }
     }
 
@@ -232,7 +258,7 @@ impl Harness {
         self.agree();
         assert!(self.engine.state().records.is_empty());
         assert_eq!(self.mounts.directories(), Vec::<PathBuf>::new());
-        assert!(self.engine.mount_quota.is_empty());
+        assert!(self.engine.mount_quota.is_empty() && self.engine.cleartext_quota.is_empty());
         self.engine.attachment_quota.empty().await;
     }
 }

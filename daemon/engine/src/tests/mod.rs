@@ -19,5 +19,6 @@ mod restart;
 mod silent_udev;
 mod simulation;
 mod unlock;
+mod unlock_restart;
 mod volume_check;
 mod warnings;

@@ -1,6 +1,8 @@
-//! Opens the node of a mapping.
+//! The node of a mapping: opening it, and reading through it.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt as _;
 
 use loopd_engine::{Error, Mapping};
 use nix::fcntl::OFlag;
@@ -22,6 +24,17 @@ pub fn open_mapping(mapping: &Mapping) -> Result<Option<OwnedFd>, Error> {
     }
 }
 
+/// Reads bytes of a mapping; fewer at its end, none if it is gone.
+pub fn read_mapping(mapping: &Mapping, offset: u64, length: usize) -> Result<Vec<u8>, Error> {
+    let Some(device) = open_mapping(mapping)? else { return Ok(Vec::new()) };
+    let mut bytes = vec![0; length];
+    let read = File::from(device).read_at(&mut bytes, offset);
+    let read =
+        read.map_err(|source| Error::Io { operation: format!("read from {}", mapping.node()), source })?;
+    bytes.truncate(read);
+    Ok(bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -40,5 +53,7 @@ mod tests {
             read_only: false,
         };
         assert!(open_mapping(&mapping).unwrap().is_none());
+        assert!(read_mapping(&mapping, 0, 512).unwrap().is_empty());
+        assert!(crate::users::of_mapping(&mapping).unwrap().is_empty());
     }
 }

@@ -156,7 +156,8 @@ mod tests {
         VolumeProperties {
             device: "/dev/loop1048575p255".to_owned(),
             size: u64::MAX,
-            usage: text(32),
+            // The longest that libblkid has.
+            usage: "filesystem".to_owned(),
             filesystem_type: text(32),
             filesystem_version: text(64),
             filesystem_label: text(256),
@@ -193,10 +194,20 @@ mod tests {
         PartitionProperties {
             table: text(32),
             kind: text(64),
-            uuid: text(64),
+            uuid: text(36),
             label: text(256),
             attachment: attachment_path(u64::MAX).into(),
             ..PartitionProperties::default()
+        }
+    }
+
+    /// Of an encrypted volume that udev knows.
+    fn longest_crypto() -> VolumeProperties {
+        VolumeProperties {
+            usage: "crypto".to_owned(),
+            filesystem_type: "crypto_LUKS".to_owned(),
+            filesystem_version: text(8),
+            ..longest_volume(Vec::new())
         }
     }
 
@@ -228,24 +239,22 @@ mod tests {
         // A quarter more is reserved for users who have none.
         let maximum = |limits: Limits| limits.all + limits.all.div_ceil(4);
         let volume = || Shared::new(longest_volume(Vec::new()));
-        let encrypted = |partition| {
-            let cleartext = cleartext_path(u64::MAX, partition).into();
-            Some(Shared::new(EncryptedProperties { cleartext }))
+        let (crypto, locked) = (Shared::new(longest_crypto()), Shared::new(EncryptedProperties::default()));
+        // One that may be encrypted has one more interface, and a shorter type.
+        let larger = |path: OwnedObjectPath, interfaces: &dyn Fn(Shared<VolumeProperties>) -> Interfaces| {
+            let encrypted = interfaces(crypto.clone()).with_encrypted(Some(locked.clone()));
+            bytes_of(path.clone(), interfaces(volume())).max(bytes_of(path, encrypted))
         };
-        let attachment = bytes_of(
-            attachment_path(u64::MAX).into(),
-            Interfaces::attachment(Shared::new(longest_attachment()), volume())
-                .with_encrypted(encrypted(None)),
-        );
-        let partition = bytes_of(
-            partition_path(u64::MAX, 255).into(),
-            Interfaces::partition(Shared::new(longest_partition()), volume())
-                .with_encrypted(encrypted(Some(255))),
-        );
-        let cleartext = bytes_of(
-            cleartext_path(u64::MAX, Some(255)).into(),
-            Interfaces::cleartext(Shared::new(longest_cleartext()), volume()),
-        );
+        let attachment = larger(attachment_path(u64::MAX).into(), &|volume| {
+            Interfaces::attachment(Shared::new(longest_attachment()), volume)
+        });
+        let partition = larger(partition_path(u64::MAX, 255).into(), &|volume| {
+            Interfaces::partition(Shared::new(longest_partition()), volume)
+        });
+        // Its path is also in the property of its volume.
+        let path = cleartext_path(u64::MAX, Some(255));
+        let cleartext = path.as_str().len()
+            + bytes_of(path.into(), Interfaces::cleartext(Shared::new(longest_cleartext()), volume()));
         // Below /run/media/USER: two names of 255 bytes at most, and the length of the array.
         let mount = "/run/media/".len() + 2 * 256 + 8;
         let bytes = maximum(attachments) * attachment

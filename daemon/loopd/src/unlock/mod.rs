@@ -2,32 +2,30 @@
 //! cryptsetup. The daemon never reads a secret.
 
 use std::os::fd::AsFd as _;
-use std::sync::Arc;
 use std::time::Duration;
 
 use loopd_common::{CallerFile, EncryptionType};
 use loopd_engine::{BoxFuture, Closing, Error, UnlockCommand, UnlockRequest, Unlocked, Unlocker};
 use loopd_unlock::{Keep, OpenRequest, Outcome, Reply, Request};
-use tracing::warn;
 use zbus::Connection;
 
 mod program;
 mod sandbox;
 
 use crate::systemd::Units;
-use program::{Program, Volume};
+use program::Program;
 
 /// How much longer than it may take the program is waited for.
 const SLACK: Duration = Duration::from_secs(15);
-/// How long the program may take to close a mapping that was just made.
-const UNDO_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the program may take to keep a mapping that was just made.
+const KEEP_TIMEOUT: Duration = Duration::from_secs(30);
 /// The package that has the program which is missing.
 const MISSING: &str =
     "cryptsetup is not installed; install it (Debian: cryptsetup-bin, Fedora and Arch: cryptsetup)";
 
 /// Unlocks volumes in units of the service manager.
 pub struct UnlockUnits {
-    units: Arc<Units>,
+    units: Units,
 }
 
 impl UnlockUnits {
@@ -36,15 +34,13 @@ impl UnlockUnits {
     /// # Errors
     /// The connection failed.
     pub async fn new(connection: &Connection) -> zbus::Result<Self> {
-        Ok(Self { units: Arc::new(Units::new(connection).await?) })
+        Ok(Self { units: Units::new(connection).await? })
     }
 }
 
 /// A mapping that was just made, and the program that closes it if its channel is closed.
 struct Pending {
-    units: Arc<Units>,
     program: Program,
-    name: String,
     shown: String,
 }
 
@@ -52,15 +48,12 @@ impl Unlocked for Pending {
     fn keep(self: Box<Self>, closing: Closing) -> BoxFuture<'static, Result<(), Error>> {
         Box::pin(async move {
             let operation = format!("unlock {}", self.shown);
-            let kept = self.program.call(keep_of(closing).encode(), &[], UNDO_TIMEOUT, &operation).await;
-            let failure = match kept {
-                Ok(Some(reply)) if reply.outcome == Outcome::Done => return Ok(()),
-                Ok(Some(reply)) => failed(&reply, operation, &self.shown),
-                Ok(None) => ended(operation),
-                Err(error) => error,
-            };
-            close_again(&self.units, &self.name).await;
-            Err(failure)
+            let kept = self.program.call(keep_of(closing).encode(), &[], KEEP_TIMEOUT, &operation).await;
+            match kept? {
+                Some(reply) if reply.outcome == Outcome::Done => Ok(()),
+                Some(reply) => Err(failed(&reply, operation, &self.shown)),
+                None => Err(ended(operation)),
+            }
         })
     }
 }
@@ -73,26 +66,25 @@ impl Unlocker<CallerFile> for UnlockUnits {
             let read_only = request.read_only || is_read_only(device_number);
             let message =
                 Request::Open(Box::new(open_request(&device, &name, kind, read_only, &request, timeout)));
-            let volume = Volume { node: &device, read_only };
-            let program = Program::start(&self.units, &unlock_unit(&name), Some(volume), &operation).await?;
+            let program =
+                Program::start(&self.units, &unlock_unit(&name), Some(device.as_str()), &operation).await?;
             let files = [Some(&request.secret), request.header.as_ref()].into_iter().flatten();
             let files: Vec<_> = files.chain(&request.key_files).map(|file| file.as_fd()).collect();
             match program.call(&message.encode(), &files, timeout + SLACK, &operation).await? {
                 Some(reply) if reply.outcome == Outcome::Done => {
-                    Ok(Box::new(Pending { units: Arc::clone(&self.units), program, name, shown })
-                        as Box<dyn Unlocked>)
+                    Ok(Box::new(Pending { program, shown }) as Box<dyn Unlocked>)
                 }
                 Some(reply) => Err(failed(&reply, operation, &shown)),
-                None => {
-                    close_again(&self.units, &name).await;
-                    Err(ended(operation))
-                }
+                None => Err(ended(operation)),
             }
         })
     }
 
     fn close(&self, name: String, timeout: Duration) -> BoxFuture<'_, Result<(), Error>> {
-        Box::pin(async move { close(&self.units, &name, timeout).await })
+        Box::pin(async move {
+            let request = Request::Close(name.clone());
+            short(&self.units, &request, &name, format!("close {name}"), timeout).await
+        })
     }
 
     fn set_closing(
@@ -109,19 +101,6 @@ impl Unlocker<CallerFile> for UnlockUnits {
     }
 }
 
-async fn close(units: &Units, name: &str, timeout: Duration) -> Result<(), Error> {
-    // A program that is still making the mapping ends first. One that does not end in time cannot go on either.
-    let _result = units.stop(&unlock_unit(name), timeout).await;
-    short(units, &Request::Close(name.to_owned()), name, format!("close {name}"), timeout).await
-}
-
-/// Closes what a program has left that ended early.
-async fn close_again(units: &Units, name: &str) {
-    if let Err(error) = close(units, name, UNDO_TIMEOUT).await {
-        warn!("{error}");
-    }
-}
-
 /// A request that needs no volume.
 async fn short(
     units: &Units,
@@ -130,6 +109,8 @@ async fn short(
     operation: String,
     timeout: Duration,
 ) -> Result<(), Error> {
+    // A program that is still making the mapping ends first. One that does not end in time cannot go on either.
+    let _result = units.stop(&unlock_unit(name), timeout).await;
     let unit = format!("loopd-lock-{}.service", suffix(name));
     let program = Program::start(units, &unit, None, &operation).await?;
     match program.call(&request.encode(), &[], timeout, &operation).await? {
@@ -206,9 +187,9 @@ fn failed(reply: &Reply, operation: String, volume: &str) -> Error {
         Outcome::TimedOut => Error::Timeout { operation, reason: detail.clone() },
         Outcome::OutOfMemory => {
             let reason = format!(
-                "the derivation of its key needs more memory than the {} MiB that it may use, or than is free{said}; \
-                 convert the key with \"cryptsetup luksConvertKey\"",
-                sandbox::MOST_MEMORY >> 20
+                "the derivation of its key needs more memory than it may use{said}; convert the key with \"cryptsetup \
+                 luksConvertKey\", or have the administrator raise MemoryMax= (a drop-in for {})",
+                unlock_unit("")
             );
             Error::NotSupported { operation, reason }
         }
@@ -240,7 +221,7 @@ mod tests {
             (Outcome::InvalidInput, ErrorKind::InvalidArgs, "cannot unlock /dev/loop0 (/x.img): detail"),
             (Outcome::OtherType, ErrorKind::InvalidArgs, "asked for: detail"),
             (Outcome::TimedOut, ErrorKind::Timeout, "detail"),
-            (Outcome::OutOfMemory, ErrorKind::NotSupported, "1536 MiB"),
+            (Outcome::OutOfMemory, ErrorKind::NotSupported, "a drop-in for loopd-unlock-.service"),
             (Outcome::UnusableHeader, ErrorKind::NotSupported, "header cannot be used: detail"),
             (Outcome::Taken, ErrorKind::Busy, "another program uses it: detail"),
             (Outcome::InUse, ErrorKind::Busy, "it is in use: detail"),

@@ -16,15 +16,6 @@ use crate::systemd::{JobError, Units};
 /// How long the unit may take to start, and the program to report that it runs.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The volume that the program may open.
-#[derive(Clone, Copy)]
-pub struct Volume<'a> {
-    /// Its node.
-    pub node: &'a str,
-    /// Whether it may only be read.
-    pub read_only: bool,
-}
-
 /// A running program. It notices if this is dropped, and undoes what is not kept.
 pub struct Program {
     /// A socket that the program has made. Only the program has its other end.
@@ -32,14 +23,14 @@ pub struct Program {
 }
 
 impl Program {
-    /// Starts the program. `operation` completes "cannot" in the texts of errors.
+    /// Starts the program, which may open the volume with this node. `operation` completes "cannot" in the texts of errors.
     ///
     /// # Errors
     /// `NotSupported` without a service manager; `Busy` if the unit exists already; `Timeout`; `Kernel`.
     pub async fn start(
         units: &Units,
         unit: &str,
-        volume: Option<Volume<'_>>,
+        volume: Option<&str>,
         operation: &str,
     ) -> Result<Self, Error> {
         let failed = |source| Error::Io { operation: operation.to_owned(), source };

@@ -6,21 +6,22 @@ use std::path::Path;
 use zbus::Variant;
 use zbus::wire::Fd;
 
-use super::program::Volume;
 use crate::systemd::UnitProperties;
 
 /// How much memory the derivation of a key may use, in bytes. cryptsetup asks for at most 1 GiB when it makes a key.
-pub const MOST_MEMORY: u64 = 1536 << 20;
+/// A drop-in for `loopd-unlock-.service` can change this.
+const MOST_MEMORY: u64 = 1536 << 20;
 /// The device mapper's ioctls need it.
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 const INFINITY: u64 = u64::MAX;
 /// How long the program may take to end once it is stopped, in microseconds.
 const STOP_TIMEOUT: u64 = 10_000_000;
 
-/// The properties of the unit, as the service manager's bus interface has them.
+/// The properties of the unit, as the service manager's bus interface has them. `volume` is the node that the program
+/// may open.
 pub fn properties<'a>(
     program: &Path,
-    volume: Option<Volume<'_>>,
+    volume: Option<&str>,
     socket: BorrowedFd<'a>,
     operation: &str,
 ) -> UnitProperties<'a> {
@@ -55,11 +56,10 @@ pub fn properties<'a>(
 }
 
 /// The device mapper's control, and the volume. The nodes of mappings are not opened.
-fn devices<'a>(volume: Option<Volume<'_>>) -> UnitProperties<'a> {
+fn devices<'a>(volume: Option<&str>) -> UnitProperties<'a> {
     let mut allowed = vec![("/dev/mapper/control".to_owned(), "rw".to_owned())];
-    if let Some(Volume { node, read_only }) = volume {
-        allowed.push((node.to_owned(), if read_only { "r" } else { "rw" }.to_owned()));
-    }
+    // cryptsetup opens it for writing even if the mapping is read-only.
+    allowed.extend(volume.map(|node| (node.to_owned(), "rw".to_owned())));
     vec![("DevicePolicy", "closed".into()), ("DeviceAllow", Variant::new(allowed))]
 }
 
@@ -119,9 +119,7 @@ mod tests {
         };
         let pair = |node: &str, access: &str| (node.to_owned(), access.to_owned());
         assert_eq!(allowed(None), [pair("/dev/mapper/control", "rw")]);
-        let volume = Volume { node: "/dev/loop0p1", read_only: false };
-        assert_eq!(allowed(Some(volume))[1..], [pair("/dev/loop0p1", "rw")]);
-        assert_eq!(allowed(Some(Volume { read_only: true, ..volume }))[1..], [pair("/dev/loop0p1", "r")]);
+        assert_eq!(allowed(Some("/dev/loop0p1"))[1..], [pair("/dev/loop0p1", "rw")]);
     }
 
     #[test]

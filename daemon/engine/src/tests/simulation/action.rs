@@ -9,6 +9,7 @@ use crate::kernel::{Change, DiskSequence};
 use crate::simulated::Simulated;
 use crate::tests::harness::{Client, Harness};
 use crate::tests::mount::{wanted, whole};
+use crate::tests::unlock::secret;
 use crate::{AttachRequest, Engine, Snapshot, VolumeId};
 
 /// A file that is shown in the place of another.
@@ -39,6 +40,18 @@ pub enum Action {
     Unmount,
     /// `Unmount` with `lazy`.
     UnmountLazily,
+    /// `Unlock`.
+    Unlock,
+    /// `Unlock` of the first partition.
+    UnlockPartition,
+    /// `Lock`.
+    Lock,
+    /// `Lock` with `lazy`.
+    LockLazily,
+    /// `Mount` of the cleartext.
+    MountCleartext,
+    /// `Unmount` of the cleartext.
+    UnmountCleartext,
     /// `ReplaceBackingFile`.
     Replace,
     /// `SetCapacity`.
@@ -71,6 +84,14 @@ pub enum Action {
     ForeignMount,
     /// Another program unmounts it.
     ForeignUnmount,
+    /// Another program makes a mapping on it.
+    ForeignMap,
+    /// Another program removes the mappings on it that are not in use.
+    ForeignUnmap,
+    /// Another program opens its mappings.
+    OpenCleartext,
+    /// Another program closes its mappings.
+    CloseCleartext,
     /// Another program opens it.
     Open,
     /// Another program closes it.
@@ -84,7 +105,7 @@ pub enum Action {
 }
 
 /// What every pair is made of.
-pub const ALL: [Action; 30] = [
+pub const ALL: [Action; 36] = [
     Action::Attach(Lifetime::Client, Overlap::Allow),
     Action::Attach(Lifetime::Mount, Overlap::Reuse),
     Action::Attach(Lifetime::Persistent, Overlap::Allow),
@@ -98,6 +119,11 @@ pub const ALL: [Action; 30] = [
     Action::Mount,
     Action::Unmount,
     Action::UnmountLazily,
+    Action::Unlock,
+    Action::Lock,
+    Action::LockLazily,
+    Action::MountCleartext,
+    Action::UnmountCleartext,
     Action::Replace,
     Action::SetCapacity,
     Action::DirectIo,
@@ -113,6 +139,7 @@ pub const ALL: [Action; 30] = [
     Action::ForeignDetach,
     Action::ForeignMount,
     Action::ForeignUnmount,
+    Action::ForeignUnmap,
     Action::Open,
     Action::Reread,
 ];
@@ -133,6 +160,12 @@ impl Action {
                 | MountPartition
                 | Unmount
                 | UnmountLazily
+                | Unlock
+                | UnlockPartition
+                | Lock
+                | LockLazily
+                | MountCleartext
+                | UnmountCleartext
                 | Replace
                 | SetCapacity
                 | DirectIo
@@ -207,14 +240,31 @@ async fn call(harness: &Harness, action: Action, client: &Client, target: Target
                 .map(|attached| Reply::Attached(Target::of(&attached)))
                 .map_err(|error| error.kind());
         }
-        Action::Mount | Action::MountPartition => {
-            let partition = (action == Action::MountPartition).then_some(1);
-            let volume = VolumeId { partition, ..whole(&known(engine, target)?) };
+        Action::Mount | Action::MountPartition | Action::MountCleartext => {
+            let attachment = known(engine, target)?;
+            let volume = match action {
+                Action::MountPartition => VolumeId { partition: Some(1), ..whole(&attachment) },
+                Action::MountCleartext => VolumeId { is_cleartext: true, ..unlocked(&attachment) },
+                _ => whole(&attachment),
+            };
             let mounted = engine.mount(volume, &wanted(), client).await;
             return mounted.map(Reply::Mounted).map_err(|error| error.kind());
         }
-        Action::Unmount | Action::UnmountLazily => {
-            let volume = whole(&known(engine, target)?);
+        Action::Unlock | Action::UnlockPartition => {
+            let partition = (action == Action::UnlockPartition).then_some(1);
+            let volume = VolumeId { partition, ..whole(&known(engine, target)?) };
+            engine.unlock(volume, secret(), client).await.map(drop)
+        }
+        Action::Lock | Action::LockLazily => {
+            let volume = unlocked(&known(engine, target)?);
+            engine.lock(volume, action == Action::LockLazily).await
+        }
+        Action::Unmount | Action::UnmountLazily | Action::UnmountCleartext => {
+            let attachment = known(engine, target)?;
+            let volume = match action {
+                Action::UnmountCleartext => VolumeId { is_cleartext: true, ..unlocked(&attachment) },
+                _ => whole(&attachment),
+            };
             let own_only = engine.is_mounted_for(volume, client.uid);
             engine.unmount(volume, action == Action::UnmountLazily, client.uid, own_only).await
         }
@@ -239,6 +289,12 @@ async fn call(harness: &Harness, action: Action, client: &Client, target: Target
         _ => unreachable!("{action:?} is no call"),
     };
     done.map(|()| Reply::Done).map_err(|error| error.kind())
+}
+
+/// The first volume that is unlocked, or the whole device.
+fn unlocked(attachment: &Snapshot) -> VolumeId {
+    let partition = attachment.saved_cleartexts.first().and_then(|cleartext| cleartext.partition);
+    VolumeId { partition, ..whole(attachment) }
 }
 
 fn request(action: Action, target: Target) -> AttachRequest {
@@ -274,6 +330,22 @@ async fn happen(harness: &Harness, action: Action, client: &Client, target: Targ
         Action::ForeignDetach => machine.detach_elsewhere(number),
         Action::ForeignMount => machine.mount(number),
         Action::ForeignUnmount => machine.unmount(number),
+        Action::ForeignMap => drop(machine.map_elsewhere(number, None, &format!("other{number}"))),
+        Action::ForeignUnmap => {
+            for (_, mapping) in machine.mappings_on(number) {
+                machine.unmap_elsewhere(mapping.number);
+            }
+        }
+        Action::OpenCleartext => {
+            machine.mappings_on(number).iter().for_each(|(_, mapping)| {
+                machine.open_mapping_elsewhere(mapping.number);
+            });
+        }
+        Action::CloseCleartext => {
+            machine.mappings_on(number).iter().for_each(|(_, mapping)| {
+                machine.close_mapping_elsewhere(mapping.number);
+            });
+        }
         Action::Open => machine.open_elsewhere(number),
         Action::Close => machine.close_elsewhere(number),
         Action::Reread => machine.reread_partitions(number),

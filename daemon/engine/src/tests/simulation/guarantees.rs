@@ -13,7 +13,15 @@ pub fn ends(action: Action) -> bool {
 
 /// Whether an action may unmount what is mounted.
 pub fn unmounts(action: Action) -> bool {
-    matches!(action, Action::Unmount | Action::UnmountLazily | Action::ForeignUnmount)
+    matches!(
+        action,
+        Action::Unmount | Action::UnmountLazily | Action::UnmountCleartext | Action::ForeignUnmount
+    )
+}
+
+/// Whether an action may unlock what is locked.
+pub fn unlocks(action: Action) -> bool {
+    matches!(action, Action::Unlock | Action::UnlockPartition)
 }
 
 /// Checks at the moment of the answer what nothing else that happens may have broken.
@@ -28,7 +36,8 @@ pub fn check_answer(
     let is_alone = |breaks: fn(Action) -> bool| !others.iter().any(|other| breaks(*other));
     match (action, reply) {
         (Action::Detach, _) => is_gone(harness, target),
-        (Action::Mount, Reply::Mounted(directory)) if is_alone(unmounts) => {
+        (Action::Lock, _) if is_alone(unlocks) => is_locked(harness, target),
+        (Action::Mount | Action::MountCleartext, Reply::Mounted(directory)) if is_alone(unmounts) => {
             is_mounted(harness, target, directory)
         }
         (Action::SetLifetime(Lifetime::Persistent), _) if is_alone(ends) => stays(harness, target),
@@ -52,12 +61,27 @@ pub fn is_gone(harness: &Harness, target: Target) -> Result<(), String> {
     holds(harness.engine.find(id).is_none(), || format!("{id} is detached, and listed"))
 }
 
+/// It has no mapping of loopd, and none is listed.
+fn is_locked(harness: &Harness, target: Target) -> Result<(), String> {
+    let mut mapped = harness.machine.mappings_on(target.number);
+    mapped.retain(|(_, mapping)| mapping.name == format!("loopd-{}", target.id));
+    holds(mapped.is_empty(), || format!("{} is locked, and the kernel has {mapped:?}", target.id))?;
+    let listed = harness.engine.find(target.id).and_then(|found| found.cleartext);
+    holds(listed.is_none(), || format!("{} is locked, and listed as {listed:?}", target.id))
+}
+
 /// It is mounted there, and listed so.
 pub fn is_mounted(harness: &Harness, target: Target, directory: &std::path::Path) -> Result<(), String> {
     let is_there = harness.machine.mount_table().has(directory);
     holds(is_there, || format!("{} is mounted, and nothing is on {directory:?}", target.id))?;
     // A foreign device gets another object when the daemon starts again.
-    let listed: Vec<_> = harness.engine.list().into_iter().flat_map(|found| found.mount_points).collect();
+    let listed = harness.engine.list();
+    let of_devices = listed.into_iter().flat_map(|found| found.mount_points);
+    // Not as they are listed: while a backing file is replaced, no partition is.
+    let state = harness.engine.state();
+    let cleartexts = state.records.values().flat_map(|record| record.cleartexts.values());
+    let of_cleartexts = cleartexts.flat_map(|cleartext| cleartext.show(&state.mounts).mount_points);
+    let listed: Vec<_> = of_cleartexts.chain(of_devices).collect();
     holds(listed.iter().any(|listed| listed == directory), || {
         format!("{directory:?} is not listed: {listed:?}")
     })

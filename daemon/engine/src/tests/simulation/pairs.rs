@@ -47,6 +47,9 @@ impl Who {
 enum Setup {
     Attached(Lifetime),
     Mounted(Lifetime),
+    Unlocked(Lifetime),
+    /// The cleartext is mounted.
+    MountedCleartext(Lifetime),
     /// By another program.
     Open(Lifetime),
     /// Detached lazily, and open.
@@ -55,13 +58,17 @@ enum Setup {
     Foreign,
 }
 
-const SETUPS: [Setup; 10] = [
+const SETUPS: [Setup; 14] = [
     Setup::Attached(Lifetime::Client),
     Setup::Attached(Lifetime::Mount),
     Setup::Attached(Lifetime::Persistent),
     Setup::Mounted(Lifetime::Client),
     Setup::Mounted(Lifetime::Mount),
     Setup::Mounted(Lifetime::Persistent),
+    Setup::Unlocked(Lifetime::Client),
+    Setup::Unlocked(Lifetime::Persistent),
+    Setup::MountedCleartext(Lifetime::Mount),
+    Setup::MountedCleartext(Lifetime::Persistent),
     Setup::Open(Lifetime::Client),
     Setup::Open(Lifetime::Persistent),
     Setup::Detaching,
@@ -69,7 +76,7 @@ const SETUPS: [Setup; 10] = [
 ];
 
 /// One in so many of the circumstances of each pair is played by default.
-const SHARE: usize = 13;
+const SHARE: usize = 17;
 
 type Step = (Who, Action);
 
@@ -121,6 +128,8 @@ struct Seen {
     /// Uid, lifetime, client.
     owner: Option<(u32, &'static str, Option<String>)>,
     mounts: Vec<String>,
+    /// Of the cleartext: its mounts, and whether it is locked lazily.
+    cleartext: Option<(Vec<String>, bool)>,
     direct_io: bool,
     block_size: u32,
     autoclear: bool,
@@ -132,14 +141,21 @@ impl Seen {
         let owner = found.ownership.as_ref().map(|owner| {
             (owner.uid, owner.lifetime.as_str(), owner.client.as_ref().map(ToString::to_string))
         });
-        let mut mounts: Vec<String> = found.mount_points.iter().filter_map(directory).collect();
-        mounts.sort_unstable();
+        let directories = |paths: &[std::path::PathBuf]| {
+            let mut directories: Vec<String> = paths.iter().filter_map(directory).collect();
+            directories.sort_unstable();
+            directories
+        };
+        let cleartext = found.cleartext.as_ref().zip(found.saved_cleartexts.first());
+        let cleartext =
+            cleartext.map(|(cleartext, saved)| (directories(&cleartext.mount_points), saved.closing));
         Self {
             is_target: found.id == target.id,
             file: found.device.backing_inode,
             state: found.state.as_str(),
             owner,
-            mounts,
+            mounts: directories(&found.mount_points),
+            cleartext,
             direct_io: found.device.direct_io,
             block_size: found.device.block_size,
             // Not as it is shown, which is as of the last event.
@@ -297,6 +313,17 @@ impl Scene {
                 harness.engine.mount(volume, &wanted, owner).await.unwrap();
                 target
             }
+            Setup::Unlocked(lifetime) | Setup::MountedCleartext(lifetime) => {
+                let target = attach(lifetime).await;
+                let volume = crate::VolumeId { attachment: target.id, partition: None, is_cleartext: false };
+                harness.engine.unlock(volume, crate::tests::unlock::secret(), owner).await.unwrap();
+                if self.setup == Setup::MountedCleartext(lifetime) {
+                    let cleartext = crate::VolumeId { is_cleartext: true, ..volume };
+                    let wanted = crate::tests::mount::wanted();
+                    harness.engine.mount(cleartext, &wanted, owner).await.unwrap();
+                }
+                target
+            }
             Setup::Open(lifetime) => {
                 let target = attach(lifetime).await;
                 harness.machine.open_elsewhere(target.number);
@@ -373,8 +400,9 @@ fn has_halves(scene: &Scene, outcome: &Outcome) -> bool {
     };
     let has_failed = |index: usize, kind| outcome.answers[index] == Some(Err(kind));
     // The end that follows the last mount is an action of its own, and others may come before it.
-    let ends_by_itself = matches!(scene.setup, Setup::Mounted(Lifetime::Mount))
-        && any(&|_, action| guarantees::unmounts(action));
+    let ends_by_itself =
+        matches!(scene.setup, Setup::Mounted(Lifetime::Mount) | Setup::MountedCleartext(Lifetime::Mount))
+            && any(&|_, action| guarantees::unmounts(action));
     // So is the end of the time for the first mount: others may begin to use it at that moment.
     let ends_in_time = matches!(scene.setup, Setup::Attached(Lifetime::Mount))
         && any(&|_, action| action == Vanish)
@@ -385,8 +413,18 @@ fn has_halves(scene: &Scene, outcome: &Outcome) -> bool {
             matches!(action, SetLifetime(_) | Attach(_, Overlap::Reuse)) && outcome.answers[index].is_none()
         });
     // A detach that waits for passing users has the device, and a lazy one does not wait for it.
-    let detaches_twice = any(&|_, action| action == Detach)
-        && any(&|index, action| action == DetachLazily && has_failed(index, ErrorKind::Busy));
+    let is_lazy = |action| matches!(action, DetachLazily | LockLazily);
+    let detaches_twice = any(&|_, action| matches!(action, Detach | Lock | Unlock))
+        && any(&|index, action| is_lazy(action) && has_failed(index, ErrorKind::Busy));
+    // A lazy detach closes the cleartext first.
+    let is_unlocked = matches!(scene.setup, Setup::Unlocked(_) | Setup::MountedCleartext(_));
+    let dies_during_end = outcome.died
+        && is_unlocked
+        && any(&|index, action| action == DetachLazily && outcome.answers[index].is_none());
+    // Then another program may mount the device.
+    let mounts_during_end = is_unlocked
+        && any(&|_, action| matches!(action, DetachLazily | Vanish))
+        && any(&|_, action| action == ForeignMount);
     // The kernel has one flag for both: a detach that fails as busy takes back that of another program.
     let takes_back_both = any(&|index, action| action == Detach && has_failed(index, ErrorKind::Busy))
         && any(&|_, action| action == ForeignDetach);
@@ -398,6 +436,8 @@ fn has_halves(scene: &Scene, outcome: &Outcome) -> bool {
         || ends_in_time
         || dies_during_lifetime
         || detaches_twice
+        || dies_during_end
+        || mounts_during_end
         || takes_back_both
         || dies_during_mount
 }
@@ -415,6 +455,15 @@ fn explanations(scene: &Scene, outcome: &Outcome) -> Vec<Vec<(Step, Option<usize
             match action {
                 Action::Mount if !outcome.is_done(index) => {
                     undone.extend([((who, action), None), ((who, Action::Unmount), None)]);
+                }
+                Action::MountCleartext if !outcome.is_done(index) => {
+                    undone.extend([((who, action), None), ((who, Action::UnmountCleartext), None)]);
+                }
+                Action::Unlock if !outcome.is_done(index) => {
+                    undone.extend([((who, action), None), ((who, Action::Lock), None)]);
+                }
+                Action::Lock if outcome.died && outcome.answers[index].is_none() => {
+                    undone.push(((who, Action::LockLazily), None));
                 }
                 Action::Detach if outcome.died && outcome.answers[index].is_none() => {
                     undone.push(((who, Action::DetachLazily), None));
@@ -459,8 +508,9 @@ fn is_possible(scene: &Scene, outcome: &Outcome, order: &[usize]) -> bool {
         outcome.spans[index].is_none() || (actions[index].is_call() && !outcome.is_done(index))
     };
     let has_begun = |index: &usize| outcome.spans[*index].is_some();
-    // One that failed has changed nothing, but for a mount that is undone.
-    let has_effect = |index: &usize| actions[*index] == Action::Mount || !outcome.has_failed(*index);
+    // One that failed has changed nothing, but for one that is undone.
+    let is_undone = |action| matches!(action, Action::Mount | Action::MountCleartext | Action::Unlock);
+    let has_effect = |index: &usize| is_undone(actions[*index]) || !outcome.has_failed(*index);
     let ends_last = |index: &usize| !actions[*index].ends_daemon() || order.last() == Some(index);
     let keeps_time = order.iter().enumerate().all(|(position, later)| {
         order[..position].iter().all(|earlier| !ended_before(outcome, &actions, *later, *earlier))

@@ -37,7 +37,7 @@ const MOST_DEVICES: u32 = 200;
 const MOST_CLIENTS: usize = 5;
 
 /// Each with how often it comes.
-const WEIGHTS: [(u32, Action); 40] = [
+const WEIGHTS: [(u32, Action); 50] = [
     (6, Action::Attach(Lifetime::Client, Overlap::Allow)),
     (3, Action::Attach(Lifetime::Mount, Overlap::Allow)),
     (6, Action::Attach(Lifetime::Persistent, Overlap::Allow)),
@@ -57,6 +57,12 @@ const WEIGHTS: [(u32, Action); 40] = [
     (2, Action::MountPartition),
     (6, Action::Unmount),
     (2, Action::UnmountLazily),
+    (10, Action::Unlock),
+    (2, Action::UnlockPartition),
+    (4, Action::Lock),
+    (2, Action::LockLazily),
+    (6, Action::MountCleartext),
+    (6, Action::UnmountCleartext),
     (3, Action::Replace),
     (1, Action::SetCapacity),
     (1, Action::DirectIo),
@@ -71,6 +77,10 @@ const WEIGHTS: [(u32, Action); 40] = [
     (2, Action::ForeignDetach),
     (2, Action::ForeignMount),
     (4, Action::ForeignUnmount),
+    (1, Action::ForeignMap),
+    (2, Action::ForeignUnmap),
+    (1, Action::OpenCleartext),
+    (2, Action::CloseCleartext),
     (2, Action::Open),
     (4, Action::Close),
     (1, Action::Reread),
@@ -215,7 +225,7 @@ impl Promises {
                 }
                 _ => {}
             },
-            (Action::Mount, Reply::Mounted(directory))
+            (Action::Mount | Action::MountCleartext, Reply::Mounted(directory))
                 if is_alone(&self.unmounts, &begun.unmounts, target.number) =>
             {
                 self.kept.push(Promise::Mounted(target, directory.clone()));
@@ -273,6 +283,9 @@ impl Run {
     fn new(seed: u64, steps: usize) -> Self {
         let stores_holds = !seed.is_multiple_of(3);
         let mut world = World::new(Simulated::unhurried_random(seed), stores_holds);
+        if seed.is_multiple_of(5) {
+            world.machine.let_programs_die();
+        }
         world.udev_seed = seed.is_multiple_of(2).then_some(seed);
         Self {
             random: fastrand::Rng::with_seed(seed),

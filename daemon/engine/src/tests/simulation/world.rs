@@ -8,15 +8,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use loopd_common::State;
+use loopd_common::{ErrorKind, State};
 
-use crate::Phase;
 use crate::kernel::{DiskSequence, Udev as _};
 use crate::simulated::Files;
 use crate::simulated::Simulated;
 use crate::tests::clock;
 use crate::tests::harness::{Client, Harness, SimulatedEngine};
+use crate::tests::mount::whole;
 use crate::tests::restart::connected;
+use crate::{Phase, VolumeId};
 
 /// udev takes this long for an event, in microseconds.
 const PROCESSING: u64 = 1000;
@@ -55,11 +56,15 @@ async fn prompt_udev(machine: Simulated, engine: SimulatedEngine, late: Arc<Atom
         let processing =
             random.as_mut().map_or(PROCESSING, |random| random.u64(PROCESSING / 2..5 * PROCESSING));
         tokio::time::sleep(Duration::from_micros(processing)).await;
-        let Some(event) = machine.take_uevent() else { continue };
-        if random.as_mut().is_some_and(|random| random.u8(..50) == 0) {
-            engine.events_lost();
-        } else {
-            engine.observe(event);
+        let is_lost = random.as_mut().is_some_and(|random| random.u8(..50) == 0);
+        match (machine.take_uevent(), is_lost) {
+            (Some(event), false) => engine.observe(event),
+            (Some(_), true) => engine.events_lost(),
+            (None, true) if machine.take_mapping_event().is_some() => engine.events_lost(),
+            (None, _) => {
+                let event = machine.take_mapping_event();
+                event.iter().for_each(|event| engine.observe_mapping(event));
+            }
         }
     }
 }
@@ -99,8 +104,8 @@ impl Harness {
             let saved = &written[id];
             let phase = if found.state == State::Attached { Phase::Attached } else { Phase::Detaching };
             assert_eq!(
-                (&saved.ownership, saved.phase, saved.disk_sequence, saved.next_file),
-                (*ownership, phase, found.device.disk_sequence, None),
+                (&saved.ownership, saved.phase, saved.disk_sequence, saved.next_file, &saved.cleartexts),
+                (*ownership, phase, found.device.disk_sequence, None, &found.saved_cleartexts),
                 "what is written of {id}"
             );
         }
@@ -144,6 +149,11 @@ impl Harness {
             *expected.entry(ownership.uid).or_insert(0) += 1;
         }
         assert_eq!(self.engine.attachment_quota.counted(), expected, "attachments of each uid");
+        let mut unlocked = BTreeMap::new();
+        for cleartext in self.engine.list().iter().flat_map(|found| &found.saved_cleartexts) {
+            *unlocked.entry(cleartext.uid).or_insert(0) += 1;
+        }
+        assert_eq!(self.engine.cleartext_quota.counted(), unlocked, "cleartexts of each uid");
         let directories = self.mounts.directories().len();
         assert_eq!(
             self.engine.mount_quota.counted().values().sum::<usize>(),
@@ -165,6 +175,13 @@ impl Harness {
         for found in self.engine.list() {
             let client = found.ownership.as_ref().and_then(|ownership| ownership.client.clone());
             assert_eq!(client, None, "the client of {} is gone", found.device.node());
+            for cleartext in &found.saved_cleartexts {
+                let VolumeId { attachment, is_cleartext, .. } = whole(&found);
+                let volume = VolumeId { attachment, partition: cleartext.partition, is_cleartext };
+                if let Err(error) = self.engine.lock(volume, false).await {
+                    assert_eq!(error.kind(), ErrorKind::NotFound, "{volume:?} cannot be locked: {error}");
+                }
+            }
             if let Err(error) = self.engine.detach(found.id, false).await {
                 panic!("{} cannot be detached: {error}", found.device.node());
             }

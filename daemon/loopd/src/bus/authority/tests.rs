@@ -196,6 +196,7 @@ fn attachment(owner: Option<u32>) -> Snapshot {
         partitions: Vec::new(),
         warnings: Vec::new(),
         file_end: FileEnd::default(),
+        saved_cleartexts: Vec::new(),
     }
 }
 
