@@ -14,6 +14,8 @@ pub enum Operation {
     MountUnrecognized,
     /// `mount` of a file system on a read-only device.
     MountReadOnly,
+    /// `unlock`.
+    Unlock,
     /// Any other command.
     Other,
 }
@@ -34,7 +36,8 @@ pub const fn hint(kind: ErrorKind, operation: Operation) -> Option<&'static str>
         (
             ErrorKind::LimitExceeded,
             Operation::Mount | Operation::MountUnrecognized | Operation::MountReadOnly,
-        ) => Some("`loopctl list` shows what is attached and mounted"),
+        ) => Some("`loopctl list` shows what is attached, unlocked and mounted"),
+        (ErrorKind::LimitExceeded, Operation::Unlock) => Some("`loopctl list` shows what is unlocked"),
         (ErrorKind::Timeout, Operation::Attach) => {
             Some("if udev is slow, --no-wait attaches without waiting for it")
         }
@@ -55,11 +58,12 @@ mod tests {
     use super::*;
     use crate::cli::Cli;
 
-    const OPERATIONS: [Operation; 5] = [
+    const OPERATIONS: [Operation; 6] = [
         Operation::Attach,
         Operation::Mount,
         Operation::MountUnrecognized,
         Operation::MountReadOnly,
+        Operation::Unlock,
         Operation::Other,
     ];
 
@@ -76,6 +80,7 @@ mod tests {
         assert!(hint(ErrorKind::NotSupported, Operation::MountUnrecognized).unwrap().contains("-t "));
         assert_eq!(hint(ErrorKind::NotSupported, Operation::Mount), None);
         assert_eq!(hint(ErrorKind::NotSupported, Operation::Attach), None);
+        assert!(hint(ErrorKind::LimitExceeded, Operation::Unlock).unwrap().contains("`loopctl list`"));
         assert_eq!(hint(ErrorKind::Busy, Operation::Other), None);
     }
 
@@ -97,6 +102,7 @@ mod tests {
                     _ if text.contains("`loopctl list --all`") => &["list"],
                     Operation::Attach => &["attach", "run"],
                     Operation::Mount | Operation::MountUnrecognized | Operation::MountReadOnly => &["mount"],
+                    Operation::Unlock => &["unlock"],
                     Operation::Other => &["list"],
                 };
                 for word in text.split([' ', '`', ',', ';']).filter(|word| word.starts_with('-')) {

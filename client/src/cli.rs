@@ -1,5 +1,7 @@
 //! Definition of the command line.
 
+mod create;
+mod encryption;
 mod examples;
 mod values;
 
@@ -7,8 +9,12 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use loopd_common::EncryptionType;
 use loopd_dbus::{Lifetime, Overlap};
 
+pub use self::create::{Create, FilesystemType};
+pub use self::encryption::{EncryptionArgs, Lock, PassphraseArgs, Unlock};
+use self::encryption::{HEADING, encryption_type};
 use crate::show::column::{self, Column};
 use crate::show::size;
 
@@ -112,19 +118,48 @@ pub enum Verb {
     /// partitions have file systems, --partition chooses one; without it loopctl lists them and mounts
     /// none.
     ///
-    /// If the command fails, everything it attached or mounted is undone.
+    /// An encrypted volume is unlocked first; loopctl asks for its passphrase on the terminal, or through pinentry if there
+    /// is only a display. It is chosen like a file system if no partition has one.
+    ///
+    /// If the command fails, everything it attached, unlocked or mounted is undone.
     #[command(after_help = examples::MOUNT)]
     Mount(Mount),
     /// Unmount an image, a device, a partition or a directory.
     ///
-    /// An image or a device is unmounted with all of its partitions. A device that `loopctl mount`
-    /// attached is detached with its last mount, before the command returns; other devices stay
+    /// An image or a device is unmounted with all of its partitions. An encrypted volume is locked after that. A device
+    /// that `loopctl mount` attached is detached with its last mount, before the command returns; other devices stay
     /// attached, see `loopctl detach`.
     ///
     /// Without --lazy a file system that is in use stays mounted, and the processes that use it are
     /// listed as far as you may see them.
     #[command(after_help = examples::UNMOUNT)]
     Unmount(Unmount),
+    /// Unlock an encrypted volume and print the device with its cleartext.
+    ///
+    /// The volume is a whole image or a partition that is attached to a loop device: LUKS and BitLocker are recognized,
+    /// VeraCrypt and TrueCrypt need --type, and a volume whose LUKS header is in another file needs --header. `loopctl
+    /// mount` attaches, unlocks and mounts an image with one command.
+    ///
+    /// loopctl asks for the passphrase on the terminal, or through pinentry if there is only a display, and up to three
+    /// times. The passphrase goes through a pipe to the program that unlocks the volume; it is in no argument, environment
+    /// variable, log or message on the bus. The cleartext stays until it is locked or the device is detached.
+    #[command(after_help = examples::UNLOCK)]
+    Unlock(Unlock),
+    /// Lock an encrypted volume: remove the device with its cleartext.
+    ///
+    /// Without --lazy a cleartext that is in use stays, and the error names its users. Without --partition each unlocked
+    /// volume of the device is locked.
+    #[command(after_help = examples::LOCK)]
+    Lock(Lock),
+    /// Create an image with a file system, or an encrypted one.
+    ///
+    /// The image is a new file that takes space only for what is written to it; a file that exists is never changed. If the
+    /// command fails or is interrupted, it removes the file. Your user owns the top directory of the file system, so that
+    /// you can use it after `loopctl mount`.
+    ///
+    /// The programs that make file systems run with your own rights; if one is missing, its package is named.
+    #[command(after_help = examples::CREATE)]
+    Create(Create),
     /// Set the size of a loop device to the current size of its backing file.
     ///
     /// Use this after the file has grown or shrunk. A file system on the device keeps its size until it
@@ -152,13 +187,16 @@ pub enum Verb {
     /// flock(1): the device stays attached for COMMAND even if loopctl is killed, and is detached when
     /// both have exited. SIGTERM and SIGHUP are forwarded to COMMAND. A device that `--overlap reuse`
     /// found attached is left unchanged.
+    ///
+    /// With --unlock an encrypted volume is unlocked first, {} and LOOPCTL_DEVICE are the device with its cleartext, and it is
+    /// locked when COMMAND exits.
     #[command(after_help = examples::RUN)]
     Run(Run),
     /// Print a line for each loop device and partition that is added, changed or removed.
     ///
     /// The events are attached, changed, detaching (detached at the last close) and detached;
-    /// partition-added, changed and partition-removed, which name the partition's node; and
-    /// daemon-started and daemon-stopped for loopd itself. The command runs until SIGINT or SIGTERM. It
+    /// partition-added, changed and partition-removed, which name the partition's node; unlocked, changed and locked, which
+    /// name the device with the cleartext of an encrypted volume; and daemon-started and daemon-stopped for loopd itself. The command runs until SIGINT or SIGTERM. It
     /// does not start loopd.
     Monitor(Monitor),
     /// Accept the arguments of losetup, and print what losetup prints.
@@ -326,7 +364,7 @@ pub struct Mount {
     /// Mount this partition of the image.
     ///
     /// By default the file system on the whole image is mounted if there is one, and otherwise the only
-    /// partition with a file system.
+    /// partition with a file system, or the only encrypted one if none has a file system.
     #[arg(short, long, value_name = "N")]
     pub partition: Option<u32>,
     /// Mount read-only; a file that is not attached is attached read-only, too.
@@ -345,6 +383,12 @@ pub struct Mount {
     /// Attach a throwaway view of the file.
     #[command(flatten)]
     pub throwaway: ThrowawayArgs,
+    /// The type of an encrypted volume that is not recognized: VeraCrypt, or a header in another file.
+    #[arg(long, value_name = "TYPE", value_parser = encryption_type(), help_heading = HEADING)]
+    pub encryption_type: Option<EncryptionType>,
+    /// How to unlock an encrypted volume.
+    #[command(flatten)]
+    pub encryption: EncryptionArgs,
     /// Options for use without a terminal.
     #[command(flatten)]
     pub desktop: MountOnDesktop,
@@ -429,6 +473,18 @@ pub struct Run {
     /// The file and how to attach it.
     #[command(flatten)]
     pub attach: AttachArgs,
+    /// Unlock the encrypted volume, and run COMMAND with its cleartext.
+    #[arg(long, help_heading = HEADING)]
+    pub unlock: bool,
+    /// Unlock this partition; by default the whole image, or the only encrypted partition.
+    #[arg(short, long, value_name = "N", requires = "unlock", help_heading = HEADING)]
+    pub partition: Option<u32>,
+    /// The type of an encrypted volume that is not recognized: VeraCrypt, or a header in another file.
+    #[arg(long, value_name = "TYPE", value_parser = encryption_type(), requires = "unlock", help_heading = HEADING)]
+    pub encryption_type: Option<EncryptionType>,
+    /// How to unlock the volume.
+    #[command(flatten)]
+    pub encryption: EncryptionArgs,
     /// The command and its arguments.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
@@ -439,7 +495,7 @@ pub struct Run {
 pub struct Monitor {
     /// Print each event as a JSON object on a line, with event, time_us (microseconds since 1970),
     /// device, path (of the bus object) and changed (the properties with their new values; all of them
-    /// for attached and partition-added); for a partition also partition, its number.
+    /// for attached, partition-added and unlocked); for a partition and its cleartext also partition, its number.
     #[arg(long)]
     pub json: bool,
 }
@@ -526,6 +582,38 @@ mod tests {
             usage_error(&format!("loopctl {verb} --yes {rest}"));
             usage_error(&format!("loopctl {verb} --throwaway-dir /tmp {rest}"));
         }
+    }
+
+    #[test]
+    fn options_of_encrypted_volumes_are_accepted_where_one_is_unlocked() {
+        let options = "--passphrase-file - --key-file a --key-file b --key-offset 4K --key-size 64 --header h --pim 485 \
+            --hidden --system --discard";
+        let line = format!("loopctl unlock loop3 -p 2 --type veracrypt -r {options} --json");
+        let Ok(Verb::Unlock(unlock)) = parse(&line) else { panic!() };
+        assert_eq!((unlock.partition, unlock.kind), (Some(2), Some(EncryptionType::VeraCrypt)));
+        assert!(unlock.read_only && unlock.json && unlock.encryption.hidden && unlock.encryption.discard);
+        assert_eq!(unlock.encryption.passphrase.key_files, [PathBuf::from("a"), "b".into()]);
+        assert_eq!(unlock.encryption.passphrase.key_offset, Some(4096));
+        parse(&format!("loopctl mount x.img --encryption-type luks -t ext4 {options}")).unwrap();
+        parse(&format!("loopctl run x.img --unlock -p 1 --encryption-type luks {options} -- true")).unwrap();
+        usage_error("loopctl run x.img -p 1 -- true");
+        usage_error("loopctl unlock loop3 --key-size 64");
+        assert!(usage_error("loopctl unlock loop3 --key-file x --key-size 9M").contains("1 byte to 8M"));
+        usage_error("loopctl unlock loop3 --type plain");
+        let Ok(Verb::Lock(lock)) = parse("loopctl lock x.img -p 1 --lazy") else { panic!() };
+        assert!(lock.lazy && lock.partition == Some(1));
+    }
+
+    #[test]
+    fn a_new_image_needs_a_size() {
+        let line =
+            "loopctl create x.img --size 64M --filesystem vfat --label DATA --encrypt --passphrase-file p";
+        let Ok(Verb::Create(create)) = parse(line) else { panic!() };
+        assert_eq!((create.size, create.filesystem), (64 << 20, Some(FilesystemType::Vfat)));
+        assert!(create.encrypt && create.label.as_deref() == Some("DATA"));
+        usage_error("loopctl create x.img");
+        assert!(usage_error("loopctl create x.img --size 0").contains("512"));
+        assert!(usage_error("loopctl create x.img --size 1000").contains("512"));
     }
 
     #[test]

@@ -16,6 +16,8 @@ mod in_use;
 mod inspector;
 pub mod losetup;
 mod message;
+mod passphrase;
+mod program;
 mod report;
 mod show;
 mod sysfs;

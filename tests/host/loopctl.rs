@@ -292,6 +292,7 @@ const SHAPE: &[(&str, &str)] = &[
     ("backing_file_state", "string?"),
     ("warnings", "array"),
     ("filesystem", "object?"),
+    ("encrypted", "object?"),
     ("mount_points", "array"),
     ("partitions", "array"),
 ];
@@ -334,6 +335,7 @@ fn assert_describes(entry: &Value, device: LoopDevice, path: &str) {
     assert_eq!(filesystem["version"], "1.0");
     assert_eq!(filesystem["label"], "data");
     assert_eq!(filesystem["uuid"], UUID);
+    assert!(entry["encrypted"].is_null(), "{entry}");
     assert_eq!(entry["mount_points"], Value::Array(Vec::new()));
 }
 

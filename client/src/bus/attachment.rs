@@ -8,9 +8,10 @@ use loopd_dbus::{AttachmentProperties, ListOptions, State, VolumeProperties};
 use zbus::Connection;
 use zbus::wire::OwnedObjectPath;
 
+use super::cleartext::CleartextInfo;
 use super::connection::Bus;
 use super::error::explain;
-use super::objects::{Objects, managed_objects, parse_path};
+use super::objects::{Objects, managed_objects, parse_path, volume_of_cleartext};
 use super::partition::PartitionInfo;
 
 /// What has become of a backing file since it was attached.
@@ -47,6 +48,8 @@ pub struct AttachmentInfo {
     pub volume: VolumeProperties,
     /// Its partitions by number; empty until [`add_partitions`] has read them.
     pub partitions: Vec<PartitionInfo>,
+    /// The cleartext of the whole device if that is encrypted and unlocked; `None` until [`add_partitions`] has read it.
+    pub cleartext: Option<CleartextInfo>,
     /// What has become of the backing file; `None` if that cannot be determined, and until
     /// [`add_file_states`](crate::image::file_state::add_file_states) has looked.
     pub file_state: Option<FileState>,
@@ -66,7 +69,7 @@ impl TryFrom<Listed> for AttachmentInfo {
     fn try_from((path, properties): Listed) -> zbus::Result<Self> {
         let attachment = AttachmentProperties::from_dict(&properties)?;
         let volume = VolumeProperties::from_dict(&properties)?;
-        Ok(Self { path, attachment, volume, partitions: Vec::new(), file_state: None })
+        Ok(Self { path, attachment, volume, partitions: Vec::new(), cleartext: None, file_state: None })
     }
 }
 
@@ -99,6 +102,7 @@ pub async fn find(bus: &Bus, path: &OwnedObjectPath) -> anyhow::Result<Option<At
         attachment: AttachmentProperties::from_dict(attachment).map_err(explain)?,
         volume: VolumeProperties::from_dict(volume).map_err(explain)?,
         partitions: Vec::new(),
+        cleartext: None,
         file_state: None,
     };
     join(std::slice::from_mut(&mut info), &objects).map_err(explain)?;
@@ -120,7 +124,7 @@ pub async fn find_new(
     found.ok_or_else(|| anyhow::anyhow!("{device} was attached, but has been detached since"))
 }
 
-/// Reads the partitions of the attachments, with one call.
+/// Reads the partitions and cleartexts of the attachments, with one call.
 ///
 /// # Errors
 /// The call failed.
@@ -135,7 +139,8 @@ pub async fn add_partitions(
     join(attachments, &objects).map_err(explain)
 }
 
-/// Adds each partition to its attachment, sorted by number; ignores the partitions of other attachments.
+/// Adds each partition to its attachment, sorted by number, and each cleartext to its volume; ignores those of other
+/// attachments.
 fn join(attachments: &mut [AttachmentInfo], objects: &Objects) -> zbus::Result<()> {
     for (path, interfaces) in objects {
         if !matches!(parse_path(path), Some((_, Some(_)))) {
@@ -150,16 +155,25 @@ fn join(attachments: &mut [AttachmentInfo], objects: &Objects) -> zbus::Result<(
     }
     for info in attachments {
         info.partitions.sort_by_key(|partition| partition.partition.number);
+        info.cleartext = cleartext_of(&info.path, objects)?;
+        for partition in &mut info.partitions {
+            partition.cleartext = cleartext_of(&partition.path, objects)?;
+        }
     }
     Ok(())
 }
 
+fn cleartext_of(volume: &OwnedObjectPath, objects: &Objects) -> zbus::Result<Option<CleartextInfo>> {
+    let found = objects.iter().find(|(path, _)| volume_of_cleartext(path) == Some(volume.as_str()));
+    found.map_or(Ok(None), |(path, interfaces)| CleartextInfo::read(path, interfaces))
+}
+
 #[cfg(test)]
 mod tests {
-    use loopd_dbus::names::{PARTITION, attachment_path, partition_path};
+    use loopd_dbus::names::{CLEARTEXT, PARTITION, attachment_path, cleartext_path, partition_path};
 
     use super::*;
-    use crate::bus::example::{attachment, partition, received};
+    use crate::bus::example::{attachment, cleartext, partition, received};
     use crate::bus::objects::{Interfaces, Properties};
 
     /// The object of a partition with both of its interfaces.
@@ -190,6 +204,29 @@ mod tests {
         assert_eq!((numbers(&all[0]), numbers(&all[1])), (vec![1, 2, 10], vec![1]));
         assert_eq!(all[0].partitions[0].path, partition_path(12, 1).into());
         assert_eq!(all[0].partitions[0].volume.device, "/dev/loop0p1");
+    }
+
+    #[test]
+    fn a_cleartext_is_added_to_its_volume() {
+        let mut objects = Objects::from([object(&partition(12, 1)), object(&partition(12, 2))]);
+        for volume in [None, Some(2)] {
+            let info = cleartext(volume);
+            let interfaces = Interfaces::from([
+                (CLEARTEXT.to_owned(), received(info.cleartext.to_dict())),
+                (VOLUME.to_owned(), received(info.volume.to_dict())),
+            ]);
+            objects.insert(cleartext_path(12, volume).to_string(), interfaces);
+        }
+        let mut all = [AttachmentInfo { partitions: Vec::new(), ..attachment() }];
+        join(&mut all, &objects).unwrap();
+        let path = |info: &Option<CleartextInfo>| info.as_ref().map(|info| info.path.to_string());
+        assert_eq!(path(&all[0].cleartext).unwrap(), "/org/loopd1/attachment/12/cleartext");
+        assert_eq!(path(&all[0].partitions[0].cleartext), None);
+        assert_eq!(path(&all[0].partitions[1].cleartext).unwrap(), "/org/loopd1/attachment/12/p2/cleartext");
+        // Half of it, while it is being removed.
+        objects.get_mut(cleartext_path(12, None).as_str()).unwrap().remove(VOLUME);
+        join(&mut all, &objects).unwrap();
+        assert!(all[0].cleartext.is_none());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 
 use anyhow::Context;
 use loopd_dbus::AttachOptions;
-use loopd_dbus::proxy::{Attachment, Interaction, Manager, Volume};
+use loopd_dbus::proxy::{Attachment, Encrypted, Interaction, Manager, Volume};
 use loopd_dbus::transport::{self, ConnectError, Policy, Transport};
 use zbus::address::Transport as AddressTransport;
 use zbus::connection::Builder;
@@ -52,7 +52,11 @@ impl Bus {
         Ok((Self::new(connection, interaction).await?, socket))
     }
 
-    async fn new(connection: Connection, interaction: Interaction) -> anyhow::Result<Self> {
+    /// A bus over a connection that exists.
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub async fn new(connection: Connection, interaction: Interaction) -> anyhow::Result<Self> {
         let manager = Manager::new(&connection, interaction).await.map_err(explain)?;
         Ok(Self { connection, manager, interaction })
     }
@@ -73,6 +77,15 @@ impl Bus {
     pub async fn volume(&self, path: &OwnedObjectPath) -> anyhow::Result<Volume> {
         let path = path.clone().into_inner();
         Volume::new(&self.connection, path, self.interaction).await.map_err(explain)
+    }
+
+    /// A proxy for the encrypted volume with this path; sends nothing to loopd.
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub async fn encrypted(&self, path: &OwnedObjectPath) -> anyhow::Result<Encrypted> {
+        let path = path.clone().into_inner();
+        Encrypted::new(&self.connection, path, self.interaction).await.map_err(explain)
     }
 
     /// Attaches the file; returns the object path and the device node.

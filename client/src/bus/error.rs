@@ -100,6 +100,12 @@ pub fn is_gone(error: &anyhow::Error) -> bool {
     matches!(kind(error), Some(ErrorKind::UnknownObject | ErrorKind::NotFound))
 }
 
+/// Whether the object does not have the interface that was called.
+#[must_use]
+pub fn lacks_interface(error: &zbus::Error) -> bool {
+    matches!(error, zbus::Error::FDO(error) if matches!(**error, fdo::Error::UnknownInterface(_)))
+}
+
 /// Whether the user is not authorized.
 #[must_use]
 pub fn is_refused(error: &anyhow::Error) -> bool {

@@ -2,12 +2,15 @@
 
 use std::collections::HashMap;
 
-use loopd_dbus::names::{attachment_path, partition_path};
+use loopd_dbus::names::{attachment_path, cleartext_path, partition_path, volume_path};
 use loopd_dbus::properties::to_bus_path;
-use loopd_dbus::{AttachmentProperties, PartitionProperties, VolumeProperties, Warning, Warnings};
+use loopd_dbus::{
+    AttachmentProperties, CleartextProperties, PartitionProperties, VolumeProperties, Warning, Warnings,
+};
 use zbus::Variant;
 
 use super::attachment::{AttachmentInfo, FileState};
+use super::cleartext::CleartextInfo;
 use super::objects::Properties;
 use super::partition::PartitionInfo;
 
@@ -39,6 +42,7 @@ pub fn attachment() -> AttachmentInfo {
             ..VolumeProperties::default()
         },
         partitions: vec![partition(12, 1)],
+        cleartext: None,
         file_state: Some(FileState::Present),
     }
 }
@@ -66,6 +70,27 @@ pub fn partition(disk_sequence: u64, number: u32) -> PartitionInfo {
             filesystem_label: "data".to_owned(),
             filesystem_uuid: "…".to_owned(),
             mount_points: vec![to_bus_path(b"/run/media/a/data")],
+        },
+        cleartext: None,
+    }
+}
+
+/// The cleartext of the example's device (`None`) or of its partition with this number.
+pub fn cleartext(partition: Option<u32>) -> CleartextInfo {
+    CleartextInfo {
+        path: cleartext_path(12, partition).into(),
+        cleartext: CleartextProperties {
+            device: "/dev/dm-3".to_owned(),
+            crypto: volume_path(12, partition).into(),
+            kind: "luks".to_owned(),
+            since: 1_700_000_000_000_000,
+        },
+        volume: VolumeProperties {
+            device: "/dev/dm-3".to_owned(),
+            size: 4_194_304,
+            usage: "filesystem".to_owned(),
+            filesystem_type: "xfs".to_owned(),
+            ..VolumeProperties::default()
         },
     }
 }

@@ -2,9 +2,12 @@
 
 pub mod agent;
 pub mod attachment;
+pub mod cleartext;
 pub mod connection;
 pub mod error;
 #[cfg(test)]
 pub mod example;
+#[cfg(test)]
+pub mod fake;
 pub mod objects;
 pub mod partition;

@@ -45,6 +45,12 @@ pub fn parse_path(path: &str) -> Option<(u64, Option<u32>)> {
     }
 }
 
+/// The path of the volume whose cleartext has this path; `None` for any other object.
+#[must_use]
+pub fn volume_of_cleartext(path: &str) -> Option<&str> {
+    path.strip_suffix("/cleartext").filter(|volume| parse_path(volume).is_some())
+}
+
 #[cfg(test)]
 mod tests {
     use loopd_dbus::names::{attachment_path, partition_path};
@@ -55,6 +61,16 @@ mod tests {
     fn paths_of_attachments_and_partitions_are_parsed() {
         assert_eq!(parse_path(attachment_path(7).as_str()), Some((7, None)));
         assert_eq!(parse_path(partition_path(7, 128).as_str()), Some((7, Some(128))));
+    }
+
+    #[test]
+    fn a_cleartext_is_below_its_volume() {
+        for volume in [attachment_path(7), partition_path(7, 1)] {
+            let cleartext = format!("{volume}/cleartext");
+            assert_eq!(volume_of_cleartext(&cleartext), Some(volume.as_str()));
+            assert_eq!((parse_path(&cleartext), volume_of_cleartext(&volume)), (None, None));
+        }
+        assert_eq!(volume_of_cleartext("/org/loopd1/attachment/7/cleartext/cleartext"), None);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use loopd_dbus::names::{PARTITION, VOLUME};
 use loopd_dbus::{PartitionProperties, VolumeProperties};
 use zbus::wire::OwnedObjectPath;
 
+use super::cleartext::CleartextInfo;
 use super::objects::Interfaces;
 
 /// A partition and its properties.
@@ -15,6 +16,8 @@ pub struct PartitionInfo {
     pub partition: PartitionProperties,
     /// `org.loopd1.Volume`.
     pub volume: VolumeProperties,
+    /// Its cleartext if it is unlocked.
+    pub cleartext: Option<CleartextInfo>,
 }
 
 impl PartitionInfo {
@@ -30,6 +33,7 @@ impl PartitionInfo {
             path: OwnedObjectPath::try_from(path)?,
             partition: PartitionProperties::from_dict(partition)?,
             volume: VolumeProperties::from_dict(volume)?,
+            cleartext: None,
         }))
     }
 }

@@ -87,8 +87,47 @@ EXAMPLES
   Mount the second partition of an image:
     $ loopctl mount -p 2 disk.img
 
+  Mount an encrypted image with the passphrase of a password manager:
+    $ pass show disk | loopctl mount --passphrase-file - disk.img
+
   Make changes that are discarded with the unmount:
     $ loopctl mount --throwaway disk.img";
+
+pub const UNLOCK: &str = "\
+EXAMPLES
+  Unlock the second partition of an image, and mount it at a place of your own:
+    $ device=$(loopctl attach disk.img)
+    $ sudo mount \"$(loopctl unlock -p 2 \"$device\")\" /mnt
+
+  Unlock a VeraCrypt volume with a key file and the passphrase of a password manager:
+    $ pass show volume | loopctl unlock volume.hc --type veracrypt --key-file key.jpg --passphrase-file -
+
+  Unlock a LUKS volume with the 512 bytes at offset 4 MiB of a USB stick:
+    $ loopctl unlock disk.img --key-file /dev/sdb --key-offset 4M --key-size 512";
+
+pub const LOCK: &str = "\
+EXAMPLES
+  Lock what `loopctl unlock` has unlocked, and detach the device:
+    $ loopctl lock disk.img
+    $ loopctl detach disk.img";
+
+pub const CREATE: &str = concat!(
+    "\
+EXAMPLES
+  Create an image and mount it:
+    $ loopctl create data.img --size 2G --label data
+    $ loopctl mount data.img
+
+  Create an encrypted image, make a file system in it, and mount it:
+    $ loopctl create secret.img --size 2G --encrypt
+    New passphrase for secret.img:
+    Same passphrase for secret.img:
+    $ loopctl run --unlock secret.img -- sudo mkfs.ext4 {}
+    $ loopctl mount secret.img
+
+",
+    sizes!()
+);
 
 pub const UNMOUNT: &str = "\
 EXAMPLES

@@ -6,6 +6,7 @@ use loopd_dbus::{VolumeProperties, Warning};
 use nix::unistd::{Uid, User};
 
 use crate::bus::attachment::AttachmentInfo;
+use crate::bus::cleartext::CleartextInfo;
 use crate::bus::connection::Bus;
 use crate::bus::partition::PartitionInfo;
 use crate::cli::Info;
@@ -13,7 +14,7 @@ use crate::image::file_state::add_file_states;
 use crate::image::target::Target;
 use crate::message::shown;
 use crate::show::json::Device;
-use crate::show::property::{file, file_state, mount_points, owner, since, text, yes_no};
+use crate::show::property::{file, file_state, mount_points, owner, since, text, time_or_nothing, yes_no};
 use crate::show::size::human;
 use crate::show::stdout::{print, print_json};
 
@@ -40,11 +41,27 @@ pub async fn run(args: &Info) -> anyhow::Result<u8> {
 
 fn describe(info: &AttachmentInfo) -> String {
     let mut shown = align(&properties(info), "");
+    shown.extend(info.cleartext.iter().map(|cleartext| describe_cleartext("Cleartext", cleartext)));
     for partition in &info.partitions {
-        shown.push_str(&format!("Partition {}:\n", partition.partition.number));
-        shown.push_str(&align(&partition_properties(partition), INDENT));
+        let name = format!("Partition {}", partition.partition.number);
+        shown.push_str(&format!("{name}:\n{}", align(&partition_properties(partition), INDENT)));
+        let name = format!("Cleartext of partition {}", partition.partition.number);
+        shown.extend(partition.cleartext.iter().map(|cleartext| describe_cleartext(&name, cleartext)));
     }
     shown
+}
+
+fn describe_cleartext(name: &str, info: &CleartextInfo) -> String {
+    let CleartextInfo { path, cleartext, volume } = info;
+    let mut lines = vec![
+        ("Device", text(&cleartext.device)),
+        ("Object path", text(path.as_str())),
+        ("Encryption", text(&cleartext.kind)),
+        ("Unlocked since", time_or_nothing(cleartext.since)),
+        ("Size", bytes(volume.size)),
+    ];
+    lines.extend(contents(volume));
+    format!("{name}:\n{}", align(&lines, INDENT))
 }
 
 fn align(lines: &[Line], indent: &str) -> String {
@@ -91,7 +108,7 @@ fn warnings(info: &AttachmentInfo) -> Vec<Line> {
 }
 
 fn partition_properties(info: &PartitionInfo) -> Vec<Line> {
-    let PartitionInfo { path, partition, volume } = info;
+    let PartitionInfo { path, partition, volume, .. } = info;
     let mut lines = vec![
         ("Device", text(&volume.device)),
         ("Object path", text(path.as_str())),
@@ -148,7 +165,7 @@ mod tests {
 
     use super::*;
     use crate::bus::attachment::FileState;
-    use crate::bus::example::{attachment, partition};
+    use crate::bus::example::{attachment, cleartext, partition};
 
     #[test]
     fn values_are_aligned() {
@@ -214,6 +231,30 @@ mod tests {
         assert_eq!(first, expected);
         assert!(second.starts_with("  Device:          /dev/loop0p5\n"), "{second}");
         assert!(second.ends_with("  Mount points:    -\n"), "{second}");
+    }
+
+    #[test]
+    fn a_cleartext_follows_its_volume() {
+        let mut attached = attachment();
+        attached.cleartext = Some(cleartext(None));
+        attached.partitions[0].cleartext = Some(cleartext(Some(1)));
+        let shown = describe(&attached);
+        let expected = "Cleartext:
+  Device:         /dev/dm-3
+  Object path:    /org/loopd1/attachment/12/cleartext
+  Encryption:     luks
+  Unlocked since: 2023-11-14T22:13:20Z
+  Size:           4194304 (4M)
+  Usage:          filesystem
+  File system:    xfs
+  Version:        -
+  Label:          -
+  UUID:           -
+  Mount points:   -
+Partition 1:
+";
+        assert!(shown.contains(expected), "{shown}");
+        assert!(shown.contains("\nCleartext of partition 1:\n  Device:         /dev/dm-3\n"), "{shown}");
     }
 
     #[test]

@@ -3,9 +3,11 @@
 mod attach;
 mod change;
 mod completion;
+mod create;
 mod detach;
 mod info;
 mod list;
+mod lock;
 mod monitor;
 mod mount;
 mod release;
@@ -13,6 +15,7 @@ mod rescan;
 mod resize;
 mod run;
 mod set;
+mod unlock;
 mod unmount;
 
 use loopd_dbus::proxy::Interaction;
@@ -32,6 +35,9 @@ pub async fn run(cli: &Cli) -> u8 {
         Verb::Info(args) => info::run(args).await,
         Verb::Mount(args) => mount::run(args, interaction).await,
         Verb::Unmount(args) => unmount::run(args, interaction).await,
+        Verb::Unlock(args) => unlock::run(args, interaction).await,
+        Verb::Lock(args) => lock::run(args, interaction).await,
+        Verb::Create(args) => create::run(args, interaction).await,
         Verb::Resize(args) => resize::run(args, interaction).await,
         Verb::Set(args) => set::run(args, interaction).await,
         Verb::Rescan(args) => rescan::run(args, interaction).await,
@@ -47,6 +53,7 @@ fn operation(verb: &Verb) -> Operation {
     match verb {
         Verb::Attach(_) | Verb::Run(_) => Operation::Attach,
         Verb::Mount(_) => Operation::Mount,
+        Verb::Unlock(_) => Operation::Unlock,
         _ => Operation::Other,
     }
 }

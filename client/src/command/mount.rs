@@ -7,7 +7,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 
 use loopd_dbus::proxy::Interaction;
-use loopd_dbus::{AttachOptions, Lifetime, ListOptions, MountOptions, UnmountOptions};
+use loopd_dbus::{AttachOptions, Error, ErrorKind, Lifetime, ListOptions, MountOptions, UnmountOptions};
 use nix::unistd::getuid;
 use zbus::wire::OwnedObjectPath;
 
@@ -23,11 +23,13 @@ use crate::desktop;
 use crate::image::backing_file::{is_open_for_writing, open_backing_file};
 use crate::image::file_state::add_file_states;
 use crate::image::target::Target;
+use crate::image::unlock::{UnlockRequest, lock, unlock};
 use crate::image::volume::{self, FILESYSTEM, NoChoice, Volume};
 use crate::image::{mount_point, throwaway};
 use crate::message::printable;
 use crate::report::{hint, report};
 use crate::show::json::Device;
+use crate::show::property::file;
 use crate::show::stdout::{print_bytes, print_json};
 
 /// Mounts the target and prints the mount point.
@@ -53,9 +55,11 @@ async fn mount_and_print(
     interaction: Interaction,
     operation: &mut Operation,
 ) -> anyhow::Result<()> {
+    // First: reading a FIFO may wait, and a signal then ends loopctl at once.
+    let unlock = UnlockRequest::new(&args.encryption, args.encryption_type, args.read_only, interaction)?;
     let source = Source::of(args)?;
     let bus = Bus::open(interaction).await?;
-    let (path, point) = mount(&bus, args, &source, operation).await?;
+    let (path, point) = mount(&bus, args, &source, &unlock, operation).await?;
     if args.json {
         let info = attachment::find(&bus, &path).await?;
         let mut info = info.ok_or_else(|| anyhow::anyhow!("it was mounted, but has been unmounted since"))?;
@@ -121,7 +125,7 @@ impl Source {
     async fn attach(&self, bus: &Bus) -> anyhow::Result<(OwnedObjectPath, Option<AttachOptions>)> {
         let (file, reference) = match self {
             Self::Target(target) => {
-                let mut found = device_of(target).find_to_mount(&bus.manager).await?;
+                let mut found = target.device().find_to_mount(&bus.manager).await?;
                 // The latest of several: the user has just attached it.
                 found.sort_by_key(|info| info.attachment.disk_sequence);
                 let found = found.pop().map(|info| (info.path, None));
@@ -143,14 +147,6 @@ impl Source {
     }
 }
 
-/// The device of a partition; any other target unchanged.
-fn device_of(target: &Target) -> Target {
-    match target {
-        Target::Partition { disk, .. } => Target::Device(*disk),
-        other => other.clone(),
-    }
-}
-
 /// The user's suitable attachment of the whole file. A detaching one is still in use: a second device over
 /// the same bytes would mount the same file system twice.
 async fn own_attachment(bus: &Bus, file: &File, is_writable: bool) -> anyhow::Result<Option<AttachmentInfo>> {
@@ -159,8 +155,9 @@ async fn own_attachment(bus: &Bus, file: &File, is_writable: bool) -> anyhow::Re
     found.retain(|info| is_suitable(info, getuid().as_raw(), is_writable));
     // Prefer a mounted one.
     add_partitions(&bus.connection, &mut found).await?;
-    let is_mounted =
-        |info: &AttachmentInfo| volume::of(info).iter().any(|volume| mount_point::of(volume).is_some());
+    let is_mounted = |info: &AttachmentInfo| {
+        volume::of(info).iter().any(|volume| mount_point::of(&volume.content()).is_some())
+    };
     found.sort_by_key(|info| (!is_mounted(info), info.is_detaching()));
     Ok(found.into_iter().next())
 }
@@ -181,44 +178,94 @@ fn is_suitable(info: &AttachmentInfo, uid: u32, is_writable: bool) -> bool {
     attachment.owner == uid && attachment.managed && is_whole && is_writable_enough
 }
 
-/// Attaches if needed, and mounts. If that fails, detaches what it attached.
+/// What a mount made, to undo it.
+#[derive(Default)]
+struct Made {
+    /// The attachment.
+    attached: Option<OwnedObjectPath>,
+    /// The encrypted volume that it unlocked, or was about to.
+    unlocked: Option<OwnedObjectPath>,
+}
+
+/// Attaches and unlocks if needed, and mounts. If that fails, locks and detaches what it unlocked and attached.
 async fn mount(
     bus: &Bus,
     args: &Mount,
     source: &Source,
+    unlock: &UnlockRequest<'_>,
     operation: &mut Operation,
 ) -> anyhow::Result<(OwnedObjectPath, PathBuf)> {
-    let mut new = None;
+    let mut new = Made::default();
     let attach_and_mount = async {
         let (path, made) = source.attach(bus).await?;
-        new = made.is_some().then(|| path.clone());
+        new.attached = made.is_some().then(|| path.clone());
         let info = attachment::find(bus, &path).await?;
         let info = info.ok_or_else(|| anyhow::anyhow!("it was attached, but has been detached since"))?;
         if let Some(options) = made {
             attach::warn_of(&options, &info.attachment);
         }
-        let point = mount_volume(bus, args, source, &info, operation).await?;
+        let number = args.partition.or(match source {
+            Source::Target(target) => target.partition(),
+            Source::File { .. } | Source::Throwaway { .. } => None,
+        });
+        let info = unlocked(bus, args, info, number, unlock, &mut new.unlocked).await?;
+        let point = mount_volume(bus, args, &info, number, operation).await?;
         anyhow::Ok((path, point))
     };
     let result = interruptible(with_agent(bus.interaction, attach_and_mount)).await;
-    if let (Err(error), Some(path)) = (&result, &new) {
-        undo(bus, path, error.is::<Interrupted>()).await;
+    if let Err(error) = &result {
+        undo(bus, &new, error.is::<Interrupted>()).await;
     }
     result
+}
+
+/// Unlocks the volume to mount if it is encrypted and locked. Returns the attachment as it is after that.
+async fn unlocked(
+    bus: &Bus,
+    args: &Mount,
+    info: AttachmentInfo,
+    number: Option<u32>,
+    request: &UnlockRequest<'_>,
+    made: &mut Option<OwnedObjectPath>,
+) -> anyhow::Result<AttachmentInfo> {
+    let volume = match args.encryption.given() {
+        None if !request.is_explicit() => volume::choose(&info, number)?,
+        _ => volume::choose_encrypted(&info, number)?,
+    };
+    if !volume.is_encrypted() && !request.is_explicit() {
+        return match args.encryption.given() {
+            None => Ok(info),
+            Some(option) => Err(not_encrypted(&info, option)),
+        };
+    }
+    if volume.cleartext.is_some() {
+        return Ok(info);
+    }
+    *made = Some(volume.path.clone());
+    if let Err(error) = unlock(bus, &info, &volume, request).await {
+        *made = None;
+        return Err(error);
+    }
+    let info = attachment::find(bus, &info.path).await?;
+    info.ok_or_else(|| anyhow::anyhow!("it was unlocked, but has been detached since"))
+}
+
+fn not_encrypted(info: &AttachmentInfo, option: &str) -> anyhow::Error {
+    let device = &info.attachment.device;
+    let text = format!("{option} is for encrypted volumes, and {device} ({}) has none", file(info));
+    Error::new(ErrorKind::InvalidArgs, text).into()
 }
 
 async fn mount_volume(
     bus: &Bus,
     args: &Mount,
-    source: &Source,
     info: &AttachmentInfo,
+    number: Option<u32>,
     operation: &mut Operation,
 ) -> anyhow::Result<PathBuf> {
-    let number = match source {
-        Source::Target(Target::Partition { number, .. }) => Some(*number),
-        _ => None,
-    };
-    let chosen = volume::choose(info, args.partition.or(number))?;
+    let is_encrypted = args.encryption.given().is_some() || args.encryption_type.is_some();
+    let choose = if is_encrypted { volume::choose_encrypted } else { volume::choose };
+    let chosen = choose(info, number)?.content();
     if let Some(point) = mount_point::of(&chosen) {
         return Ok(point);
     }
@@ -263,28 +310,128 @@ async fn concurrent_mount(
     volume: &OwnedObjectPath,
 ) -> anyhow::Result<Option<PathBuf>> {
     let Some(info) = attachment::find(bus, &info.path).await? else { return Ok(None) };
-    let found = volume::of(&info).into_iter().find(|other| other.path == volume);
-    Ok(found.and_then(|volume| mount_point::of(&volume)))
+    let mut contents = volume::of(&info).into_iter().map(Volume::content);
+    Ok(contents.find(|other| other.path == volume).and_then(|volume| mount_point::of(&volume)))
 }
 
-/// Detaches what was attached for the mount. After a signal the mount may be pending or complete.
-async fn undo(bus: &Bus, path: &OwnedObjectPath, is_interrupted: bool) {
+/// Locks and detaches what was unlocked and attached for the mount. After a signal each step may be pending or complete.
+async fn undo(bus: &Bus, made: &Made, is_interrupted: bool) {
+    if let Some(volume) = &made.unlocked {
+        undo_unlock(bus, volume, is_interrupted).await;
+    }
+    let Some(path) = &made.attached else { return };
     let Ok(Some(info)) = attachment::find(bus, path).await else { return };
     if is_interrupted {
         for volume in volume::of(&info) {
-            if let Ok(volume) = bus.volume(volume.path).await {
-                // Most of them are not mounted.
-                let _ = volume.unmount(UnmountOptions { lazy: true }).await;
-            }
+            // Most of them are not mounted.
+            unmount_lazily(bus, volume.path).await;
         }
     }
     release(bus, path, &info.attachment.device).await;
 }
 
+/// Locks the volume with this path. loopd answers the call after one that it has in progress on the volume.
+async fn undo_unlock(bus: &Bus, volume: &OwnedObjectPath, is_interrupted: bool) {
+    if is_interrupted && let Ok(cleartext) = OwnedObjectPath::try_from(format!("{volume}/cleartext")) {
+        unmount_lazily(bus, &cleartext).await;
+    }
+    if let Err(error) = lock(bus, volume, true).await
+        && !is_interrupted
+    {
+        report(&error, Operation::Other);
+    }
+}
+
+async fn unmount_lazily(bus: &Bus, volume: &OwnedObjectPath) {
+    if let Ok(volume) = bus.volume(volume).await {
+        let _ = volume.unmount(UnmountOptions { lazy: true }).await;
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
     use crate::bus::example;
+    use crate::bus::fake::FakeLoopd;
+    use crate::cli::{Cli, Verb};
+
+    /// Mounts an image with these options through a fake loopd; returns the mount point or the error.
+    fn mount_image(loopd: &FakeLoopd, options: &str) -> Result<PathBuf, String> {
+        let directory = tempfile::tempdir().unwrap();
+        let (image, key) = (directory.path().join("x.img"), directory.path().join("key"));
+        std::fs::write(&image, "image").unwrap();
+        std::fs::write(&key, "secret").unwrap();
+        let options = options.replace("KEY", key.to_str().unwrap());
+        let line = format!("loopctl mount {} {options}", image.display());
+        let Ok(Verb::Mount(args)) = Cli::try_parse_from(line.split_whitespace()).map(|cli| cli.verb) else {
+            panic!("{line}")
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let bus = loopd.connect().await;
+            let unlock =
+                UnlockRequest::new(&args.encryption, args.encryption_type, args.read_only, bus.interaction);
+            let source = Source::of(&args).unwrap();
+            let result = mount(&bus, &args, &source, &unlock.unwrap(), &mut Operation::Mount).await;
+            result.map(|(_, point)| point).map_err(|error| error.to_string())
+        })
+    }
+
+    /// A loopd with an image whose only partition is encrypted.
+    fn with_encrypted_partition() -> FakeLoopd {
+        let mut info = example::attachment();
+        info.partitions[0].volume.usage = "crypto".to_owned();
+        FakeLoopd::new(info)
+    }
+
+    #[test]
+    fn an_encrypted_image_is_attached_unlocked_and_mounted() {
+        let loopd = with_encrypted_partition();
+        let point = mount_image(&loopd, "--key-file KEY --discard -r");
+        assert_eq!(point, Ok("/run/media/a/x".into()));
+        assert_eq!(loopd.state().calls, ["SetupLoop", "Unlock 12/p1", "Mount 12/p1/cleartext"]);
+        assert_eq!(loopd.state().unlock_options, ["discard", "read-only"]);
+    }
+
+    #[test]
+    fn each_failing_step_undoes_those_before() {
+        let loopd = with_encrypted_partition();
+        loopd.state().mount_error = Some(ErrorKind::NotSupported);
+        mount_image(&loopd, "--key-file KEY").unwrap_err();
+        let undone = ["SetupLoop", "Unlock 12/p1", "Mount 12/p1/cleartext", "Lock 12/p1", "Detach 12"];
+        assert_eq!(loopd.state().calls, undone);
+
+        let loopd = with_encrypted_partition();
+        loopd.state().secret = b"another".to_vec();
+        assert_eq!(mount_image(&loopd, "--key-file KEY").unwrap_err(), "a test's error");
+        assert_eq!(loopd.state().calls, ["SetupLoop", "Unlock 12/p1", "Detach 12"]);
+
+        let loopd = with_encrypted_partition();
+        let error = mount_image(&loopd, "").unwrap_err();
+        assert!(error.starts_with("partition 1 of /home/a/x.img needs a passphrase"), "{error}");
+        assert_eq!(loopd.state().calls, ["SetupLoop", "Detach 12"]);
+    }
+
+    #[test]
+    fn a_volume_that_is_not_recognized_is_unlocked_if_its_type_is_given() {
+        let mut info = example::attachment();
+        info.partitions.clear();
+        let loopd = FakeLoopd::new(info);
+        mount_image(&loopd, "--encryption-type veracrypt --pim 5 --passphrase-file KEY").unwrap();
+        assert_eq!(loopd.state().calls, ["SetupLoop", "Unlock 12", "Mount 12/cleartext"]);
+        assert_eq!(loopd.state().unlock_options, ["pim", "type"]);
+    }
+
+    #[test]
+    fn options_for_an_image_that_is_not_encrypted_are_refused() {
+        let loopd = FakeLoopd::new(example::attachment());
+        let error = mount_image(&loopd, "--passphrase-file KEY").unwrap_err();
+        let expected = "--passphrase-file is for encrypted volumes, and /dev/loop0 (/home/a/x.img) has none";
+        assert_eq!(error, expected);
+        assert_eq!(loopd.state().calls, ["SetupLoop", "Detach 12"]);
+    }
 
     #[test]
     fn only_the_users_own_attachment_of_the_whole_file_is_suitable() {

@@ -10,19 +10,25 @@ use std::process::ExitStatus;
 
 use anyhow::Context;
 use loopd_dbus::proxy::Interaction;
-use loopd_dbus::{Lifetime, Overlap};
+use loopd_dbus::{Error, ErrorKind as BusErrorKind, Lifetime, Overlap};
 use nix::sys::signal::{Signal as Number, kill};
 use nix::unistd::{Pid, dup};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use zbus::wire::OwnedObjectPath;
 
 use super::attach;
 use super::release::release;
-use crate::bus::agent::{interruption, with_agent};
-use crate::bus::attachment::{AttachmentInfo, find_new};
+use crate::advice::Operation;
+use crate::bus::agent::{Interrupted, interruptible, interruption, with_agent};
+use crate::bus::attachment::{self, AttachmentInfo, find_new};
 use crate::bus::connection::Bus;
+use crate::bus::error::is_busy;
 use crate::cli::Run;
+use crate::image::unlock::{UnlockRequest, lock, unlock};
+use crate::image::volume::choose_encrypted;
 use crate::message::{message, printable, reason};
+use crate::report::report;
 
 /// A shell's exit status for a command that cannot be executed.
 const NOT_EXECUTABLE: u8 = 126;
@@ -31,6 +37,8 @@ const NOT_FOUND: u8 = 127;
 
 /// Attaches the file, runs the command, detaches; returns the command's exit status.
 pub async fn run(args: &Run, interaction: Interaction) -> anyhow::Result<u8> {
+    // First: reading a FIFO may wait, and a signal then ends loopctl at once.
+    let unlock_request = unlock_request(args, interaction)?;
     let file = attach::backing_file(&args.attach)?;
     let (bus, socket) = Bus::open_shared(interaction).await?;
     let options = attach::options(&args.attach, Lifetime::Client);
@@ -45,7 +53,19 @@ pub async fn run(args: &Run, interaction: Interaction) -> anyhow::Result<u8> {
     };
     // The command does not inherit the file.
     drop(file);
-    let status = execute(&args.command, &device, &socket).await;
+    let cleartext = match &unlock_request {
+        Some(request) => Some(unlock_volume(&bus, args, &path, request).await),
+        None => None,
+    };
+    let status = match &cleartext {
+        Some(Ok((volume, cleartext))) => {
+            let status = execute(&args.command, cleartext, &socket).await;
+            lock_volume(&bus, volume).await;
+            status
+        }
+        None => execute(&args.command, &device, &socket).await,
+        Some(Err(_)) => Ok(1),
+    };
     if is_own {
         tokio::select! {
             () = release(&bus, &path, &device) => {}
@@ -55,7 +75,51 @@ pub async fn run(args: &Run, interaction: Interaction) -> anyhow::Result<u8> {
     }
     // Shut down, not just closed: processes that the command left running may still hold the socket.
     let _ = bus.connection.close().await;
+    cleartext.transpose()?;
     status
+}
+
+/// The request of --unlock.
+fn unlock_request(args: &Run, interaction: Interaction) -> anyhow::Result<Option<UnlockRequest<'_>>> {
+    let Run { attach, unlock, encryption, encryption_type, .. } = args;
+    if let (false, Some(option)) = (unlock, encryption.given()) {
+        return Err(Error::new(BusErrorKind::InvalidArgs, format!("{option} needs --unlock")).into());
+    }
+    let request = || UnlockRequest::new(encryption, *encryption_type, attach.read_only, interaction);
+    unlock.then(request).transpose()
+}
+
+/// Unlocks the volume; returns its object and the device with its cleartext. If that fails, locks it.
+async fn unlock_volume(
+    bus: &Bus,
+    args: &Run,
+    attachment: &OwnedObjectPath,
+    request: &UnlockRequest<'_>,
+) -> anyhow::Result<(OwnedObjectPath, String)> {
+    let info = attachment::find(bus, attachment).await?;
+    let info = info.ok_or_else(|| anyhow::anyhow!("it was attached, but has been detached since"))?;
+    let volume = choose_encrypted(&info, args.partition)?;
+    let result = interruptible(with_agent(bus.interaction, unlock(bus, &info, &volume, request))).await;
+    if result.as_ref().is_err_and(|error| error.is::<Interrupted>()) {
+        // loopd answers this call after the one that was interrupted.
+        let _ = lock(bus, volume.path, true).await;
+    }
+    Ok((volume.path.clone(), result?.1))
+}
+
+/// Locks the volume; lazily if its cleartext is in use. A failure does not fail the command.
+async fn lock_volume(bus: &Bus, volume: &OwnedObjectPath) {
+    let mut result = lock(bus, volume, false).await;
+    if let Err(error) = &result
+        && is_busy(error)
+    {
+        report(error, Operation::Other);
+        message("it will be locked when it is no longer in use");
+        result = lock(bus, volume, true).await;
+    }
+    if let Err(error) = result {
+        report(&error, Operation::Other);
+    }
 }
 
 /// Whether the attachment is bound to this connection, that is, was not reused.
@@ -180,7 +244,12 @@ fn ignored_signals(status: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+    use crate::bus::example;
+    use crate::bus::fake::FakeLoopd;
+    use crate::cli::{Cli, Verb};
 
     #[test]
     fn braces_are_replaced_by_the_device() {
@@ -217,6 +286,45 @@ mod tests {
 
     fn block_on<T>(future: impl Future<Output = T>) -> T {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    }
+
+    fn run_arguments(line: &str) -> Run {
+        match Cli::try_parse_from(line.split(' ')).map(|cli| cli.verb) {
+            Ok(Verb::Run(run)) => run,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_volume_of_unlock_is_unlocked_and_locked() {
+        let key = tempfile::NamedTempFile::new().unwrap();
+        fs::write(key.path(), "secret").unwrap();
+        let line = format!("loopctl run x.img --unlock --key-file {} -- true", key.path().display());
+        let args = run_arguments(&line);
+        let request = unlock_request(&args, Interaction::Forbidden).unwrap().unwrap();
+        let mut info = example::attachment();
+        info.partitions[0].volume.usage = "crypto".to_owned();
+        let loopd = FakeLoopd::new(info.clone());
+        loopd.state().is_attached = true;
+        block_on(async {
+            let bus = loopd.connect().await;
+            let (volume, device) = unlock_volume(&bus, &args, &info.path, &request).await.unwrap();
+            assert_eq!(device, "/dev/dm-3");
+            lock_volume(&bus, &volume).await;
+        });
+        assert_eq!(loopd.state().calls, ["Unlock 12/p1", "Lock 12/p1"]);
+    }
+
+    #[test]
+    fn options_of_unlock_need_it() {
+        let args = run_arguments("loopctl run x.img --key-file k -- true");
+        let error = unlock_request(&args, Interaction::Forbidden).err().unwrap();
+        assert_eq!(error.to_string(), "--key-file needs --unlock");
+        assert!(
+            unlock_request(&run_arguments("loopctl run x.img -- true"), Interaction::Forbidden)
+                .unwrap()
+                .is_none()
+        );
     }
 
     #[test]

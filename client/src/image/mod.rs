@@ -2,6 +2,7 @@
 
 pub mod backing_file;
 pub mod busy_device;
+pub mod creation;
 mod device_nodes;
 mod device_search;
 mod device_user;
@@ -13,5 +14,6 @@ mod mount_table;
 mod process;
 pub mod target;
 pub mod throwaway;
+pub mod unlock;
 pub mod unmount;
 pub mod volume;

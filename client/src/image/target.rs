@@ -59,6 +59,24 @@ impl Target {
         target
     }
 
+    /// The device of a partition; any other target unchanged.
+    #[must_use]
+    pub fn device(&self) -> Self {
+        match self {
+            Self::Partition { disk, .. } => Self::Device(*disk),
+            other => other.clone(),
+        }
+    }
+
+    /// The number of the partition that it names.
+    #[must_use]
+    pub fn partition(&self) -> Option<u32> {
+        match self {
+            Self::Partition { number, .. } => Some(*number),
+            Self::Device(_) | Self::File(_) => None,
+        }
+    }
+
     /// The attachments of the target; at least one. A path names the devices of the file that it has now, or if there
     /// is none, the device of the file that had it before.
     ///

@@ -14,6 +14,7 @@ use zbus::wire::OwnedObjectPath;
 use super::file_state::{DELETED, add_file_states};
 use super::mount_table::{MountTable, resolve};
 use super::target::Target;
+use super::unlock::lock;
 use super::volume::{self, Volume};
 use super::{busy_device, holder, throwaway};
 use crate::bus::attachment::{self, AttachmentInfo, FileState, add_partitions, list};
@@ -31,10 +32,11 @@ pub struct UnmountRequest {
 }
 
 impl UnmountRequest {
-    /// The mounted volumes, deepest mount point first.
+    /// The mounted volumes, deepest mount point first. An unlocked one is mounted if its cleartext is.
     fn mounted(&self) -> Vec<Volume<'_>> {
         let mut volumes = volume::of(&self.info);
         volumes.retain(|volume| self.only.as_ref().is_none_or(|only| only == volume.path));
+        volumes.iter_mut().for_each(|volume| *volume = volume.content());
         volumes.retain(|volume| volume.mount_points().next().is_some());
         volumes.sort_by_key(|volume| std::cmp::Reverse(volume.mount_points().map(<[u8]>::len).max()));
         volumes
@@ -50,7 +52,8 @@ impl UnmountRequest {
     }
 }
 
-/// Unmounts; if the attachment ends with its last mount, returns after the device is free.
+/// Unmounts, and locks encrypted volumes after that; if the attachment ends with its last mount, returns after the device is
+/// free.
 ///
 /// # Errors
 /// [`InUse`], another error of loopd's, or nothing is mounted.
@@ -66,6 +69,10 @@ pub async fn unmount(bus: &Bus, request: &UnmountRequest, options: UnmountOption
         match unmounted {
             Err(error) if is_gone(&error) => {}
             result => result.map_err(|error| with_holders(error, &volume))?,
+        }
+        if let Some(encrypted) = volume.encrypted {
+            // loopd itself may be about to lock it.
+            lock(bus, encrypted, options.lazy).await?;
         }
     }
     if options.lazy { Ok(()) } else { wait_for_detach(bus, request).await }
@@ -201,8 +208,11 @@ async fn at_directory(bus: &Bus, directory: &Path) -> anyhow::Result<UnmountRequ
     let all = ListOptions { all: true, ..ListOptions::default() };
     for mut request in with_partitions(bus, list(&bus.manager, &all).await?).await? {
         let volumes = volume::of(&request.info);
-        let here = volumes.iter().find(|volume| volume.mount_points().any(|other| other == point));
-        let here = here.filter(|volume| is_topmost(&table, volume, point));
+        let is_here = |volume: &&Volume<'_>| {
+            let content = volume.content();
+            content.mount_points().any(|other| other == point) && is_topmost(&table, &content, point)
+        };
+        let here = volumes.iter().find(is_here);
         if let Some(path) = here.map(|volume| volume.path.clone()) {
             request.only = Some(path);
             return Ok(request);
@@ -222,7 +232,8 @@ mod tests {
     use loopd_dbus::properties::to_bus_path;
 
     use super::*;
-    use crate::bus::example::{attachment, partition};
+    use crate::bus::example::{attachment, cleartext, partition};
+    use crate::bus::fake::FakeLoopd;
     use crate::in_use::explanation;
 
     fn request(points: &[&[&str]]) -> UnmountRequest {
@@ -246,6 +257,41 @@ mod tests {
     #[test]
     fn the_deepest_mount_point_is_unmounted_first() {
         assert_eq!(numbers(&request(&[&["/a"], &[], &["/b", "/a/b/c"], &["/a/b"]])), [3, 4, 1]);
+    }
+
+    #[test]
+    fn the_cleartext_of_a_volume_is_unmounted() {
+        let mut request = request(&[&[]]);
+        request.info.partitions[0].cleartext = Some(cleartext(Some(1)));
+        assert!(request.mounted().is_empty());
+        let unlocked = request.info.partitions[0].cleartext.as_mut().unwrap();
+        unlocked.volume.mount_points = vec![to_bus_path(b"/a")];
+        let request = request.of_partition(1).unwrap();
+        let [mounted] = request.mounted()[..] else { panic!("{request:?}") };
+        assert_eq!(mounted.path.as_str(), "/org/loopd1/attachment/12/p1/cleartext");
+        assert_eq!(mounted.encrypted, Some(&request.info.partitions[0].path));
+    }
+
+    #[test]
+    fn an_encrypted_volume_is_locked_after_its_unmount_and_then_detached() {
+        for (lifetime, calls) in [
+            ("persistent", &["Unmount 12/cleartext", "Lock 12"][..]),
+            ("mount", &["Unmount 12/cleartext", "Lock 12", "Detach 12"]),
+        ] {
+            let mut info = request(&[]).info;
+            info.attachment.lifetime = lifetime.to_owned();
+            info.cleartext = Some(cleartext(None));
+            info.cleartext.as_mut().unwrap().volume.mount_points = vec![to_bus_path(b"/nonexistent/a")];
+            let loopd = FakeLoopd::new(info.clone());
+            loopd.state().is_attached = true;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let unmounted = runtime.block_on(async {
+                let bus = loopd.connect().await;
+                unmount(&bus, &UnmountRequest { info, only: None }, UnmountOptions::default()).await
+            });
+            unmounted.unwrap();
+            assert_eq!(loopd.state().calls, calls);
+        }
     }
 
     #[test]

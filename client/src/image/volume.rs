@@ -7,18 +7,17 @@ use loopd_dbus::properties::from_bus_path;
 use zbus::wire::OwnedObjectPath;
 
 use crate::bus::attachment::AttachmentInfo;
+use crate::bus::cleartext::CleartextInfo;
 use crate::show::column::Column;
-use crate::show::property::file;
+use crate::show::property::{CRYPTO, file};
 use crate::show::table::{Row, Style, render};
 
 /// udev's `ID_FS_USAGE` of what can be mounted.
 pub const FILESYSTEM: &str = "filesystem";
-/// udev's `ID_FS_USAGE` of an encrypted volume.
-const CRYPTO: &str = "crypto";
 /// The columns of the table of partitions to choose from.
 const COLUMNS: &[Column] = &[Column::Number, Column::Size, Column::Type, Column::Label, Column::Partlabel];
 
-/// A whole device or a partition.
+/// A whole device or a partition, or its cleartext.
 #[derive(Clone, Copy, Debug)]
 pub struct Volume<'a> {
     /// Its object on the bus.
@@ -27,11 +26,36 @@ pub struct Volume<'a> {
     pub partition: Option<u32>,
     /// `org.loopd1.Volume`.
     pub properties: &'a VolumeProperties,
+    /// Its cleartext if it is unlocked.
+    pub cleartext: Option<&'a CleartextInfo>,
+    /// The object of the encrypted volume if this is a cleartext.
+    pub encrypted: Option<&'a OwnedObjectPath>,
 }
 
-impl Volume<'_> {
+impl<'a> Volume<'a> {
     fn has_filesystem(&self) -> bool {
         self.properties.usage == FILESYSTEM
+    }
+
+    /// Whether it is recognized as encrypted, or unlocked.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        self.properties.usage == CRYPTO || self.cleartext.is_some()
+    }
+
+    /// What can be mounted: its cleartext if it is unlocked, and otherwise itself.
+    #[must_use]
+    pub fn content(self) -> Self {
+        match self.cleartext {
+            Some(cleartext) => Self {
+                path: &cleartext.path,
+                properties: &cleartext.volume,
+                cleartext: None,
+                encrypted: Some(self.path),
+                ..self
+            },
+            None => self,
+        }
     }
 
     /// Its mount points.
@@ -43,11 +67,19 @@ impl Volume<'_> {
 /// The whole device, followed by its partitions.
 #[must_use]
 pub fn of(info: &AttachmentInfo) -> Vec<Volume<'_>> {
-    let whole = Volume { path: &info.path, partition: None, properties: &info.volume };
+    let whole = Volume {
+        path: &info.path,
+        partition: None,
+        properties: &info.volume,
+        cleartext: info.cleartext.as_ref(),
+        encrypted: None,
+    };
     let partitions = info.partitions.iter().map(|one| Volume {
         path: &one.path,
         partition: Some(one.partition.number),
         properties: &one.volume,
+        cleartext: one.cleartext.as_ref(),
+        encrypted: None,
     });
     std::iter::once(whole).chain(partitions).collect()
 }
@@ -68,44 +100,72 @@ impl fmt::Display for NoChoice {
 }
 
 /// Chooses the volume to mount: the requested partition; or the file system on the whole device, as on
-/// hybrid images, whose partitions are parts of it; or the only partition with a file system. If there is
-/// only one volume, it is chosen even if it cannot be mounted, so that loopd's error explains why.
+/// hybrid images, whose partitions are parts of it; or the only partition with a file system; or, if none has one, the only
+/// encrypted partition. If there is only one volume, it is chosen even if it cannot be mounted, so that loopd's error
+/// explains why.
 ///
 /// # Errors
 /// The partition does not exist, none has a file system, or more than one has.
 pub fn choose(info: &AttachmentInfo, partition: Option<u32>) -> Result<Volume<'_>, NoChoice> {
-    let all = of(info);
-    let shown = format!("{} ({})", info.attachment.device, file(info));
     if let Some(number) = partition {
-        let found = all.iter().find(|volume| volume.partition == Some(number));
-        return found.copied().ok_or_else(|| no_choice(info, format!("{shown} has no partition {number}")));
+        return requested(info, number);
     }
+    let all = of(info);
     let (whole, partitions) = (all[0], &all[1..]);
     if whole.has_filesystem() || partitions.is_empty() {
         return Ok(whole);
     }
     let mountable: Vec<_> = partitions.iter().filter(|volume| volume.has_filesystem()).collect();
-    match (mountable.as_slice(), partitions) {
-        ([one], _) => Ok(**one),
-        ([], [one]) => Ok(*one),
-        ([], _) => Err(no_choice(info, no_filesystem(&shown, partitions))),
-        (several, _) => {
-            let count = several.len();
-            let reason = format!("{shown} has {count} file systems; choose one with --partition");
-            Err(no_choice(info, reason))
-        }
+    let encrypted: Vec<_> = partitions.iter().filter(|volume| volume.is_encrypted()).collect();
+    match (mountable.as_slice(), encrypted.as_slice(), partitions) {
+        ([one], _, _) | ([], [one], _) => Ok(**one),
+        ([], [], [one]) => Ok(*one),
+        ([], [], _) => Err(no_choice(info, format!("no partition of {} has a file system", shown(info)))),
+        ([], several, _) => Err(several_of(info, several.len(), "encrypted partitions")),
+        (several, _, _) => Err(several_of(info, several.len(), "file systems")),
     }
 }
 
-fn no_filesystem(shown: &str, partitions: &[Volume<'_>]) -> String {
-    let encrypted = partitions.iter().find(|volume| volume.properties.usage == CRYPTO);
-    let remedy = encrypted.and_then(|volume| volume.partition).map(|number| {
-        format!(
-            "; partition {number} is encrypted: attach the image with `loopctl attach`, and unlock the \
-             partition with `udisksctl unlock -b NODE`"
-        )
-    });
-    format!("no partition of {shown} has a file system{}", remedy.unwrap_or_default())
+/// Chooses the volume to unlock: the requested partition; or the whole device if it is encrypted or has no partitions; or
+/// the only encrypted partition.
+///
+/// # Errors
+/// The partition does not exist, none is encrypted, or more than one is.
+pub fn choose_encrypted(info: &AttachmentInfo, partition: Option<u32>) -> Result<Volume<'_>, NoChoice> {
+    if let Some(number) = partition {
+        return requested(info, number);
+    }
+    let all = of(info);
+    let (whole, partitions) = (all[0], &all[1..]);
+    if whole.is_encrypted() || partitions.is_empty() {
+        return Ok(whole);
+    }
+    let encrypted: Vec<_> = partitions.iter().filter(|volume| volume.is_encrypted()).collect();
+    match (encrypted.as_slice(), partitions) {
+        ([one], _) => Ok(**one),
+        ([], [one]) => Ok(*one),
+        ([], _) => {
+            let reason = format!(
+                "no partition of {} is recognized as encrypted; choose one with --partition",
+                shown(info)
+            );
+            Err(no_choice(info, reason))
+        }
+        (several, _) => Err(several_of(info, several.len(), "encrypted partitions")),
+    }
+}
+
+fn requested(info: &AttachmentInfo, number: u32) -> Result<Volume<'_>, NoChoice> {
+    let found = of(info).into_iter().find(|volume| volume.partition == Some(number));
+    found.ok_or_else(|| no_choice(info, format!("{} has no partition {number}", shown(info))))
+}
+
+fn several_of(info: &AttachmentInfo, count: usize, what: &str) -> NoChoice {
+    no_choice(info, format!("{} has {count} {what}; choose one with --partition", shown(info)))
+}
+
+fn shown(info: &AttachmentInfo) -> String {
+    format!("{} ({})", info.attachment.device, file(info))
 }
 
 fn no_choice(info: &AttachmentInfo, reason: String) -> NoChoice {
@@ -117,7 +177,7 @@ fn no_choice(info: &AttachmentInfo, reason: String) -> NoChoice {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bus::example::{attachment, partition};
+    use crate::bus::example::{attachment, cleartext, partition};
 
     /// An attachment with the `ID_FS_USAGE` of the whole device and of its partitions.
     fn device(whole: &str, partitions: &[&str]) -> AttachmentInfo {
@@ -176,13 +236,43 @@ mod tests {
     }
 
     #[test]
-    fn encrypted_partitions_are_named() {
-        let none = choose(&device("", &["", "crypto"]), None).unwrap_err();
-        let expected = "no partition of /dev/loop0 (/home/a/x.img) has a file system; partition 2 is \
-            encrypted: attach the image with `loopctl attach`, and unlock the partition with \
-            `udisksctl unlock -b NODE`";
-        assert_eq!(none.reason, expected);
+    fn the_only_encrypted_partition_is_chosen_if_none_has_a_file_system() {
+        assert_eq!(chosen(&device("", &["", "crypto"]), None), Some(2));
+        assert_eq!(chosen(&device("", &["filesystem", "crypto"]), None), Some(1));
+        let none = choose(&device("", &["crypto", "crypto"]), None).unwrap_err();
+        let reason = "/dev/loop0 (/home/a/x.img) has 2 encrypted partitions; choose one with --partition";
+        assert_eq!(none.reason, reason);
         let none = choose(&device("", &["", "other"]), None).unwrap_err();
         assert_eq!(none.reason, "no partition of /dev/loop0 (/home/a/x.img) has a file system");
+    }
+
+    #[test]
+    fn the_volume_to_unlock_is_encrypted_or_requested() {
+        let chosen = |info: &AttachmentInfo, partition| {
+            choose_encrypted(info, partition).map(|volume| volume.partition).map_err(|none| none.reason)
+        };
+        assert_eq!(chosen(&device("crypto", &[]), None), Ok(None));
+        // VeraCrypt: nothing is recognized.
+        assert_eq!(chosen(&device("", &[]), None), Ok(None));
+        assert_eq!(chosen(&device("", &["filesystem", "crypto"]), None), Ok(Some(2)));
+        assert_eq!(chosen(&device("", &[""]), None), Ok(Some(1)));
+        assert_eq!(chosen(&device("", &["crypto", "crypto"]), Some(2)), Ok(Some(2)));
+        assert!(
+            chosen(&device("", &["crypto", "crypto"]), None).unwrap_err().contains("2 encrypted partitions")
+        );
+        assert!(
+            chosen(&device("", &["", ""]), None).unwrap_err().contains("is recognized as encrypted; choose")
+        );
+        assert!(chosen(&device("crypto", &[]), Some(1)).unwrap_err().contains("has no partition 1"));
+    }
+
+    #[test]
+    fn the_content_of_an_unlocked_volume_is_its_cleartext() {
+        let mut info = device("crypto", &[]);
+        assert_eq!(of(&info)[0].content().path, &info.path);
+        info.cleartext = Some(cleartext(None));
+        let content = of(&info)[0].content();
+        assert_eq!(content.path.as_str(), "/org/loopd1/attachment/12/cleartext");
+        assert_eq!((content.properties.device.as_str(), content.encrypted), ("/dev/dm-3", Some(&info.path)));
     }
 }

@@ -5,8 +5,10 @@ use loopd_dbus::properties::{NO_OWNER, from_bus_path};
 use serde::Serialize;
 
 use crate::bus::attachment::{AttachmentInfo, FileState};
+use crate::bus::cleartext::CleartextInfo;
 use crate::bus::partition::PartitionInfo;
 use crate::message::shown;
+use crate::show::property::{CRYPTO, encryption_type};
 
 /// A loop device. An unknown string is null.
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -53,6 +55,8 @@ pub struct Device {
     pub warnings: Vec<Warning>,
     /// The file system on the whole device.
     pub filesystem: Option<Filesystem>,
+    /// How the whole device is encrypted; null if it is not.
+    pub encrypted: Option<Encrypted>,
     /// Mount points of the whole device.
     pub mount_points: Vec<String>,
     /// Partitions by number.
@@ -99,6 +103,8 @@ pub struct Partition {
     pub label: Option<String>,
     /// Its file system.
     pub filesystem: Option<Filesystem>,
+    /// How it is encrypted; null if it is not.
+    pub encrypted: Option<Encrypted>,
     /// Its mount points.
     pub mount_points: Vec<String>,
 }
@@ -117,9 +123,32 @@ pub struct Filesystem {
     pub uuid: Option<String>,
 }
 
+/// An encrypted volume.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct Encrypted {
+    /// `luks`, `bitlocker`, `veracrypt` or `truecrypt`; udev's type for one that loopd cannot unlock.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Version; null if it is unknown.
+    pub version: Option<String>,
+    /// Its cleartext; null while it is locked.
+    pub cleartext: Option<Cleartext>,
+}
+
+/// The cleartext of a volume that is unlocked.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct Cleartext {
+    /// Device node.
+    pub device: String,
+    /// Its file system.
+    pub filesystem: Option<Filesystem>,
+    /// Its mount points.
+    pub mount_points: Vec<String>,
+}
+
 impl From<&AttachmentInfo> for Device {
     fn from(info: &AttachmentInfo) -> Self {
-        let AttachmentInfo { attachment, volume, partitions, file_state, .. } = info;
+        let AttachmentInfo { attachment, volume, partitions, cleartext, file_state, .. } = info;
         Self {
             device: attachment.device.clone(),
             number: attachment.number,
@@ -141,6 +170,7 @@ impl From<&AttachmentInfo> for Device {
             backing_file_state: file_state.map(FileState::as_str),
             warnings: shown(&attachment.warnings).map(Warning::from).collect(),
             filesystem: filesystem(volume),
+            encrypted: encrypted(volume, cleartext.as_ref()),
             mount_points: mount_points(volume),
             partitions: partitions.iter().map(Partition::from).collect(),
         }
@@ -156,7 +186,7 @@ impl From<&loopd_dbus::Warning> for Warning {
 
 impl From<&PartitionInfo> for Partition {
     fn from(info: &PartitionInfo) -> Self {
-        let PartitionInfo { partition, volume, .. } = info;
+        let PartitionInfo { partition, volume, cleartext, .. } = info;
         Self {
             device: volume.device.clone(),
             number: partition.number,
@@ -167,6 +197,7 @@ impl From<&PartitionInfo> for Partition {
             uuid: known(&partition.uuid),
             label: known(&partition.label),
             filesystem: filesystem(volume),
+            encrypted: encrypted(volume, cleartext.as_ref()),
             mount_points: mount_points(volume),
         }
     }
@@ -179,6 +210,31 @@ fn filesystem(volume: &VolumeProperties) -> Option<Filesystem> {
         label: known(&volume.filesystem_label),
         uuid: known(&volume.filesystem_uuid),
     })
+}
+
+/// A volume that is not recognized is encrypted if it is unlocked.
+fn encrypted(volume: &VolumeProperties, cleartext: Option<&CleartextInfo>) -> Option<Encrypted> {
+    let is_recognized = volume.usage == CRYPTO;
+    if cleartext.is_none() && !is_recognized {
+        return None;
+    }
+    let kind = match cleartext {
+        Some(cleartext) => cleartext.cleartext.kind.clone(),
+        None => encryption_type(&volume.filesystem_type).to_owned(),
+    };
+    let version = if is_recognized { known(&volume.filesystem_version) } else { None };
+    Some(Encrypted { kind, version, cleartext: cleartext.map(Cleartext::from) })
+}
+
+impl From<&CleartextInfo> for Cleartext {
+    fn from(info: &CleartextInfo) -> Self {
+        let CleartextInfo { cleartext, volume, .. } = info;
+        Self {
+            device: cleartext.device.clone(),
+            filesystem: filesystem(volume),
+            mount_points: mount_points(volume),
+        }
+    }
 }
 
 fn mount_points(volume: &VolumeProperties) -> Vec<String> {
@@ -202,18 +258,18 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::bus::example::{attachment, partition};
+    use crate::bus::example::{attachment, cleartext, partition};
 
     const CONTRACT: &str = r#"{"device": "/dev/loop0", "number": 0, "disk_sequence": 12,
         "backing_file": "/home/a/x.img", "offset": 0, "size_limit": 0, "size": 67108864, "read_only": false,
         "direct_io": false, "block_size": 512, "partition_scan": true, "autoclear": false,
         "reference": null, "lifetime": "persistent", "managed": true, "owner": 1000, "state": "attached",
         "backing_file_state": "present", "warnings": [{"code": "truncated", "message": "…", "bytes": 25165824}],
-        "filesystem": null, "mount_points": [],
+        "filesystem": null, "encrypted": null, "mount_points": [],
         "partitions": [{"device": "/dev/loop0p1", "number": 1, "offset": 1048576, "size": 20971520, "table": "gpt",
             "type": "0fc63daf-8483-4772-8e79-3d69d8477de4", "uuid": "…", "label": null,
             "filesystem": {"type": "ext4", "version": "1.0", "label": "data", "uuid": "…"},
-            "mount_points": ["/run/media/a/data"]}]}"#;
+            "encrypted": null, "mount_points": ["/run/media/a/data"]}]}"#;
 
     /// The keys in the order of the text: serde_json's own maps would sort them.
     fn keys(text: &str) -> Vec<String> {
@@ -275,13 +331,38 @@ mod tests {
         shown.partition = PartitionProperties { number: 3, ..PartitionProperties::default() };
         shown.volume = VolumeProperties { device: "/dev/loop0p3".to_owned(), ..VolumeProperties::default() };
         let expected = serde_json::json!({"device": "/dev/loop0p3", "number": 3, "offset": 0, "size": 0,
-            "table": null, "type": null, "uuid": null, "label": null, "filesystem": null, "mount_points": []});
+            "table": null, "type": null, "uuid": null, "label": null, "filesystem": null, "encrypted": null,
+            "mount_points": []});
         assert_eq!(serde_json::to_value(Partition::from(&shown)).unwrap(), expected);
         let attached = AttachmentInfo { partitions: Vec::new(), ..attachment() };
         assert_eq!(
             serde_json::to_value(Device::from(&attached)).unwrap()["partitions"],
             serde_json::json!([])
         );
+    }
+
+    #[test]
+    fn an_encrypted_volume_is_shown_with_its_cleartext() {
+        let mut attached = attachment();
+        attached.volume.usage = "crypto".to_owned();
+        attached.volume.filesystem_type = "crypto_LUKS".to_owned();
+        attached.volume.filesystem_version = "2".to_owned();
+        let encrypted = |attached: &AttachmentInfo| {
+            let text = serde_json::to_string(&Device::from(attached).encrypted).unwrap();
+            text.replace("\"", "'")
+        };
+        assert_eq!(encrypted(&attached), "{'type':'luks','version':'2','cleartext':null}");
+        attached.cleartext = Some(cleartext(None));
+        let open = "{'device':'/dev/dm-3','filesystem':{'type':'xfs','version':null,'label':null,'uuid':null},\
+                    'mount_points':[]}";
+        assert_eq!(encrypted(&attached), format!("{{'type':'luks','version':'2','cleartext':{open}}}"));
+        // VeraCrypt: udev finds nothing.
+        attached.volume = VolumeProperties::default();
+        attached.cleartext.as_mut().unwrap().cleartext.kind = "veracrypt".to_owned();
+        assert_eq!(encrypted(&attached), format!("{{'type':'veracrypt','version':null,'cleartext':{open}}}"));
+        let mut shown = partition(12, 1);
+        shown.cleartext = Some(cleartext(Some(1)));
+        assert_eq!(Partition::from(&shown).encrypted.unwrap().cleartext.unwrap().device, "/dev/dm-3");
     }
 
     #[test]

@@ -11,6 +11,19 @@ use crate::message::escaped;
 /// Stands for an empty value, so that each line of a table has the same number of fields.
 pub const NOTHING: &str = "-";
 
+/// udev's `ID_FS_USAGE` of an encrypted volume.
+pub const CRYPTO: &str = "crypto";
+
+/// How a volume is encrypted, as `Unlock` calls it: from udev's `ID_FS_TYPE`, which is returned if loopd cannot unlock it.
+#[must_use]
+pub fn encryption_type(filesystem_type: &str) -> &str {
+    match filesystem_type {
+        "crypto_LUKS" => "luks",
+        "BitLocker" => "bitlocker",
+        other => other,
+    }
+}
+
 /// `yes` or `no`.
 #[must_use]
 pub fn yes_no(value: bool) -> String {
@@ -54,7 +67,13 @@ pub fn owner(info: &AttachmentInfo) -> String {
 /// The time of the attach, in UTC.
 #[must_use]
 pub fn since(info: &AttachmentInfo) -> String {
-    match info.attachment.since {
+    time_or_nothing(info.attachment.since)
+}
+
+/// Microseconds since 1970 as date and time; - for 0.
+#[must_use]
+pub fn time_or_nothing(microseconds: u64) -> String {
+    match microseconds {
         0 => NOTHING.to_owned(),
         microseconds => time(microseconds),
     }

@@ -5,9 +5,10 @@ use loopd_dbus::VolumeProperties;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use super::column::Column;
-use super::property::{NOTHING, file, file_state, mount_points, owner, since, text, yes_no};
+use super::property::{NOTHING, file, file_state, mount_points, owner, since, text, time_or_nothing, yes_no};
 use super::size::human;
 use crate::bus::attachment::AttachmentInfo;
+use crate::bus::cleartext::CleartextInfo;
 use crate::bus::partition::PartitionInfo;
 use crate::message::escaped;
 
@@ -39,12 +40,13 @@ pub struct Row {
 }
 
 impl Row {
-    /// The row of this device, with those of its partitions.
+    /// The row of this device, with those of its cleartext and its partitions.
     #[must_use]
     pub fn new(info: &AttachmentInfo, columns: &[Column]) -> Self {
+        let cleartext = info.cleartext.iter().map(|cleartext| Self::of_cleartext(cleartext, columns));
         Self {
             cells: columns.iter().map(|column| cell(info, *column)).collect(),
-            children: Self::of_partitions(info, columns),
+            children: cleartext.chain(Self::of_partitions(info, columns)).collect(),
         }
     }
 
@@ -53,9 +55,18 @@ impl Row {
     pub fn of_partitions(info: &AttachmentInfo, columns: &[Column]) -> Vec<Self> {
         let row = |partition: &PartitionInfo| Self {
             cells: columns.iter().map(|column| partition_cell(info, partition, *column)).collect(),
-            children: Vec::new(),
+            children: partition
+                .cleartext
+                .iter()
+                .map(|cleartext| Self::of_cleartext(cleartext, columns))
+                .collect(),
         };
         info.partitions.iter().map(row).collect()
+    }
+
+    fn of_cleartext(info: &CleartextInfo, columns: &[Column]) -> Self {
+        let cells = columns.iter().map(|column| cleartext_cell(info, *column)).collect();
+        Self { cells, children: Vec::new() }
     }
 }
 
@@ -106,19 +117,27 @@ fn header(column: Column) -> String {
 
 /// The rows and sub-rows as lines, drawn as lsblk does.
 fn flatten(rows: &[Row], columns: &[Column]) -> Vec<Vec<String>> {
+    let name = columns.iter().position(|column| *column == Column::Device);
     let mut lines = Vec::new();
     for row in rows {
         lines.push(row.cells.clone());
-        for (index, child) in row.children.iter().enumerate() {
-            let branch = if index + 1 == row.children.len() { "└─" } else { "├─" };
-            let mut cells = child.cells.clone();
-            if let Some(name) = columns.iter().position(|column| *column == Column::Device) {
-                cells[name].insert_str(0, branch);
-            }
-            lines.push(cells);
-        }
+        add_children(row, "", name, &mut lines);
     }
     lines
+}
+
+/// Adds the lines below a row. `indent`: the branches of the rows above; `name`: the column to draw them in.
+fn add_children(row: &Row, indent: &str, name: Option<usize>, lines: &mut Vec<Vec<String>>) {
+    for (index, child) in row.children.iter().enumerate() {
+        let (branch, below) =
+            if index + 1 == row.children.len() { ("└─", "  ") } else { ("├─", "│ ") };
+        let mut cells = child.cells.clone();
+        if let Some(name) = name {
+            cells[name].insert_str(0, &format!("{indent}{branch}"));
+        }
+        lines.push(cells);
+        add_children(child, &format!("{indent}{below}"), name, lines);
+    }
 }
 
 /// Cuts the columns of [`CUT`] one after the other until the lines fit.
@@ -204,7 +223,17 @@ fn partition_cell(info: &AttachmentInfo, shown: &PartitionInfo, column: Column) 
     }
 }
 
-/// The cell of a volume: a device or a partition.
+/// The cell of a cleartext.
+fn cleartext_cell(info: &CleartextInfo, column: Column) -> String {
+    let CleartextInfo { cleartext, volume, .. } = info;
+    match column {
+        Column::Device => escaped(cleartext.device.as_bytes()),
+        Column::Since => time_or_nothing(cleartext.since),
+        _ => volume_cell(volume, column),
+    }
+}
+
+/// The cell of a volume: a device, a partition or a cleartext.
 fn volume_cell(volume: &VolumeProperties, column: Column) -> String {
     match column {
         Column::Size => human(volume.size),
@@ -323,6 +352,31 @@ DEVICE          SIZE  RO   TYPE  LABEL  MOUNTPOINTS        STATE     FILESTATE  
     }
 
     #[test]
+    fn a_cleartext_is_listed_below_its_volume() {
+        let columns =
+            &[Column::Device, Column::Number, Column::Ro, Column::Size, Column::Type, Column::Since];
+        let mut disk =
+            AttachmentInfo { partitions: vec![partition(12, 1), partition(12, 2)], ..example::attachment() };
+        disk.partitions.iter_mut().zip(1..).for_each(|(partition, number)| {
+            partition.cleartext = Some(example::cleartext(Some(number)));
+        });
+        let mut whole = attached(9, b"/a");
+        whole.cleartext = Some(example::cleartext(None));
+        let expected = "\
+DEVICE          NUMBER  RO  SIZE  TYPE  SINCE
+/dev/loop0      0       no  64M   -     -
+├─/dev/loop0p1  1       no  20M   ext4  -
+│ └─/dev/dm-3   -       -   4M    xfs   2023-11-14T22:13:20Z
+└─/dev/loop0p2  2       no  20M   ext4  -
+  └─/dev/dm-3   -       -   4M    xfs   2023-11-14T22:13:20Z
+/dev/loop9      0       no  64M   -     -
+└─/dev/dm-3     -       -   4M    xfs   2023-11-14T22:13:20Z
+";
+        let rows = [Row::new(&disk, columns), Row::new(&whole, columns)];
+        assert_eq!(render(columns, &rows, PLAIN), expected);
+    }
+
+    #[test]
     fn columns_of_partitions_are_shown() {
         let columns = &[
             Column::Number,
@@ -351,6 +405,7 @@ DEVICE          SIZE  RO   TYPE  LABEL  MOUNTPOINTS        STATE     FILESTATE  
                 !partition_cell(&example::attachment(), &partition(12, 1), *column).is_empty(),
                 "{column:?}"
             );
+            assert!(!cleartext_cell(&example::cleartext(None), *column).is_empty(), "{column:?}");
         }
     }
 }

@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use loopd_dbus::State;
-use loopd_dbus::names::{ATTACHMENT, PARTITION, VOLUME};
+use loopd_dbus::names::{ATTACHMENT, CLEARTEXT, PARTITION, VOLUME};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use zbus::Variant;
 
-use crate::bus::objects::{Interfaces, Objects, Properties, parse_path};
+use crate::bus::objects::{Interfaces, Objects, Properties, parse_path, volume_of_cleartext};
 use crate::message::escaped;
 use crate::show::json::path as path_as_string;
 use crate::show::property::time;
@@ -32,6 +32,10 @@ pub enum Kind {
     PartitionAdded,
     /// A partition node was removed.
     PartitionRemoved,
+    /// An encrypted volume was unlocked.
+    Unlocked,
+    /// The cleartext of an encrypted volume was removed.
+    Locked,
     /// loopd acquired its bus name.
     DaemonStarted,
     /// loopd released its bus name.
@@ -47,6 +51,8 @@ impl Kind {
             Self::Detached => "detached",
             Self::PartitionAdded => "partition-added",
             Self::PartitionRemoved => "partition-removed",
+            Self::Unlocked => "unlocked",
+            Self::Locked => "locked",
             Self::DaemonStarted => "daemon-started",
             Self::DaemonStopped => "daemon-stopped",
         }
@@ -61,15 +67,15 @@ pub struct Event {
     pub kind: Kind,
     /// When it was received, in microseconds since 1970.
     pub time_us: u64,
-    /// The node of the device or partition; null for events of the daemon.
+    /// The node of the device, partition or cleartext; null for events of the daemon.
     pub device: Option<String>,
-    /// The partition's number; omitted for a device.
+    /// The number of the partition, or of the one that the cleartext belongs to; omitted for a device.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub partition: Option<u32>,
     /// The object on the bus; null for events of the daemon.
     pub path: Option<String>,
     /// New values by property name; for [`Kind::Attached`] all properties of `Attachment`, and for
-    /// [`Kind::PartitionAdded`] all properties.
+    /// [`Kind::PartitionAdded`] and [`Kind::Unlocked`] all properties.
     pub changed: Map<String, Value>,
 }
 
@@ -96,7 +102,7 @@ impl Event {
                 Some(Value::String(file)) => format!(" {file}"),
                 _ => String::new(),
             },
-            Kind::PartitionAdded => match self.changed.get("Size").and_then(Value::as_u64) {
+            Kind::PartitionAdded | Kind::Unlocked => match self.changed.get("Size").and_then(Value::as_u64) {
                 Some(size) => format!(" {}", human(size)),
                 None => String::new(),
             },
@@ -110,7 +116,68 @@ fn now() -> u64 {
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// The known attachments and partitions with their last property values. The interfaces of an object are
+/// What an object is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Attachment,
+    /// With its number.
+    Partition(u32),
+    /// With the number of the partition that is encrypted; `None` if the whole device is.
+    Cleartext(Option<u32>),
+}
+
+impl Role {
+    /// The role of the object with this path; `None` for one that has no events.
+    fn of(path: &str) -> Option<Self> {
+        if let Some((_, partition)) = volume_of_cleartext(path).and_then(parse_path) {
+            return Some(Self::Cleartext(partition));
+        }
+        Some(parse_path(path)?.1.map_or(Self::Attachment, Self::Partition))
+    }
+
+    /// The interface that only objects of this role have.
+    const fn own_interface(self) -> &'static str {
+        match self {
+            Self::Attachment => ATTACHMENT,
+            Self::Partition(_) => PARTITION,
+            Self::Cleartext(_) => CLEARTEXT,
+        }
+    }
+
+    const fn partition(self) -> Option<u32> {
+        match self {
+            Self::Attachment => None,
+            Self::Partition(number) => Some(number),
+            Self::Cleartext(partition) => partition,
+        }
+    }
+
+    const fn addition(self) -> Kind {
+        match self {
+            Self::Attachment => Kind::Attached,
+            Self::Partition(_) => Kind::PartitionAdded,
+            Self::Cleartext(_) => Kind::Unlocked,
+        }
+    }
+
+    const fn removal(self) -> Kind {
+        match self {
+            Self::Attachment => Kind::Detached,
+            Self::Partition(_) => Kind::PartitionRemoved,
+            Self::Cleartext(_) => Kind::Locked,
+        }
+    }
+}
+
+/// Orders objects by their attachment, then by their partition, with a cleartext after its volume.
+fn order(path: &str) -> (Option<(u64, Option<u32>)>, bool) {
+    match volume_of_cleartext(path) {
+        Some(volume) => (parse_path(volume), true),
+        None => (parse_path(path), false),
+    }
+}
+
+/// The known attachments, partitions and cleartexts with their last property values. The interfaces of an object are
 /// added and removed in separate signals; the tracker makes one event of them.
 #[derive(Debug, Default)]
 pub struct Tracker {
@@ -119,8 +186,7 @@ pub struct Tracker {
 
 #[derive(Debug)]
 struct Known {
-    /// Its number if it is a partition.
-    partition: Option<u32>,
+    role: Role,
     /// The interfaces received so far, which arrive in any order.
     seen: BTreeSet<&'static str>,
     /// Whether the event for its addition was emitted.
@@ -129,20 +195,15 @@ struct Known {
 }
 
 impl Known {
-    fn new(partition: Option<u32>) -> Self {
-        Self { partition, seen: BTreeSet::new(), is_announced: false, properties: Map::new() }
-    }
-
-    /// The interface that only attachments or only partitions have.
-    fn own_interface(partition: Option<u32>) -> &'static str {
-        if partition.is_some() { PARTITION } else { ATTACHMENT }
+    fn new(role: Role) -> Self {
+        Self { role, seen: BTreeSet::new(), is_announced: false, properties: Map::new() }
     }
 
     /// Whether the event can be emitted: the event of an attachment needs its own interface only; that of
-    /// a partition also needs the node, a property of `Volume`.
+    /// a partition or a cleartext also needs properties of `Volume`.
     fn is_complete(&self) -> bool {
-        self.seen.contains(Self::own_interface(self.partition))
-            && (self.partition.is_none() || self.seen.contains(VOLUME))
+        self.seen.contains(self.role.own_interface())
+            && (self.role == Role::Attachment || self.seen.contains(VOLUME))
     }
 
     /// Stores the values; returns those that replace different ones.
@@ -160,16 +221,14 @@ impl Known {
     fn event(&self, kind: Kind, path: &str, changed: Map<String, Value>) -> Event {
         let device = self.properties.get("Device").and_then(Value::as_str).map(str::to_owned);
         let path = Some(path.to_owned());
-        Event { kind, time_us: now(), device, partition: self.partition, path, changed }
+        Event { kind, time_us: now(), device, partition: self.role.partition(), path, changed }
     }
 
     /// The event for the addition.
     fn announce(&mut self, path: &str, own: Map<String, Value>) -> Event {
         self.is_announced = true;
-        match self.partition {
-            Some(_) => self.event(Kind::PartitionAdded, path, self.properties.clone()),
-            None => self.event(Kind::Attached, path, own),
-        }
+        let changed = if self.role == Role::Attachment { own } else { self.properties.clone() };
+        self.event(self.role.addition(), path, changed)
     }
 
     fn change(&self, path: &str, changed: Map<String, Value>) -> Option<Event> {
@@ -182,12 +241,15 @@ impl Known {
 impl Tracker {
     /// `InterfacesAdded`, or an object of `GetManagedObjects`.
     pub fn added(&mut self, path: &str, interfaces: &Interfaces) -> Option<Event> {
-        let (_, partition) = parse_path(path)?;
-        let own_interface = Known::own_interface(partition);
+        let role = Role::of(path)?;
+        let own_interface = role.own_interface();
+        let tracked = [own_interface, VOLUME];
+        let mut seen = tracked.iter().filter(|name| interfaces.contains_key(**name)).peekable();
+        seen.peek()?;
         let values = |name| interfaces.get(name).map(plain_properties).unwrap_or_default();
         let own = values(own_interface);
-        let known = self.known.entry(path.to_owned()).or_insert_with(|| Known::new(partition));
-        known.seen.extend([own_interface, VOLUME].iter().filter(|name| interfaces.contains_key(**name)));
+        let known = self.known.entry(path.to_owned()).or_insert_with(|| Known::new(role));
+        known.seen.extend(seen);
         let mut replaced = known.update(&values(VOLUME));
         replaced.append(&mut known.update(&own));
         if known.is_announced {
@@ -204,17 +266,17 @@ impl Tracker {
         properties: &Properties,
         invalidated: &[String],
     ) -> Option<Event> {
-        let (_, partition) = parse_path(path)?;
-        if interface != Known::own_interface(partition) && interface != VOLUME {
+        let role = Role::of(path)?;
+        if interface != role.own_interface() && interface != VOLUME {
             return None;
         }
-        let known = self.known.entry(path.to_owned()).or_insert_with(|| Known::new(partition));
+        let known = self.known.entry(path.to_owned()).or_insert_with(|| Known::new(role));
         let mut values = plain_properties(properties);
         // Both interfaces of a partition have its size, and both emit the change.
         values.retain(|name, value| known.properties.get(name) != Some(value));
         values.extend(invalidated.iter().map(|name| (name.clone(), Value::Null)));
         known.update(&values);
-        if partition.is_some() && !known.is_announced {
+        if role != Role::Attachment && !known.is_announced {
             // The event for the addition will include the change.
             return None;
         }
@@ -224,25 +286,25 @@ impl Tracker {
     /// `InterfacesRemoved`.
     pub fn removed(&mut self, path: &str, interfaces: &[String]) -> Option<Event> {
         let known = self.known.get(path)?;
-        let own_interface = Known::own_interface(known.partition);
-        if known.is_announced && !interfaces.iter().any(|name| name == own_interface) {
+        let own_interface = known.role.own_interface();
+        let ends = |name: &String| name == own_interface || name == VOLUME && !known.is_announced;
+        if !interfaces.iter().any(ends) {
             return None;
         }
         let known = self.known.remove(path)?;
-        let kind = if known.partition.is_some() { Kind::PartitionRemoved } else { Kind::Detached };
-        known.is_announced.then(|| known.event(kind, path, Map::new()))
+        known.is_announced.then(|| known.event(known.role.removal(), path, Map::new()))
     }
 
-    /// Replaces the state; returns the events that were missed. Partitions are added after their device,
-    /// and removed before it.
+    /// Replaces the state; returns the events that were missed. Partitions and cleartexts are added after their device and
+    /// volume, and removed before them.
     pub fn replace(&mut self, objects: &Objects) -> Vec<Event> {
         let is_gone = |path: &&String| !objects.contains_key(path.as_str());
         let mut gone: Vec<String> = self.known.keys().filter(is_gone).cloned().collect();
-        gone.sort_by_key(|path| parse_path(path).map(|(sequence, partition)| (sequence, Reverse(partition))));
-        let all = [ATTACHMENT, PARTITION].map(str::to_owned);
+        gone.sort_by_key(|path| Reverse(order(path)));
+        let all = [ATTACHMENT, PARTITION, CLEARTEXT].map(str::to_owned);
         let mut events: Vec<Event> = gone.iter().filter_map(|path| self.removed(path, &all)).collect();
         let mut paths: Vec<&String> = objects.keys().collect();
-        paths.sort_by_key(|path| parse_path(path));
+        paths.sort_by_key(|path| order(path));
         events.extend(paths.into_iter().filter_map(|path| self.added(path, &objects[path])));
         events
     }
@@ -299,11 +361,12 @@ fn bytes(items: &[Variant<'_>]) -> Option<Vec<u8>> {
 mod tests {
     use std::collections::HashMap;
 
+    use loopd_dbus::names::ENCRYPTED;
     use loopd_dbus::{AttachmentProperties, PartitionProperties, VolumeProperties};
     use serde_json::json;
 
     use super::*;
-    use crate::bus::example::{self, partition, received as properties};
+    use crate::bus::example::{self, cleartext, partition, received as properties};
 
     const PATH: &str = "/org/loopd1/attachment/12";
     const PART: &str = "/org/loopd1/attachment/12/p1";
@@ -386,6 +449,47 @@ mod tests {
     }
 
     #[test]
+    fn a_cleartext_is_unlocked_and_locked_with_one_event_each() {
+        for (volume, path) in [(None, format!("{PATH}/cleartext")), (Some(1), format!("{PART}/cleartext"))] {
+            let info = cleartext(volume);
+            let of_cleartext = properties(info.cleartext.to_dict());
+            let signals =
+                [Interfaces::from([(CLEARTEXT.to_owned(), of_cleartext)]), self::volume(&info.volume)];
+            let mut tracker = Tracker::default();
+            assert_eq!(tracker.added(&path, &signals[0]), None);
+            let event = tracker.added(&path, &signals[1]).unwrap();
+            assert_eq!((event.kind, event.partition), (Kind::Unlocked, volume));
+            assert!(event.line().ends_with("Z unlocked /dev/dm-3 4M"), "{}", event.line());
+            assert_eq!(
+                (&event.changed["Type"], &event.changed["FilesystemType"]),
+                (&json!("luks"), &json!("xfs"))
+            );
+            let points = VolumeProperties { mount_points: vec![b"/mnt\0".to_vec()], ..info.volume.clone() };
+            let changed = properties(points.changes_since(&info.volume));
+            assert_eq!(tracker.changed(&path, VOLUME, &changed, &[]).unwrap().kind, Kind::Changed);
+            let event = tracker.removed(&path, &[CLEARTEXT.to_owned(), VOLUME.to_owned()]).unwrap();
+            assert_eq!((event.kind, event.partition), (Kind::Locked, volume));
+            assert!(event.line().ends_with("Z locked /dev/dm-3"), "{}", event.line());
+            assert!(tracker.known.is_empty());
+        }
+    }
+
+    #[test]
+    fn the_interface_of_encrypted_volumes_is_no_event() {
+        let mut tracker = Tracker::default();
+        let encrypted = Interfaces::from([(ENCRYPTED.to_owned(), Properties::new())]);
+        assert_eq!(tracker.added(PART, &encrypted), None);
+        assert!(tracker.known.is_empty());
+        tracker.added(PART, &partition_signals()[0][0]);
+        assert_eq!(tracker.removed(PART, &[ENCRYPTED.to_owned()]), None);
+        assert_eq!(tracker.added(PART, &partition_signals()[0][1]).unwrap().kind, Kind::PartitionAdded);
+        assert_eq!(tracker.added(PART, &encrypted), None);
+        let locked = properties(HashMap::from([("Cleartext", "/".into())]));
+        assert_eq!(tracker.changed(PART, ENCRYPTED, &locked, &[]), None);
+        assert_eq!(tracker.removed(PART, &[ENCRYPTED.to_owned()]), None);
+    }
+
+    #[test]
     fn both_interfaces_in_one_signal_are_one_event() {
         let [[mut both, volume], _] = partition_signals();
         both.extend(volume);
@@ -464,20 +568,28 @@ mod tests {
     }
 
     #[test]
-    fn partitions_are_added_after_their_device_and_removed_before_it() {
-        let [[mut part, volume], _] = partition_signals();
-        part.extend(volume);
+    fn partitions_and_cleartexts_are_added_after_their_device_and_removed_before_it() {
+        let open = |partition| {
+            let mut interfaces = volume(&cleartext(partition).volume);
+            let of_cleartext = properties(cleartext(partition).cleartext.to_dict());
+            interfaces.insert(CLEARTEXT.to_owned(), of_cleartext);
+            interfaces
+        };
+        let [[mut part, of_volume], _] = partition_signals();
+        part.extend(of_volume);
         let mut tracker = Tracker::default();
         let there = HashMap::from([
             (PART.to_owned(), part),
             ("/org/loopd1/attachment/12/p10".to_owned(), Interfaces::new()),
             (PATH.to_owned(), attachment(&example::attachment().attachment)),
+            (format!("{PART}/cleartext"), open(Some(1))),
+            (format!("{PATH}/cleartext"), open(None)),
         ]);
         let kinds: Vec<Kind> = tracker.replace(&there).iter().map(|event| event.kind).collect();
-        assert_eq!(kinds, [Kind::Attached, Kind::PartitionAdded]);
+        assert_eq!(kinds, [Kind::Attached, Kind::Unlocked, Kind::PartitionAdded, Kind::Unlocked]);
         assert_eq!(tracker.replace(&there), []);
         let kinds: Vec<Kind> = tracker.replace(&HashMap::new()).iter().map(|event| event.kind).collect();
-        assert_eq!(kinds, [Kind::PartitionRemoved, Kind::Detached]);
+        assert_eq!(kinds, [Kind::Locked, Kind::PartitionRemoved, Kind::Locked, Kind::Detached]);
         assert!(tracker.known.is_empty());
     }
 
