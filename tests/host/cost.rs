@@ -230,12 +230,12 @@ async fn system_calls_and_messages_do_not_grow_with_other_devices(fixture: &mut 
 }
 
 impl Operation {
-    /// The allocations of one: a twentieth above what was counted when the limit was set.
+    /// The allocations of one: a twentieth above the most of several runs, which differ by a thirtieth.
     fn allocation_limit(self) -> f64 {
         match self {
-            Self::AttachAndDetach => 1040.0,
-            Self::AttachAtOnceAndDetach => 1120.0,
-            Self::Vanish => 895.0,
+            Self::AttachAndDetach => 1075.0,
+            Self::AttachAtOnceAndDetach => 1135.0,
+            Self::Vanish => 915.0,
             Self::List => 50.0,
         }
     }
@@ -243,8 +243,8 @@ impl Operation {
 
 /// How many allocations `List` makes for each attachment in its reply, and a twentieth.
 const ALLOCATIONS_OF_A_LISTED: f64 = 11.0;
-/// How many bytes loopd holds for an attachment without partitions, and a twentieth.
-const HELD: f64 = 3060.0;
+/// How many bytes loopd holds for an attachment without partitions, and a twentieth: runs differ by as much.
+const HELD: f64 = 3300.0;
 
 #[expect(clippy::cast_precision_loss, reason = "small numbers")]
 fn each(total: i64, count: usize) -> f64 {
@@ -287,7 +287,7 @@ async fn allocations_do_not_grow_with_other_devices(fixture: &mut Fixture) -> Ou
         let grows_by =
             if operation == Operation::List { ALLOCATIONS_OF_A_LISTED * OTHERS as f64 } else { 0.0 };
         assert!(
-            many <= few * 1.03 + grows_by,
+            many <= few * 1.05 + grows_by,
             "{operation:?}: {few}, and {many} beside {OTHERS} attachments"
         );
         assert!(few <= limit, "{operation:?}: {few} of {limit}");
