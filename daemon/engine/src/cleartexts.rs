@@ -9,7 +9,7 @@ use crate::cleartext::{MappingEvent, SavedCleartext, is_named_by_loopd};
 use crate::clock::microseconds_now;
 use crate::engine::Engine;
 use crate::error::Error;
-use crate::kernel::{DiskSequence, Kernel, Mapping};
+use crate::kernel::{Device, DiskSequence, Kernel, Mapping};
 use crate::record::{CleartextRecord, Record};
 use crate::volume::VolumeId;
 
@@ -111,9 +111,10 @@ impl<K: Kernel> Engine<K> {
         });
     }
 
-    /// The cleartexts of a device of another program that the last daemon has unlocked: no state file has them.
-    pub(super) fn cleartexts_of_foreign(&self, number: u32) -> BTreeMap<Option<u32>, CleartextRecord<K>> {
-        let mappings = self.kernel.mappings(number).unwrap_or_default().into_iter();
+    /// The cleartexts of a device of another program that the last daemon has unlocked: no state file has them. If the
+    /// device goes with its last user, as after a lazy detach, so do they.
+    pub(super) fn cleartexts_of_foreign(&self, device: &Device) -> BTreeMap<Option<u32>, CleartextRecord<K>> {
+        let mappings = self.kernel.mappings(device.number).unwrap_or_default().into_iter();
         let own = mappings.filter(|(_, mapping)| is_named_by_loopd(mapping));
         own.map(|(partition, mapping)| {
             let saved = SavedCleartext {
@@ -121,7 +122,7 @@ impl<K: Kernel> Engine<K> {
                 disk_sequence: mapping.disk_sequence,
                 since: microseconds_now(),
                 uid: ROOT,
-                closing: false,
+                closing: device.autoclear,
             };
             (partition, self.adopted(saved, mapping, None))
         })

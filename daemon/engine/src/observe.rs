@@ -157,9 +157,10 @@ impl<K: Kernel> Engine<K> {
         id.and_then(|id| self.outline(id)).ok_or(Error::NothingAttached { number })
     }
 
-    fn add_foreign(&self, device: Device) -> DiskSequence {
+    fn add_foreign(self: &Arc<Self>, device: Device) -> DiskSequence {
         let number = device.number;
-        let cleartexts = self.cleartexts_of_foreign(number);
+        let cleartexts = self.cleartexts_of_foreign(&device);
+        let adopted: Vec<Option<u32>> = cleartexts.keys().copied().collect();
         let mut state = self.state();
         let seen = state.take_seen(number, Some(device.disk_sequence));
         let found = seen.or_else(|| self.kernel.stored(number, None)).unwrap_or_default();
@@ -168,6 +169,8 @@ impl<K: Kernel> Engine<K> {
             let snapshot = record.snapshot(id, &state.mounts);
             self.emit(Event::Added(Box::new(snapshot)));
         }
+        drop(state);
+        adopted.into_iter().for_each(|partition| self.spawn_closing(id, partition));
         id
     }
 

@@ -246,8 +246,10 @@ impl Harness {
             assert_eq!(
                 self.machine.mapping_holds(mapping.number),
                 Some((holds, copies, is_held || saved.closing)),
-                "descriptors of {}, their copies, and whether it is closed by itself",
-                mapping.node()
+                "descriptors of {} ({}) of {:?}, their copies, and whether it is closed by itself",
+                mapping.node(),
+                mapping.name,
+                attachment.ownership
             );
         }
     }
