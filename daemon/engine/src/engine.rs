@@ -9,6 +9,8 @@
 //! 5. `state`, a plain mutex for a few lines, never held across an await. Under it only the lock of
 //!    the mount directories is taken. No file is written under it: see [`EventStream`].
 //!
+//! `unlocking` is taken before all of them, and never waited for.
+//!
 //! Cancel safety. The future of an operation that changes something must not be dropped: kernel calls run to
 //! their end in a thread, and the operation records or undoes their results. To cancel it there are
 //! [`Engine::abort_calls`] and [`Caller::disconnected`](crate::Caller::disconnected). Only the daemon's death
@@ -41,6 +43,7 @@ use crate::settings::Settings;
 use crate::snapshot::Snapshot;
 use crate::state_writer::StateWriter;
 use crate::unlocker::Unlocker;
+use crate::volume::VolumeId;
 
 /// The attachments of this machine.
 pub struct Engine<K: Kernel> {
@@ -61,6 +64,8 @@ pub struct Engine<K: Kernel> {
     pub(super) file_locks: KeyedMutex<FileIdentity>,
     /// One mount of a file at a time: see [`Kernel::claim_overlapping`].
     pub(super) mount_locks: KeyedMutex<FileIdentity>,
+    /// One unlock of a volume at a time. Nobody waits for it.
+    pub(super) unlocking: KeyedMutex<VolumeId>,
     /// One look at all devices at a time: when the last one has begun.
     pub(super) last_look: tokio::sync::Mutex<Option<Instant>>,
     /// One scan of a number at a time: it may hang.
@@ -127,6 +132,7 @@ impl<K: Kernel> Engine<K> {
             settings: Mutex::new(settings),
             file_locks: KeyedMutex::default(),
             mount_locks: KeyedMutex::default(),
+            unlocking: KeyedMutex::default(),
             last_look: tokio::sync::Mutex::default(),
             status_locks: KeyedMutex::default(),
             scans: ScanQueue::default(),

@@ -101,6 +101,6 @@ pub use request::{AttachRequest, MountRequest};
 pub use saved::{MountDirectory, Phase, SavedAttachment, Store};
 pub use settings::Settings;
 pub use snapshot::{Changes, PartitionSnapshot, Snapshot};
-pub use unlocker::{Closing, UnlockCommand, UnlockRequest, Unlocked, Unlocker};
+pub use unlocker::{Closing, Prepared, UnlockCommand, UnlockRequest, Unlocked, Unlocker};
 pub use volume::VolumeId;
 pub use warning::Warning;

@@ -1,11 +1,14 @@
 //! Unlocks encrypted volumes. A step that fails undoes the steps before it.
+//!
+//! The secret is read first: a caller may withhold it, and other users may wait for the locks.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use loopd_common::text::printable;
-use loopd_common::{EncryptionType, Lifetime, State};
+use loopd_common::{EncryptionType, ErrorKind, Lifetime, State};
 use tracing::{info, warn};
 
 use crate::cleartext::{CleartextSnapshot, mapping_name};
@@ -18,23 +21,44 @@ use crate::operation::gone;
 use crate::quota::Permit;
 use crate::record::CleartextRecord;
 use crate::snapshot::Snapshot;
-use crate::unlocker::{Closing, UnlockCommand, UnlockRequest, Unlocked};
+use crate::unlocker::{Closing, Prepared, UnlockCommand, UnlockRequest, Unlocked};
 use crate::volume::{VolumeId, VolumeState};
 
 /// How long undoing an unlock may take: the caller waits for it.
 const UNDO: Duration = Duration::from_secs(5);
 
+/// What the caller wants that decides whether it may be done.
+#[derive(Clone, Copy)]
+struct Wanted {
+    /// The type that is requested, also by a header.
+    kind: Option<EncryptionType>,
+    read_only: bool,
+}
+
 /// A volume that is being unlocked.
 struct Unlocking {
     volume: VolumeId,
+    /// What the program is told, which must not change until it makes the mapping.
+    plan: Plan,
     /// The node and the backing file, for messages.
     shown: String,
-    /// N of `/dev/loopN`.
-    number: u32,
+    /// The device; read-only if the mapping is.
+    device: Device,
+    /// The bytes of the device that the volume has.
+    bytes: Range<u64>,
     /// The name of the mapping.
     name: String,
     /// When the mapping is closed.
     closing: Closing,
+}
+
+/// How a volume is unlocked.
+#[derive(Clone, PartialEq, Eq)]
+struct Plan {
+    node: String,
+    device_number: (u32, u32),
+    kind: EncryptionType,
+    read_only: bool,
 }
 
 impl<K: Kernel> Engine<K> {
@@ -52,44 +76,63 @@ impl<K: Kernel> Engine<K> {
             // If the attach did not wait for udev, the unlock does.
             self.await_probe(volume.attachment).await?;
         }
-        let _alone = self.lock_device(volume.attachment).await?;
-        self.refresh_mounts();
-        let attachment = self.find(volume.attachment).ok_or_else(|| gone(volume.attachment))?;
-        let _alone_with_file = self.mount_locks.lock(attachment.device.file()).await;
-        let found = VolumeState::of(&attachment, volume)?;
-        let kind = self.encryption_of(&attachment, &found, volume, &request)?;
-        self.refuse_used(&attachment, &found, volume)?;
+        let wanted = Wanted::of(&request);
+        let planned = self.plan_unlock(volume, wanted)?;
+        let _reserved = self.unlocking.try_lock(volume).ok_or_else(|| being_unlocked(&planned.shown))?;
         let permit = self.cleartext_quota.acquire(caller.uid())?;
-        let shown = found.shown(&attachment);
+        let prepared = self.unlocker.prepare(self.unlock_command(&planned, request));
+        let prepared = self.unless_abandoned(prepared, &planned.shown, caller).await?;
+
+        let _alone = self.lock_device(volume.attachment).await?;
+        let attachment = self.outline(volume.attachment).ok_or_else(|| gone(volume.attachment))?;
+        let _alone_with_file = self.mount_locks.lock(attachment.device.file()).await;
+        let unlocking = self.plan_unlock(volume, wanted)?;
+        if unlocking.plan != planned.plan {
+            return Err(changed(&unlocking.shown));
+        }
         // Two file systems on the same bytes destroy each other. The mapping is what can be written to.
-        let device = Device { read_only: found.read_only || request.read_only, ..attachment.device.clone() };
-        let _claims = self.claim_others(&device, found.bytes.clone(), operation(&shown)).await?;
-        let unlocking = Unlocking {
-            volume,
-            shown: shown.clone(),
-            number: device.number,
-            name: mapping_name(volume.attachment, volume.partition),
-            closing: closing_of(&attachment),
-        };
-        let command = UnlockCommand {
-            device: found.node,
-            device_number: found.device_number,
-            shown,
-            name: unlocking.name.clone(),
-            kind,
-            request: UnlockRequest { read_only: device.read_only, ..request },
-            timeout: self.settings().wait_for_unlock,
-        };
-        let unlocked = self.run_unlock(command, caller).await;
-        let kept = match unlocked {
-            Ok(unlocked) => self.keep_unlocked(&unlocking, unlocked, permit, caller).await,
-            Err(error) => Err(error),
-        };
-        match &kept {
-            Ok(cleartext) => audit("unlocked", &unlocking.shown, caller.uid(), &cleartext.mapping),
-            Err(error) => self.undo_unlock(&unlocking, error).await,
+        let others = operation(&unlocking.shown);
+        let _claims = self.claim_others(&unlocking.device, unlocking.bytes.clone(), others).await?;
+        let kept = self.open_and_keep(&unlocking, prepared, permit, caller).await;
+        if let Ok(cleartext) = &kept {
+            audit("unlocked", &unlocking.shown, caller.uid(), &cleartext.mapping);
         }
         kept
+    }
+
+    /// Decides how a volume is unlocked.
+    ///
+    /// # Errors
+    /// `NotFound`, `NotSupported`; `Busy` if it is in use.
+    fn plan_unlock(self: &Arc<Self>, volume: VolumeId, wanted: Wanted) -> Result<Unlocking, Error> {
+        self.refresh_mounts();
+        let attachment = self.find(volume.attachment).ok_or_else(|| gone(volume.attachment))?;
+        let found = VolumeState::of(&attachment, volume)?;
+        let kind = self.encryption_of(&attachment, &found, volume, wanted.kind)?;
+        self.refuse_used(&attachment, &found, volume)?;
+        let read_only = found.read_only || wanted.read_only;
+        Ok(Unlocking {
+            volume,
+            shown: found.shown(&attachment),
+            plan: Plan { node: found.node, device_number: found.device_number, kind, read_only },
+            bytes: found.bytes,
+            name: mapping_name(volume.attachment, volume.partition),
+            closing: closing_of(&attachment),
+            device: Device { read_only, ..attachment.device },
+        })
+    }
+
+    fn unlock_command(&self, planned: &Unlocking, request: UnlockRequest<K::File>) -> UnlockCommand<K::File> {
+        let Plan { node, device_number, kind, read_only } = planned.plan.clone();
+        UnlockCommand {
+            device: node,
+            device_number,
+            shown: planned.shown.clone(),
+            name: planned.name.clone(),
+            kind,
+            request: UnlockRequest { read_only, ..request },
+            timeout: self.settings().wait_for_unlock,
+        }
     }
 
     /// How a volume is encrypted.
@@ -101,7 +144,7 @@ impl<K: Kernel> Engine<K> {
         attachment: &Snapshot,
         found: &VolumeState,
         volume: VolumeId,
-        request: &UnlockRequest<K::File>,
+        requested: Option<EncryptionType>,
     ) -> Result<EncryptionType, Error> {
         let shown = found.shown(attachment);
         let refused = |reason: String| Err(Error::NotSupported { operation: operation(&shown), reason });
@@ -113,7 +156,7 @@ impl<K: Kernel> Engine<K> {
             return refused("it is a cleartext, and what is encrypted in it is not unlocked".to_owned());
         }
         let has_table = volume.partition.is_none() && !attachment.partitions.is_empty();
-        let kind = match kind_of(&found.file_system, request) {
+        let kind = match kind_of(&found.file_system, requested) {
             Err(reason) => return refused(reason),
             Ok(_) if has_table && found.file_system.usage != CRYPTO => {
                 return refused("it has a partition table; unlock one of its partitions".to_owned());
@@ -162,19 +205,45 @@ impl<K: Kernel> Engine<K> {
         Ok(())
     }
 
-    /// Makes the mapping, unless the caller disconnects or the daemon stops.
-    async fn run_unlock(
+    /// Waits for the program, unless the caller disconnects or the daemon stops.
+    async fn unless_abandoned<T>(
         &self,
-        command: UnlockCommand<K::File>,
+        step: impl Future<Output = Result<T, Error>>,
+        shown: &str,
         caller: &impl Caller,
-    ) -> Result<Box<dyn Unlocked>, Error> {
-        let volume = command.shown.clone();
+    ) -> Result<T, Error> {
+        let abandoned = || Err(Error::UnlockAbandoned { volume: shown.to_owned() });
         tokio::select! {
             biased;
-            () = caller.disconnected() => Err(Error::UnlockAbandoned { volume }),
-            () = self.aborted() => Err(Error::UnlockAbandoned { volume }),
-            unlocked = self.unlocker.unlock(command) => unlocked,
+            () = caller.disconnected() => abandoned(),
+            () = self.aborted() => abandoned(),
+            done = step => done,
         }
+    }
+
+    /// Makes the mapping, and keeps it.
+    async fn open_and_keep(
+        self: &Arc<Self>,
+        unlocking: &Unlocking,
+        prepared: Box<dyn Prepared>,
+        permit: Permit,
+        caller: &impl Caller,
+    ) -> Result<CleartextSnapshot, Error> {
+        let opened = self.unless_abandoned(prepared.open(), &unlocking.shown, caller).await;
+        let unlocked = match opened {
+            Ok(unlocked) => unlocked,
+            Err(error) => {
+                if may_have_made_it(&error) {
+                    self.undo_unlock(unlocking, &error).await;
+                }
+                return Err(error);
+            }
+        };
+        let kept = self.keep_unlocked(unlocking, unlocked, permit, caller).await;
+        if let Err(error) = &kept {
+            self.undo_unlock(unlocking, error).await;
+        }
+        kept
     }
 
     /// Holds the mapping, and records it.
@@ -217,7 +286,7 @@ impl<K: Kernel> Engine<K> {
     }
 
     fn find_mapping(&self, unlocking: &Unlocking) -> Result<Option<Mapping>, Error> {
-        let mappings = self.kernel.mappings(unlocking.number)?.into_iter();
+        let mappings = self.kernel.mappings(unlocking.device.number)?.into_iter();
         let mut made = mappings.filter(|(partition, _)| *partition == unlocking.volume.partition);
         Ok(made.find(|(_, mapping)| mapping.name == unlocking.name).map(|(_, mapping)| mapping))
     }
@@ -229,9 +298,9 @@ impl<K: Kernel> Engine<K> {
             self.kernel.release(hold).await;
         }
         let mut undone = Ok(());
-        if matches!(error, Error::UnlockAbandoned { .. }) {
+        if matches!(error, Error::UnlockAbandoned { .. } | Error::Timeout { .. }) {
             // The program may still be making it.
-            undone = self.unlocker.close(unlocking.name.clone(), UNDO).await;
+            undone = self.unlocker.end(unlocking.name.clone(), UNDO).await;
         }
         if !matches!(self.find_mapping(unlocking), Ok(None)) {
             undone = self.unlocker.set_closing(unlocking.name.clone(), Closing::AtLastClose, UNDO).await;
@@ -254,9 +323,31 @@ pub(super) fn closing_of(attachment: &Snapshot) -> Closing {
     }
 }
 
+impl Wanted {
+    fn of<F>(request: &UnlockRequest<F>) -> Self {
+        let by_header = request.header.is_some().then_some(EncryptionType::Luks);
+        Self { kind: request.kind.or(by_header), read_only: request.read_only }
+    }
+}
+
+/// Whether a program that has failed in this way may have made the mapping. A mapping of its name is not its own otherwise.
+fn may_have_made_it(error: &Error) -> bool {
+    !matches!(error.kind(), ErrorKind::WrongSecret | ErrorKind::InvalidArgs | ErrorKind::Busy)
+}
+
+fn being_unlocked(shown: &str) -> Error {
+    let reason =
+        "another request unlocks it already, and may wait for its secret; try again when that has ended";
+    Error::Busy { operation: operation(shown), reason: reason.to_owned() }
+}
+
+fn changed(shown: &str) -> Error {
+    let reason = "it has changed since its secret was read; try again".to_owned();
+    Error::Busy { operation: operation(shown), reason }
+}
+
 /// The type that is requested, or that udev has found.
-fn kind_of<F>(found: &FileSystem, request: &UnlockRequest<F>) -> Result<EncryptionType, String> {
-    let requested = request.kind.or_else(|| request.header.is_some().then_some(EncryptionType::Luks));
+fn kind_of(found: &FileSystem, requested: Option<EncryptionType>) -> Result<EncryptionType, String> {
     match (found.usage.as_str(), found.kind.as_str(), requested) {
         (CRYPTO | "", _, Some(kind)) => Ok(kind),
         (CRYPTO, "crypto_LUKS", None) => Ok(EncryptionType::Luks),

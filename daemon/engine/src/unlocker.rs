@@ -49,7 +49,7 @@ pub struct UnlockCommand<F> {
     pub kind: EncryptionType,
     /// What the caller wants.
     pub request: UnlockRequest<F>,
-    /// How long the secret and the derivation of the key may take.
+    /// How long the secret and the derivation of the key may take together.
     pub timeout: Duration,
 }
 
@@ -60,6 +60,14 @@ pub enum Closing {
     AtLastClose,
     /// Only when it is locked.
     OnRequest,
+}
+
+/// A program that has read the secret to its end. It ends if this is dropped, and has made nothing.
+pub trait Prepared: Send + 'static {
+    /// Makes the mapping. Fails with `WrongSecret`, `InvalidArgs`, and `Busy` if the volume or the name is taken: nothing
+    /// was made then. Fails with `NotSupported`, `Timeout`, `Kernel`: a mapping may be left. Dropping the future has the
+    /// effect of dropping its result.
+    fn open(self: Box<Self>) -> BoxFuture<'static, Result<Box<dyn Unlocked>, Error>>;
 }
 
 /// A mapping that was just made. It is closed again if this is dropped, also by the daemon's death; at its last close
@@ -74,10 +82,13 @@ pub trait Unlocked: Send + 'static {
 
 /// Unlocks volumes.
 pub trait Unlocker<F>: Send + Sync + 'static {
-    /// Makes the mapping. Fails with `WrongSecret`, `InvalidArgs` for a secret that cannot be read, `NotSupported`
-    /// if a program or the service manager is missing, `Timeout`, `Busy`. Dropping the future has the effect of
-    /// dropping its result.
-    fn unlock(&self, command: UnlockCommand<F>) -> BoxFuture<'_, Result<Box<dyn Unlocked>, Error>>;
+    /// Starts a program, and returns when it has read the secret, the key files and the header to their ends. Nothing
+    /// was made if this fails: with `InvalidArgs` for a secret that cannot be read, `NotSupported` if a program or the
+    /// service manager is missing, `Timeout`, `Busy`. Dropping the future has the effect of dropping its result.
+    fn prepare(&self, command: UnlockCommand<F>) -> BoxFuture<'_, Result<Box<dyn Prepared>, Error>>;
+
+    /// Ends a program that is still making the mapping with this name. The mapping may be left.
+    fn end(&self, name: String, timeout: Duration) -> BoxFuture<'_, Result<(), Error>>;
 
     /// Closes a mapping, also one that is being made. Does nothing if it is gone. Fails with `Busy` if it is in use.
     fn close(&self, name: String, timeout: Duration) -> BoxFuture<'_, Result<(), Error>>;

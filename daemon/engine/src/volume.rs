@@ -10,7 +10,7 @@ use crate::kernel::{DiskSequence, FileSystem, Mapping};
 use crate::snapshot::Snapshot;
 
 /// An attachment's whole device, or a partition of it, or the cleartext of one of these.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct VolumeId {
     /// The attachment.
     pub attachment: DiskSequence,

@@ -32,9 +32,12 @@ pub struct OpenRequest {
     pub hidden: bool,
     /// Whether it is a system partition.
     pub system: bool,
-    /// How long the secret and the derivation of the key may take.
+    /// How long the secret and the derivation of the key may take together, without the time until [`BEGIN`].
     pub timeout: Duration,
 }
+
+/// The message after which a volume whose inputs were read is opened.
+pub const BEGIN: &str = "begin";
 
 /// A request.
 #[derive(Clone, Debug, PartialEq, Eq)]

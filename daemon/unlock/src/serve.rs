@@ -12,7 +12,7 @@ use crate::channel;
 use crate::cryptsetup::{Cryptsetup, Inputs, Stopped, is_tcrypt};
 use crate::input::{self, Bytes, Input, Unread};
 use crate::reply::{Outcome, Reply};
-use crate::request::{Keep, OpenRequest, Request};
+use crate::request::{BEGIN, Keep, OpenRequest, Request};
 
 /// The maximum length of a secret and of a key file in bytes, as in cryptsetup.
 const LONGEST_SECRET: usize = 8 << 20;
@@ -20,6 +20,7 @@ const LONGEST_SECRET: usize = 8 << 20;
 const LONGEST_HEADER: usize = 64 << 20;
 /// How long the inputs may take.
 const INPUT_TIMEOUT: Duration = Duration::from_secs(30);
+const OTHER_VERSION: &str = "loopd and loopd-unlock are not of the same version";
 
 /// Receives the request and handles it. `cryptsetup` is the path of the program, if it is installed.
 ///
@@ -29,7 +30,7 @@ pub fn serve(loopd: &OwnedFd, cryptsetup: Option<&Path>) -> Result<()> {
     let Some((text, files)) = channel::receive(loopd)? else { return Ok(()) };
     let answer = |reply: &Reply| channel::send(loopd, &reply.encode(), &[]);
     let Some(request) = Request::decode(&text) else {
-        return answer(&Reply::new(Outcome::Failed, "loopd and loopd-unlock are not of the same version"));
+        return answer(&Reply::new(Outcome::Failed, OTHER_VERSION));
     };
     let Some(program) = cryptsetup else { return answer(&Reply::new(Outcome::NoProgram, "")) };
     let cryptsetup = Cryptsetup { program, loopd: loopd.as_fd() };
@@ -52,7 +53,7 @@ fn serve_open(
     request: &OpenRequest,
     files: Vec<OwnedFd>,
 ) -> Result<()> {
-    match open(cryptsetup, request, files) {
+    match open(loopd, cryptsetup, request, files) {
         Ok(()) => {}
         Err(Stopped::Failed(reply)) => return channel::send(loopd, &reply.encode(), &[]),
         Err(Stopped::Abandoned) => return Ok(()),
@@ -83,6 +84,7 @@ fn keep(loopd: &OwnedFd, cryptsetup: &Cryptsetup<'_>, name: &str) -> Result<bool
 }
 
 fn open(
+    loopd: &OwnedFd,
     cryptsetup: &Cryptsetup<'_>,
     request: &OpenRequest,
     files: Vec<OwnedFd>,
@@ -90,7 +92,9 @@ fn open(
     let start = Instant::now();
     let end = start + request.timeout;
     let inputs = read_inputs(cryptsetup, request, files, end.min(start + INPUT_TIMEOUT))?;
-    cryptsetup.open(request, inputs, end)?;
+    let left = end.saturating_duration_since(Instant::now());
+    await_begin(loopd)?;
+    cryptsetup.open(request, inputs, Instant::now() + left)?;
     let checked = match cryptsetup.cipher(&request.name) {
         Ok(Some(_)) => return Ok(()),
         Ok(None) => {
@@ -101,6 +105,17 @@ fn open(
     };
     let _result = cryptsetup.undo(&request.name);
     checked
+}
+
+/// Reports that the inputs are read, and waits until loopd has checked that the volume may be opened.
+fn await_begin(loopd: &OwnedFd) -> std::result::Result<(), Stopped> {
+    let is_gone = |_| Stopped::Abandoned;
+    channel::send(loopd, &Reply::done().encode(), &[]).map_err(is_gone)?;
+    match channel::receive(loopd).map_err(is_gone)? {
+        Some((text, _)) if text == BEGIN => Ok(()),
+        Some(_) => Err(Stopped::Failed(Reply::new(Outcome::Failed, OTHER_VERSION))),
+        None => Err(Stopped::Abandoned),
+    }
 }
 
 fn read_inputs(

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use crate::channel;
 use crate::reply::{Outcome, Reply};
-use crate::request::{Keep, OpenRequest, Request};
+use crate::request::{BEGIN, Keep, OpenRequest, Request};
 use crate::serve::serve;
 
 /// A request for a LUKS volume.
@@ -103,8 +103,20 @@ impl Running {
         Reply::decode(&text).unwrap()
     }
 
-    fn open(&self, request: &OpenRequest, files: Vec<OwnedFd>) -> Reply {
+    /// The reply after the inputs.
+    fn prepare(&self, request: &OpenRequest, files: Vec<OwnedFd>) -> Reply {
         self.send(&Request::Open(Box::new(request.clone())), files);
+        self.receive()
+    }
+
+    /// The last reply.
+    fn open(&self, request: &OpenRequest, files: Vec<OwnedFd>) -> Reply {
+        let prepared = self.prepare(request, files);
+        if prepared.outcome == Outcome::Done { self.begin(BEGIN) } else { prepared }
+    }
+
+    fn begin(&self, text: &str) -> Reply {
+        channel::send(&self.loopd, text, &[]).unwrap();
         self.receive()
     }
 
@@ -216,6 +228,31 @@ fn the_program_ends_with_loopd_while_it_reads() {
 }
 
 #[test]
+fn cryptsetup_runs_only_after_loopd_has_checked_the_volume() {
+    let fake = Fake::new(SAVE);
+    let program = fake.start();
+    assert_eq!(program.prepare(&request(), vec![memory(b"pass")]), Reply::done());
+    thread::sleep(Duration::from_millis(50));
+    assert!(fake.calls().is_empty());
+    program.end();
+    assert!(fake.calls().is_empty(), "loopd has not begun");
+
+    let program = fake.start();
+    assert_eq!(program.prepare(&request(), vec![memory(b"pass")]), Reply::done());
+    assert_eq!(program.begin("keep").outcome, Outcome::Failed);
+    program.end();
+    assert!(fake.calls().is_empty(), "another message");
+
+    // The time until then does not count.
+    let request = OpenRequest { timeout: Duration::from_millis(1500), ..request() };
+    let program = fake.start();
+    assert_eq!(program.prepare(&request, vec![memory(b"pass")]), Reply::done());
+    thread::sleep(Duration::from_millis(1600));
+    assert_eq!(program.begin(BEGIN), Reply::done());
+    program.end();
+}
+
+#[test]
 fn a_part_of_the_secret_may_be_used() {
     let part = |key_offset, key_size| OpenRequest { key_offset, key_size, ..request() };
     for (key_offset, key_size, expected) in [(2, 0, "cdef"), (0, 2, "ab"), (3, 3, "def")] {
@@ -310,7 +347,8 @@ fn cryptsetup_ends_with_its_time_and_with_loopd() {
 
     let abandoned = Fake::new(hangs);
     let program = abandoned.start();
-    program.send(&Request::Open(Box::new(request())), vec![memory(b"pass")]);
+    assert_eq!(program.prepare(&request(), vec![memory(b"pass")]), Reply::done());
+    channel::send(&program.loopd, BEGIN, &[]).unwrap();
     while abandoned.calls().is_empty() {
         thread::sleep(Duration::from_millis(10));
     }

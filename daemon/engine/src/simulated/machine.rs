@@ -62,6 +62,8 @@ pub(super) struct Machine {
     pub(super) cleartext_contents: Vec<u8>,
     /// Whether secrets are wrong.
     pub(super) wrong_secret: bool,
+    /// Whether secrets do not end.
+    pub(super) secret_withheld: bool,
     /// Whether programs that unlock die with the daemon.
     pub(super) programs_die: bool,
     /// The file system on all devices and partitions.

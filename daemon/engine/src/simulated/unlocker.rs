@@ -8,7 +8,17 @@ use super::mappings::{NewMapping, parse_loop};
 use crate::error::Error;
 use crate::future::BoxFuture;
 use crate::kernel::DiskSequence;
-use crate::unlocker::{Closing, UnlockCommand, Unlocked, Unlocker};
+use crate::unlocker::{Closing, Prepared, UnlockCommand, Unlocked, Unlocker};
+
+/// How long a secret may take, and how often it is looked for.
+const SECRET_TIMEOUT: Duration = Duration::from_secs(30);
+const SECRET_POLL: Duration = Duration::from_millis(10);
+
+/// The program that has read its secret.
+struct PreparedProgram {
+    machine: Simulated,
+    command: UnlockCommand<SimulatedFile>,
+}
 
 /// The program that has unlocked a volume, and waits for the daemon.
 struct UnlockProgram {
@@ -55,20 +65,23 @@ impl Simulated {
         self.lock().wrong_secret = is_wrong;
     }
 
+    /// Whether secrets do not end from now on.
+    pub fn set_secret_withheld(&self, is_withheld: bool) {
+        self.lock().secret_withheld = is_withheld;
+    }
+
     /// From now on programs that unlock die with the daemon, and leave what they have unlocked.
     pub fn let_programs_die(&self) {
         self.lock().programs_die = true;
     }
 }
 
-impl Unlocker<SimulatedFile> for Simulated {
-    fn unlock(
-        &self,
-        command: UnlockCommand<SimulatedFile>,
-    ) -> BoxFuture<'_, Result<Box<dyn Unlocked>, Error>> {
+impl Prepared for PreparedProgram {
+    fn open(self: Box<Self>) -> BoxFuture<'static, Result<Box<dyn Unlocked>, Error>> {
+        let Self { machine: simulated, command } = *self;
         Box::pin(async move {
-            self.step().await?;
-            if self.lock().wrong_secret {
+            simulated.step().await?;
+            if simulated.lock().wrong_secret {
                 return Err(Error::WrongSecret { volume: command.shown });
             }
             let busy =
@@ -77,18 +90,43 @@ impl Unlocker<SimulatedFile> for Simulated {
                 parse_loop(&command.device).ok_or_else(|| busy("there is no such device".to_owned()))?;
             let (name, kind, read_only) = (command.name.clone(), command.kind, command.request.read_only);
             let made = {
-                let mut machine = self.lock();
+                let mut machine = simulated.lock();
                 let made = machine.map(NewMapping { loop_number, partition, name, kind, read_only });
                 made.map(|number| (number, machine.mapped[&number].mapping.disk_sequence))
             };
             let (number, disk_sequence) = made.map_err(busy)?;
-            self.news.notify_one();
-            let machine = self.clone();
+            simulated.news.notify_one();
+            let machine = simulated.clone();
             let program = UnlockProgram { machine, number, disk_sequence, has_ended: false };
             // It is unlocked, and the daemon does not know yet.
-            self.step().await?;
+            simulated.step().await?;
             Ok(Box::new(program) as Box<dyn Unlocked>)
         })
+    }
+}
+
+impl Unlocker<SimulatedFile> for Simulated {
+    fn prepare(
+        &self,
+        command: UnlockCommand<SimulatedFile>,
+    ) -> BoxFuture<'_, Result<Box<dyn Prepared>, Error>> {
+        Box::pin(async move {
+            self.step().await?;
+            let end = tokio::time::Instant::now() + SECRET_TIMEOUT;
+            while self.lock().secret_withheld {
+                if tokio::time::Instant::now() >= end {
+                    let operation = format!("unlock {}", command.shown);
+                    let reason = "the secret did not end in time".to_owned();
+                    return Err(Error::Timeout { operation, reason });
+                }
+                tokio::time::sleep(SECRET_POLL).await;
+            }
+            Ok(Box::new(PreparedProgram { machine: self.clone(), command }) as Box<dyn Prepared>)
+        })
+    }
+
+    fn end(&self, _: String, _: Duration) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(self.step())
     }
 
     fn close(&self, name: String, _: Duration) -> BoxFuture<'_, Result<(), Error>> {

@@ -7,6 +7,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use loopd_common::{EncryptionType, ErrorKind, Lifetime, State};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::harness::{Client, Harness};
 use super::mount::{wanted, whole};
@@ -239,9 +241,11 @@ async fn of_two_unlocks_at_once_one_is_refused() {
         let (made, refused) = if one.is_ok() { (one, other) } else { (other, one) };
         let (made, refused) = (made.unwrap(), refused.unwrap_err());
         assert_eq!(refused.kind(), ErrorKind::Busy);
-        assert!(refused.to_string().contains("it is unlocked as /dev/dm-0 already"), "{refused}");
+        assert!(refused.to_string().contains("another request unlocks it already"), "{refused}");
         harness.settle().await;
         assert_eq!(harness.engine.find(attachment.id).unwrap().cleartext, Some(made));
+        let refused = unlock(&harness, &attachment, &client).await.unwrap_err();
+        assert!(refused.to_string().contains("it is unlocked as /dev/dm-0 already"), "{refused}");
         end(&harness, &attachment).await;
     }
 }
@@ -255,11 +259,147 @@ async fn a_wrong_secret_costs_no_further_step() {
     let before = harness.machine.steps();
     let error = unlock(&harness, &attachment, &client).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::WrongSecret, "{error}");
-    assert_eq!(harness.machine.steps() - before, 2, "the other devices, and the program");
+    assert_eq!(harness.machine.steps() - before, 3, "the secret, the other devices, and the key");
     harness.agree_after_flush().await;
     harness.machine.set_wrong_secret(false);
     unlock(&harness, &attachment, &client).await.unwrap();
     end(&harness, &attachment).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mapping_of_another_program_with_the_same_name_is_left_alone() {
+    let harness = Harness::with_udev();
+    let client = Client::new(":1.1", 7);
+    let attachment = harness.attach(&client, Lifetime::Persistent).await.unwrap();
+    let (machine, number, before) =
+        (harness.machine.clone(), attachment.device.number, harness.machine.steps());
+    let name = format!("loopd-{}", attachment.id);
+    harness.machine.interfere(move |step| {
+        // The program is about to make it.
+        if step == before + 3 {
+            assert!(machine.map_elsewhere(number, None, &name));
+        }
+        Interference::None
+    });
+    let error = unlock(&harness, &attachment, &client).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
+    assert_eq!(harness.machine.steps() - before, 3, "nothing is undone");
+    harness.settle().await;
+    assert_eq!(harness.machine.mapping_holds(0), Some((0, 0, false)));
+    assert!(harness.machine.unmap_elsewhere(0));
+    harness.settle().await;
+    end(&harness, &attachment).await;
+}
+
+/// Begins an unlock, which waits for its secret.
+async fn begin_unlock(
+    harness: &Harness,
+    attachment: &Snapshot,
+    request: UnlockRequest<SimulatedFile>,
+    client: &Client,
+) -> JoinHandle<Result<CleartextSnapshot, Error>> {
+    harness.machine.set_secret_withheld(true);
+    let (engine, volume, client) = (Arc::clone(&harness.engine), whole(attachment), client.clone());
+    let unlocking = tokio::spawn(async move { engine.unlock(volume, request, &client).await });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!unlocking.is_finished());
+    unlocking
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_secret_that_is_withheld_delays_nobody() {
+    let harness = Harness::with_udev();
+    let (client, other) = (Client::new(":1.1", 7), Client::new(":1.2", 8));
+    let both = twice(&harness, &client, [false, false]).await;
+    let unlocking = begin_unlock(&harness, &both[0], secret(), &client).await;
+    let begin = Instant::now();
+    // The same file, through another device.
+    harness.engine.mount(whole(&both[1]), &wanted(), &other).await.unwrap();
+    harness.engine.unmount(whole(&both[1]), false, 8, true).await.unwrap();
+    // The same device.
+    harness.engine.set_lifetime(both[0].id, Lifetime::Client, &client).await.unwrap();
+    let again = unlock(&harness, &both[0], &client).await.unwrap_err();
+    assert_eq!(again.kind(), ErrorKind::Busy);
+    assert!(again.to_string().contains("another request unlocks it already"), "{again}");
+    assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+    assert!(!unlocking.is_finished());
+    harness.machine.set_secret_withheld(false);
+    let unlocked = unlocking.await.unwrap().unwrap();
+    assert_eq!(
+        harness.machine.mapping_holds(unlocked.mapping.number),
+        Some((1, 0, true)),
+        "its new lifetime"
+    );
+    harness.engine.lock(whole(&both[0]), false).await.unwrap();
+    harness.engine.detach(both[1].id, false).await.unwrap();
+    end(&harness, &both[0]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_secret_that_never_ends_leaves_nothing() {
+    let harness = Harness::with_udev();
+    let client = Client::new(":1.1", 7);
+    let attachment = harness.attach(&client, Lifetime::Persistent).await.unwrap();
+    let before = harness.machine.steps();
+    let unlocking = begin_unlock(&harness, &attachment, secret(), &client).await;
+    let error = unlocking.await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+    let unlocking = begin_unlock(&harness, &attachment, secret(), &client).await;
+    client.disconnect(&harness.engine);
+    let error = unlocking.await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AccessDenied, "{error}");
+    assert_eq!(harness.machine.steps() - before, 2, "nothing was made, and nothing is undone");
+    assert!(harness.engine.cleartext_quota.is_empty());
+    harness.machine.set_secret_withheld(false);
+    unlock(&harness, &attachment, &client.again()).await.unwrap();
+    end(&harness, &attachment).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_changes_before_the_secret_ends_is_noticed() {
+    let detected = || UnlockRequest { kind: None, ..secret() };
+    for (change, expected, text) in [
+        ("mount", ErrorKind::Busy, "is mounted on"),
+        ("mount the other", ErrorKind::Busy, ""),
+        ("replace", ErrorKind::Busy, "it has changed since its secret was read"),
+        ("configure", ErrorKind::NotSupported, "the type luks is not among those"),
+        ("detach", ErrorKind::NotFound, "is gone"),
+    ] {
+        let harness = Harness::with_udev();
+        harness.machine.set_file_system(crypto("crypto", "crypto_LUKS"));
+        let client = Client::new(":1.1", 7);
+        // Only a read-only device can show another file.
+        let both = twice(&harness, &client, [change == "replace", false]).await;
+        harness.settle().await;
+        let number = both[0].device.number;
+        let unlocking = begin_unlock(&harness, &both[0], detected(), &client).await;
+        match change {
+            "mount" => harness.machine.mount(number),
+            "mount the other" => harness.machine.mount(both[1].device.number),
+            "replace" => {
+                harness.machine.set_file_system(crypto("crypto", "BitLocker"));
+                harness.engine.replace_backing_file(both[0].id, 5.into(), 7).await.unwrap();
+                harness.settle().await;
+            }
+            "configure" => {
+                let settings = harness.engine.settings();
+                let unlock_types = vec![EncryptionType::BitLocker];
+                harness.engine.configure(Settings { unlock_types, ..settings });
+            }
+            _ => harness.engine.detach(both[0].id, false).await.unwrap(),
+        }
+        harness.machine.set_secret_withheld(false);
+        let error = unlocking.await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), expected, "{change}: {error}");
+        assert!(error.to_string().contains(text), "{change}: {error}");
+        assert!(harness.engine.cleartext_quota.is_empty());
+        both.iter().for_each(|attachment| harness.machine.unmount(attachment.device.number));
+        harness.settle().await;
+        harness.agree();
+        assert_eq!(harness.machine.mappings_on(number), []);
+        harness.engine.detach(both[1].id, false).await.unwrap();
+        end(&harness, &both[0]).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

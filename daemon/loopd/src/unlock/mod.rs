@@ -1,12 +1,12 @@
 //! Unlocks volumes for the engine: a transient unit of the service manager runs the program `loopd-unlock`, which runs
 //! cryptsetup. The daemon never reads a secret.
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::Duration;
 
 use loopd_common::{CallerFile, EncryptionType};
-use loopd_engine::{BoxFuture, Closing, Error, UnlockCommand, UnlockRequest, Unlocked, Unlocker};
-use loopd_unlock::{Keep, OpenRequest, Outcome, Reply, Request};
+use loopd_engine::{BoxFuture, Closing, Error, Prepared, UnlockCommand, UnlockRequest, Unlocked, Unlocker};
+use loopd_unlock::{BEGIN, Keep, OpenRequest, Outcome, Reply, Request};
 use zbus::Connection;
 
 mod program;
@@ -38,6 +38,39 @@ impl UnlockUnits {
     }
 }
 
+/// A program that has read the secret.
+struct PreparedProgram {
+    program: Program,
+    shown: String,
+    timeout: Duration,
+}
+
+impl Prepared for PreparedProgram {
+    fn open(self: Box<Self>) -> BoxFuture<'static, Result<Box<dyn Unlocked>, Error>> {
+        Box::pin(async move {
+            let Self { program, shown, timeout } = *self;
+            done(&program, BEGIN, &[], timeout + SLACK, &shown).await?;
+            Ok(Box::new(Pending { program, shown }) as Box<dyn Unlocked>)
+        })
+    }
+}
+
+/// Sends a message about an unlock. Any other reply than that it was done is an error.
+async fn done(
+    program: &Program,
+    text: &str,
+    files: &[BorrowedFd<'_>],
+    timeout: Duration,
+    shown: &str,
+) -> Result<(), Error> {
+    let operation = format!("unlock {shown}");
+    match program.call(text, files, timeout, &operation).await? {
+        Some(reply) if reply.outcome == Outcome::Done => Ok(()),
+        Some(reply) => Err(failed(&reply, operation, shown)),
+        None => Err(ended(operation)),
+    }
+}
+
 /// A mapping that was just made, and the program that closes it if its channel is closed.
 struct Pending {
     program: Program,
@@ -47,19 +80,13 @@ struct Pending {
 impl Unlocked for Pending {
     fn keep(self: Box<Self>, closing: Closing) -> BoxFuture<'static, Result<(), Error>> {
         Box::pin(async move {
-            let operation = format!("unlock {}", self.shown);
-            let kept = self.program.call(keep_of(closing).encode(), &[], KEEP_TIMEOUT, &operation).await;
-            match kept? {
-                Some(reply) if reply.outcome == Outcome::Done => Ok(()),
-                Some(reply) => Err(failed(&reply, operation, &self.shown)),
-                None => Err(ended(operation)),
-            }
+            done(&self.program, keep_of(closing).encode(), &[], KEEP_TIMEOUT, &self.shown).await
         })
     }
 }
 
 impl Unlocker<CallerFile> for UnlockUnits {
-    fn unlock(&self, command: UnlockCommand<CallerFile>) -> BoxFuture<'_, Result<Box<dyn Unlocked>, Error>> {
+    fn prepare(&self, command: UnlockCommand<CallerFile>) -> BoxFuture<'_, Result<Box<dyn Prepared>, Error>> {
         Box::pin(async move {
             let UnlockCommand { device, device_number, shown, name, kind, request, timeout } = command;
             let operation = format!("unlock {shown}");
@@ -70,13 +97,16 @@ impl Unlocker<CallerFile> for UnlockUnits {
                 Program::start(&self.units, &unlock_unit(&name), Some(device.as_str()), &operation).await?;
             let files = [Some(&request.secret), request.header.as_ref()].into_iter().flatten();
             let files: Vec<_> = files.chain(&request.key_files).map(|file| file.as_fd()).collect();
-            match program.call(&message.encode(), &files, timeout + SLACK, &operation).await? {
-                Some(reply) if reply.outcome == Outcome::Done => {
-                    Ok(Box::new(Pending { program, shown }) as Box<dyn Unlocked>)
-                }
-                Some(reply) => Err(failed(&reply, operation, &shown)),
-                None => Err(ended(operation)),
-            }
+            done(&program, &message.encode(), &files, timeout + SLACK, &shown).await?;
+            Ok(Box::new(PreparedProgram { program, shown, timeout }) as Box<dyn Prepared>)
+        })
+    }
+
+    fn end(&self, name: String, timeout: Duration) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async move {
+            let unit = unlock_unit(&name);
+            let ended = self.units.stop(&unit, timeout).await;
+            ended.map_err(|error| error.to_error(&format!("end the unlock of {name}"), &unit, ""))
         })
     }
 
