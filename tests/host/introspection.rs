@@ -3,8 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Context as _;
-use loopd_dbus::names::{ATTACHMENT, BUS_NAME, MANAGER, PARTITION, ROOT_PATH, VOLUME};
-use loopd_dbus::{AttachOptions, AttachmentProperties, PartitionProperties, VolumeProperties};
+use loopd_dbus::names::{ATTACHMENT, BUS_NAME, CLEARTEXT, ENCRYPTED, MANAGER, PARTITION, ROOT_PATH, VOLUME};
+use loopd_dbus::{
+    AttachOptions, AttachmentProperties, CleartextProperties, EncryptedProperties, PartitionProperties,
+    VolumeProperties,
+};
 use loopd_tests::Outcome;
 use loopd_tests::bus::repository;
 use loopd_tests::fixture::Fixture;
@@ -77,9 +80,12 @@ async fn shipped_xml_matches_the_daemon(fixture: &mut Fixture) -> Outcome {
     let image = partitioned(fixture)?;
     let attached = fixture.attach(&image.open()?, &AttachOptions::default()).await?;
     let partition = format!("{}/p1", attached.path);
-    for (path, names) in [(attached.path.as_str(), [ATTACHMENT, VOLUME]), (&partition, [PARTITION, VOLUME])] {
+    // The partition is empty, and may be encrypted.
+    for (path, names) in
+        [(attached.path.as_str(), &[ATTACHMENT, VOLUME][..]), (&partition, &[PARTITION, VOLUME, ENCRYPTED])]
+    {
         let own = introspect(fixture, path).await?;
-        for name in names {
+        for &name in names {
             assert_eq!(interface(&own, name)?, shipped(name)?, "{name} of {path}");
         }
     }
@@ -92,6 +98,8 @@ async fn properties_match_the_contract(_: &mut Fixture) -> Outcome {
         (ATTACHMENT, AttachmentProperties::default().to_dict()),
         (VOLUME, VolumeProperties::default().to_dict()),
         (PARTITION, PartitionProperties::default().to_dict()),
+        (ENCRYPTED, EncryptedProperties::default().to_dict()),
+        (CLEARTEXT, CleartextProperties::default().to_dict()),
     ] {
         let types: BTreeSet<String> = dictionary
             .iter()

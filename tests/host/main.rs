@@ -41,6 +41,7 @@ mod signals;
 mod soak;
 mod throwaway;
 mod udev;
+mod unlock;
 mod warnings;
 mod watchdog;
 
@@ -74,6 +75,7 @@ fn main() -> std::process::ExitCode {
         introspection::TESTS,
         isolation::TESTS,
         udev::TESTS,
+        unlock::TESTS,
         partitions::TESTS,
         partitions::damaged::TESTS,
         partitions::superfloppy::TESTS,

@@ -319,7 +319,7 @@ async fn closing_hangs_by(fixture: &mut Fixture, hanging: &Hanging, image: &Imag
 fn with_a_file(call: RawMessage, member: &str) -> anyhow::Result<RawMessage> {
     let mut body = Bytes::new(false);
     Ok(match member {
-        "SetupLoop" => {
+        "SetupLoop" | "Unlock" => {
             body.number(0);
             body.number(0);
             body.align(8);
