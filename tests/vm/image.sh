@@ -17,10 +17,14 @@ packages=(
     dbus-broker                                         # the other message bus
     acl                                                 # access control lists
     udisks2 gvfs libglib2.0-bin                         # for comparisons
+    tcplay                                              # makes TrueCrypt volumes
 )
 
-# Not in Debian 13.
-[[ $suite != bookworm ]] || packages+=(dmraid)
+# dmraid is not in Debian 13. UDisks2 unlocks with the library.
+case $suite in
+    bookworm) packages+=(dmraid libblockdev-crypto2) ;;
+    *) packages+=(libblockdev-crypto3) ;;
+esac
 
 as_root=()
 ((EUID == 0)) || as_root=(sudo)
