@@ -287,10 +287,7 @@ async fn allocations_do_not_grow_with_other_devices(fixture: &mut Fixture) -> Ou
         println!("{operation:?}: {few} allocations alone, {many} beside {OTHERS} attachments");
         let grows_by =
             if operation == Operation::List { ALLOCATIONS_OF_A_LISTED * OTHERS as f64 } else { 0.0 };
-        assert!(
-            many <= few * 1.1 + grows_by,
-            "{operation:?}: {few}, and {many} beside {OTHERS} attachments"
-        );
+        assert!(many <= few * 1.1 + grows_by, "{operation:?}: {few}, and {many} beside {OTHERS} attachments");
         assert!(few <= limit, "{operation:?}: {few} of {limit}");
     }
     Ok(())

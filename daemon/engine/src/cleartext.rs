@@ -88,6 +88,9 @@ pub struct SavedCleartext {
     pub uid: u32,
     /// Whether it was locked lazily: it is closed with its last user.
     pub closing: bool,
+    /// How the caller has said that it is encrypted, since sysfs tells TrueCrypt not from VeraCrypt; `None` for what
+    /// sysfs shows.
+    pub kind: Option<EncryptionType>,
 }
 
 /// An event of a mapping, from udev or, without udev, from the kernel.

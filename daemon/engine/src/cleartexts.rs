@@ -123,6 +123,7 @@ impl<K: Kernel> Engine<K> {
                 since: microseconds_now(),
                 uid: ROOT,
                 closing: device.autoclear,
+                kind: None,
             };
             (partition, self.adopted(saved, mapping, None))
         })
@@ -140,7 +141,7 @@ impl<K: Kernel> Engine<K> {
             since: saved.since,
             uid: saved.uid,
             file_system: self.kernel.stored_mapping(mapping.number).unwrap_or_default(),
-            mapping,
+            mapping: Mapping { kind: saved.kind.unwrap_or(mapping.kind), ..mapping },
             hold,
             closing: saved.closing,
             _permit: self.cleartext_quota.adopt(saved.uid),

@@ -97,8 +97,8 @@ impl<K: Kernel> CleartextRecord<K> {
 
     /// What is to be saved of it.
     pub fn saved(&self, partition: Option<u32>) -> SavedCleartext {
-        let Self { mapping: Mapping { disk_sequence, .. }, since, uid, closing, .. } = *self;
-        SavedCleartext { partition, disk_sequence, since, uid, closing }
+        let Self { mapping: Mapping { disk_sequence, kind, .. }, since, uid, closing, .. } = *self;
+        SavedCleartext { partition, disk_sequence, since, uid, closing, kind: Some(kind) }
     }
 }
 

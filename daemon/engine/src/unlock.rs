@@ -257,6 +257,7 @@ impl<K: Kernel> Engine<K> {
         let volume = unlocking.volume;
         let locked = || Error::LockedByOthers { volume: unlocking.shown.clone() };
         let mapping = self.find_mapping(unlocking)?.ok_or_else(locked)?;
+        let mapping = Mapping { kind: unlocking.plan.kind, ..mapping };
         let hold = match unlocking.closing {
             Closing::AtLastClose => Some(self.kernel.hold_mapping(&mapping).await?.ok_or_else(locked)?),
             Closing::OnRequest => None,

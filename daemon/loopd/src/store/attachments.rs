@@ -65,19 +65,23 @@ struct Cleartext {
     since: u64,
     user: u32,
     closing: bool,
+    #[serde(rename = "type")]
+    kind: Option<String>,
 }
 
 impl From<SavedCleartext> for Cleartext {
     fn from(saved: SavedCleartext) -> Self {
-        let SavedCleartext { partition, disk_sequence, since, uid, closing } = saved;
-        Self { partition, disk_sequence: disk_sequence.0, since, user: uid, closing }
+        let SavedCleartext { partition, disk_sequence, since, uid, closing, kind } = saved;
+        let kind = kind.map(|kind| kind.as_str().to_owned());
+        Self { partition, disk_sequence: disk_sequence.0, since, user: uid, closing, kind }
     }
 }
 
 impl From<Cleartext> for SavedCleartext {
     fn from(contents: Cleartext) -> Self {
-        let Cleartext { partition, disk_sequence, since, user, closing } = contents;
-        Self { partition, disk_sequence: DiskSequence(disk_sequence), since, uid: user, closing }
+        let Cleartext { partition, disk_sequence, since, user, closing, kind } = contents;
+        let kind = kind.and_then(|kind| kind.parse().ok());
+        Self { partition, disk_sequence: DiskSequence(disk_sequence), since, uid: user, closing, kind }
     }
 }
 
@@ -222,6 +226,7 @@ fn id_of(path: &Path) -> Option<DiskSequence> {
 mod tests {
     use std::os::unix::fs::{PermissionsExt as _, symlink};
 
+    use loopd_common::EncryptionType;
     use loopd_dbus::Lifetime;
 
     use super::*;
@@ -255,6 +260,7 @@ mod tests {
             since: 1_700_000_000_000_000,
             uid: 1001,
             closing,
+            kind: partition.map(|_| EncryptionType::TrueCrypt),
         };
         vec![cleartext(None, 9, false), cleartext(Some(2), 10, true)]
     }
@@ -319,7 +325,7 @@ mod tests {
             std::fs::write(&path, text).unwrap();
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
         };
-        put("2.toml", &good[..good.len() / 2], 0o600);
+        put("2.toml", good.split_inclusive("since").next().unwrap(), 0o600);
         put("3.toml", "", 0o600);
         put("4.toml", &good.replace("version = 1", "version = 2"), 0o600);
         put("5.toml", &good.replace("owner = 1000\n", ""), 0o600);
