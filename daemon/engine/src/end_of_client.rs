@@ -134,7 +134,7 @@ impl<K: Kernel> Engine<K> {
     }
 }
 
-/// Waits until this time; without one for ever.
+/// Waits until this time; without one indefinitely.
 async fn reach(time: Option<Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time).await,

@@ -105,7 +105,7 @@ impl<K: Kernel> Engine<K> {
     /// # Errors
     /// `NotFound`, `NotSupported`; `Busy` if it is in use.
     fn plan_unlock(self: &Arc<Self>, volume: VolumeId, wanted: Wanted) -> Result<Unlocking, Error> {
-        self.refresh_mounts();
+        self.read_mounts()?;
         let attachment = self.find(volume.attachment).ok_or_else(|| gone(volume.attachment))?;
         let found = VolumeState::of(&attachment, volume)?;
         let kind = self.encryption_of(&attachment, &found, volume, wanted.kind)?;
@@ -123,10 +123,9 @@ impl<K: Kernel> Engine<K> {
     }
 
     fn unlock_command(&self, planned: &Unlocking, request: UnlockRequest<K::File>) -> UnlockCommand<K::File> {
-        let Plan { node, device_number, kind, read_only } = planned.plan.clone();
+        let Plan { node, kind, read_only, .. } = planned.plan.clone();
         UnlockCommand {
             device: node,
-            device_number,
             shown: planned.shown.clone(),
             name: planned.name.clone(),
             kind,

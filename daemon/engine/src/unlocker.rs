@@ -39,8 +39,6 @@ pub struct UnlockRequest<F> {
 pub struct UnlockCommand<F> {
     /// The device node.
     pub device: String,
-    /// Its device number.
-    pub device_number: (u32, u32),
     /// The node and the backing file, for messages.
     pub shown: String,
     /// The name of the mapping to be made.

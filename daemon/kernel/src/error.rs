@@ -25,6 +25,7 @@ pub fn errno_of(error: &io::Error) -> Errno {
 pub fn is_gone(errno: Errno) -> bool {
     matches!(errno, Errno::ENXIO | Errno::ENOENT | Errno::ENODEV)
 }
+
 /// The error for a loop device whose state in sysfs cannot be read.
 pub fn state_unreadable(number: u32, source: io::Error) -> Error {
     Error::Io { operation: format!("read the state of {}", node(number)), source }

@@ -841,3 +841,18 @@ async fn an_unlock_that_cannot_be_saved_is_undone() {
     harness.engine.detach(attachment.id, false).await.unwrap();
     harness.assert_empty().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_unlocked_while_the_mount_table_cannot_be_read() {
+    let harness = Harness::with_udev();
+    let client = Client::new(":1.1", 7);
+    let request = AttachRequest { lifetime: Lifetime::Persistent, ..AttachRequest::default() };
+    harness.machine.set_file_system(crypto("crypto", "crypto_LUKS"));
+    let attachment = harness.attach_with(&client, request).await.unwrap();
+    harness.machine.set_unreadable(true);
+    let error = harness.engine.unlock(whole(&attachment), secret(), &client).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Kernel);
+    harness.machine.set_unreadable(false);
+    harness.engine.detach(attachment.id, false).await.unwrap();
+    harness.assert_empty().await;
+}

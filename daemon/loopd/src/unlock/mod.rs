@@ -88,11 +88,9 @@ impl Unlocked for Pending {
 impl Unlocker<CallerFile> for UnlockUnits {
     fn prepare(&self, command: UnlockCommand<CallerFile>) -> BoxFuture<'_, Result<Box<dyn Prepared>, Error>> {
         Box::pin(async move {
-            let UnlockCommand { device, device_number, shown, name, kind, request, timeout } = command;
+            let UnlockCommand { device, shown, name, kind, request, timeout } = command;
             let operation = format!("unlock {shown}");
-            let read_only = request.read_only || is_read_only(device_number);
-            let message =
-                Request::Open(Box::new(open_request(&device, &name, kind, read_only, &request, timeout)));
+            let message = Request::Open(Box::new(open_request(&device, &name, kind, &request, timeout)));
             let program =
                 Program::start(&self.units, &unlock_unit(&name), Some(device.as_str()), &operation).await?;
             let files = [Some(&request.secret), request.header.as_ref()].into_iter().flatten();
@@ -171,7 +169,6 @@ fn open_request(
     device: &str,
     name: &str,
     kind: EncryptionType,
-    read_only: bool,
     request: &UnlockRequest<CallerFile>,
     timeout: Duration,
 ) -> OpenRequest {
@@ -179,7 +176,7 @@ fn open_request(
         device: device.to_owned(),
         name: name.to_owned(),
         kind,
-        read_only,
+        read_only: request.read_only,
         discard: request.discard,
         has_header: request.header.is_some(),
         key_size: request.key_size,
@@ -189,12 +186,6 @@ fn open_request(
         system: request.system,
         timeout,
     }
-}
-
-/// Whether the kernel refuses writes to the device.
-fn is_read_only((major, minor): (u32, u32)) -> bool {
-    let attribute = format!("/sys/dev/block/{major}:{minor}/ro");
-    std::fs::read_to_string(attribute).is_ok_and(|value| value.trim() == "1")
 }
 
 /// The error if the program ends without a reply. Its unit's journal has the reason.
